@@ -1,0 +1,49 @@
+/* Multi-scale deformable attention on a CPU: plain C entry points, no torch headers. */
+#ifndef MS_DEFORM_ATTN_H
+#define MS_DEFORM_ATTN_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Element type of value, out, grad_output and grad_value; everything else is float32. */
+enum { MSDA_FLOAT32 = 0, MSDA_BFLOAT16 = 1 };
+
+/* Return codes. */
+enum { MSDA_OK = 0, MSDA_BAD_ARGUMENT = 1, MSDA_NO_MEMORY = 2 };
+
+/* Sizes of one call: B batch, S image tokens over all levels, M heads, D channels of a head, Q queries, L levels,
+   K points. D <= 256 and L * K <= 256. */
+typedef struct {
+    int64_t B, S, M, D, Q, L, K;
+    int32_t dtype;
+    int32_t threads;
+} msda_shape;
+
+/* out[b,q,m,:] = sum over l,k of attention_weights[b,q,m,l,k] * bilinear(value_l[b,:,m,:], locations[b,q,m,l,k]).
+   value (B,S,M,D), spatial_shapes (L,2) as h,w, locations (B,Q,M,L,K,2) as x,y in 0..1 of the level,
+   attention_weights (B,Q,M,L,K), out (B,Q,M,D). All contiguous. Pixel centres lie at (i + 0.5) / size, everything
+   outside a level is zero; a location that is NaN or infinite contributes zero. */
+int msda_forward(const msda_shape *shape, const int64_t *spatial_shapes, const void *value, const float *locations,
+                 const float *attention_weights, void *out);
+
+/* Gradients of the above. Every element of the three outputs is written. Sums run in one fixed order, so results do
+   not depend on the number of threads. */
+int msda_backward(const msda_shape *shape, const int64_t *spatial_shapes, const void *value, const float *locations,
+                  const float *attention_weights, const void *grad_output, void *grad_value, float *grad_locations,
+                  float *grad_weights);
+
+/* "avx512", "avx2" or "baseline": what the next call runs. msda_limit_isa(0 | 1 | 2) allows baseline | up to avx2 |
+   all, for tests and measurements. */
+const char *msda_isa(void);
+void msda_limit_isa(int level);
+
+/* 1 when compiled with OpenMP; otherwise every call runs on the calling thread. */
+int msda_has_threads(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

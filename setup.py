@@ -1,0 +1,40 @@
+"""Compiles the CPU kernels into the package where a C compiler is at hand; everything else is in pyproject.toml."""
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, LinkError
+
+FLAGS = ["-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-g0"]
+
+
+class BuildKernels(build_ext):
+    """A plain shared library, not a Python module: found by its path and called through ctypes."""
+
+    def get_export_symbols(self, ext):
+        return []
+
+    def build_extension(self, ext):
+        if self.compiler.compiler_type != "msvc":
+            ext.extra_compile_args = [*FLAGS, "-fopenmp"]
+            ext.extra_link_args = ["-fopenmp"]
+            try:
+                super().build_extension(ext)
+                return
+            except (CompileError, LinkError) as error:
+                print(f"No OpenMP here ({error}); building single-threaded CPU kernels.")
+            ext.extra_compile_args = FLAGS
+            ext.extra_link_args = []
+        super().build_extension(ext)
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "gdino_hf._msda_cpu",
+            sources=["kernels/msda/cpu/ms_deform_attn.c"],
+            depends=["kernels/msda/cpu/ms_deform_attn.h", "kernels/msda/cpu/ms_deform_attn_kernel.h"],
+            optional=True,  # without a compiler the package installs all the same and PyTorch's operations run
+        )
+    ],
+    cmdclass={"build_ext": BuildKernels},
+)

@@ -1,0 +1,50 @@
+"""The `gdino` command: one file per verb, each with HELP, add_arguments and run.
+
+Nothing here or at the top of a verb imports torch, so that `--help` and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from .errors import UsageError
+
+VERBS = ("detect",)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command, with a sub-parser for every verb."""
+    from gdino_hf import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="gdino", description="Open-vocabulary detection: name what you look for, get boxes."
+    )
+    parser.add_argument("--version", action="version", version=f"gdino {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name in VERBS:
+        verb = import_module(f".{name}", __name__)
+        child = verbs.add_parser(name, help=verb.HELP, description=verb.__doc__)
+        verb.add_arguments(child)
+        child.set_defaults(run=verb.run, parser=child)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: Arguments after the program's name; None takes the process's own.
+
+    Returns:
+        The exit status: 0, 1 when an input failed, 2 when the command line cannot be used (then nothing was done).
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except UsageError as error:
+        args.parser.print_usage(sys.stderr)
+        print(f"{args.parser.prog}: error: {error}", file=sys.stderr)
+        return 2

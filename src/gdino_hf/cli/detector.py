@@ -1,0 +1,129 @@
+"""A model and its processor behind one call, as the verbs use them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from .errors import UsageError
+from .inputs import is_url, read_url
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def read_image(source: str) -> Any:
+    """Read one image as an upright RGB PIL picture.
+
+    Args:
+        source: Path or http(s) address.
+
+    Returns:
+        The picture, turned as its EXIF orientation says.
+
+    Raises:
+        OSError: It cannot be reached.
+        ValueError: It is not an image.
+    """
+    from gdino_hf.model.image_processing_gdino import load_image
+
+    return load_image(io.BytesIO(read_url(source)) if is_url(source) else source)
+
+
+class Detector:
+    """Detects the same labels in one picture after the other.
+
+    Args:
+        model: Hub id, folder or "nano".
+        labels: What to look for.
+        negative_labels: What competes but is left out of the results.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        dtype: "float32", "bfloat16" or "float16".
+
+    Raises:
+        UsageError: The model, the device or a label cannot be used.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        labels: Sequence[str],
+        *,
+        negative_labels: Sequence[str] = (),
+        device: str = "auto",
+        dtype: str = "float32",
+    ) -> None:
+        import torch
+
+        from gdino_hf import NANO, GDinoForObjectDetection, GDinoProcessor, register_auto_classes
+        from gdino_hf.model.text_prompt import build_prompt
+
+        self.labels = list(labels)
+        self.negative_labels = list(negative_labels)
+        try:
+            build_prompt(self.labels, self.negative_labels or None)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        self.device = _device(device)
+        register_auto_classes()
+        where = NANO if model == "nano" else model
+        try:
+            self.model = GDinoForObjectDetection.from_pretrained(where, dtype=getattr(torch, dtype))
+            self.processor = GDinoProcessor.from_pretrained(where)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise UsageError(f"--model {model} cannot be loaded: {reason}") from error
+        self.model.to(self.device).eval()
+
+    def __call__(
+        self,
+        image: Any,
+        *,
+        threshold: float,
+        text_threshold: float,
+        nms_threshold: float | None = None,
+    ) -> dict[str, Any]:
+        """Detect in one picture.
+
+        Args:
+            image: An upright RGB PIL picture.
+            threshold: Lowest score of a detection, 0..1.
+            text_threshold: Lowest score of a token, 0..1.
+            nms_threshold: Overlap above which the lesser of two boxes of one label goes; None keeps both.
+
+        Returns:
+            "scores" (N,), "labels" (N,) indices, "text_labels" (N strings) and "boxes" (N, 4) xyxy in pixels, the
+            highest score first.
+
+        Raises:
+            ValueError: The processor refuses the picture or the labels.
+        """
+        import torch
+
+        negative = {"negative_labels": self.negative_labels} if self.negative_labels else {}
+        inputs = self.processor(images=image, text=self.labels, return_tensors="pt", **negative)
+        inputs = inputs.to(self.device)
+        with torch.inference_mode():
+            outputs = self.model(**inputs)
+        return self.processor.post_process_grounded_object_detection(
+            outputs,
+            inputs,
+            threshold=threshold,
+            text_threshold=text_threshold,
+            target_sizes=[(image.height, image.width)],
+            nms_threshold=nms_threshold,
+        )[0]
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"--device {name} cannot be used here ({reason}); --device cpu always can") from error
+    return device

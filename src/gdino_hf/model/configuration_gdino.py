@@ -1,0 +1,272 @@
+"""The configuration of every Grounding DINO variant: published, MM, LLMDet and gdino-nano."""
+
+import copy
+from typing import Any, ClassVar, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, BertConfig, PreTrainedConfig, SwinConfig
+
+from .csp_pan import CspPanConfig
+
+# What a Hub checkpoint of another model type needs, besides its own fields, to mean the same here.
+_FOREIGN_MODEL_TYPES: dict[str, dict[str, Any]] = {
+    "grounding-dino": {"class_head": "dot"},
+    "mm-grounding-dino": {"class_head": "scaled_bias"},
+}
+
+_SWIN_TINY = {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7}
+_SWIN_BASE = {
+    "embed_dim": 128,
+    "depths": [2, 2, 18, 2],
+    "num_heads": [4, 8, 16, 32],
+    "window_size": 12,
+    "image_size": 384,
+}
+_SWIN_LARGE = {
+    "embed_dim": 192,
+    "depths": [2, 2, 18, 2],
+    "num_heads": [6, 12, 24, 48],
+    "window_size": 12,
+    "image_size": 384,
+}
+# The original code clamps every inverse sigmoid at 1e-3; MM-Grounding-DINO only inside the decoder.
+_ORIGINAL = {"inverse_sigmoid_eps": 1e-3, "decoder_inverse_sigmoid_eps": 1e-3}
+_MM = {
+    "class_head": "scaled_bias",
+    "decoder_bbox_embed_share": False,
+    "decoder_cls_embed_share": False,
+    "decoder_inverse_sigmoid_eps": 1e-3,
+    "class_cost": 2.0,
+}
+
+
+def _preset_fields(name: str) -> dict[str, Any]:
+    """Fresh constructor arguments of a preset: sub-configs are objects, so they are made per call."""
+    if name == "tiny":
+        return {"backbone_config": SwinConfig(**_SWIN_TINY, out_indices=[2, 3, 4]), **_ORIGINAL}
+    if name == "base":
+        return {"backbone_config": SwinConfig(**_SWIN_BASE, out_indices=[2, 3, 4]), **_ORIGINAL}
+    if name == "mm-tiny":
+        return {"backbone_config": SwinConfig(**_SWIN_TINY, out_indices=[2, 3, 4]), **_MM}
+    if name == "mm-base":
+        return {"backbone_config": SwinConfig(**_SWIN_BASE, out_indices=[2, 3, 4]), **_MM}
+    if name == "mm-large":
+        backbone_config = SwinConfig(**_SWIN_LARGE, out_indices=[1, 2, 3, 4])
+        return {"backbone_config": backbone_config, "num_feature_levels": 5, **_MM}
+    if name == "nano":
+        text_config = BertConfig(
+            hidden_size=384, num_hidden_layers=3, num_attention_heads=12, intermediate_size=1536, vocab_size=30522
+        )
+        return {
+            "backbone_config": CspPanConfig(head_features=True),
+            "text_config": text_config,
+            "d_model": 128,
+            "encoder_layers": 2,
+            "encoder_ffn_dim": 512,
+            "decoder_layers": 3,
+            "decoder_ffn_dim": 512,
+            "num_queries": 100,
+            "class_head": "scaled_bias",
+            "decoder_bbox_embed_share": False,
+            "decoder_cls_embed_share": False,
+            "class_cost": 2.0,
+            "fusion_init_value": 0.1,
+            "fusion_droppath": 0.0,
+            "num_denoising_queries": 30,
+        }
+    known = "tiny, base, mm-tiny, mm-base, mm-large, nano"
+    raise ValueError(f"There is no preset {name!r}; choose one of {known}.")
+
+
+@strict
+class GDinoConfig(PreTrainedConfig):
+    """Architecture, loss and denoising settings of a Grounding DINO model (Liu et al. 2023, arXiv:2303.05499).
+
+    Fields that transformers' GroundingDinoConfig and MMGroundingDinoConfig have keep their names and meaning, so
+    the config.json of a Hub checkpoint of either type is read as it is. The fields below are ours or differ.
+
+    Args:
+        backbone_config: Config of any AutoBackbone that yields a feature pyramid; Swin-T by default.
+        text_config: Config of any AutoModel text encoder; BERT base by default.
+        class_head: Similarity of queries and text tokens: "dot" (q.t), "scaled_bias" (q.t / sqrt(D) + b, as in
+            MM-Grounding-DINO) or "cosine" (cos(q, t) / temperature + b, both learned). Query selection uses the same.
+        class_head_temperature: Initial temperature of the cosine head, positive.
+        fusion_type: Image-text fusion: "bi_attention" (published) or "gated" (per-token convex mix).
+        fusion_init_value: Initial layer scale of bi_attention fusion.
+        inverse_sigmoid_eps: Clamp of the inverse sigmoid where boxes are predicted.
+        decoder_inverse_sigmoid_eps: Clamp of the inverse sigmoid where the decoder refines references; None means
+            the same as inverse_sigmoid_eps.
+        query_position_temperature: Temperature of the sine embedding of query boxes.
+        text_position_temperature: Temperature of the sine embedding of phrase-local text positions.
+        special_token_ids: Token ids that separate phrases: [CLS], [SEP], "." and "?" of the tokenizer.
+        focal_gamma: Focusing parameter of the focal loss and of the matching cost.
+        class_loss_coefficient: Weight of the focal loss.
+        contrastive_loss_coefficient: Weight of the region-phrase contrastive loss; 0 leaves it out.
+        contrastive_temperature: Its temperature, positive.
+        num_denoising_queries: Denoising queries per polarity shared among the groups; 0 turns denoising off.
+        denoising_label_noise: Probability that a denoising query gets another label of its own prompt.
+        denoising_box_noise: Scale of the box noise relative to half the box size.
+        denoising_label_embeddings: Size of a learned label table for denoising content (MM's 256); 0 uses the
+            text features of the label, which needs no parameter and any vocabulary.
+
+    Raises:
+        ValueError: A field is out of range or two fields exclude each other.
+    """
+
+    model_type = "gdino"
+    sub_configs: ClassVar[dict[str, Any]] = {"backbone_config": AutoConfig, "text_config": AutoConfig}
+    attribute_map = {"hidden_size": "d_model", "num_attention_heads": "encoder_attention_heads"}
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    num_queries: int = 900
+    encoder_layers: int = 6
+    encoder_ffn_dim: int = 2048
+    encoder_attention_heads: int = 8
+    encoder_n_points: int = 4
+    decoder_layers: int = 6
+    decoder_ffn_dim: int = 2048
+    decoder_attention_heads: int = 8
+    decoder_n_points: int = 4
+    d_model: int = 256
+    activation_function: str = "relu"
+    dropout: float | int = 0.0
+    attention_dropout: float | int = 0.0
+    activation_dropout: float | int = 0.0
+    fusion_dropout: float | int = 0.0
+    fusion_droppath: float | int = 0.1
+    fusion_init_value: float = 1e-4
+    fusion_type: Literal["bi_attention", "gated"] = "bi_attention"
+    text_enhancer_dropout: float | int = 0.0
+    num_feature_levels: int = 4
+    max_text_len: int = 256
+    special_token_ids: list[int] | tuple[int, ...] = (101, 102, 1012, 1029)
+    position_embedding_type: str = "sine"
+    positional_embedding_temperature: float | int = 20
+    query_position_temperature: float | int = 10000
+    text_position_temperature: float | int = 10000
+    query_dim: int = 4
+    two_stage: bool = True
+    embedding_init_target: bool = True
+    decoder_bbox_embed_share: bool = True
+    decoder_cls_embed_share: bool = True
+    two_stage_bbox_embed_share: bool = False
+    class_head: Literal["dot", "scaled_bias", "cosine"] = "dot"
+    class_head_temperature: float = 0.1
+    inverse_sigmoid_eps: float = 1e-5
+    decoder_inverse_sigmoid_eps: float | None = None
+    layer_norm_eps: float = 1e-5
+    init_std: float = 0.02
+    auxiliary_loss: bool = True
+    class_cost: float | int = 1.0
+    bbox_cost: float | int = 5.0
+    giou_cost: float | int = 2.0
+    class_loss_coefficient: float | int = 1.0
+    bbox_loss_coefficient: float | int = 5.0
+    giou_loss_coefficient: float | int = 2.0
+    contrastive_loss_coefficient: float | int = 0.0
+    contrastive_temperature: float = 0.07
+    focal_alpha: float = 0.25
+    focal_gamma: float | int = 2.0
+    num_denoising_queries: int = 100
+    denoising_label_noise: float | int = 0.5
+    denoising_box_noise: float | int = 1.0
+    denoising_label_embeddings: int = 0
+    disable_custom_kernels: bool = False
+    tie_word_embeddings: bool = True
+    is_encoder_decoder: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.backbone_config = _as_config(self.backbone_config, SwinConfig(**_SWIN_TINY, out_indices=[2, 3, 4]))
+        self.text_config = _as_config(self.text_config, BertConfig())
+        self.special_token_ids = [int(i) for i in self.special_token_ids]
+        if self.decoder_inverse_sigmoid_eps is None:
+            self.decoder_inverse_sigmoid_eps = self.inverse_sigmoid_eps
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self) -> None:
+        """Refuse settings that cannot be built, naming the field and its limit."""
+        for name in ("num_queries", "encoder_layers", "decoder_layers", "num_feature_levels", "d_model"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.query_dim != 4:
+            raise ValueError(f"query_dim must be 4 (cx, cy, w, h), got {self.query_dim}.")
+        if self.d_model % 4 != 0:
+            raise ValueError(f"d_model must be a multiple of 4 for the sine embeddings, got {self.d_model}.")
+        for name in ("encoder_attention_heads", "decoder_attention_heads"):
+            if self.d_model % getattr(self, name) != 0:
+                raise ValueError(f"d_model ({self.d_model}) must be a multiple of {name} ({getattr(self, name)}).")
+        if self.encoder_attention_heads % 2 != 0:
+            raise ValueError(
+                f"encoder_attention_heads must be even, since fusion uses half of them; got {self.encoder_attention_heads}."
+            )
+        if (self.encoder_ffn_dim // 2) % (self.encoder_attention_heads // 2) != 0:
+            raise ValueError(
+                f"encoder_ffn_dim / 2 ({self.encoder_ffn_dim // 2}) must be a multiple of encoder_attention_heads / 2 "
+                f"({self.encoder_attention_heads // 2}), the fusion heads."
+            )
+        if self.position_embedding_type != "sine":
+            raise ValueError(f"position_embedding_type must be 'sine', got {self.position_embedding_type!r}.")
+        if self.two_stage_bbox_embed_share and not self.decoder_bbox_embed_share:
+            raise ValueError("two_stage_bbox_embed_share needs decoder_bbox_embed_share; set both or neither.")
+        for name in ("class_head_temperature", "contrastive_temperature", "inverse_sigmoid_eps"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        if not 0 <= self.denoising_label_noise <= 1:
+            raise ValueError(f"denoising_label_noise must be within 0..1, got {self.denoising_label_noise}.")
+        if self.num_denoising_queries < 0:
+            raise ValueError(f"num_denoising_queries must be 0 or more, got {self.num_denoising_queries}.")
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> "GDinoConfig":
+        """The configuration of a published model.
+
+        Args:
+            name: "tiny" or "base" (Grounding DINO, arXiv:2303.05499), "mm-tiny", "mm-base" or "mm-large"
+                (MM-Grounding-DINO, arXiv:2401.02361; LLMDet has the same shapes), or "nano" (gdino-nano).
+            **overrides: Any field, replacing the preset's value.
+
+        Returns:
+            A new configuration.
+
+        Raises:
+            ValueError: The name is not a preset.
+        """
+        return cls(**{**_preset_fields(name), **overrides})
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
+        """Read a config.json; one of a grounding-dino or mm-grounding-dino checkpoint becomes ours."""
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return _adopt(config_dict), kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build from a dictionary, ours or a grounding-dino or mm-grounding-dino one."""
+        return super().from_dict(_adopt(config_dict), **kwargs)
+
+
+def _adopt(config_dict: dict[str, Any]) -> dict[str, Any]:
+    extra = _FOREIGN_MODEL_TYPES.get(config_dict.get("model_type", ""))
+    if extra is None:
+        return config_dict
+    adopted = {**copy.deepcopy(config_dict), **extra, "model_type": GDinoConfig.model_type}
+    # The peers' files switch auxiliary losses off because their own are broken; ours are part of the recipe.
+    adopted.pop("auxiliary_loss", None)
+    adopted.pop("architectures", None)
+    return adopted
+
+
+def _as_config(value: Any, default: PreTrainedConfig) -> PreTrainedConfig:
+    """A sub-config from None, a dictionary with its model_type, or a config object."""
+    if value is None:
+        return default
+    if isinstance(value, PreTrainedConfig):
+        return value
+    fields = {key: item for key, item in value.items() if key != "model_type"}
+    model_type = value.get("model_type")
+    if model_type is None:
+        return type(default)(**fields)
+    if model_type == CspPanConfig.model_type:
+        return CspPanConfig(**fields)
+    return AutoConfig.for_model(model_type, **fields)

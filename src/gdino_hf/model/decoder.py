@@ -1,0 +1,169 @@
+"""The cross-modality decoder with box refinement (Liu et al. 2023, 3.3; look forward twice: Zhang et al. 2022, 3.5)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .attention import MultiheadAttention
+from .box_ops import inverse_sigmoid
+from .configuration_gdino import GDinoConfig
+from .heads import MLP
+from .ms_deform_attn import MSDeformAttn
+from .position_encoding import box_position_embedding
+
+
+@dataclass(frozen=True)
+class DecoderStates:
+    """What the decoder hands to the heads.
+
+    Attributes:
+        last_hidden_state: (B, Q, D) normalized output of the last layer.
+        hidden_states: Per layer (B, Q, D), normalized.
+        input_references: Per layer (B, Q, 4) float32, the boxes it started from. Layers after the first start from
+            the refined boxes of the one before, whose gradient is kept: a layer's loss reaches back twice.
+        output_references: Per layer (B, Q, 4) float32, the boxes it refined them to, without gradient.
+    """
+
+    last_hidden_state: Tensor
+    hidden_states: list[Tensor]
+    input_references: list[Tensor]
+    output_references: list[Tensor]
+
+
+class DecoderLayer(GradientCheckpointingLayer):
+    """Self-attention, text cross-attention, deformable image cross-attention, feed-forward; normalization after each."""
+
+    def __init__(self, config: GDinoConfig) -> None:
+        super().__init__()
+        width, heads = config.d_model, config.decoder_attention_heads
+        self.dropout, self.activation_dropout = config.dropout, config.activation_dropout
+        self.activation = ACT2FN[config.activation_function]
+        self.self_attn = MultiheadAttention(config, heads)
+        self.self_attn_layer_norm = nn.LayerNorm(width, config.layer_norm_eps)
+        self.encoder_attn_text = MultiheadAttention(config, heads)
+        self.encoder_attn_text_layer_norm = nn.LayerNorm(width, config.layer_norm_eps)
+        self.encoder_attn = MSDeformAttn(width, config.num_feature_levels, heads, config.decoder_n_points)
+        self.encoder_attn_layer_norm = nn.LayerNorm(width, config.layer_norm_eps)
+        self.fc1 = nn.Linear(width, config.decoder_ffn_dim)
+        self.fc2 = nn.Linear(config.decoder_ffn_dim, width)
+        self.final_layer_norm = nn.LayerNorm(width, config.layer_norm_eps)
+
+    def forward(
+        self,
+        queries: Tensor,
+        position_embedding: Tensor,
+        reference_points: Tensor,
+        vision: Tensor,
+        text: Tensor,
+        spatial_shapes: Sequence[tuple[int, int]],
+        vision_mask: Tensor | None,
+        text_mask: Tensor,
+        query_mask: Tensor | None,
+    ) -> Tensor:
+        """One layer.
+
+        Args:
+            queries: (B, Q, D).
+            position_embedding: (B, Q, D) embedding of the queries' boxes.
+            reference_points: (B, Q, L, 4) float32 in units of each level's padded map.
+            vision: (B, S, D).
+            text: (B, T, D).
+            spatial_shapes: (h, w) of each level.
+            vision_mask: (B, S) bool, True on real tokens, or None if all are.
+            text_mask: (B, T) bool, True on real tokens.
+            query_mask: Broadcastable to (B, 1, Q, Q) bool, True = may attend, or None.
+
+        Returns:
+            (B, Q, D).
+        """
+        placed = queries + position_embedding
+        attended = self.self_attn(placed, placed, queries, query_mask)
+        queries = self.self_attn_layer_norm(queries + self._drop(attended))
+        attended = self.encoder_attn_text(queries + position_embedding, text, text, text_mask[:, None, None, :])
+        queries = self.encoder_attn_text_layer_norm(queries + self._drop(attended))
+        attended = self.encoder_attn(
+            queries + position_embedding, vision, reference_points, spatial_shapes, vision_mask
+        )
+        queries = self.encoder_attn_layer_norm(queries + self._drop(attended))
+        inner = F.dropout(self.activation(self.fc1(queries)), self.activation_dropout, self.training)
+        return self.final_layer_norm(queries + self._drop(self.fc2(inner)))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
+
+
+class Decoder(nn.Module):
+    """All decoder layers, each refining the boxes of the one before."""
+
+    def __init__(self, config: GDinoConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.d_model
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        self.layer_norm = nn.LayerNorm(width, config.layer_norm_eps)
+        self.reference_points_head = MLP(width // 2 * 4, width, width, 2)
+
+    def forward(
+        self,
+        queries: Tensor,
+        references: Tensor,
+        vision: Tensor,
+        text: Tensor,
+        valid_ratios: Tensor,
+        spatial_shapes: Sequence[tuple[int, int]],
+        vision_mask: Tensor | None,
+        text_mask: Tensor,
+        query_mask: Tensor | None = None,
+        box_heads: Sequence[nn.Module] | None = None,
+    ) -> DecoderStates:
+        """Decode.
+
+        Args:
+            queries: (B, Q, D) content.
+            references: (B, Q, 4) float32 cxcywh in [0, 1], where the queries start.
+            vision: (B, S, D).
+            text: (B, T, D).
+            valid_ratios: (B, L, 2) float32.
+            spatial_shapes: (h, w) of each level.
+            vision_mask: (B, S) bool, True on real tokens, or None if all are.
+            text_mask: (B, T) bool, True on real tokens.
+            query_mask: Broadcastable to (B, 1, Q, Q) bool, True = may attend, or None.
+            box_heads: One box head per layer; None leaves the references where they are.
+
+        Returns:
+            The states of every layer.
+        """
+        ratios = torch.cat((valid_ratios, valid_ratios), dim=-1)[:, None]
+        hidden_states, input_references, output_references = [], [], []
+        reference_for_loss = references
+        for index, layer in enumerate(self.layers):
+            level_references = references[:, :, None] * ratios
+            embedding = box_position_embedding(
+                level_references[:, :, 0], self.config.d_model // 2, self.config.query_position_temperature
+            )
+            position_embedding = self.reference_points_head(embedding.to(queries.dtype))
+            queries = layer(
+                queries,
+                position_embedding,
+                level_references,
+                vision,
+                text,
+                spatial_shapes,
+                vision_mask,
+                text_mask,
+                query_mask,
+            )
+            input_references.append(reference_for_loss)
+            if box_heads is not None:
+                eps = self.config.decoder_inverse_sigmoid_eps
+                # Refinement reads the state before the last normalization, the outputs the one after it.
+                refined = (box_heads[index](queries).float() + inverse_sigmoid(references, eps)).sigmoid()
+                reference_for_loss, references = refined, refined.detach()
+            hidden_states.append(self.layer_norm(queries))
+            output_references.append(references)
+        return DecoderStates(hidden_states[-1], hidden_states, input_references, output_references)
