@@ -1,0 +1,723 @@
+"""Grounding DINO (Liu et al. 2023, arXiv:2303.05499): an image and a text in, boxes with token scores out.
+
+    backbone + text backbone -> encoder (fusion, text enhancer, deformable) -> query selection -> decoder -> heads
+"""
+
+import inspect
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+from transformers.utils import ModelOutput
+
+from .backbone import Backbone, resize_mask
+from .box_ops import inverse_sigmoid
+from .configuration_gdino import GDinoConfig
+from .decoder import Decoder
+from .denoising import DenoisingQueries, make_denoising_queries
+from .encoder import Encoder
+from .fusion import FusionLayer
+from .heads import PRIOR_BIAS, BoxHead, ContrastiveHead
+from .losses import detection_losses
+from .ms_deform_attn import MSDeformAttn
+from .position_encoding import image_position_embedding, token_position_embedding
+from .query_selection import make_proposals, select_queries
+from .targets import Targets, prepare_targets
+from .text_prompt import phrase_structure
+
+
+@dataclass
+class GDinoImageFeatures(ModelOutput):
+    """What the model needs of images; `forward(image_features=...)` takes it in place of pixel_values.
+
+    Attributes:
+        feature_maps: Per level (B, D, h_l, w_l), projected to the model's width.
+        masks: Per level (B, h_l, w_l) bool, True on real cells; None if all are, which saves the model masking.
+    """
+
+    feature_maps: tuple[Tensor, ...] | None = None
+    masks: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class GDinoTextFeatures(ModelOutput):
+    """What the model needs of prompts; `forward(text_features=...)` takes it in place of input_ids.
+
+    Attributes:
+        last_hidden_state: (R, T, D), projected to the model's width.
+        input_ids: (R, T).
+        attention_mask: (R, T) bool, True on real tokens.
+        phrase_ids: (R, T) ordinal of the label each token belongs to, -1 on special tokens and padding.
+        phrase_mask: (R, T, T) bool, True = may attend.
+        position_ids: (R, T), restarting in every phrase.
+    """
+
+    last_hidden_state: Tensor | None = None
+    input_ids: Tensor | None = None
+    attention_mask: Tensor | None = None
+    phrase_ids: Tensor | None = None
+    phrase_mask: Tensor | None = None
+    position_ids: Tensor | None = None
+
+
+@dataclass
+class GDinoModelOutput(ModelOutput):
+    """Output of `GDinoModel`; R rows of Q queries (in training with labels, P denoising queries stand before them).
+
+    Attributes:
+        last_hidden_state: (R, Q, D) normalized output of the last decoder layer.
+        init_reference_points: (R, Q, 4) cxcywh in [0, 1], where the queries started.
+        intermediate_hidden_states: (R, layers, Q, D), normalized.
+        intermediate_reference_points: (R, layers, Q, 4) boxes after each layer's refinement, without gradient.
+        input_reference_points: (R, layers, Q, 4) boxes each layer's prediction starts from, with gradient.
+        encoder_last_hidden_state_vision: (R, S, D).
+        encoder_last_hidden_state_text: (R, T, D).
+        encoder_vision_hidden_states: Per layer and at the end (R, S, D), if output_hidden_states.
+        encoder_text_hidden_states: Per layer and at the end (R, T, D), if output_hidden_states.
+        encoder_logits: (R, Q, max_text_len) token logits of the selected proposals; two-stage models only.
+        encoder_pred_boxes: (R, Q, 4) cxcywh of the selected proposals; two-stage models only.
+        enc_outputs_class: (R, S', max_text_len) token logits of all image tokens, S' the larger of S and Q, if
+            output_hidden_states.
+        enc_outputs_coord_logits: (R, S', 4) their boxes before the sigmoid, if output_hidden_states.
+        text_features: The prompts as the model saw them, one row per output row.
+        denoising: What the denoising queries stand for, in training with labels.
+    """
+
+    last_hidden_state: Tensor | None = None
+    init_reference_points: Tensor | None = None
+    intermediate_hidden_states: Tensor | None = None
+    intermediate_reference_points: Tensor | None = None
+    input_reference_points: Tensor | None = None
+    encoder_last_hidden_state_vision: Tensor | None = None
+    encoder_last_hidden_state_text: Tensor | None = None
+    encoder_vision_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_text_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_logits: Tensor | None = None
+    encoder_pred_boxes: Tensor | None = None
+    enc_outputs_class: Tensor | None = None
+    enc_outputs_coord_logits: Tensor | None = None
+    text_features: GDinoTextFeatures | None = None
+    denoising: DenoisingQueries | None = None
+
+
+@dataclass
+class GDinoObjectDetectionOutput(ModelOutput):
+    """Output of `GDinoForObjectDetection`.
+
+    Attributes:
+        loss: Weighted sum of all terms, if labels were given.
+        loss_dict: The unweighted terms by name, if labels were given; see losses.py.
+        logits: (R, Q, max_text_len) token logits, -inf outside the prompt.
+        pred_boxes: (R, Q, 4) float32 cxcywh in [0, 1] of the image without padding.
+        auxiliary_outputs: Per decoder layer but the last {"logits", "pred_boxes"}, if labels were given and
+            config.auxiliary_loss.
+        last_hidden_state: (R, Q, D).
+        init_reference_points: (R, Q, 4) cxcywh in [0, 1].
+        intermediate_hidden_states: (R, layers, Q, D).
+        intermediate_reference_points: (R, layers, Q, 4).
+        encoder_last_hidden_state_vision: (R, S, D).
+        encoder_last_hidden_state_text: (R, T, D).
+        encoder_vision_hidden_states: As in `GDinoModelOutput`.
+        encoder_text_hidden_states: As in `GDinoModelOutput`.
+        encoder_logits: (R, Q, max_text_len), two-stage models only.
+        encoder_pred_boxes: (R, Q, 4), two-stage models only.
+        enc_outputs_class: As in `GDinoModelOutput`.
+        enc_outputs_coord_logits: As in `GDinoModelOutput`.
+        input_ids: (R, T) the prompts' tokens.
+        attention_mask: (R, T) bool, True on real tokens.
+    """
+
+    loss: Tensor | None = None
+    loss_dict: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+    pred_boxes: Tensor | None = None
+    auxiliary_outputs: list[dict[str, Tensor]] | None = None
+    last_hidden_state: Tensor | None = None
+    init_reference_points: Tensor | None = None
+    intermediate_hidden_states: Tensor | None = None
+    intermediate_reference_points: Tensor | None = None
+    encoder_last_hidden_state_vision: Tensor | None = None
+    encoder_last_hidden_state_text: Tensor | None = None
+    encoder_vision_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_text_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_logits: Tensor | None = None
+    encoder_pred_boxes: Tensor | None = None
+    enc_outputs_class: Tensor | None = None
+    enc_outputs_coord_logits: Tensor | None = None
+    input_ids: Tensor | None = None
+    attention_mask: Tensor | None = None
+
+
+class GDinoPreTrainedModel(PreTrainedModel):
+    """Initialization, loading and what transformers must know of the architecture."""
+
+    config_class = GDinoConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flex_attn = False
+    _supports_flash_attn = False
+    _no_split_modules = ["EncoderLayer", "DecoderLayer"]
+    # Derived tables, and copies of tied heads, that other writers of these layouts store beside the weights.
+    _keys_to_ignore_on_load_unexpected = [
+        r"relative_position_index$",
+        r"position_ids$",
+        r"text_backbone\.pooler\.",
+        r"model\.decoder\.(bbox|class)_embed\.",
+    ]
+    # Learned only where training asks for it; no public checkpoint of these layouts holds it.
+    _keys_to_ignore_on_load_missing = [r"denoising_label_embedding"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
+        elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, MSDeformAttn):
+            init.zeros_(module.sampling_offsets.weight)
+            init.copy_(module.sampling_offsets.bias, module.initial_offsets())
+            init.zeros_(module.attention_weights.weight)
+        elif isinstance(module, FusionLayer) and module.kind == "bi_attention":
+            init.constant_(module.vision_param, module.initial_scale)
+            init.constant_(module.text_param, module.initial_scale)
+        elif isinstance(module, BoxHead):
+            # Untrained heads leave every box where it is.
+            init.zeros_(module.layers[-1].weight)
+        elif isinstance(module, ContrastiveHead):
+            if module.kind != "dot":
+                init.constant_(module.bias, PRIOR_BIAS)
+            if module.kind == "cosine":
+                init.constant_(module.log_temperature, module.initial_log_temperature)
+        elif isinstance(module, GDinoModel):
+            init.normal_(module.level_embed)
+
+
+class GDinoModel(GDinoPreTrainedModel):
+    """Everything up to the decoder's hidden states; `GDinoForObjectDetection` puts the heads on top.
+
+    Args:
+        config: The architecture.
+    """
+
+    # Checkpoints of the whole detector load here too; the heads are not this class's business.
+    _keys_to_ignore_on_load_unexpected = [
+        *GDinoPreTrainedModel._keys_to_ignore_on_load_unexpected,
+        r"^(bbox|class)_embed\.",
+    ]
+
+    def __init__(self, config: GDinoConfig) -> None:
+        super().__init__(config)
+        width = config.d_model
+        self.backbone = Backbone(config)
+        self.input_proj_vision = _input_projections(self.backbone.channels, config.num_feature_levels, width)
+        self.text_backbone = _text_backbone(config)
+        self._text_arguments = set(inspect.signature(self.text_backbone.forward).parameters)
+        self.text_projection = nn.Linear(config.text_config.hidden_size, width)
+        if config.embedding_init_target or not config.two_stage:
+            self.query_position_embeddings = nn.Embedding(config.num_queries, width)
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.level_embed = nn.Parameter(torch.empty(config.num_feature_levels, width))
+        if config.two_stage:
+            self.enc_output = nn.Linear(width, width)
+            self.enc_output_norm = nn.LayerNorm(width, config.layer_norm_eps)
+            self.encoder_output_bbox_embed = BoxHead(config)
+            self.encoder_output_class_embed = ContrastiveHead(config)
+        else:
+            self.reference_points = nn.Embedding(config.num_queries, 4)
+        self.denoising_label_embedding = (
+            nn.Embedding(config.denoising_label_embeddings, width) if config.denoising_label_embeddings > 0 else None
+        )
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The text backbone's token embeddings."""
+        return self.text_backbone.get_input_embeddings()
+
+    def get_image_features(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> GDinoImageFeatures:
+        """Run the image side up to the encoder, once for any number of prompts.
+
+        Args:
+            pixel_values: (B, 3, H, W) normalized pixels.
+            pixel_mask: (B, H, W), nonzero on real pixels; all are if None.
+
+        Returns:
+            The projected feature maps and their masks.
+
+        Raises:
+            ValueError: pixel_values is not (B, 3, H, W), or the mask's size differs.
+        """
+        if pixel_values.ndim != 4:
+            raise ValueError(f"pixel_values must be (B, 3, H, W), got {tuple(pixel_values.shape)}; add a batch axis.")
+        if pixel_mask is not None and pixel_mask.shape != (pixel_values.shape[0], *pixel_values.shape[2:]):
+            raise ValueError(
+                f"pixel_mask is {tuple(pixel_mask.shape)} but pixel_values is {tuple(pixel_values.shape)}; give one "
+                "(H, W) mask per image."
+            )
+        maps = self.backbone(pixel_values.to(self.level_embed.dtype))[-self.config.num_feature_levels :]
+        features = [projection(x) for projection, x in zip(self.input_proj_vision, maps, strict=False)]
+        for projection in self.input_proj_vision[len(maps) :]:
+            # The first extra level reads the backbone's last map, the others the level before.
+            features.append(projection(maps[-1] if len(features) == len(maps) else features[-1]))
+        masks = None
+        if pixel_mask is not None:
+            masks = tuple(resize_mask(pixel_mask, (x.shape[-2], x.shape[-1])) for x in features)
+        return GDinoImageFeatures(feature_maps=tuple(features), masks=masks)
+
+    def get_text_features(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> GDinoTextFeatures:
+        """Run the text side up to the encoder, once for any number of images.
+
+        Args:
+            input_ids: (R, T) tokens of prompts "[CLS] label . label . [SEP]".
+            attention_mask: (R, T), nonzero on real tokens; all are if None.
+            token_type_ids: (R, T); zeros if None.
+
+        Returns:
+            The projected features and the phrases.
+
+        Raises:
+            ValueError: T is larger than config.max_text_len.
+        """
+        if input_ids.shape[1] > self.config.max_text_len:
+            raise ValueError(
+                f"The prompt has {input_ids.shape[1]} tokens but max_text_len is {self.config.max_text_len}; let the "
+                "processor split the labels into chunks, or give fewer labels."
+            )
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        real = attention_mask.bool()
+        phrases = phrase_structure(input_ids, attention_mask, self.config.special_token_ids)
+        dtype = self.text_projection.weight.dtype
+        blocked = torch.zeros_like(phrases.phrase_mask, dtype=dtype)
+        blocked = blocked.masked_fill(~phrases.phrase_mask, torch.finfo(dtype).min)[:, None]
+        arguments: dict[str, Any] = {"attention_mask": blocked}
+        if "position_ids" in self._text_arguments:
+            arguments["position_ids"] = phrases.position_ids
+        if "token_type_ids" in self._text_arguments:
+            arguments["token_type_ids"] = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        hidden = self.text_backbone(input_ids=input_ids, **arguments).last_hidden_state
+        return GDinoTextFeatures(
+            last_hidden_state=self.text_projection(hidden),
+            input_ids=input_ids,
+            attention_mask=real,
+            phrase_ids=phrases.phrase_ids,
+            phrase_mask=phrases.phrase_mask,
+            position_ids=phrases.position_ids,
+        )
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        image_features: GDinoImageFeatures | None = None,
+        text_features: GDinoTextFeatures | None = None,
+        image_indices: Tensor | None = None,
+        labels: list[dict[str, Tensor]] | None = None,
+        box_heads: nn.ModuleList | list[nn.Module] | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> GDinoModelOutput | tuple:
+        """Encode, select queries, decode.
+
+        Args:
+            pixel_values: (B, 3, H, W) normalized pixels.
+            input_ids: (R, T) tokens of the prompts. R is B, or 1 for one prompt for all images, or any number with
+                image_indices.
+            attention_mask: (R, T), nonzero on real tokens.
+            token_type_ids: (R, T).
+            pixel_mask: (B, H, W), nonzero on real pixels.
+            image_features: What `get_image_features` returned, instead of pixel_values.
+            text_features: What `get_text_features` returned, instead of input_ids.
+            image_indices: (R,) int64 image of each prompt, where prompts are chunks of long label lists.
+            labels: As in `GDinoForObjectDetection.forward`; in training they bring denoising queries.
+            box_heads: One box head per decoder layer; None leaves the references where they are.
+            output_hidden_states: Also return the encoder's states and all proposals.
+            return_dict: False returns a tuple.
+
+        Returns:
+            The states of every stage.
+
+        Raises:
+            ValueError: An input is missing or numbers of images and prompts do not go together.
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if image_features is None:
+            if pixel_values is None:
+                raise ValueError("There is no image: give pixel_values or image_features.")
+            image_features = self.get_image_features(pixel_values, pixel_mask)
+        if text_features is None:
+            if input_ids is None:
+                raise ValueError("There is no text: give input_ids or text_features.")
+            text_features = self.get_text_features(input_ids, attention_mask, token_type_ids)
+        targets = None
+        if labels is not None:
+            _check_trainable(labels, image_features, text_features, image_indices)
+            text_features = _pair(image_features, text_features, None)[1]
+            targets = prepare_targets(labels, text_features.phrase_ids, text_features.attention_mask)
+        image_features, text_features = _pair(image_features, text_features, image_indices)
+
+        maps, masks = image_features.feature_maps, image_features.masks
+        padded = masks is not None
+        if masks is None:
+            masks = tuple(torch.ones_like(x[:, 0], dtype=torch.bool) for x in maps)
+        text_mask = text_features.attention_mask
+        spatial_shapes = [(x.shape[-2], x.shape[-1]) for x in maps]
+        vision = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
+        flat_mask = torch.cat([mask.flatten(1) for mask in masks], dim=1)
+        vision_mask = flat_mask if padded else None
+        positions = torch.cat(
+            [
+                image_position_embedding(mask, self.config.d_model, self.config.positional_embedding_temperature).to(
+                    vision.dtype
+                )
+                + level
+                for mask, level in zip(masks, self.level_embed, strict=True)
+            ],
+            dim=1,
+        )
+        valid_ratios = torch.stack([_valid_ratio(mask) for mask in masks], dim=1)
+        text_positions = token_position_embedding(
+            text_features.position_ids, self.config.d_model, self.config.text_position_temperature
+        ).to(vision.dtype)
+        vision, text, vision_states, text_states = self.encoder(
+            vision,
+            text_features.last_hidden_state,
+            positions,
+            text_positions,
+            valid_ratios,
+            spatial_shapes,
+            vision_mask,
+            text_mask,
+            text_features.phrase_mask,
+        )
+
+        rows, selected = vision.shape[0], None
+        if self.config.two_stage:
+            proposals, valid = make_proposals(spatial_shapes, flat_mask, masks)
+            selected = select_queries(
+                vision,
+                flat_mask,
+                proposals,
+                valid,
+                self.config.num_queries,
+                lambda x: self.enc_output_norm(self.enc_output(x)),
+                lambda x: self.encoder_output_class_embed(x, text, text_mask),
+                self.encoder_output_bbox_embed,
+            )
+            references = selected.box_logits.detach().sigmoid()
+        else:
+            references = self.reference_points.weight.float().sigmoid().expand(rows, -1, -1)
+        if self.config.embedding_init_target or selected is None:
+            queries = self.query_position_embeddings.weight.expand(rows, -1, -1)
+        else:
+            queries = selected.features.detach()
+
+        denoising = None
+        if self.training and targets is not None:
+            denoising = make_denoising_queries(
+                targets,
+                text_features.phrase_ids,
+                text,
+                num_denoising_queries=self.config.num_denoising_queries,
+                label_noise=self.config.denoising_label_noise,
+                box_noise=self.config.denoising_box_noise,
+                num_queries=self.config.num_queries,
+                label_embedding=self.denoising_label_embedding,
+            )
+        if denoising is not None:
+            queries = torch.cat((denoising.content, queries), dim=1)
+            references = torch.cat((denoising.reference_points, references), dim=1)
+        states = self.decoder(
+            queries,
+            references,
+            vision,
+            text,
+            valid_ratios,
+            spatial_shapes,
+            vision_mask,
+            text_mask,
+            None if denoising is None else denoising.attention_mask,
+            box_heads,
+        )
+        output = GDinoModelOutput(
+            last_hidden_state=states.last_hidden_state,
+            init_reference_points=references,
+            intermediate_hidden_states=torch.stack(states.hidden_states, dim=1),
+            intermediate_reference_points=torch.stack(states.output_references, dim=1),
+            input_reference_points=torch.stack(states.input_references, dim=1),
+            encoder_last_hidden_state_vision=vision,
+            encoder_last_hidden_state_text=text,
+            text_features=text_features,
+            denoising=denoising,
+        )
+        if selected is not None:
+            output.encoder_logits = selected.logits
+            output.encoder_pred_boxes = selected.box_logits.sigmoid()
+        if output_hidden_states:
+            output.encoder_vision_hidden_states = (*vision_states, vision)
+            output.encoder_text_hidden_states = (*text_states, text)
+            if selected is not None:
+                output.enc_outputs_class = selected.all_logits
+                output.enc_outputs_coord_logits = selected.all_box_logits
+        return output if return_dict is not False else output.to_tuple()
+
+
+class GDinoForObjectDetection(GDinoPreTrainedModel):
+    """Grounding DINO with its box and contrastive heads: detection of whatever the prompt names.
+
+    Args:
+        config: The architecture, the loss and the denoising.
+    """
+
+    def __init__(self, config: GDinoConfig) -> None:
+        super().__init__(config)
+        self.model = GDinoModel(config)
+        num_box_heads = 1 if config.decoder_bbox_embed_share else config.decoder_layers
+        num_class_heads = 1 if config.decoder_cls_embed_share else config.decoder_layers
+        self.bbox_embed = nn.ModuleList(BoxHead(config) for _ in range(num_box_heads))
+        self.class_embed = nn.ModuleList(ContrastiveHead(config) for _ in range(num_class_heads))
+        if config.two_stage and config.two_stage_bbox_embed_share:
+            self._tied_weights_keys = {"model.encoder_output_bbox_embed": "bbox_embed.0"}
+        # Some writers store a copy of a shared head for every layer.
+        copies = [
+            rf"^{name}\.[1-9]\d*\."
+            for name, shared in (
+                ("bbox_embed", config.decoder_bbox_embed_share),
+                ("class_embed", config.decoder_cls_embed_share),
+            )
+            if shared
+        ]
+        self._keys_to_ignore_on_load_unexpected = [*self._keys_to_ignore_on_load_unexpected, *copies]
+        self.post_init()
+
+    def get_image_features(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> GDinoImageFeatures:
+        """See `GDinoModel.get_image_features`."""
+        return self.model.get_image_features(pixel_values, pixel_mask)
+
+    def get_text_features(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> GDinoTextFeatures:
+        """See `GDinoModel.get_text_features`."""
+        return self.model.get_text_features(input_ids, attention_mask, token_type_ids)
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        image_features: GDinoImageFeatures | None = None,
+        text_features: GDinoTextFeatures | None = None,
+        image_indices: Tensor | None = None,
+        labels: list[dict[str, Tensor]] | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> GDinoObjectDetectionOutput | tuple:
+        """Detect, and with labels compute the loss.
+
+        Args:
+            pixel_values: (B, 3, H, W) normalized pixels.
+            input_ids: (R, T) tokens of the prompts. R is B, or 1 for one prompt for all images, or any number with
+                image_indices.
+            attention_mask: (R, T), nonzero on real tokens; all are if None.
+            token_type_ids: (R, T); zeros if None.
+            pixel_mask: (B, H, W), nonzero on real pixels; all are if None.
+            image_features: What `get_image_features` returned, instead of pixel_values.
+            text_features: What `get_text_features` returned, instead of input_ids.
+            image_indices: (R,) int64 image of each prompt, where prompts are chunks of long label lists.
+            labels: Per image {"class_labels": (N,) int64 index into the image's own labels, "boxes": (N, 4) cxcywh in
+                [0, 1]}; N may be 0.
+            output_hidden_states: Also return the encoder's states and all proposals.
+            return_dict: False returns a tuple.
+
+        Returns:
+            Token logits, boxes, and with labels the loss.
+
+        Raises:
+            ValueError: An input is missing, numbers of images and prompts do not go together, or a label does not fit
+                its image.
+        """
+        outputs = self.model(
+            pixel_values=pixel_values,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            pixel_mask=pixel_mask,
+            image_features=image_features,
+            text_features=text_features,
+            image_indices=image_indices,
+            labels=labels,
+            box_heads=_per_layer(self.bbox_embed, self.config.decoder_layers),
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        prompts, denoising = outputs.text_features, outputs.denoising
+        num_layers = self.config.decoder_layers
+        # Without a loss to compute, only the last layer speaks.
+        wanted = range(num_layers) if labels is not None else [num_layers - 1]
+        predictions = [self._predict(outputs, layer) for layer in wanted]
+        num_denoising = 0 if denoising is None else denoising.num_queries
+        logits, pred_boxes = predictions[-1]
+
+        result = GDinoObjectDetectionOutput(
+            logits=logits[:, num_denoising:],
+            pred_boxes=pred_boxes[:, num_denoising:],
+            last_hidden_state=outputs.last_hidden_state[:, num_denoising:],
+            init_reference_points=outputs.init_reference_points[:, num_denoising:],
+            intermediate_hidden_states=outputs.intermediate_hidden_states[:, :, num_denoising:],
+            intermediate_reference_points=outputs.intermediate_reference_points[:, :, num_denoising:],
+            encoder_last_hidden_state_vision=outputs.encoder_last_hidden_state_vision,
+            encoder_last_hidden_state_text=outputs.encoder_last_hidden_state_text,
+            encoder_vision_hidden_states=outputs.encoder_vision_hidden_states,
+            encoder_text_hidden_states=outputs.encoder_text_hidden_states,
+            encoder_logits=outputs.encoder_logits,
+            encoder_pred_boxes=outputs.encoder_pred_boxes,
+            enc_outputs_class=outputs.enc_outputs_class,
+            enc_outputs_coord_logits=outputs.enc_outputs_coord_logits,
+            input_ids=prompts.input_ids,
+            attention_mask=prompts.attention_mask,
+        )
+        if labels is not None:
+            layer_logits = torch.stack([x for x, _ in predictions])
+            layer_boxes = torch.stack([x for _, x in predictions])
+            targets: Targets = prepare_targets(labels, prompts.phrase_ids, prompts.attention_mask)
+            result.loss, result.loss_dict = detection_losses(
+                self.config,
+                targets,
+                phrase_ids=prompts.phrase_ids,
+                attention_mask=prompts.attention_mask,
+                decoder_logits=layer_logits[:, :, num_denoising:],
+                decoder_boxes=layer_boxes[:, :, num_denoising:],
+                encoder_logits=outputs.encoder_logits,
+                encoder_boxes=outputs.encoder_pred_boxes,
+                denoising=denoising,
+                denoising_logits=None if denoising is None else layer_logits[:, :, :num_denoising],
+                denoising_boxes=None if denoising is None else layer_boxes[:, :, :num_denoising],
+                region_embeddings=result.last_hidden_state,
+                text_embeddings=outputs.encoder_last_hidden_state_text,
+                input_ids=prompts.input_ids,
+            )
+            table = self.model.denoising_label_embedding
+            if self.training and denoising is None and table is not None:
+                # A batch without boxes must still give the table its (zero) gradient, or data-parallel training hangs.
+                result.loss = result.loss + 0.0 * table.weight.sum()
+            if self.config.auxiliary_loss:
+                result.auxiliary_outputs = [
+                    {"logits": x[:, num_denoising:], "pred_boxes": y[:, num_denoising:]} for x, y in predictions[:-1]
+                ]
+        return result if return_dict is not False else result.to_tuple()
+
+    def _predict(self, outputs: GDinoModelOutput, layer: int) -> tuple[Tensor, Tensor]:
+        """Token logits (R, Q, max_text_len) and boxes (R, Q, 4) of one decoder layer."""
+        hidden = outputs.intermediate_hidden_states[:, layer]
+        class_head = _per_layer(self.class_embed, self.config.decoder_layers)[layer]
+        box_head = _per_layer(self.bbox_embed, self.config.decoder_layers)[layer]
+        prompts = outputs.text_features
+        logits = class_head(hidden, outputs.encoder_last_hidden_state_text, prompts.attention_mask)
+        start = inverse_sigmoid(outputs.input_reference_points[:, layer], self.config.inverse_sigmoid_eps)
+        return logits, (box_head(hidden).float() + start).sigmoid()
+
+
+def _per_layer(heads: nn.ModuleList, num_layers: int) -> list[nn.Module]:
+    return [heads[0] if len(heads) == 1 else heads[layer] for layer in range(num_layers)]
+
+
+def _input_projections(channels: list[int], num_levels: int, width: int) -> nn.ModuleList:
+    """One projection per level; levels beyond the backbone's are made by strided convolution."""
+
+    def project(in_channels: int, **kwargs: int) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(in_channels, width, **kwargs), nn.GroupNorm(math.gcd(32, width), width))
+
+    used = channels[-num_levels:]
+    extra = num_levels - len(used)
+    projections = [project(n, kernel_size=1) for n in used]
+    projections += [
+        project(used[-1] if i == 0 else width, kernel_size=3, stride=2, padding=1) for i in range(extra)
+    ]
+    return nn.ModuleList(projections)
+
+
+def _text_backbone(config: GDinoConfig) -> PreTrainedModel:
+    """Any AutoModel text encoder, without the pooler it may have: nothing would train it."""
+    try:
+        text_class = MODEL_MAPPING[type(config.text_config)]
+        takes_pooler = "add_pooling_layer" in inspect.signature(text_class.__init__).parameters
+    except (KeyError, AttributeError):
+        takes_pooler = False
+    return AutoModel.from_config(config.text_config, **({"add_pooling_layer": False} if takes_pooler else {}))
+
+
+def _valid_ratio(mask: Tensor) -> Tensor:
+    """Share of a map's width and height that is real: (B, h, w) bool to (B, 2) float32 xy."""
+    width = mask[:, 0, :].sum(1).float() / mask.shape[2]
+    height = mask[:, :, 0].sum(1).float() / mask.shape[1]
+    return torch.stack((width, height), dim=-1)
+
+
+def _pair(
+    images: GDinoImageFeatures, prompts: GDinoTextFeatures, image_indices: Tensor | None
+) -> tuple[GDinoImageFeatures, GDinoTextFeatures]:
+    """Bring images and prompts to the same number of rows."""
+    num_images, num_prompts = images.feature_maps[0].shape[0], prompts.last_hidden_state.shape[0]
+    if image_indices is not None:
+        if image_indices.shape != (num_prompts,):
+            raise ValueError(
+                f"image_indices is {tuple(image_indices.shape)} for {num_prompts} prompts; give one image per prompt."
+            )
+        picked = GDinoImageFeatures(
+            feature_maps=tuple(x.index_select(0, image_indices) for x in images.feature_maps),
+            masks=images.masks and tuple(x.index_select(0, image_indices) for x in images.masks),
+        )
+        return picked, prompts
+    if num_images == num_prompts:
+        return images, prompts
+    if num_prompts == 1:
+        repeated = {name: x.expand(num_images, *x.shape[1:]) for name, x in prompts.items()}
+        return images, GDinoTextFeatures(**repeated)
+    if num_images == 1:
+        repeated = GDinoImageFeatures(
+            feature_maps=tuple(x.expand(num_prompts, -1, -1, -1) for x in images.feature_maps),
+            masks=images.masks and tuple(x.expand(num_prompts, -1, -1) for x in images.masks),
+        )
+        return repeated, prompts
+    raise ValueError(
+        f"There are {num_images} images and {num_prompts} prompts; give one prompt per image, one for all, or "
+        "image_indices."
+    )
+
+
+def _check_trainable(
+    labels: list[dict[str, Tensor]],
+    images: GDinoImageFeatures,
+    prompts: GDinoTextFeatures,
+    image_indices: Tensor | None,
+) -> None:
+    if image_indices is not None or prompts.last_hidden_state.shape[0] > images.feature_maps[0].shape[0]:
+        raise ValueError(
+            "labels go with one prompt per image, but an image has several prompts; keep an image's labels within "
+            "max_text_len tokens in training, for instance by sampling fewer negatives."
+        )
+
+
