@@ -97,7 +97,7 @@ def tiny_config(tiny_tokenizer):
             intermediate_size=32,
             max_position_embeddings=256,
         ),
-        d_model=32,
+        d_model=64,
         encoder_layers=2,
         encoder_ffn_dim=64,
         encoder_attention_heads=4,

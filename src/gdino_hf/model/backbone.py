@@ -40,6 +40,24 @@ def freeze_batch_norm(module: nn.Module) -> None:
             freeze_batch_norm(child)
 
 
+def unused_parameters(config: GDinoConfig) -> list[str]:
+    """Parameters of the image backbone that no used feature map depends on: final norms, mask tokens, left-out stages.
+
+    They stay, since checkpoints hold them, but do not train: data-parallel training would wait for their gradients.
+    Found by tracing a backbone without storage, which takes no memory and hardly any time.
+    """
+    with torch.device("meta"), torch.enable_grad():
+        probe = AutoBackbone.from_config(config.backbone_config)
+        try:
+            maps = probe(torch.empty(1, 3, 64, 64)).feature_maps
+        except (NotImplementedError, RuntimeError):
+            return []
+        names, parameters = zip(*[item for item in probe.named_parameters() if item[1].requires_grad], strict=True)
+        total = sum(x.sum() for x in maps[-config.num_feature_levels :])
+        gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+    return [name for name, gradient in zip(names, gradients, strict=True) if gradient is None]
+
+
 class ConvEncoder(nn.Module):
     """The image backbone itself, under the name that checkpoints give it."""
 
@@ -47,6 +65,8 @@ class ConvEncoder(nn.Module):
         super().__init__()
         self.model = AutoBackbone.from_config(config.backbone_config)
         freeze_batch_norm(self.model)
+        for name in unused_parameters(config):
+            self.model.get_parameter(name).requires_grad_(False)
 
 
 class Backbone(nn.Module):

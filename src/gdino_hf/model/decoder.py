@@ -120,6 +120,7 @@ class Decoder(nn.Module):
         text_mask: Tensor,
         query_mask: Tensor | None = None,
         box_heads: Sequence[nn.Module] | None = None,
+        scale_positions: bool = False,
     ) -> DecoderStates:
         """Decode.
 
@@ -134,6 +135,7 @@ class Decoder(nn.Module):
             text_mask: (B, T) bool, True on real tokens.
             query_mask: Broadcastable to (B, 1, Q, Q) bool, True = may attend, or None.
             box_heads: One box head per layer; None leaves the references where they are.
+            scale_positions: Embed the queries' boxes as parts of the padded map, as published, instead of the image.
 
         Returns:
             The states of every layer.
@@ -144,7 +146,7 @@ class Decoder(nn.Module):
         for index, layer in enumerate(self.layers):
             level_references = references[:, :, None] * ratios
             embedding = box_position_embedding(
-                level_references[:, :, 0], self.config.d_model // 2, self.config.query_position_temperature
+                level_references[:, :, 0] if scale_positions else references, self.config.d_model // 2, self.config.query_position_temperature
             )
             position_embedding = self.reference_points_head(embedding.to(queries.dtype))
             queries = layer(

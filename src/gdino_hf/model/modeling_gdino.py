@@ -5,10 +5,12 @@
 
 import inspect
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
@@ -38,10 +40,12 @@ class GDinoImageFeatures(ModelOutput):
     Attributes:
         feature_maps: Per level (B, D, h_l, w_l), projected to the model's width.
         masks: Per level (B, h_l, w_l) bool, True on real cells; None if all are, which saves the model masking.
+        padding_seen: Whether padding took part in the features, as published; then it does in query positions too.
     """
 
     feature_maps: tuple[Tensor, ...] | None = None
     masks: tuple[Tensor, ...] | None = None
+    padding_seen: bool | None = None
 
 
 @dataclass
@@ -247,18 +251,27 @@ class GDinoModel(GDinoPreTrainedModel):
         """The text backbone's token embeddings."""
         return self.text_backbone.get_input_embeddings()
 
-    def get_image_features(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> GDinoImageFeatures:
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        image_sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> GDinoImageFeatures:
         """Run the image side up to the encoder, once for any number of prompts.
+
+        Published models let a backbone see the padding of a batch, so an image's features depend on its neighbours.
+        With image_sizes they do not: a batch gives what single images give.
 
         Args:
             pixel_values: (B, 3, H, W) normalized pixels.
-            pixel_mask: (B, H, W), nonzero on real pixels; all are if None.
+            pixel_mask: (B, H, W), nonzero on real pixels; all are if None. Padding reaches the backbone.
+            image_sizes: (height, width) of each image, which stands at the top left; takes the place of pixel_mask.
 
         Returns:
             The projected feature maps and their masks.
 
         Raises:
-            ValueError: pixel_values is not (B, 3, H, W), or the mask's size differs.
+            ValueError: pixel_values is not (B, 3, H, W), or the mask's or the images' sizes do not fit it.
         """
         if pixel_values.ndim != 4:
             raise ValueError(f"pixel_values must be (B, 3, H, W), got {tuple(pixel_values.shape)}; add a batch axis.")
@@ -267,15 +280,43 @@ class GDinoModel(GDinoPreTrainedModel):
                 f"pixel_mask is {tuple(pixel_mask.shape)} but pixel_values is {tuple(pixel_values.shape)}; give one "
                 "(H, W) mask per image."
             )
-        maps = self.backbone(pixel_values.to(self.level_embed.dtype))[-self.config.num_feature_levels :]
+        pixel_values = pixel_values.to(self.level_embed.dtype)
+        if image_sizes is not None and not _fills(image_sizes, pixel_values):
+            return self._features_by_size(pixel_values, image_sizes)
+        features = self._project(pixel_values)
+        masks = None
+        if pixel_mask is not None and image_sizes is None:
+            masks = tuple(resize_mask(pixel_mask, (x.shape[-2], x.shape[-1])) for x in features)
+        return GDinoImageFeatures(feature_maps=tuple(features), masks=masks, padding_seen=masks is not None)
+
+    def _project(self, pixel_values: Tensor) -> list[Tensor]:
+        """Backbone and projections: (B, 3, H, W) to (B, D, h_l, w_l) of every level."""
+        maps = self.backbone(pixel_values)[-self.config.num_feature_levels :]
         features = [projection(x) for projection, x in zip(self.input_proj_vision, maps, strict=False)]
         for projection in self.input_proj_vision[len(maps) :]:
             # The first extra level reads the backbone's last map, the others the level before.
             features.append(projection(maps[-1] if len(features) == len(maps) else features[-1]))
-        masks = None
-        if pixel_mask is not None:
-            masks = tuple(resize_mask(pixel_mask, (x.shape[-2], x.shape[-1])) for x in features)
-        return GDinoImageFeatures(feature_maps=tuple(features), masks=masks)
+        return features
+
+    def _features_by_size(self, pixel_values: Tensor, image_sizes: Sequence[tuple[int, int]]) -> GDinoImageFeatures:
+        """Images of one size together, each without its padding: neither backbone nor normalization sees another's."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, (height, width) in enumerate(image_sizes):
+            groups.setdefault((int(height), int(width)), []).append(index)
+        pieces = [
+            self._project(pixel_values[indices, :, :height, :width]) for (height, width), indices in groups.items()
+        ]
+        order = torch.tensor([index for indices in groups.values() for index in indices], device=pixel_values.device)
+        back = order.argsort()
+        features, masks = [], []
+        for level in zip(*pieces, strict=True):
+            height, width = (max(x.shape[side] for x in level) for side in (-2, -1))
+            frames = [(0, width - x.shape[-1], 0, height - x.shape[-2]) for x in level]
+            padded = [F.pad(x, frame) for x, frame in zip(level, frames, strict=True)]
+            real = [F.pad(torch.ones_like(x[:, 0], dtype=torch.bool), frame) for x, frame in zip(level, frames, strict=True)]
+            features.append(torch.cat(padded).index_select(0, back))
+            masks.append(torch.cat(real).index_select(0, back))
+        return GDinoImageFeatures(feature_maps=tuple(features), masks=tuple(masks))
 
     def get_text_features(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
@@ -327,6 +368,7 @@ class GDinoModel(GDinoPreTrainedModel):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         pixel_mask: Tensor | None = None,
+        image_sizes: Sequence[tuple[int, int]] | None = None,
         image_features: GDinoImageFeatures | None = None,
         text_features: GDinoTextFeatures | None = None,
         image_indices: Tensor | None = None,
@@ -345,6 +387,7 @@ class GDinoModel(GDinoPreTrainedModel):
             attention_mask: (R, T), nonzero on real tokens.
             token_type_ids: (R, T).
             pixel_mask: (B, H, W), nonzero on real pixels.
+            image_sizes: (height, width) of each image in the padded batch; see `get_image_features`.
             image_features: What `get_image_features` returned, instead of pixel_values.
             text_features: What `get_text_features` returned, instead of input_ids.
             image_indices: (R,) int64 image of each prompt, where prompts are chunks of long label lists.
@@ -364,7 +407,7 @@ class GDinoModel(GDinoPreTrainedModel):
         if image_features is None:
             if pixel_values is None:
                 raise ValueError("There is no image: give pixel_values or image_features.")
-            image_features = self.get_image_features(pixel_values, pixel_mask)
+            image_features = self.get_image_features(pixel_values, pixel_mask, image_sizes)
         if text_features is None:
             if input_ids is None:
                 raise ValueError("There is no text: give input_ids or text_features.")
@@ -458,6 +501,7 @@ class GDinoModel(GDinoPreTrainedModel):
             text_mask,
             None if denoising is None else denoising.attention_mask,
             box_heads,
+            scale_positions=bool(image_features.padding_seen),
         )
         output = GDinoModelOutput(
             last_hidden_state=states.last_hidden_state,
@@ -510,9 +554,14 @@ class GDinoForObjectDetection(GDinoPreTrainedModel):
         self._keys_to_ignore_on_load_unexpected = [*self._keys_to_ignore_on_load_unexpected, *copies]
         self.post_init()
 
-    def get_image_features(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> GDinoImageFeatures:
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        image_sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> GDinoImageFeatures:
         """See `GDinoModel.get_image_features`."""
-        return self.model.get_image_features(pixel_values, pixel_mask)
+        return self.model.get_image_features(pixel_values, pixel_mask, image_sizes)
 
     def get_text_features(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
@@ -527,6 +576,7 @@ class GDinoForObjectDetection(GDinoPreTrainedModel):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         pixel_mask: Tensor | None = None,
+        image_sizes: Sequence[tuple[int, int]] | None = None,
         image_features: GDinoImageFeatures | None = None,
         text_features: GDinoTextFeatures | None = None,
         image_indices: Tensor | None = None,
@@ -544,6 +594,8 @@ class GDinoForObjectDetection(GDinoPreTrainedModel):
             attention_mask: (R, T), nonzero on real tokens; all are if None.
             token_type_ids: (R, T); zeros if None.
             pixel_mask: (B, H, W), nonzero on real pixels; all are if None.
+            image_sizes: (height, width) of each image in the padded batch, so that padding changes nothing; the
+                processor gives them. See `get_image_features`.
             image_features: What `get_image_features` returned, instead of pixel_values.
             text_features: What `get_text_features` returned, instead of input_ids.
             image_indices: (R,) int64 image of each prompt, where prompts are chunks of long label lists.
@@ -565,6 +617,7 @@ class GDinoForObjectDetection(GDinoPreTrainedModel):
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
             pixel_mask=pixel_mask,
+            image_sizes=image_sizes,
             image_features=image_features,
             text_features=text_features,
             image_indices=image_indices,
@@ -669,6 +722,18 @@ def _text_backbone(config: GDinoConfig) -> PreTrainedModel:
     return AutoModel.from_config(config.text_config, **({"add_pooling_layer": False} if takes_pooler else {}))
 
 
+def _fills(image_sizes: Sequence[tuple[int, int]], pixel_values: Tensor) -> bool:
+    """Whether every image is as large as the batch, after checking that none is larger."""
+    batch, _, height, width = pixel_values.shape
+    sizes = [(int(h), int(w)) for h, w in image_sizes]
+    if len(sizes) != batch or any(not (0 < h <= height and 0 < w <= width) for h, w in sizes):
+        raise ValueError(
+            f"image_sizes {sizes} do not fit pixel_values {tuple(pixel_values.shape)}; give (height, width) of every "
+            "image within the padded batch."
+        )
+    return all(size == (height, width) for size in sizes)
+
+
 def _valid_ratio(mask: Tensor) -> Tensor:
     """Share of a map's width and height that is real: (B, h, w) bool to (B, 2) float32 xy."""
     width = mask[:, 0, :].sum(1).float() / mask.shape[2]
@@ -689,6 +754,7 @@ def _pair(
         picked = GDinoImageFeatures(
             feature_maps=tuple(x.index_select(0, image_indices) for x in images.feature_maps),
             masks=images.masks and tuple(x.index_select(0, image_indices) for x in images.masks),
+            padding_seen=images.padding_seen,
         )
         return picked, prompts
     if num_images == num_prompts:
@@ -700,6 +766,7 @@ def _pair(
         repeated = GDinoImageFeatures(
             feature_maps=tuple(x.expand(num_prompts, -1, -1, -1) for x in images.feature_maps),
             masks=images.masks and tuple(x.expand(num_prompts, -1, -1) for x in images.masks),
+            padding_seen=images.padding_seen,
         )
         return repeated, prompts
     raise ValueError(
