@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,3 +57,153 @@ def phrase_structure(input_ids: Tensor, attention_mask: Tensor, special_token_id
         phrase_mask=block[:, :, None] == block[:, None, :],
         position_ids=place - start,
     )
+
+
+@dataclass(frozen=True)
+class PromptChunk:
+    """As many labels as one prompt holds.
+
+    Attributes:
+        input_ids: "[CLS] label . label . [SEP]".
+        label_indices: Place of each of the chunk's labels in `Prompt.labels`.
+        spans: (start, end) tokens of each of the chunk's labels.
+    """
+
+    input_ids: tuple[int, ...]
+    label_indices: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What one image is asked for.
+
+    Attributes:
+        labels: The caller's labels in the caller's spelling, negative ones at the end.
+        num_negatives: How many of them compete but are left out of results.
+        chunks: The tokens; more than one chunk where the labels do not fit one prompt.
+    """
+
+    labels: tuple[str, ...]
+    num_negatives: int
+    chunks: tuple[PromptChunk, ...]
+
+    @property
+    def num_positives(self) -> int:
+        """Labels that may appear in results."""
+        return len(self.labels) - self.num_negatives
+
+
+def parse_labels(text: str | Sequence[str]) -> list[str]:
+    """Labels as a list, from a list or from "a cat. a remote control.".
+
+    Args:
+        text: Labels, or one string with a period after each.
+
+    Returns:
+        The labels without blanks around them.
+
+    Raises:
+        TypeError: text is neither a string nor a sequence of strings.
+        ValueError: There is no label, or one is empty.
+    """
+    if isinstance(text, str):
+        labels = [piece.strip() for piece in text.split(".")]
+        labels = [label for label in labels if label]
+        if not labels:
+            raise ValueError(f"The text {text!r} names nothing; write for instance 'cat. remote control.'.")
+        return labels
+    if not isinstance(text, Sequence) or not all(isinstance(label, str) for label in text):
+        raise TypeError(f"Labels must be a string or a list of strings, got {_short(text)}.")
+    if len(text) == 0:
+        raise ValueError("The list of labels is empty; name at least one thing to look for.")
+    labels = [label.strip() for label in text]
+    if not all(labels):
+        raise ValueError(f"Label {labels.index('')} is empty; leave it out or name something.")
+    return labels
+
+
+def build_prompt(
+    labels: str | Sequence[str], tokenizer: Any, max_text_len: int = 256, negative_labels: Sequence[str] = ()
+) -> Prompt:
+    """Put labels into as few prompts as hold them; no label is cut, and every label is closed by a period.
+
+    Periods and question marks inside a label would split it, so they become blanks in the prompt; results still carry
+    the label as it was given.
+
+    Args:
+        labels: A list, or "a cat. a remote control.".
+        tokenizer: Tokenizer of the model's text encoder.
+        max_text_len: Most tokens of one prompt.
+        negative_labels: Labels that compete but are left out of results.
+
+    Returns:
+        The prompt.
+
+    Raises:
+        TypeError: A label is not a string.
+        ValueError: There is no label, or one is empty, has no letters, or alone is longer than a prompt.
+    """
+    positives = parse_labels(labels)
+    negatives = parse_labels(negative_labels) if len(negative_labels) > 0 else []
+    every = positives + negatives
+    start, end, period, question = special_token_ids(tokenizer)
+    words = [" ".join(label.replace(".", " ").replace("?", " ").split()) for label in every]
+    room = max_text_len - 2
+    # Far beyond any prompt there is no need to tokenize to know that a label is too long.
+    tokenized = tokenizer([word[: 64 * max_text_len] for word in words], add_special_tokens=False)["input_ids"]
+    chunks: list[PromptChunk] = []
+    ids: list[int] = [start]
+    indices: list[int] = []
+    spans: list[tuple[int, int]] = []
+    for index, (label, tokens) in enumerate(zip(every, tokenized, strict=True)):
+        tokens = [token for token in tokens if token not in (start, end, period, question)]
+        if not tokens:
+            raise ValueError(f"The label {_short(label)} has nothing to look for in it; use words.")
+        if len(tokens) + 1 > room:
+            raise ValueError(
+                f"The label {_short(label)} of {len(label)} characters has more than the {room - 1} tokens a prompt of "
+                f"{max_text_len} holds; shorten it."
+            )
+        if len(ids) - 1 + len(tokens) + 1 > room:
+            chunks.append(PromptChunk((*ids, end), tuple(indices), tuple(spans)))
+            ids, indices, spans = [start], [], []
+        spans.append((len(ids), len(ids) + len(tokens)))
+        indices.append(index)
+        ids += [*tokens, period]
+    chunks.append(PromptChunk((*ids, end), tuple(indices), tuple(spans)))
+    return Prompt(tuple(every), len(negatives), tuple(chunks))
+
+
+def special_token_ids(tokenizer: Any) -> list[int]:
+    """Ids of [CLS], [SEP], "." and "?" in a tokenizer, as config.special_token_ids wants them."""
+    start = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
+    end = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
+    return [start, end, *(tokenizer.convert_tokens_to_ids(mark) for mark in (".", "?"))]
+
+
+def spans_from_ids(input_ids: Sequence[int], special_ids: Sequence[int], num_tokens: int) -> list[tuple[int, int]]:
+    """(start, end) of the phrases of one row of tokens, for prompts that were not built here.
+
+    Args:
+        input_ids: Tokens of one prompt.
+        special_ids: Ids that separate phrases.
+        num_tokens: Number of real tokens.
+
+    Returns:
+        Spans in order.
+    """
+    spans, start = [], None
+    for place, token in enumerate([*input_ids[:num_tokens], special_ids[0]]):
+        if token in special_ids:
+            if start is not None:
+                spans.append((start, place))
+            start = None
+        elif start is None:
+            start = place
+    return spans
+
+
+def _short(value: object, limit: int = 40) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

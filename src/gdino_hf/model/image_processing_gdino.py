@@ -1,0 +1,346 @@
+"""Photographs to pixel tensors, on PIL and torch alone."""
+
+import io
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers.image_transforms import get_size_with_aspect_ratio
+
+from .box_ops import cxcywh_to_xyxy
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class GDinoImageProcessor(BaseImageProcessor):
+    """Resize, normalize and pad photographs.
+
+    Args:
+        do_resize: Resize at all.
+        size: {"shortest_edge", "longest_edge"} keeps the aspect ratio; {"height", "width"} does not.
+        resample: PIL's number of the filter; 2 is bilinear.
+        do_rescale: Multiply by rescale_factor.
+        rescale_factor: 1 / 255 brings bytes to 0..1.
+        do_normalize: Subtract image_mean and divide by image_std.
+        image_mean: Per channel.
+        image_std: Per channel.
+        do_pad: Pad the images of a batch to one size.
+        pad_size: {"height", "width"} to pad to; None pads to the largest image.
+    """
+
+    model_input_names = ["pixel_values", "pixel_mask"]
+
+    def __init__(
+        self,
+        do_resize: bool = True,
+        size: dict[str, int] | None = None,
+        resample: int = 2,
+        do_rescale: bool = True,
+        rescale_factor: float = 1 / 255,
+        do_normalize: bool = True,
+        image_mean: Sequence[float] = IMAGENET_MEAN,
+        image_std: Sequence[float] = IMAGENET_STD,
+        do_pad: bool = True,
+        pad_size: dict[str, int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.pop("image_processor_type", None)
+        super().__init__(**kwargs)
+        self.do_resize = do_resize
+        self.size = _checked_size(dict(size) if size is not None else {"shortest_edge": 800, "longest_edge": 1333})
+        self.resample = int(resample)
+        self.do_rescale = do_rescale
+        self.rescale_factor = rescale_factor
+        self.do_normalize = do_normalize
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
+        self.do_pad = do_pad
+        self.pad_size = pad_size
+
+    def preprocess(
+        self,
+        images: Any,
+        annotations: Any = None,
+        return_tensors: str | None = "pt",
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Prepare one image or several.
+
+        Args:
+            images: PIL image, numpy array or torch tensor ((H, W), (H, W, C) or (C, H, W); bytes, or floats in 0..1),
+                path, bytes, or a list of these.
+            annotations: COCO annotations of one image or a list of them, each {"annotations": [{"bbox": absolute xywh,
+                "category_id": int}, ...]}; see `boxes_from_coco`.
+            return_tensors: "pt" or None, both give torch tensors.
+            **kwargs: Any constructor argument, for this call.
+
+        Returns:
+            "pixel_values" (B, 3, H, W) float32, "pixel_mask" (B, H, W) int64 with 1 on real pixels, and with annotations
+            "labels". The attribute `image_sizes` holds each image's (height, width) before padding, `original_sizes`
+            that of the upright photograph.
+
+        Raises:
+            ValueError: An image cannot be read or holds values that are not finite.
+        """
+        if return_tensors not in (None, "pt"):
+            raise ValueError(f"return_tensors must be 'pt', got {return_tensors!r}; this processor makes torch tensors.")
+        options = {**vars(self), **{name: value for name, value in kwargs.items() if value is not None}}
+        if kwargs.get("size") is not None:
+            options["size"] = _checked_size(dict(kwargs["size"]))
+        pictures = [load_image(image) for image in as_list(images)]
+        if not pictures:
+            raise ValueError("The list of images is empty; give at least one.")
+        arrays = [_prepare(picture, options) for picture in pictures]
+        sizes = [(array.shape[1], array.shape[2]) for array in arrays]
+        height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
+        if options["pad_size"] is not None:
+            pad = options["pad_size"]
+            if pad["height"] < height or pad["width"] < width:
+                raise ValueError(f"pad_size {pad} is smaller than an image of {height}x{width}; enlarge it or size.")
+            height, width = pad["height"], pad["width"]
+        elif not options["do_pad"] and len(set(sizes)) > 1:
+            raise ValueError(f"Images of sizes {sorted(set(sizes))} do not stack; set do_pad=True.")
+        pixel_values = torch.zeros(len(arrays), 3, height, width)
+        pixel_mask = torch.zeros(len(arrays), height, width, dtype=torch.int64)
+        for index, array in enumerate(arrays):
+            pixel_values[index, :, : array.shape[1], : array.shape[2]] = torch.from_numpy(array)
+            pixel_mask[index, : array.shape[1], : array.shape[2]] = 1
+        data: dict[str, Any] = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
+        original_sizes = [(picture.height, picture.width) for picture in pictures]
+        if annotations is not None:
+            annotations = [annotations] if isinstance(annotations, dict) else list(annotations)
+            if len(annotations) != len(pictures):
+                raise ValueError(f"There are {len(annotations)} annotations for {len(pictures)} images; give one each.")
+            data["labels"] = [
+                boxes_from_coco(annotation, size)
+                for annotation, size in zip(annotations, original_sizes, strict=True)
+            ]
+        features = BatchFeature(data)
+        features.image_sizes = sizes
+        features.original_sizes = original_sizes
+        return features
+
+    @staticmethod
+    def boxes_from_coco(annotation: dict[str, Any], image_size: tuple[int, int]) -> dict[str, Tensor]:
+        """See the function of this name."""
+        return boxes_from_coco(annotation, image_size)
+
+    def post_process_object_detection(
+        self, outputs: Any, threshold: float = 0.1, target_sizes: Tensor | Sequence[tuple[int, int]] | None = None
+    ) -> list[dict[str, Tensor]]:
+        """Boxes by their best token, without regard to labels; the processor's grounded version knows labels.
+
+        Args:
+            outputs: Model output with logits (B, Q, T) and pred_boxes (B, Q, 4).
+            threshold: Lowest score, 0..1.
+            target_sizes: (height, width) of each image; None leaves boxes in 0..1.
+
+        Returns:
+            Per image "scores" (N,), "labels" (N,) token index and "boxes" (N, 4) xyxy.
+        """
+        scores, tokens = outputs.logits.float().sigmoid().max(-1)
+        boxes = cxcywh_to_xyxy(outputs.pred_boxes.float())
+        if target_sizes is not None:
+            boxes = boxes * box_scale(target_sizes, boxes)[:, None]
+        return [
+            {"scores": s[s > threshold], "labels": t[s > threshold], "boxes": b[s > threshold]}
+            for s, t, b in zip(scores, tokens, boxes, strict=True)
+        ]
+
+
+def load_image(image: Any) -> Image.Image:
+    """Any picture as an upright RGB PIL image.
+
+    Args:
+        image: PIL image, numpy array or torch tensor, path or bytes.
+
+    Returns:
+        The picture in RGB, turned as its EXIF orientation says.
+
+    Raises:
+        ValueError: It cannot be read, is not a picture, or holds values that are not finite.
+        TypeError: It is none of these.
+    """
+    if isinstance(image, (str, os.PathLike, bytes)):
+        source: Any = io.BytesIO(image) if isinstance(image, bytes) else image
+        name = "the bytes given" if isinstance(image, bytes) else str(image)
+        try:
+            with Image.open(source) as opened:
+                opened.load()
+                image = opened.copy() if opened.getexif().get(0x0112, 1) == 1 else ImageOps.exif_transpose(opened)
+        except UnidentifiedImageError as error:
+            raise ValueError(f"{name} is not a picture PIL can read; give PNG, JPEG or WebP.") from error
+        except FileNotFoundError as error:
+            raise ValueError(f"There is no file {name}; check the path.") from error
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{name} cannot be decoded ({error}); save it again or leave it out.") from error
+        return to_rgb(image)
+    if isinstance(image, Image.Image):
+        try:
+            image.load()
+        except (OSError, SyntaxError) as error:
+            name = getattr(image, "filename", "") or "The picture"
+            raise ValueError(f"{name} cannot be decoded ({error}); save it again or leave it out.") from error
+        return to_rgb(ImageOps.exif_transpose(image))
+    if isinstance(image, Tensor):
+        image = image.detach().cpu().numpy()
+    if isinstance(image, np.ndarray):
+        return _from_array(image)
+    raise TypeError(f"An image must be a PIL image, array, tensor, path or bytes, got {type(image).__name__}.")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Palette, greyscale, 16-bit, CMYK and transparent pictures as RGB; what transparency hides shows."""
+    if image.width == 0 or image.height == 0:
+        raise ValueError(f"The picture is {image.width}x{image.height} pixels; it must have at least one.")
+    if image.mode == "RGB":
+        return image
+    if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I", "F"):
+        values = np.asarray(image, dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError("The picture holds pixels that are not finite; replace NaN and infinity.")
+        # 16 bits where the values say so; a 32-bit picture of byte values is taken as it is.
+        if image.mode.startswith("I;16") or values.max(initial=0) > 255:
+            values = values / 257
+        return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
+
+
+def boxes_from_coco(annotation: dict[str, Any], image_size: tuple[int, int]) -> dict[str, Tensor]:
+    """COCO annotations of one image as the model's labels; crowds and boxes without area are left out.
+
+    Args:
+        annotation: {"annotations": [{"bbox": absolute xywh in pixels, "category_id": int, "iscrowd"?}, ...]}.
+        image_size: (height, width) of the photograph.
+
+    Returns:
+        "class_labels" (N,) int64 the category ids, "boxes" (N, 4) float32 cxcywh in [0, 1], clipped to the image.
+
+    Raises:
+        ValueError: The annotation has no list "annotations", or a box is not four finite numbers.
+    """
+    if not isinstance(annotation, dict) or "annotations" not in annotation:
+        raise ValueError("An annotation must be a dict with the list 'annotations', as COCO has it.")
+    kept = [item for item in annotation["annotations"] if not item.get("iscrowd", 0)]
+    boxes, classes = [], []
+    height, width = image_size
+    for item in kept:
+        box = np.asarray(item["bbox"], dtype=np.float64)
+        if box.shape != (4,) or not np.isfinite(box).all():
+            raise ValueError(f"The bbox {item['bbox']} is not four finite numbers x, y, width, height; repair it.")
+        if box[2] < 0 or box[3] < 0:
+            raise ValueError(f"The bbox {item['bbox']} has a negative width or height; give x, y, width, height.")
+        left, top = box[0].clip(0, width), box[1].clip(0, height)
+        right, bottom = (box[0] + box[2]).clip(0, width), (box[1] + box[3]).clip(0, height)
+        if right > left and bottom > top:
+            boxes.append(
+                [(left + right) / 2 / width, (top + bottom) / 2 / height, (right - left) / width, (bottom - top) / height]
+            )
+            classes.append(int(item["category_id"]))
+    return {
+        "class_labels": torch.tensor(classes, dtype=torch.int64),
+        "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+    }
+
+
+def box_scale(target_sizes: Tensor | Sequence[tuple[int, int]], boxes: Tensor) -> Tensor:
+    """(B, 4) factors from 0..1 to pixels, for xyxy boxes (B, Q, 4).
+
+    Args:
+        target_sizes: (height, width) of each image.
+        boxes: Gives the device and the number of images.
+
+    Returns:
+        (width, height, width, height) of each image.
+
+    Raises:
+        ValueError: There is not one size per image.
+    """
+    sizes = torch.as_tensor(target_sizes, dtype=torch.float32, device=boxes.device).reshape(-1, 2)
+    if sizes.shape[0] != boxes.shape[0]:
+        raise ValueError(f"There are {sizes.shape[0]} target_sizes for {boxes.shape[0]} images; give one each.")
+    return sizes.flip(-1).repeat(1, 2)
+
+
+def as_list(images: Any) -> list[Any]:
+    """One image or several as a list; a 4-D array or tensor is a batch."""
+    if isinstance(images, (list, tuple)):
+        return list(images)
+    if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
+        return list(images)
+    return [images]
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or 0 in array.shape:
+        raise ValueError(f"An image array must be (H, W), (H, W, C) or (C, H, W), got {array.shape}.")
+    if array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    if array.shape[-1] not in (1, 3, 4):
+        raise ValueError(f"An image array must have 1, 3 or 4 channels, got {array.shape}.")
+    if np.issubdtype(array.dtype, np.floating):
+        if not np.isfinite(array).all():
+            raise ValueError("The image holds pixels that are not finite; replace NaN and infinity.")
+        if array.min() < -1e-3 or array.max() > 255:
+            raise ValueError(
+                f"Float pixels must lie in 0..1 or 0..255, got {array.min():.3g} to {array.max():.3g}; undo the "
+                "normalization first."
+            )
+        array = array * 255 if array.max() <= 1 + 1e-3 else array
+        array = np.rint(array).clip(0, 255)
+    elif array.dtype == np.bool_:
+        array = array * 255
+    elif array.dtype == np.uint16:
+        array = np.rint(array / 257)
+    elif array.min() < 0 or array.max() > 255:
+        raise ValueError(f"Integer pixels must lie in 0..255, got {array.min()} to {array.max()}; scale them.")
+    array = array.astype(np.uint8)
+    return to_rgb(Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array))
+
+
+def _checked_size(size: dict[str, Any]) -> dict[str, int]:
+    size = {name: int(value) for name, value in size.items() if value is not None}
+    known = ({"shortest_edge", "longest_edge"}, {"shortest_edge"}, {"height", "width"}, {"max_height", "max_width"})
+    if set(size) not in known or min(size.values()) < 1:
+        raise ValueError(
+            f"size must be positive shortest_edge and longest_edge, or height and width, got {size or 'nothing'}."
+        )
+    return size
+
+
+def _prepare(picture: Image.Image, options: dict[str, Any]) -> np.ndarray:
+    """One RGB picture to (3, H, W) float32."""
+    if options["do_resize"]:
+        height, width = _target_size((picture.height, picture.width), options["size"])
+        if (width, height) != picture.size:
+            picture = picture.resize((width, height), resample=options["resample"])
+    pixels = np.asarray(picture, dtype=np.float32)
+    if options["do_rescale"]:
+        pixels = pixels * np.float32(options["rescale_factor"])
+    if options["do_normalize"]:
+        mean = np.asarray(options["image_mean"], dtype=np.float32)
+        pixels = (pixels - mean) / np.asarray(options["image_std"], dtype=np.float32)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _target_size(original: tuple[int, int], size: dict[str, int]) -> tuple[int, int]:
+    """(height, width) after resizing, at least one pixel each however long and thin the picture is."""
+    if "height" in size:
+        return size["height"], size["width"]
+    if "max_height" in size:
+        scale = min(size["max_height"] / original[0], size["max_width"] / original[1])
+        return max(1, int(original[0] * scale)), max(1, int(original[1] * scale))
+    height, width = original
+    longest = size.get("longest_edge")
+    if longest is not None and longest * min(original) / max(original) < 0.5:
+        return (longest, 1) if height > width else (1, longest)
+    new_height, new_width = get_size_with_aspect_ratio((height, width), size["shortest_edge"], longest)
+    return max(1, new_height), max(1, new_width)

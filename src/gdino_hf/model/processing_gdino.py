@@ -1,0 +1,357 @@
+"""Images and labels in, boxes with the caller's labels out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import BatchFeature, ProcessorMixin
+
+from .box_ops import batched_nms, cxcywh_to_xyxy, nms
+from .image_processing_gdino import as_list, box_scale
+from .text_prompt import Prompt, build_prompt, parse_labels, spans_from_ids, special_token_ids
+
+
+class GDinoInputs(BatchFeature):
+    """What the model's forward takes, and in the attribute `prompts` what post-processing needs beside it."""
+
+    prompts: list[Prompt] | None = None
+
+    def to(self, *args: Any, **kwargs: Any) -> "GDinoInputs":
+        """Move tensors to a device or dtype; the prompts come along."""
+        moved = super().to(*args, **kwargs)
+        moved.prompts = self.prompts
+        return moved
+
+
+@dataclass(frozen=True)
+class _Phrases:
+    """Labels of one row of logits: their places among the image's labels and their tokens."""
+
+    label_indices: list[int]
+    spans: list[tuple[int, int]]
+
+
+class GDinoProcessor(ProcessorMixin):
+    """Image processor and tokenizer as one, with labels as lists and results that carry them.
+
+    Args:
+        image_processor: A GDinoImageProcessor.
+        tokenizer: The text encoder's tokenizer.
+        max_text_len: Most tokens of a prompt; labels beyond it go to further prompts that share the image.
+    """
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, max_text_len: int = 256, **kwargs: Any):
+        self.max_text_len = max_text_len
+        super().__init__(image_processor, tokenizer, **kwargs)
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
+        annotations: Any = None,
+        negative_labels: Sequence[str] | None = None,
+        categories: Mapping[int, str] | Sequence[Mapping[str, Any]] | None = None,
+        return_tensors: str | None = "pt",
+        **kwargs: Any,
+    ) -> GDinoInputs:
+        """Prepare images, labels and annotations for the model.
+
+        Args:
+            images: One image or a list; see `GDinoImageProcessor.preprocess`. None prepares text alone.
+            text: Labels for all images (["cat", "remote control"], or "a cat. a remote control."), or one list or
+                string per image ([["cat"], ["dog", "hat"]]). None prepares images alone.
+            annotations: COCO annotations of each image ({"annotations": [{"bbox", "category_id", ...}]}); they become
+                `labels`.
+            negative_labels: Labels that compete for every box but are left out of results.
+            categories: What category_id means: COCO's list of {"id", "name"}, or {id: name}; the names must be among
+                the image's labels. Without it, category_id is the label's place in the image's labels. An
+                annotation's own "label" or "category" name is taken before either.
+            return_tensors: "pt" or None, both give torch tensors.
+            **kwargs: Options of the image processor.
+
+        Returns:
+            pixel_values (B, 3, H, W), pixel_mask (B, H, W), input_ids, attention_mask, token_type_ids (R, T), and
+            where they apply: image_sizes (B pairs of height and width) if images differ in size, image_indices (R,)
+            if some labels need several prompts, labels (B dicts). The attribute `prompts` holds what
+            `post_process_grounded_object_detection` needs.
+
+        Raises:
+            TypeError: text or an image is of another type.
+            ValueError: A label or an image cannot be used, or their numbers differ.
+        """
+        if images is None and text is None:
+            raise ValueError("There is nothing to prepare; give images, text or both.")
+        # Legacy names and padding options of tokenizers mean nothing here: prompts are padded to the longest.
+        for name in ("padding", "truncation", "max_length", "text_kwargs", "images_kwargs", "common_kwargs"):
+            kwargs.pop(name, None)
+        data: dict[str, Any] = {}
+        sizes: list[tuple[int, int]] | None = None
+        num_images = None
+        if images is not None:
+            features = self.image_processor(as_list(images), return_tensors=return_tensors, **kwargs)
+            data.update(pixel_values=features["pixel_values"], pixel_mask=features["pixel_mask"])
+            num_images = features["pixel_values"].shape[0]
+            sizes = features.image_sizes
+            if len(set(sizes)) > 1 or sizes[0] != tuple(features["pixel_values"].shape[-2:]):
+                data["image_sizes"] = sizes
+        prompts = None
+        if text is not None:
+            prompts = self._prompts(text, num_images, negative_labels or ())
+            data.update(self._tokens(prompts))
+        if annotations is not None:
+            if images is None or prompts is None:
+                raise ValueError("annotations need images and text: boxes are relative to the one, classes to the other.")
+            data["labels"] = self._labels(annotations, features.original_sizes, prompts, categories)
+        inputs = GDinoInputs(data)
+        inputs.prompts = prompts
+        return inputs
+
+    def _prompts(self, text: Any, num_images: int | None, negative_labels: Sequence[str]) -> list[Prompt]:
+        """One prompt per image (or per entry of text, without images)."""
+        per_image = not isinstance(text, str) and any(not isinstance(item, str) for item in text)
+        # A list of caption strings, one per image, each closed by a period, is what other processors are given.
+        captions = (
+            not isinstance(text, str)
+            and not per_image
+            and len(text) > 0
+            and all(item.strip().endswith(".") for item in text)
+            and (num_images is None or num_images == len(text))
+        )
+        entries = [text] if not (per_image or captions) else list(text)
+        count = num_images if num_images is not None else len(entries)
+        if len(entries) not in (1, count):
+            raise ValueError(f"There are labels for {len(entries)} images but {count} images; give one list each.")
+        built = [build_prompt(entry, self.tokenizer, self.max_text_len, negative_labels) for entry in entries]
+        return built * count if len(built) == 1 else built
+
+    def _tokens(self, prompts: list[Prompt]) -> dict[str, Tensor]:
+        rows = [(image, chunk) for image, prompt in enumerate(prompts) for chunk in prompt.chunks]
+        longest = max(len(chunk.input_ids) for _, chunk in rows)
+        pad = self.tokenizer.pad_token_id or 0
+        input_ids = torch.full((len(rows), longest), pad, dtype=torch.int64)
+        attention_mask = torch.zeros(len(rows), longest, dtype=torch.int64)
+        for row, (_, chunk) in enumerate(rows):
+            input_ids[row, : len(chunk.input_ids)] = torch.tensor(chunk.input_ids)
+            attention_mask[row, : len(chunk.input_ids)] = 1
+        tokens = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": torch.zeros_like(input_ids),
+        }
+        if len(rows) > len(prompts):
+            tokens["image_indices"] = torch.tensor([image for image, _ in rows])
+        return tokens
+
+    def _labels(
+        self, annotations: Any, sizes: list[tuple[int, int]], prompts: list[Prompt], categories: Any
+    ) -> list[dict[str, Tensor]]:
+        annotations = [annotations] if isinstance(annotations, Mapping) else list(annotations)
+        if len(annotations) != len(sizes):
+            raise ValueError(f"There are {len(annotations)} annotations for {len(sizes)} images; give one each.")
+        names = _category_names(categories)
+        labels = []
+        for annotation, size, prompt in zip(annotations, sizes, prompts, strict=True):
+            if not isinstance(annotation, Mapping) or "annotations" not in annotation:
+                raise ValueError("An annotation must be a dict with the list 'annotations', as COCO has it.")
+            place = {_key(label): index for index, label in reversed(list(enumerate(prompt.labels)))}
+            items = [
+                {**item, "category_id": _class_index(item, names, place, prompt)}
+                for item in annotation["annotations"]
+                if not item.get("iscrowd", 0)
+            ]
+            labels.append(self.image_processor.boxes_from_coco({"annotations": items}, size))
+        return labels
+
+    def post_process_grounded_object_detection(
+        self,
+        outputs: Any,
+        inputs: Any = None,
+        threshold: float = 0.3,
+        text_threshold: float = 0.25,
+        target_sizes: Tensor | Sequence[tuple[int, int]] | None = None,
+        nms_threshold: float | None = None,
+        class_agnostic_nms: bool = False,
+        score: Literal["max", "mean"] = "max",
+        multi_label: bool = False,
+        top_k: int | None = None,
+        text_labels: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        input_ids: Tensor | None = None,
+    ) -> list[dict[str, Any]]:
+        """Model output to boxes with labels.
+
+        A label's score for a query is the highest (or mean) sigmoid of its tokens; the best label of all, negative
+        ones included, names the query.
+
+        Args:
+            outputs: Model output with logits (R, Q, max_text_len) and pred_boxes (R, Q, 4).
+            inputs: What this processor returned, or a mapping with input_ids, or the input_ids themselves; by default
+                the model output's own.
+            threshold: Results score above it, 0..1.
+            text_threshold: The label's best token scores at least this, 0..1.
+            target_sizes: (height, width) of each image in pixels; None leaves boxes in 0..1.
+            nms_threshold: IoU above which the lesser of two boxes of one label goes; None keeps both.
+            class_agnostic_nms: Let boxes of different labels suppress each other too.
+            score: How the scores of a label's tokens become one: "max", or "mean" as in COCO evaluations.
+            multi_label: Let a query name several labels; each scores for itself.
+            top_k: Most results per image; None keeps all.
+            text_labels: The labels, for inputs that this processor did not make; a list, or one per image.
+            input_ids: The same as inputs.
+
+        Returns:
+            Per image, best first: "scores" (N,), "labels" (N,) int64 index into the labels given, "text_labels" N
+            strings, "boxes" (N, 4) float32 xyxy.
+
+        Raises:
+            ValueError: A threshold is outside 0..1 or numbers of images differ.
+        """
+        for name, value in (("threshold", threshold), ("text_threshold", text_threshold), ("nms_threshold", nms_threshold)):
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} must be within 0..1, got {value}.")
+        if score not in ("max", "mean"):
+            raise ValueError(f"score must be 'max' or 'mean', got {score!r}.")
+        inputs = input_ids if inputs is None else inputs
+        labels, num_positives, rows = self._rows(outputs, inputs, text_labels)
+        logits, pred_boxes = outputs.logits, outputs.pred_boxes.float()
+        if len(rows) != logits.shape[0]:
+            raise ValueError(f"The inputs have {len(rows)} prompts but the outputs {logits.shape[0]}; pass the pair.")
+        scale = None
+        if target_sizes is not None:
+            scale = box_scale(target_sizes, pred_boxes.new_empty(len(labels), 0, 4))
+        results = []
+        for image, names in enumerate(labels):
+            scores, tokens, boxes = [], [], []
+            for row, (owner, phrases) in enumerate(rows):
+                if owner != image:
+                    continue
+                probabilities = logits[row].float().sigmoid()
+                best = torch.full((logits.shape[1], len(names)), -1.0, device=logits.device)
+                peak = best.clone()
+                for label, (start, end) in zip(phrases.label_indices, phrases.spans, strict=True):
+                    span = probabilities[:, start:end]
+                    peak[:, label] = span.amax(-1)
+                    best[:, label] = peak[:, label] if score == "max" else span.mean(-1)
+                scores.append(best)
+                tokens.append(peak)
+                boxes.append(cxcywh_to_xyxy(pred_boxes[row]))
+            found = _select(
+                torch.cat(scores),
+                torch.cat(tokens),
+                torch.cat(boxes),
+                num_positives=num_positives[image],
+                threshold=threshold,
+                text_threshold=text_threshold,
+                multi_label=multi_label,
+            )
+            if scale is not None:
+                found["boxes"] = found["boxes"] * scale[image]
+            if nms_threshold is not None:
+                classes = found["labels"]
+                keep = (
+                    nms(found["boxes"], found["scores"], nms_threshold)
+                    if class_agnostic_nms
+                    else batched_nms(found["boxes"], found["scores"], classes, nms_threshold)
+                )
+                found = {name: value[keep] for name, value in found.items()}
+            order = found["scores"].argsort(descending=True, stable=True)[:top_k]
+            result: dict[str, Any] = {name: value[order] for name, value in found.items()}
+            result["text_labels"] = [names[index] for index in result["labels"].tolist()]
+            results.append(result)
+        return results
+
+    def _rows(
+        self, outputs: Any, inputs: Any, text_labels: Any
+    ) -> tuple[list[Sequence[str]], list[int], list[tuple[int, _Phrases]]]:
+        """Labels per image, how many of them may be results, and image and phrases of every row."""
+        prompts = getattr(inputs, "prompts", None)
+        if prompts is not None:
+            rows = [
+                (image, _Phrases(list(chunk.label_indices), list(chunk.spans)))
+                for image, prompt in enumerate(prompts)
+                for chunk in prompt.chunks
+            ]
+            return [prompt.labels for prompt in prompts], [prompt.num_positives for prompt in prompts], rows
+        if inputs is None:
+            inputs = getattr(outputs, "input_ids", None)
+        ids = inputs["input_ids"] if isinstance(inputs, Mapping) else inputs
+        if ids is None:
+            raise ValueError("The prompt is missing; pass the inputs that this processor returned.")
+        special = special_token_ids(self.tokenizer)
+        pad = self.tokenizer.pad_token_id
+        num_rows = outputs.logits.shape[0]
+        ids_list = ids.tolist() * (num_rows if len(ids) == 1 else 1)
+        if text_labels is not None and all(isinstance(item, str) for item in text_labels):
+            text_labels = [text_labels] * num_rows
+        names, rows = [], []
+        for row, row_ids in enumerate(ids_list):
+            real = [token for token in row_ids if token != pad]
+            spans = spans_from_ids(real, special, len(real))
+            if text_labels is None:
+                words = [self.tokenizer.decode(row_ids[start:end]).strip() for start, end in spans]
+            else:
+                words = parse_labels(text_labels[row])
+                if len(words) != len(spans):
+                    raise ValueError(
+                        f"text_labels has {len(words)} labels but prompt {row} has {len(spans)}; give its labels."
+                    )
+            names.append(words)
+            rows.append((row, _Phrases(list(range(len(spans))), spans)))
+        return names, [len(words) for words in names], rows
+
+
+def _select(
+    scores: Tensor,
+    peaks: Tensor,
+    boxes: Tensor,
+    *,
+    num_positives: int,
+    threshold: float,
+    text_threshold: float,
+    multi_label: bool,
+) -> dict[str, Tensor]:
+    """Queries and labels that pass, from (Q, N) scores and best tokens, -1 where a label is not asked in that row."""
+    if multi_label:
+        passed = (scores > threshold) & (peaks >= text_threshold)
+        passed[:, num_positives:] = False
+        query, label = passed.nonzero(as_tuple=True)
+    else:
+        best, winner = scores.max(-1)
+        peak = peaks.gather(-1, winner[:, None])[:, 0]
+        query = ((best > threshold) & (peak >= text_threshold) & (winner < num_positives)).nonzero()[:, 0]
+        label = winner[query]
+    return {"scores": scores[query, label], "labels": label, "boxes": boxes[query]}
+
+
+def _key(label: str) -> str:
+    return " ".join(label.lower().split())
+
+
+def _category_names(categories: Any) -> dict[int, str] | None:
+    if categories is None:
+        return None
+    if isinstance(categories, Mapping):
+        return {int(number): str(name) for number, name in categories.items()}
+    return {int(category["id"]): str(category["name"]) for category in categories}
+
+
+def _class_index(item: Mapping[str, Any], names: dict[int, str] | None, place: dict[str, int], prompt: Prompt) -> int:
+    """Place of an annotation's label among the image's labels."""
+    name = item.get("label", item.get("category"))
+    if not isinstance(name, str):
+        if "category_id" not in item:
+            raise ValueError("An annotation has neither category_id nor label; name its class.")
+        number = int(item["category_id"])
+        if names is None:
+            if not 0 <= number < prompt.num_positives:
+                raise ValueError(
+                    f"category_id {number} is none of the image's {prompt.num_positives} labels; pass categories= to "
+                    "say what the numbers mean."
+                )
+            return number
+        if number not in names:
+            raise ValueError(f"category_id {number} is not among the categories given; add it.")
+        name = names[number]
+    if _key(name) not in place:
+        raise ValueError(f"The annotated class {name!r} is not among the image's labels; add it to text.")
+    return place[_key(name)]
