@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
 from .box_ops import batched_nms, cxcywh_to_xyxy, nms
-from .image_processing_gdino import as_list, box_scale
+from .image_processing_gdino import GDinoImageProcessor, as_list, box_scale
 from .text_prompt import Prompt, build_prompt, parse_labels, spans_from_ids, special_token_ids
 
 
@@ -24,6 +24,13 @@ class GDinoInputs(BatchFeature):
         moved.prompts = self.prompts
         return moved
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "prompts": self.prompts}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.prompts = state.get("prompts")
+
 
 @dataclass(frozen=True)
 class _Phrases:
@@ -37,13 +44,16 @@ class GDinoProcessor(ProcessorMixin):
     """Image processor and tokenizer as one, with labels as lists and results that carry them.
 
     Args:
-        image_processor: A GDinoImageProcessor.
+        image_processor: A GDinoImageProcessor; one of another class (Hub checkpoints name transformers' own) is
+            replaced by ours with its settings.
         tokenizer: The text encoder's tokenizer.
         max_text_len: Most tokens of a prompt; labels beyond it go to further prompts that share the image.
     """
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, max_text_len: int = 256, **kwargs: Any):
         self.max_text_len = max_text_len
+        if image_processor is not None and not isinstance(image_processor, GDinoImageProcessor):
+            image_processor = GDinoImageProcessor.from_dict(image_processor.to_dict())
         super().__init__(image_processor, tokenizer, **kwargs)
 
     def __call__(
@@ -72,9 +82,9 @@ class GDinoProcessor(ProcessorMixin):
             **kwargs: Options of the image processor.
 
         Returns:
-            pixel_values (B, 3, H, W), pixel_mask (B, H, W), input_ids, attention_mask, token_type_ids (R, T), and
-            where they apply: image_sizes (B pairs of height and width) if images differ in size, image_indices (R,)
-            if some labels need several prompts, labels (B dicts). The attribute `prompts` holds what
+            pixel_values (B, 3, H, W), pixel_mask (B, H, W), image_sizes (B pairs of height and width), input_ids,
+            attention_mask, token_type_ids (R, T), and where they apply image_indices (R,) if some labels need several
+            prompts, labels (B dicts). The attribute `prompts` holds what
             `post_process_grounded_object_detection` needs.
 
         Raises:
@@ -87,15 +97,13 @@ class GDinoProcessor(ProcessorMixin):
         for name in ("padding", "truncation", "max_length", "text_kwargs", "images_kwargs", "common_kwargs"):
             kwargs.pop(name, None)
         data: dict[str, Any] = {}
-        sizes: list[tuple[int, int]] | None = None
         num_images = None
         if images is not None:
             features = self.image_processor(as_list(images), return_tensors=return_tensors, **kwargs)
             data.update(pixel_values=features["pixel_values"], pixel_mask=features["pixel_mask"])
             num_images = features["pixel_values"].shape[0]
-            sizes = features.image_sizes
-            if len(set(sizes)) > 1 or sizes[0] != tuple(features["pixel_values"].shape[-2:]):
-                data["image_sizes"] = sizes
+            # Known here without looking at the mask; with it the model gives a batch what single images get.
+            data["image_sizes"] = features.image_sizes
         prompts = None
         if text is not None:
             prompts = self._prompts(text, num_images, negative_labels or ())

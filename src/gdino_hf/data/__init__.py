@@ -1,0 +1,1 @@
+"""Data sets as rows of image, boxes and names; transforms, negative labels and the collator."""
