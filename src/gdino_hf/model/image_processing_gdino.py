@@ -81,15 +81,17 @@ class GDinoImageProcessor(BaseImageProcessor):
             **kwargs: Any constructor argument, for this call.
 
         Returns:
-            "pixel_values" (B, 3, H, W) float32, "pixel_mask" (B, H, W) int64 with 1 on real pixels, and with annotations
-            "labels". The attribute `image_sizes` holds each image's (height, width) before padding, `original_sizes`
-            that of the upright photograph.
+            "pixel_values" (B, 3, H, W) float32, "pixel_mask" (B, H, W) int64 with 1 on real pixels, and with
+            annotations "labels". The attribute `image_sizes` holds each image's (height, width) before padding,
+            `original_sizes` that of the upright photograph.
 
         Raises:
             ValueError: An image cannot be read or holds values that are not finite.
         """
         if return_tensors not in (None, "pt"):
-            raise ValueError(f"return_tensors must be 'pt', got {return_tensors!r}; this processor makes torch tensors.")
+            raise ValueError(
+                f"return_tensors must be 'pt', got {return_tensors!r}; this processor makes torch tensors."
+            )
         options = {**vars(self), **{name: value for name, value in kwargs.items() if value is not None}}
         if kwargs.get("size") is not None:
             options["size"] = _checked_size(dict(kwargs["size"]))
@@ -118,8 +120,7 @@ class GDinoImageProcessor(BaseImageProcessor):
             if len(annotations) != len(pictures):
                 raise ValueError(f"There are {len(annotations)} annotations for {len(pictures)} images; give one each.")
             data["labels"] = [
-                boxes_from_coco(annotation, size)
-                for annotation, size in zip(annotations, original_sizes, strict=True)
+                boxes_from_coco(annotation, size) for annotation, size in zip(annotations, original_sizes, strict=True)
             ]
         features = BatchFeature(data)
         features.image_sizes = sizes
@@ -240,7 +241,12 @@ def boxes_from_coco(annotation: dict[str, Any], image_size: tuple[int, int]) -> 
         right, bottom = (box[0] + box[2]).clip(0, width), (box[1] + box[3]).clip(0, height)
         if right > left and bottom > top:
             boxes.append(
-                [(left + right) / 2 / width, (top + bottom) / 2 / height, (right - left) / width, (bottom - top) / height]
+                [
+                    (left + right) / 2 / width,
+                    (top + bottom) / 2 / height,
+                    (right - left) / width,
+                    (bottom - top) / height,
+                ]
             )
             classes.append(int(item["category_id"]))
     return {

@@ -1,37 +1,56 @@
 """`pipeline("zero-shot-object-detection")` with one forward for all labels."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
-import torch
-from transformers import PreTrainedModel, ZeroShotObjectDetectionPipeline
-from transformers.image_utils import load_image
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel, ZeroShotObjectDetectionPipeline
+from transformers.image_utils import load_image as load_remote_image
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .image_processing_gdino import to_rgb
+from .image_processing_gdino import load_image
 from .processing_gdino import GDinoProcessor
+from .text_prompt import parse_labels
 
 _TASK = "zero-shot-object-detection"
+_REMOTE = ("http://", "https://", "data:image/")
 
 
 class GDinoZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
-    """The stock pipeline's arguments and results; all candidate labels of an image share one forward.
+    """The stock pipeline's arguments and results; all labels of an image, or of a batch of images, share one forward.
+
+    Beyond the stock arguments a call takes `negative_labels` (compete for boxes, left out of results),
+    `text_threshold` and `nms_threshold` as in `GDinoProcessor.post_process_grounded_object_detection`.
+    `candidate_labels` may also be one string, "cat, remote control" or "a cat. a remote control.".
 
     Built for a model of another type, it is the stock pipeline.
     """
 
+    # Loaded where they can be found: a model in memory may come with a processor alone.
+    _load_tokenizer = None
+    _load_image_processor = None
+
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         model = kwargs.get("model", args[0] if args else None)
         if isinstance(model, PreTrainedModel) and model.config.model_type != "gdino":
-            # Not a subclass of cls, so Python leaves its construction to us.
+            for name, auto_class in (("tokenizer", AutoTokenizer), ("image_processor", AutoImageProcessor)):
+                if kwargs.get(name) is None:
+                    # The stock pipeline insists on both: let the reason why one is missing be heard.
+                    kwargs[name] = auto_class.from_pretrained(model.name_or_path)
+            # Not an instance of cls, so Python leaves its construction to us.
             return ZeroShotObjectDetectionPipeline(*args, **kwargs)
         return super().__new__(cls)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.processor is None:
-            self.processor = GDinoProcessor(image_processor=self.image_processor, tokenizer=self.tokenizer)
-        self.processor.max_text_len = min(self.processor.max_text_len, self.model.config.max_text_len)
+            self.processor = _find_processor(self.model, self.image_processor, self.tokenizer)
+        self.tokenizer = self.processor.tokenizer
+        self.image_processor = self.processor.image_processor
+        if self.processor.max_text_len > self.model.config.max_text_len:
+            self.processor = copy.copy(self.processor)
+            self.processor.max_text_len = self.model.config.max_text_len
 
     def check_model_type(self, supported_models: Any) -> None:
         """Any gdino model will do."""
@@ -46,26 +65,39 @@ class GDinoZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         return preprocess, forward, postprocess
 
     def preprocess(
-        self, inputs: dict[str, Any], timeout: float | None = None, negative_labels: Sequence[str] | None = None
+        self,
+        inputs: Mapping[str, Any],
+        timeout: float | None = None,
+        negative_labels: str | Sequence[str] | None = None,
     ) -> Any:
-        """One set of inputs per image."""
-        image = to_rgb(load_image(inputs["image"], timeout=timeout))
-        labels = inputs["candidate_labels"]
-        if isinstance(labels, str):
-            labels = [label.strip() for label in labels.split(",")]
-        features = self.processor(images=image, text=list(labels), negative_labels=negative_labels)
-        features["pixel_values"] = features["pixel_values"].to(self.dtype)
+        """Read one image and its labels; tensors are made per batch, since images and prompts differ in size."""
+        image = inputs["image"]
+        if isinstance(image, str) and image.startswith(_REMOTE):
+            image = load_remote_image(image, timeout=timeout)
         yield {
             "is_last": True,
-            "target_size": torch.tensor([[image.height, image.width]], dtype=torch.int32),
-            "prompts": features.prompts,
-            **features,
+            "image": load_image(image),
+            "labels": _split(inputs["candidate_labels"]),
+            "negative_labels": _split(negative_labels) if negative_labels else [],
         }
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
-        kept = {name: model_inputs.pop(name) for name in ("is_last", "target_size", "prompts")}
-        outputs = self.model(**model_inputs)
-        return {**kept, "logits": outputs.logits, "pred_boxes": outputs.pred_boxes}
+        batched = isinstance(model_inputs["image"], list)
+        images, labels, negatives = (
+            model_inputs[name] if batched else [model_inputs[name]] for name in ("image", "labels", "negative_labels")
+        )
+        inputs = self.processor(images=images, text=labels, negative_labels=negatives[0]).to(self.device)
+        outputs = self.model(**inputs)
+        # Chunks of one image's labels stand together, so an image is a slice of rows.
+        rows = [len(prompt.chunks) for prompt in inputs.prompts]
+        results = {
+            "is_last": [True] * len(images),
+            "target_size": [(image.height, image.width) for image in images],
+            "prompt": inputs.prompts,
+            "logits": list(outputs.logits.float().split(rows)),
+            "pred_boxes": list(outputs.pred_boxes.split(rows)),
+        }
+        return results if batched else {name: value[0] for name, value in results.items()}
 
     def postprocess(
         self,
@@ -76,29 +108,22 @@ class GDinoZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         text_threshold: float = 0.0,
     ) -> list[dict[str, Any]]:
         """Results as the stock pipeline gives them, best first."""
-        results = []
-        for output in model_outputs:
-            found = self.processor.post_process_grounded_object_detection(
-                _Outputs(output),
-                _Outputs(output),
-                threshold=threshold,
-                text_threshold=text_threshold,
-                target_sizes=output["target_size"],
-                nms_threshold=nms_threshold,
-                top_k=top_k,
-            )[0]
-            for score, label, box in zip(
-                found["scores"].tolist(), found["text_labels"], found["boxes"], strict=True
-            ):
-                results.append({"score": score, "label": label, "box": self._get_bounding_box(box)})
-        return results
-
-
-class _Outputs:
-    """Attribute access to a step's dictionary."""
-
-    def __init__(self, values: dict[str, Any]) -> None:
-        self.__dict__.update(values)
+        (output,) = model_outputs
+        # Taken out of a batch, a tensor comes with one more axis than alone.
+        tensors = {name: output[name].reshape(-1, *output[name].shape[-2:]) for name in ("logits", "pred_boxes")}
+        found = self.processor.post_process_grounded_object_detection(
+            SimpleNamespace(**tensors),
+            SimpleNamespace(prompts=[output["prompt"]]),
+            threshold=threshold,
+            text_threshold=text_threshold,
+            target_sizes=[output["target_size"]],
+            nms_threshold=nms_threshold,
+            top_k=top_k or None,
+        )[0]
+        return [
+            {"score": score, "label": label, "box": self._get_bounding_box(box)}
+            for score, label, box in zip(found["scores"].tolist(), found["text_labels"], found["boxes"], strict=True)
+        ]
 
 
 def register_pipeline() -> None:
@@ -106,3 +131,20 @@ def register_pipeline() -> None:
     task = PIPELINE_REGISTRY.supported_tasks[_TASK]
     # Written into the entry: register_pipeline would warn, and drop the default model and the accepted classes.
     task["impl"] = GDinoZeroShotObjectDetectionPipeline
+
+
+def _find_processor(model: PreTrainedModel, image_processor: Any, tokenizer: Any) -> GDinoProcessor:
+    """From its parts, or from where the model came from."""
+    if image_processor is not None and tokenizer is not None:
+        return GDinoProcessor(image_processor=image_processor, tokenizer=tokenizer)
+    try:
+        return GDinoProcessor.from_pretrained(model.name_or_path)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"There is no processor with the model {model.name_or_path or 'in memory'}; pass processor=."
+        ) from error
+
+
+def _split(labels: Any) -> list[str]:
+    """Labels as a list; a string is parted at its commas, or without any at its periods."""
+    return parse_labels(labels.split(",") if isinstance(labels, str) and "," in labels else labels)

@@ -110,7 +110,9 @@ class GDinoProcessor(ProcessorMixin):
             data.update(self._tokens(prompts))
         if annotations is not None:
             if images is None or prompts is None:
-                raise ValueError("annotations need images and text: boxes are relative to the one, classes to the other.")
+                raise ValueError(
+                    "annotations need images and text: boxes are relative to the one, classes to the other."
+                )
             data["labels"] = self._labels(annotations, features.original_sizes, prompts, categories)
         inputs = GDinoInputs(data)
         inputs.prompts = prompts
@@ -214,7 +216,11 @@ class GDinoProcessor(ProcessorMixin):
         Raises:
             ValueError: A threshold is outside 0..1 or numbers of images differ.
         """
-        for name, value in (("threshold", threshold), ("text_threshold", text_threshold), ("nms_threshold", nms_threshold)):
+        for name, value in (
+            ("threshold", threshold),
+            ("text_threshold", text_threshold),
+            ("nms_threshold", nms_threshold),
+        ):
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} must be within 0..1, got {value}.")
         if score not in ("max", "mean"):
