@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# More than any language's words have, far less than what is not a label but a text.
+CHARACTERS_PER_TOKEN = 16
+
 
 @dataclass(frozen=True)
 class PhraseStructure:
@@ -147,23 +150,31 @@ def build_prompt(
     positives = parse_labels(labels)
     negatives = parse_labels(negative_labels) if len(negative_labels) > 0 else []
     every = positives + negatives
-    start, end, period, question = special_token_ids(tokenizer)
+    special = special_token_ids(tokenizer)
+    start, end, period = special[:3]
     words = [" ".join(label.replace(".", " ").replace("?", " ").split()) for label in every]
     room = max_text_len - 2
-    # Far beyond any prompt there is no need to tokenize to know that a label is too long.
-    tokenized = tokenizer([word[: 64 * max_text_len] for word in words], add_special_tokens=False)["input_ids"]
+    # Some tokenizers make one unknown token of an endless word, so characters have a limit too.
+    most = CHARACTERS_PER_TOKEN * max_text_len
+    for label, word in zip(every, words, strict=True):
+        if len(word) > most:
+            raise ValueError(
+                f"The label {_short(label)} has {len(label)} characters but a prompt of {max_text_len} tokens takes at "
+                f"most {most}; shorten it."
+            )
+    tokenized = tokenizer(words, add_special_tokens=False)["input_ids"]
     chunks: list[PromptChunk] = []
     ids: list[int] = [start]
     indices: list[int] = []
     spans: list[tuple[int, int]] = []
     for index, (label, tokens) in enumerate(zip(every, tokenized, strict=True)):
-        tokens = [token for token in tokens if token not in (start, end, period, question)]
+        tokens = [token for token in tokens if token not in special]
         if not tokens:
             raise ValueError(f"The label {_short(label)} has nothing to look for in it; use words.")
         if len(tokens) + 1 > room:
             raise ValueError(
-                f"The label {_short(label)} of {len(label)} characters has more than the {room - 1} tokens a prompt of "
-                f"{max_text_len} holds; shorten it."
+                f"The label {_short(label)} has {len(tokens)} tokens but a prompt of {max_text_len} takes at most "
+                f"{room - 1}; shorten it."
             )
         if len(ids) - 1 + len(tokens) + 1 > room:
             chunks.append(PromptChunk((*ids, end), tuple(indices), tuple(spans)))
@@ -176,10 +187,26 @@ def build_prompt(
 
 
 def special_token_ids(tokenizer: Any) -> list[int]:
-    """Ids of [CLS], [SEP], "." and "?" in a tokenizer, as config.special_token_ids wants them."""
+    """Ids of [CLS], [SEP], "." and "?" in a tokenizer, as config.special_token_ids wants them.
+
+    Args:
+        tokenizer: Tokenizer of the model's text encoder.
+
+    Returns:
+        The ids, "?" only where the vocabulary holds it.
+
+    Raises:
+        ValueError: The tokenizer has no token to begin, end or part a prompt with.
+    """
     start = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
     end = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
-    return [start, end, *(tokenizer.convert_tokens_to_ids(mark) for mark in (".", "?"))]
+    period, question = (tokenizer.convert_tokens_to_ids(mark) for mark in (".", "?"))
+    unknown = (None, tokenizer.unk_token_id)
+    if start is None or end is None or period in unknown:
+        raise ValueError(
+            f"{type(tokenizer).__name__} has no [CLS], [SEP] or '.' token, that make a prompt; use another encoder."
+        )
+    return [start, end, period, *([] if question in unknown else [question])]
 
 
 def spans_from_ids(input_ids: Sequence[int], special_ids: Sequence[int], num_tokens: int) -> list[tuple[int, int]]:
