@@ -159,7 +159,7 @@ def load_image(image: Any) -> Image.Image:
     """Any picture as an upright RGB PIL image.
 
     Args:
-        image: PIL image, numpy array or torch tensor, path or bytes.
+        image: PIL image, numpy array or torch tensor, path, bytes or open file.
 
     Returns:
         The picture in RGB, turned as its EXIF orientation says.
@@ -168,32 +168,41 @@ def load_image(image: Any) -> Image.Image:
         ValueError: It cannot be read, is not a picture, or holds values that are not finite.
         TypeError: It is none of these.
     """
-    if isinstance(image, (str, os.PathLike, bytes)):
-        source: Any = io.BytesIO(image) if isinstance(image, bytes) else image
-        name = "the bytes given" if isinstance(image, bytes) else str(image)
+    if isinstance(image, (str, os.PathLike, bytes)) or hasattr(image, "read"):
+        is_path = isinstance(image, (str, os.PathLike))
+        name = str(image) if is_path else "The file given"
         try:
-            with Image.open(source) as opened:
+            with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
                 opened.load()
-                image = opened.copy() if opened.getexif().get(0x0112, 1) == 1 else ImageOps.exif_transpose(opened)
+                image = _upright(opened)
         except UnidentifiedImageError as error:
             raise ValueError(f"{name} is not a picture PIL can read; give PNG, JPEG or WebP.") from error
         except FileNotFoundError as error:
             raise ValueError(f"There is no file {name}; check the path.") from error
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        except Exception as error:  # decoders raise whatever broken bytes lead them to
             raise ValueError(f"{name} cannot be decoded ({error}); save it again or leave it out.") from error
         return to_rgb(image)
     if isinstance(image, Image.Image):
         try:
             image.load()
-        except (OSError, SyntaxError) as error:
+        except Exception as error:  # as above
             name = getattr(image, "filename", "") or "The picture"
             raise ValueError(f"{name} cannot be decoded ({error}); save it again or leave it out.") from error
-        return to_rgb(ImageOps.exif_transpose(image))
+        return to_rgb(_upright(image))
     if isinstance(image, Tensor):
-        image = image.detach().cpu().numpy()
+        image = image.detach().cpu()
+        image = (image.float() if image.is_floating_point() else image).numpy()
     if isinstance(image, np.ndarray):
         return _from_array(image)
-    raise TypeError(f"An image must be a PIL image, array, tensor, path or bytes, got {type(image).__name__}.")
+    raise TypeError(f"An image must be a PIL image, array, tensor, path, bytes or file, got {type(image).__name__}.")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """A copy turned as its EXIF orientation says; metadata that cannot be read turns nothing."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image.copy()
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -210,6 +219,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
         if image.mode.startswith("I;16") or values.max(initial=0) > 255:
             values = values / 257
         return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        # By this way PIL does not warn of palettes with several transparent colours.
+        image = image.convert("RGBA")
     return image.convert("RGB")
 
 

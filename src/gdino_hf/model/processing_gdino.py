@@ -14,22 +14,28 @@ from .text_prompt import Prompt, build_prompt, parse_labels, spans_from_ids, spe
 
 
 class GDinoInputs(BatchFeature):
-    """What the model's forward takes, and in the attribute `prompts` what post-processing needs beside it."""
+    """What the model's forward takes, and in attributes what post-processing needs beside it.
+
+    Attributes:
+        prompts: Per image its labels and their tokens.
+        original_sizes: Per image (height, width) of the upright photograph, the target_sizes of its boxes.
+    """
 
     prompts: list[Prompt] | None = None
+    original_sizes: list[tuple[int, int]] | None = None
 
     def to(self, *args: Any, **kwargs: Any) -> "GDinoInputs":
-        """Move tensors to a device or dtype; the prompts come along."""
+        """Move tensors to a device or dtype; the attributes come along."""
         moved = super().to(*args, **kwargs)
-        moved.prompts = self.prompts
+        moved.prompts, moved.original_sizes = self.prompts, self.original_sizes
         return moved
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "prompts": self.prompts}
+        return {**super().__getstate__(), "prompts": self.prompts, "original_sizes": self.original_sizes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.prompts = state.get("prompts")
+        self.prompts, self.original_sizes = state.get("prompts"), state.get("original_sizes")
 
 
 @dataclass(frozen=True)
@@ -97,25 +103,26 @@ class GDinoProcessor(ProcessorMixin):
         for name in ("padding", "truncation", "max_length", "text_kwargs", "images_kwargs", "common_kwargs"):
             kwargs.pop(name, None)
         data: dict[str, Any] = {}
-        num_images = None
+        num_images, original_sizes = None, None
         if images is not None:
             features = self.image_processor(as_list(images), return_tensors=return_tensors, **kwargs)
             data.update(pixel_values=features["pixel_values"], pixel_mask=features["pixel_mask"])
             num_images = features["pixel_values"].shape[0]
             # Known here without looking at the mask; with it the model gives a batch what single images get.
             data["image_sizes"] = features.image_sizes
+            original_sizes = features.original_sizes
         prompts = None
         if text is not None:
             prompts = self._prompts(text, num_images, negative_labels or ())
             data.update(self._tokens(prompts))
         if annotations is not None:
-            if images is None or prompts is None:
+            if original_sizes is None or prompts is None:
                 raise ValueError(
                     "annotations need images and text: boxes are relative to the one, classes to the other."
                 )
-            data["labels"] = self._labels(annotations, features.original_sizes, prompts, categories)
+            data["labels"] = self._labels(annotations, original_sizes, prompts, categories)
         inputs = GDinoInputs(data)
-        inputs.prompts = prompts
+        inputs.prompts, inputs.original_sizes = prompts, original_sizes
         return inputs
 
     def _prompts(self, text: Any, num_images: int | None, negative_labels: Sequence[str]) -> list[Prompt]:
