@@ -127,6 +127,8 @@ class GDinoProcessor(ProcessorMixin):
 
     def _prompts(self, text: Any, num_images: int | None, negative_labels: Sequence[str]) -> list[Prompt]:
         """One prompt per image (or per entry of text, without images)."""
+        if not isinstance(text, Sequence):
+            raise TypeError(f"Labels must be a string or a list of strings, got {text!r}.")
         per_image = not isinstance(text, str) and any(not isinstance(item, str) for item in text)
         # A list of caption strings, one per image, each closed by a period, is what other processors are given.
         captions = (
@@ -285,8 +287,11 @@ class GDinoProcessor(ProcessorMixin):
         self, outputs: Any, inputs: Any, text_labels: Any
     ) -> tuple[list[Sequence[str]], list[int], list[tuple[int, _Phrases]]]:
         """Labels per image, how many of them may be results, and image and phrases of every row."""
-        prompts = getattr(inputs, "prompts", None)
+        prompts, num_rows = getattr(inputs, "prompts", None), outputs.logits.shape[0]
         if prompts is not None:
+            if len(prompts) == 1 and len(prompts[0].chunks) == 1:
+                # Text prepared once for many images.
+                prompts = prompts * num_rows
             rows = [
                 (image, _Phrases(list(chunk.label_indices), list(chunk.spans)))
                 for image, prompt in enumerate(prompts)
@@ -295,30 +300,32 @@ class GDinoProcessor(ProcessorMixin):
             return [prompt.labels for prompt in prompts], [prompt.num_positives for prompt in prompts], rows
         if inputs is None:
             inputs = getattr(outputs, "input_ids", None)
-        ids = inputs["input_ids"] if isinstance(inputs, Mapping) else inputs
+        is_mapping = isinstance(inputs, Mapping)
+        ids = inputs.get("input_ids") if is_mapping else inputs
         if ids is None:
             raise ValueError("The prompt is missing; pass the inputs that this processor returned.")
-        special = special_token_ids(self.tokenizer)
-        pad = self.tokenizer.pad_token_id
-        num_rows = outputs.logits.shape[0]
+        indices = inputs.get("image_indices") if is_mapping else None
         ids_list = ids.tolist() * (num_rows if len(ids) == 1 else 1)
-        if text_labels is not None and all(isinstance(item, str) for item in text_labels):
-            text_labels = [text_labels] * num_rows
-        names, rows = [], []
-        for row, row_ids in enumerate(ids_list):
-            real = [token for token in row_ids if token != pad]
+        images = list(range(len(ids_list))) if indices is None else indices.tolist()
+        special = special_token_ids(self.tokenizer)
+        names: list[list[str]] = [[] for _ in range(max(images) + 1)]
+        rows = []
+        for image, row_ids in zip(images, ids_list, strict=True):
+            real = [token for token in row_ids if token != self.tokenizer.pad_token_id]
             spans = spans_from_ids(real, special, len(real))
-            if text_labels is None:
-                words = [self.tokenizer.decode(row_ids[start:end]).strip() for start, end in spans]
-            else:
-                words = parse_labels(text_labels[row])
-                if len(words) != len(spans):
-                    raise ValueError(
-                        f"text_labels has {len(words)} labels but prompt {row} has {len(spans)}; give its labels."
-                    )
-            names.append(words)
-            rows.append((row, _Phrases(list(range(len(spans))), spans)))
-        return names, [len(words) for words in names], rows
+            first = len(names[image])
+            names[image] += [self.tokenizer.decode(real[start:end]).strip() for start, end in spans]
+            rows.append((image, _Phrases(list(range(first, first + len(spans))), spans)))
+        if text_labels is not None:
+            shared = isinstance(text_labels, str) or all(isinstance(item, str) for item in text_labels)
+            given = [parse_labels(item) for item in ([text_labels] * len(names) if shared else text_labels)]
+            if [len(labels) for labels in given] != [len(labels) for labels in names]:
+                raise ValueError(
+                    f"text_labels has {[len(labels) for labels in given]} labels per image but the prompts have "
+                    f"{[len(labels) for labels in names]}; give the labels of the prompts."
+                )
+            names = given
+        return names, [len(labels) for labels in names], rows
 
 
 def _select(
