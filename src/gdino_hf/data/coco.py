@@ -65,7 +65,9 @@ def _load(annotations: str | Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{annotations} cannot be read as COCO json ({error}).") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{annotations} is not a COCO detection file: it holds a {type(content).__name__}, not a dict.")
+        raise ValueError(
+            f"{annotations} is not a COCO detection file: it holds a {type(content).__name__}, not a dict."
+        )
     missing = {"images", "annotations", "categories"} - content.keys()
     if missing:
         raise ValueError(f"{annotations} is not a COCO detection file: it has no {', '.join(sorted(missing))}.")

@@ -1,0 +1,142 @@
+"""Claims about batches: what the model is told about an image is what its row says."""
+
+import random
+
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from gdino_hf.data.collator import GDinoDataCollator
+from gdino_hf.data.negatives import PromptSampler
+from gdino_hf.data.transforms import RandomHorizontalFlip
+from gdino_hf.model.text_prompt import phrase_structure, special_token_ids
+
+VOCABULARY = ["cat", "dog", "cup", "person", "ball", "bird"]
+
+
+def row(boxes, names, crowd=None, size=(64, 48)):
+    """An example; one without crowd marks has no crowds."""
+    example = {"image": Image.new("RGB", size, (90, 120, 30)), "boxes": boxes, "names": names}
+    return example if crowd is None else {**example, "crowd": crowd}
+
+
+ROWS = [
+    row([[0, 0, 32, 24], [16, 12, 64, 48]], ["cat", "cup"]),
+    row([[32, 12, 48, 36]], ["dog"]),
+    row([], []),
+]
+
+
+def words(processor, batch, image):
+    """The words of each phrase of an image's prompt."""
+    ids, mask = batch["input_ids"][image], batch["attention_mask"][image]
+    phrases = phrase_structure(ids[None], mask[None], special_token_ids(processor.tokenizer)).phrase_ids[0]
+    return [processor.tokenizer.decode(ids[phrases == index]) for index in range(int(phrases.max()) + 1)]
+
+
+def test_boxes_become_relative_and_classes_point_into_the_prompt(tiny_processor):
+    batch = GDinoDataCollator(tiny_processor, labels=["dog", "cat", "cup"])(ROWS)
+    first, second, third = batch["labels"]
+    assert first["boxes"].tolist() == [[0.25, 0.25, 0.5, 0.5], [0.625, 0.625, 0.75, 0.75]]
+    assert first["class_labels"].tolist() == [1, 2]
+    assert second["boxes"].tolist() == [[0.625, 0.5, 0.25, 0.5]]
+    assert second["class_labels"].tolist() == [0]
+    assert third["boxes"].shape == (0, 4)
+    assert batch["pixel_values"].shape[0] == batch["input_ids"].shape[0] == 3
+
+
+def test_sampled_prompts_name_each_images_own_objects(tiny_processor):
+    collator = GDinoDataCollator(tiny_processor, prompt_sampler=PromptSampler(VOCABULARY, (3, 5)))
+    for _ in range(5):
+        batch = collator(ROWS)
+        for image, example in enumerate(ROWS):
+            asked = words(tiny_processor, batch, image)
+            assert 3 <= len(asked) <= 5
+            assert [asked[index] for index in batch["labels"][image]["class_labels"]] == example["names"]
+
+
+def test_without_labels_the_batch_names_itself(tiny_processor):
+    batch = GDinoDataCollator(tiny_processor)(ROWS)
+    assert words(tiny_processor, batch, 2) == ["cat", "cup", "dog"]
+    assert len(words(tiny_processor, GDinoDataCollator(tiny_processor)(ROWS[2:]), 0)) == 1
+
+
+def test_crowds_are_no_targets(tiny_processor):
+    rows = [row([[0, 0, 32, 24], [0, 0, 64, 48]], ["cat", "person"], crowd=[False, True])]
+    batch = GDinoDataCollator(tiny_processor)(rows)
+    assert words(tiny_processor, batch, 0) == ["cat"]
+    assert batch["labels"][0]["class_labels"].tolist() == [0]
+
+
+def test_transform_is_applied_to_image_and_boxes(tiny_processor):
+    batch = GDinoDataCollator(tiny_processor, labels=["cat", "cup"], transform=RandomHorizontalFlip(1.0))(ROWS[:1])
+    assert batch["labels"][0]["boxes"].tolist() == [[0.75, 0.25, 0.5, 0.5], [0.375, 0.625, 0.75, 0.75]]
+
+
+@pytest.fixture
+def short_processor(tiny_processor, tiny_tokenizer):
+    """Prompts of 12 tokens: [CLS], five labels of one token with their periods, [SEP]."""
+    from gdino_hf.model.processing_gdino import GDinoProcessor
+
+    return GDinoProcessor(tiny_processor.image_processor, tiny_tokenizer, max_text_len=12)
+
+
+def test_absent_labels_give_way_when_a_prompt_is_full(short_processor):
+    collator = GDinoDataCollator(short_processor, prompt_sampler=lambda names, rng: [*VOCABULARY, "bottle"])
+    batch = collator([row([[0, 0, 32, 24], [0, 0, 16, 12]], ["bottle", "bird"])])
+    asked = words(short_processor, batch, 0)
+    assert len(asked) == 5
+    assert [asked[index] for index in batch["labels"][0]["class_labels"]] == ["bottle", "bird"]
+
+
+def test_boxes_go_only_when_their_names_do_not_fit(short_processor):
+    batch = GDinoDataCollator(short_processor)([row([[0, 0, 32, 24]] * 6, VOCABULARY)])
+    assert words(short_processor, batch, 0) == VOCABULARY[:5]
+    assert batch["labels"][0]["class_labels"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_name_outside_fixed_labels_is_an_error(tiny_processor):
+    with pytest.raises(ValueError, match="dog"):
+        GDinoDataCollator(tiny_processor, labels=["cat", "cup"])(ROWS)
+
+
+def test_labels_and_sampler_exclude_each_other(tiny_processor):
+    with pytest.raises(ValueError, match="exclude"):
+        GDinoDataCollator(tiny_processor, labels=["cat"], prompt_sampler=PromptSampler(VOCABULARY))
+
+
+def test_one_seed_gives_one_sequence_of_batches(tiny_processor):
+    def prompts(seed):
+        collator = GDinoDataCollator(tiny_processor, prompt_sampler=PromptSampler(VOCABULARY, (2, 6)), seed=seed)
+        return [words(tiny_processor, collator(ROWS), 0) for _ in range(4)]
+
+    assert prompts(1) == prompts(1)
+    assert prompts(1) != prompts(2)
+
+
+def test_a_model_trains_on_a_batch(tiny_config, tiny_processor):
+    import copy
+
+    from gdino_hf.model.modeling_gdino import GDinoForObjectDetection
+
+    torch.manual_seed(0)
+    model = GDinoForObjectDetection(copy.deepcopy(tiny_config)).train()
+    batch = GDinoDataCollator(tiny_processor, prompt_sampler=PromptSampler(VOCABULARY, (3, 5)))(ROWS)
+    loss = model(**batch).loss
+    loss.backward()
+    assert loss.isfinite()
+    assert loss > 0
+
+
+@pytest.mark.slow
+def test_workers_of_a_loader_draw_differently(tiny_processor):
+    collator = GDinoDataCollator(tiny_processor, prompt_sampler=_draw)
+    generator = torch.Generator().manual_seed(0)
+    loader = DataLoader([ROWS[2]] * 2, batch_size=1, num_workers=2, collate_fn=collator, generator=generator)
+    first, second = (words(tiny_processor, batch, 0) for batch in loader)
+    assert first != second
+
+
+def _draw(names: list[str], rng: random.Random) -> list[str]:
+    return [rng.choice("abcdefghijklmnopqrstuvwxyz") * length for length in range(1, 5)]
