@@ -340,7 +340,7 @@ def _prepare(picture: Image.Image, options: dict[str, Any]) -> np.ndarray:
         height, width = _target_size((picture.height, picture.width), options["size"])
         if (width, height) != picture.size:
             picture = picture.resize((width, height), resample=options["resample"])
-    pixels = np.asarray(picture, dtype=np.float32)
+    pixels: np.ndarray = np.asarray(picture, dtype=np.float32)
     if options["do_rescale"]:
         pixels = pixels * np.float32(options["rescale_factor"])
     if options["do_normalize"]:

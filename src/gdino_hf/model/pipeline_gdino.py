@@ -31,6 +31,10 @@ class GDinoZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
     _load_tokenizer = None
     _load_image_processor = None
 
+    processor: Any
+    image_processor: Any
+    tokenizer: Any
+
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         model = kwargs.get("model", args[0] if args else None)
         if isinstance(model, PreTrainedModel) and model.config.model_type != "gdino":
@@ -89,8 +93,8 @@ class GDinoZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         inputs = self.processor(images=images, text=labels, negative_labels=negatives[0]).to(self.device)
         outputs = self.model(**inputs)
         # Chunks of one image's labels stand together, so an image is a slice of rows.
-        rows = [len(prompt.chunks) for prompt in inputs.prompts]
-        results = {
+        rows = [len(prompt.chunks) for prompt in inputs.prompts or []]
+        results: dict[str, Any] = {
             "is_last": [True] * len(images),
             "target_size": [(image.height, image.width) for image in images],
             "prompt": inputs.prompts,

@@ -77,7 +77,8 @@ class GDinoProcessor(ProcessorMixin):
         Args:
             images: One image or a list; see `GDinoImageProcessor.preprocess`. None prepares text alone.
             text: Labels for all images (["cat", "remote control"], or "a cat. a remote control."), or one list or
-                string per image ([["cat"], ["dog", "hat"]]). None prepares images alone.
+                string per image ([["cat"], ["dog", "hat"]]). Strings that all end in a period, as many as there are
+                images, are prompts one per image too (["a cat. a dog.", "a hat."]). None prepares images alone.
             annotations: COCO annotations of each image ({"annotations": [{"bbox", "category_id", ...}]}); they become
                 `labels`.
             negative_labels: Labels that compete for every box but are left out of results.
@@ -285,7 +286,7 @@ class GDinoProcessor(ProcessorMixin):
 
     def _rows(
         self, outputs: Any, inputs: Any, text_labels: Any
-    ) -> tuple[list[Sequence[str]], list[int], list[tuple[int, _Phrases]]]:
+    ) -> tuple[Sequence[Sequence[str]], list[int], list[tuple[int, _Phrases]]]:
         """Labels per image, how many of them may be results, and image and phrases of every row."""
         prompts, num_rows = getattr(inputs, "prompts", None), outputs.logits.shape[0]
         if prompts is not None:
