@@ -67,7 +67,8 @@ def draw_detections(
     """Draw the detections of one image, the most confident on top.
 
     Args:
-        image: The photograph, any mode. It is not changed.
+        image: The photograph, any mode; turned as its EXIF orientation says, as it was for the detector. The original
+            is not changed.
         result: One entry of `post_process_grounded_object_detection`, with "boxes" (N, 4) xyxy in pixels, "scores"
             (N,) in 0..1 and "text_labels" (N strings); or what the zero-shot pipeline returns for one image.
         show_scores: Write the score after the label.
@@ -75,16 +76,18 @@ def draw_detections(
         line_width: Width of the box lines in pixels; None scales with the picture.
 
     Returns:
-        A new RGB picture of the same size.
+        A new RGB picture of the upright size.
 
     Raises:
         ValueError: The numbers of boxes, scores and labels differ.
     """
+    from .model.image_processing_gdino import load_image
+
     boxes, scores, labels = _detections(result)
-    longest = max(image.size)
+    picture = load_image(image)
+    longest = max(picture.size)
     font_size = font_size or max(11, round(longest / 42))
     line_width = line_width or max(2, round(longest / 280))
-    picture = image.convert("RGB").copy()
     order = sorted(range(len(boxes)), key=lambda index: scores[index])
     for index in order:
         _draw_box(picture, boxes[index], label_color(labels[index]), line_width)

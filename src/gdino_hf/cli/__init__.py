@@ -6,11 +6,12 @@ Nothing here or at the top of a verb imports torch, so that `--help` and mistake
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from .errors import UsageError
+from .errors import INTERRUPTED, UsageError
 
 VERBS = ("detect",)
 
@@ -39,12 +40,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the program's name; None takes the process's own.
 
     Returns:
-        The exit status: 0, 1 when an input failed, 2 when the command line cannot be used (then nothing was done).
+        The exit status: 0, 1 when an input failed, 2 when the command line cannot be used (then nothing was done), 130
+        when the user stopped it.
     """
     args = build_parser().parse_args(argv)
+    if hasattr(sys.stdout, "reconfigure"):
+        # A label or file name that the terminal's encoding lacks is shown by its codes.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return args.run(args)
+        status = args.run(args)
+        sys.stdout.flush()
+        return status
     except UsageError as error:
-        args.parser.print_usage(sys.stderr)
         print(f"{args.parser.prog}: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # `gdino ... | head` has read enough; what Python still flushes at exit goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return INTERRUPTED

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from .errors import UsageError
+from .errors import INTERRUPTED, UsageError
 from .inputs import ImageInput, collect_images, parse_labels
 
 HELP = "find what the labels name in photographs"
@@ -19,7 +18,11 @@ _SAVED_AS_THEY_ARE = (".jpg", ".jpeg", ".png", ".webp")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder (with sub-folders), glob or URL")
-    parser.add_argument("--labels", required=True, help='"cat, remote control", or @FILE with one label per line')
+    parser.add_argument(
+        "--labels",
+        required=True,
+        help='"cat, remote control", "a cat. a remote control.", or @FILE with one label per line',
+    )
     parser.add_argument("--negative", metavar="LABELS", help="labels that compete but are left out of the results")
     parser.add_argument("--model", default="nano", help="Hub id, folder or nano (default: %(default)s)")
     parser.add_argument(
@@ -35,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--nms",
         type=_fraction,
         metavar="IOU",
-        help="drop the lesser of two boxes of a label that overlap more than this",
+        help="drop the lesser of two boxes of a label whose IoU is above this, 0..1",
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     parser.add_argument(
@@ -58,13 +61,11 @@ def run(args: argparse.Namespace) -> int:
     """
     labels = parse_labels(args.labels)
     negative_labels = parse_labels(args.negative, "--negative") if args.negative is not None else []
+    for label in negative_labels:
+        if label in labels:
+            raise UsageError(f"{label!r} stands in --labels and in --negative; leave it in one of them")
     images = collect_images(args.images, exclude=args.out)
     json_path = args.json or args.out / "detections.json"
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"the output folder cannot be made ({error}); choose another --out or --json") from error
     report: dict[str, Any] = {
         "model": args.model,
         "labels": labels,
@@ -76,48 +77,61 @@ def run(args: argparse.Namespace) -> int:
         "images": [],
         "failed": [],
     }
-    interrupted = False
-    if any(image.error is None for image in images):
-        interrupted = _detect_all(args, images, report)
-    else:
-        for image in images:
-            _fail(report, image, image.error)
+    # Without an image to look at, a model need not be loaded to say so.
+    detector = _load(args, labels, negative_labels) if any(image.error is None for image in images) else None
+    _prepare_output(args.out, json_path, images, report)
+    finished = _detect_all(args, detector, images, report)
     _write_json(json_path, report)
     print(_table(report["images"]))
-    print(f"\n{_count(report)}\n{json_path}", end="" if report["failed"] else "\n")
-    if report["failed"]:
-        print(f"  ({len(report['failed'])} of {len(images)} inputs failed, see above)")
-    if interrupted:
-        return 130
+    print(f"\n{_count(report)}")
+    print(f"results: {json_path}")
+    if not finished:
+        print("stopped; what was done so far is written", file=sys.stderr)
+        return INTERRUPTED
     return 1 if report["failed"] else 0
 
 
-def _detect_all(args: argparse.Namespace, images: list[ImageInput], report: dict[str, Any]) -> bool:
-    """Fill the report image by image; True when the user stopped it."""
+def _load(args: argparse.Namespace, labels: list[str], negative_labels: list[str]) -> Any:
     from transformers.utils import logging
 
     from .detector import Detector
 
     # Loading a model of two seconds needs no bar of its own, and the one over the images comes after it.
     logging.disable_progress_bar()
-    detector = Detector(
-        args.model, report["labels"], negative_labels=report["negative_labels"], device=args.device, dtype=args.dtype
-    )
+    return Detector(args.model, labels, negative_labels=negative_labels, device=args.device, dtype=args.dtype)
+
+
+def _prepare_output(out: Path, json_path: Path, images: list[ImageInput], report: dict[str, Any]) -> None:
+    """Find out before the work, not after it, whether results can be written."""
+    if json_path.resolve() in {Path(image.source).resolve() for image in images}:
+        raise UsageError(f"--json {json_path} is one of the images; name another file")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        json_path.parent.mkdir(parents=True, exist_ok=True)
+        _write_json(json_path, report)
+    except OSError as error:
+        raise UsageError(f"the results cannot be written ({error}); choose another --out or --json") from error
+
+
+def _detect_all(args: argparse.Namespace, detector: Any, images: list[ImageInput], report: dict[str, Any]) -> bool:
+    """Fill the report image by image; False when the user stopped it."""
     from tqdm import tqdm
 
     names = _OutputNames(args.out, images)
     try:
         # disable=None: no bar where stderr is not a terminal
         for image in tqdm(images, desc="detect", unit="image", disable=None, leave=False):
+            if image.error is not None:
+                _fail(report, image, image.error)
+                continue
             try:
                 report["images"].append(_detect_one(args, detector, image, names))
             # Bulk work: whatever is wrong with one image is its own affair, the others go on.
             except Exception as error:
                 _fail(report, image, error)
     except KeyboardInterrupt:
-        print("stopped; what was done so far is written", file=sys.stderr)
-        return True
-    return False
+        return False
+    return True
 
 
 def _detect_one(args: argparse.Namespace, detector: Any, image: ImageInput, names: _OutputNames) -> dict[str, Any]:
@@ -125,8 +139,6 @@ def _detect_one(args: argparse.Namespace, detector: Any, image: ImageInput, name
 
     from .detector import read_image
 
-    if image.error is not None:
-        raise ValueError(image.error)
     picture = read_image(image.source)
     result = detector(picture, threshold=args.threshold, text_threshold=args.text_threshold, nms_threshold=args.nms)
     target = names(image.name)
@@ -157,7 +169,7 @@ class _OutputNames:
 
     def __init__(self, folder: Path, images: list[ImageInput]) -> None:
         self.folder = folder
-        self.taken = {os.path.normcase(Path(image.source).resolve()) for image in images}
+        self.taken = {self._key(Path(image.source)) for image in images}
 
     def __call__(self, name: str) -> Path:
         path = self.folder / name
@@ -172,8 +184,8 @@ class _OutputNames:
 
     @staticmethod
     def _key(path: Path) -> str:
-        # lower case: two names that differ only in case are one file on common file systems
-        return os.path.normcase(path.resolve()).lower()
+        # Two names that differ only in case are one file on common file systems.
+        return str(path.resolve()).lower()
 
 
 def _fail(report: dict[str, Any], image: ImageInput, error: object) -> None:
@@ -187,8 +199,12 @@ def _fail(report: dict[str, Any], image: ImageInput, error: object) -> None:
 
 def _write_json(path: Path, report: dict[str, Any]) -> None:
     """Write the whole file or none: a reader never sees half a report."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder")
     partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(report, ensure_ascii=False, indent=2) + "\n"
+    # backslashreplace: a file name that is not UTF-8 becomes JSON's own escapes
+    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     partial.replace(path)
 
 
@@ -197,7 +213,7 @@ def _table(images: list[dict[str, Any]]) -> str:
     rows = [("image", "label", "score", "box (x1 y1 x2 y2)")]
     for image in images:
         for found in image["detections"]:
-            box = " ".join(f"{side:.0f}" for side in found["box"])
+            box = " ".join(str(round(side)) for side in found["box"])
             rows.append((image["image"], found["label"], f"{found['score']:.2f}", box))
         if not image["detections"]:
             rows.append((image["image"], "-", "", ""))
@@ -209,13 +225,18 @@ def _table(images: list[dict[str, Any]]) -> str:
 
 
 def _count(report: dict[str, Any]) -> str:
+    done, failed = len(report["images"]), len(report["failed"])
     detections = sum(len(image["detections"]) for image in report["images"])
-    return f"{detections} detections in {len(report['images'])} images"
+    count = f"{detections} detection{'s' * (detections != 1)} in {done} image{'s' * (done != 1)}"
+    return f"{count}; {failed} input{'s' * (failed != 1)} failed, see above" if failed else count
 
 
 def _fraction(text: str) -> float:
     """An argparse type: a number in 0..1."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
     return value

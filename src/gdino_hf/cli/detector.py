@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from .errors import UsageError
 from .inputs import is_url, read_url
 
-DTYPES = ("float32", "bfloat16", "float16")
+_MODEL_TYPE = "gdino"
 
 
 def read_image(source: str) -> Any:
@@ -27,7 +27,10 @@ def read_image(source: str) -> Any:
     """
     from gdino_hf.model.image_processing_gdino import load_image
 
-    return load_image(io.BytesIO(read_url(source)) if is_url(source) else source)
+    data = read_url(source) if is_url(source) else Path(source).read_bytes()
+    if not data:
+        raise ValueError("there is nothing in it, 0 bytes; get the picture again")
+    return load_image(data)
 
 
 class Detector:
@@ -56,24 +59,27 @@ class Detector:
         import torch
 
         from gdino_hf import NANO, GDinoForObjectDetection, GDinoProcessor, register_auto_classes
-        from gdino_hf.model.text_prompt import build_prompt
 
         self.labels = list(labels)
         self.negative_labels = list(negative_labels)
-        try:
-            build_prompt(self.labels, self.negative_labels or None)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
         self.device = _device(device)
         register_auto_classes()
         where = NANO if model == "nano" else model
         try:
-            self.model = GDinoForObjectDetection.from_pretrained(where, dtype=getattr(torch, dtype))
+            _check_model_type(where)
             self.processor = GDinoProcessor.from_pretrained(where)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise UsageError(f"--model {model} cannot be loaded: {reason}") from error
-        self.model.to(self.device).eval()
+            # The tokenizer is read in no time: it judges the labels before the weights are loaded or downloaded.
+            self._prepare(None)
+            self.model = GDinoForObjectDetection.from_pretrained(where, dtype=getattr(torch, dtype))
+            self.model.to(self.device).eval()
+        except UsageError:
+            raise
+        # Loaders raise whatever a damaged or unreachable checkpoint leads them to.
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            raise UsageError(
+                f"--model {model} cannot be loaded ({reason}); give a Hub id, a folder with its files, or nano"
+            ) from error
 
     def __call__(
         self,
@@ -100,9 +106,7 @@ class Detector:
         """
         import torch
 
-        negative = {"negative_labels": self.negative_labels} if self.negative_labels else {}
-        inputs = self.processor(images=image, text=self.labels, return_tensors="pt", **negative)
-        inputs = inputs.to(self.device)
+        inputs = self._prepare(image).to(self.device)
         with torch.inference_mode():
             outputs = self.model(**inputs)
         return self.processor.post_process_grounded_object_detection(
@@ -113,6 +117,25 @@ class Detector:
             target_sizes=[(image.height, image.width)],
             nms_threshold=nms_threshold,
         )[0]
+
+    def _prepare(self, image: Any) -> Any:
+        """Inputs of the model for a picture, or for the labels alone."""
+        try:
+            # One list per image: with labels that end in a period, a flat list could mean one prompt per image.
+            return self.processor(images=image, text=[self.labels], negative_labels=self.negative_labels or None)
+        except (TypeError, ValueError) as error:
+            if image is None:
+                raise UsageError(str(error).rstrip(".")) from error
+            raise
+
+
+def _check_model_type(where: str) -> None:
+    """Refuse checkpoints of other architectures, which would load as random weights."""
+    from gdino_hf import GDinoConfig
+
+    config, _ = GDinoConfig.get_config_dict(where)
+    if config.get("model_type") != _MODEL_TYPE:
+        raise ValueError(f"its model_type is {config.get('model_type')!r}, not one of Grounding DINO")
 
 
 def _device(name: str) -> Any:

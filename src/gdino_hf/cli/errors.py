@@ -1,4 +1,7 @@
-"""What a verb raises when the command line, not an input, is at fault."""
+"""What a verb raises when the command line, not an input, is at fault, and how it ends when it is stopped."""
+
+INTERRUPTED = 130
+"""Exit status of a command that the user stopped, as shells have it."""
 
 
 class UsageError(Exception):

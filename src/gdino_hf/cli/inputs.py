@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import re
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from .errors import UsageError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif")
+LONGEST_NAME = 100
 URL_TIMEOUT_SECONDS = 30
 URL_LIMIT_BYTES = 200 * 2**20
 
@@ -55,12 +57,28 @@ def collect_images(arguments: Sequence[str], exclude: Path | None = None) -> lis
 
 def _expand(argument: str, exclude: Path | None) -> list[ImageInput]:
     if is_url(argument):
-        name = PurePosixPath(urllib.parse.unquote(urllib.parse.urlsplit(argument).path)).name
-        return [ImageInput(argument, name or "image")]
+        return [ImageInput(argument, _name_of(argument))]
+    try:
+        return _expand_path(argument, exclude)
+    except (OSError, RuntimeError, ValueError) as error:
+        # Too long for the file system, no such user behind "~", a null character.
+        return [ImageInput(argument, "image", f"this is no path that can be read ({error})")]
+
+
+def _name_of(address: str) -> str:
+    """A file name out of an address, with nothing in it that leads elsewhere."""
+    try:
+        name = PurePosixPath(urllib.parse.unquote(urllib.parse.urlsplit(address).path)).name
+    except ValueError:
+        name = ""
+    return re.sub(r"[^\w. -]", "_", name)[-LONGEST_NAME:].lstrip(". ") or "image"
+
+
+def _expand_path(argument: str, exclude: Path | None) -> list[ImageInput]:
     path = Path(argument).expanduser()
     if path.is_dir():
         images = [ImageInput(str(file), str(file.relative_to(path))) for file in _files_below(path, exclude)]
-        return images or [ImageInput(argument, path.name, "the folder has no images")]
+        return images or [ImageInput(argument, path.name, f"the folder has no images ({', '.join(IMAGE_SUFFIXES)})")]
     if path.exists():
         return [ImageInput(str(path), path.name)]
     matches = sorted(glob.glob(str(path), recursive=True))
@@ -114,10 +132,10 @@ def read_url(address: str) -> bytes:
 
 
 def parse_labels(text: str, option: str = "--labels") -> list[str]:
-    """Labels out of an option's value: separated by commas, or one per line of a file named with "@".
+    """Labels out of an option's value: separated by commas, closed by periods, or one per line of a file.
 
     Args:
-        text: "cat, remote control" or "@labels.txt".
+        text: "cat, remote control", "a cat. a remote control." or "@labels.txt".
         option: Its name, for messages.
 
     Returns:
@@ -131,6 +149,8 @@ def parse_labels(text: str, option: str = "--labels") -> list[str]:
             pieces = Path(text[1:]).expanduser().read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{option} {text}: the label file cannot be read ({error}); give UTF-8 text") from error
+    elif "," not in text and text.rstrip().endswith("."):
+        pieces = text.split(".")
     else:
         pieces = text.split(",")
     labels = list(dict.fromkeys(piece.strip() for piece in pieces if piece.strip()))
