@@ -85,9 +85,10 @@ def draw_detections(
 
     boxes, scores, labels = _detections(result)
     picture = load_image(image)
-    longest = max(picture.size)
-    font_size = font_size or max(11, round(longest / 42))
-    line_width = line_width or max(2, round(longest / 280))
+    # A ribbon of a picture gets the letters of its narrow side.
+    scale = min(max(picture.size), 4 * min(picture.size))
+    font_size = font_size or max(11, round(scale / 42))
+    line_width = line_width or max(2, round(scale / 280))
     order = sorted(range(len(boxes)), key=lambda index: scores[index])
     for index in order:
         _draw_box(picture, boxes[index], label_color(labels[index]), line_width)

@@ -123,9 +123,7 @@ def test_chunks_share_the_image(model, tiny_tokenizer):
     handle.remove()
     assert calls == [2]
     for row, image in enumerate([0, 0, 1]):
-        alone = model(
-            pixel_values=images[image][None], **{name: x[row, None] for name, x in text.items()}
-        )
+        alone = model(pixel_values=images[image][None], **{name: x[row, None] for name, x in text.items()})
         picked = copy.copy(chunked)
         picked.logits, picked.pred_boxes = chunked.logits[row, None], chunked.pred_boxes[row, None]
         assert_same_predictions(picked, alone)
@@ -257,7 +255,9 @@ TEXT_ENCODERS = {
         vocab_size=200, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
     ),
     "distilbert": DistilBertConfig(vocab_size=200, dim=16, n_layers=1, n_heads=2, hidden_dim=16),
-    "bert": BertConfig(vocab_size=200, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16),
+    "bert": BertConfig(
+        vocab_size=200, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    ),
 }
 
 

@@ -105,7 +105,11 @@ def assert_matches(library, case):
         strict=True,
     ):
         torch.testing.assert_close(
-            ours.double(), theirs, rtol=GRADIENT_TOLERANCE, atol=GRADIENT_TOLERANCE, msg=lambda message, name=name: f"gradient of {name}: {message}"
+            ours.double(),
+            theirs,
+            rtol=GRADIENT_TOLERANCE,
+            atol=GRADIENT_TOLERANCE,
+            msg=lambda message, name=name: f"gradient of {name}: {message}",
         )
 
 
@@ -166,7 +170,9 @@ def test_bfloat16_values_lose_one_rounding_only(any_isa, width, queries):
 
 def test_bfloat16_rounding_equals_torch(any_isa):
     """Ties, the largest numbers, denormals, infinities and NaN: one point on a pixel's centre copies the pixel."""
-    bits = torch.tensor([0x3F808000, 0x3F818000, 0x7F7FFFFF, 0x00000001, 0x00018000, 0x7F800000, 0x7FC00001, 0x3F800001])
+    bits = torch.tensor(
+        [0x3F808000, 0x3F818000, 0x7F7FFFFF, 0x00000001, 0x00018000, 0x7F800000, 0x7FC00001, 0x3F800001]
+    )
     value = bits.repeat(2).to(torch.int32).view(torch.float32).view(1, 1, 1, 16)
     half = value.bfloat16()
     centre, ones = torch.full((1, 1, 1, 1, 1, 2), 0.5), torch.ones(1, 1, 1, 1, 1)

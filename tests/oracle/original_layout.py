@@ -22,7 +22,10 @@ _RULES = [
         r"^backbone\.0\.layers\.(\d+)\.blocks\.(\d+)\.attn\.proj",
         rf"{_SWIN}encoder.layers.\1.blocks.\2.attention.output.dense",
     ),
-    (r"^backbone\.0\.layers\.(\d+)\.blocks\.(\d+)\.mlp\.fc1", rf"{_SWIN}encoder.layers.\1.blocks.\2.intermediate.dense"),
+    (
+        r"^backbone\.0\.layers\.(\d+)\.blocks\.(\d+)\.mlp\.fc1",
+        rf"{_SWIN}encoder.layers.\1.blocks.\2.intermediate.dense",
+    ),
     (r"^backbone\.0\.layers\.(\d+)\.blocks\.(\d+)\.mlp\.fc2", rf"{_SWIN}encoder.layers.\1.blocks.\2.output.dense"),
     (r"^backbone\.0\.layers\.(\d+)\.downsample", rf"{_SWIN}encoder.layers.\1.downsample"),
     (r"^backbone\.0\.norm1", f"{_SWIN}hidden_states_norms.stage2"),
@@ -39,8 +42,14 @@ _RULES = [
     (r"^transformer\.encoder\.layers\.(\d+)\.norm2", r"model.encoder.layers.\1.deformable_layer.final_layer_norm"),
     (r"^transformer\.encoder\.layers\.(\d+)\.linear", r"model.encoder.layers.\1.deformable_layer.fc"),
     (r"^transformer\.encoder\.layers\.(\d+)\.", r"model.encoder.layers.\1.deformable_layer."),
-    (r"^transformer\.encoder\.text_layers\.(\d+)\.norm1", r"model.encoder.layers.\1.text_enhancer_layer.layer_norm_before"),
-    (r"^transformer\.encoder\.text_layers\.(\d+)\.norm2", r"model.encoder.layers.\1.text_enhancer_layer.layer_norm_after"),
+    (
+        r"^transformer\.encoder\.text_layers\.(\d+)\.norm1",
+        r"model.encoder.layers.\1.text_enhancer_layer.layer_norm_before",
+    ),
+    (
+        r"^transformer\.encoder\.text_layers\.(\d+)\.norm2",
+        r"model.encoder.layers.\1.text_enhancer_layer.layer_norm_after",
+    ),
     (r"^transformer\.encoder\.text_layers\.(\d+)\.linear", r"model.encoder.layers.\1.text_enhancer_layer.fc"),
     (r"^transformer\.encoder\.text_layers\.(\d+)\.", r"model.encoder.layers.\1.text_enhancer_layer."),
     (r"^transformer\.encoder\.fusion_layers\.(\d+)\.gamma_v", r"model.encoder.layers.\1.fusion_layer.vision_param"),
@@ -62,7 +71,12 @@ _RULES = [
     (r"^transformer\.decoder\.layers\.", "model.decoder.layers."),
     (r"\.in_proj_(weight|bias)$", r".*.\1"),
 ]
-_DROPPED = (r"\.relative_position_index$", r"^bert\.pooler", r"^transformer\.decoder\.bbox_embed", r"^bbox_embed\.[1-9]")
+_DROPPED = (
+    r"\.relative_position_index$",
+    r"^bert\.pooler",
+    r"^transformer\.decoder\.bbox_embed",
+    r"^bbox_embed\.[1-9]",
+)
 
 
 def from_original(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -139,7 +139,9 @@ def test_peer_checkpoint_gives_the_peer_outputs(case, tmp_path, caplog):
     torch.testing.assert_close(
         ours.encoder_last_hidden_state_vision, theirs.encoder_last_hidden_state_vision, rtol=0, atol=1e-4
     )
-    torch.testing.assert_close(ours.intermediate_reference_points, theirs.intermediate_reference_points, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        ours.intermediate_reference_points, theirs.intermediate_reference_points, rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("case", ["gd swin shared", "gd resnet shared", "mm swin separate", "mm swin shared"])

@@ -134,6 +134,8 @@ def _check_model_type(where: str) -> None:
     from gdino_hf import GDinoConfig
 
     config, _ = GDinoConfig.get_config_dict(where)
+    if not config:
+        raise ValueError("there is no config.json in it")
     if config.get("model_type") != _MODEL_TYPE:
         raise ValueError(f"its model_type is {config.get('model_type')!r}, not one of Grounding DINO")
 
@@ -147,6 +149,6 @@ def _device(name: str) -> Any:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].split(". ")[0]
         raise UsageError(f"--device {name} cannot be used here ({reason}); --device cpu always can") from error
     return device

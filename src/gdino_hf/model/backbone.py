@@ -1,5 +1,8 @@
 """Any AutoBackbone as a multi-level feature pyramid with masks."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,6 +13,11 @@ from .configuration_gdino import GDinoConfig
 
 class FrozenBatchNorm2d(nn.Module):
     """Batch normalization by stored statistics that training never touches: detection batches are too small for it."""
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, num_features: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -88,6 +96,105 @@ class Backbone(nn.Module):
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
         """(B, 3, H, W) to a list of (B, C_l, h_l, w_l), fine to coarse."""
         return list(self.conv_encoder.model(pixel_values).feature_maps)
+
+
+def input_projections(channels: Sequence[int], num_levels: int, width: int) -> nn.ModuleList:
+    """One projection per level to the model's width; levels beyond the backbone's are made by strided convolution.
+
+    Args:
+        channels: Channels of the backbone's maps, fine to coarse; the last num_levels of them are used.
+        num_levels: Levels L.
+        width: The model's width D.
+
+    Returns:
+        L projections, as `project` takes them.
+    """
+
+    def make(in_channels: int, kernel_size: int, stride: int = 1) -> nn.Sequential:
+        convolution = nn.Conv2d(in_channels, width, kernel_size, stride, padding=kernel_size // 2)
+        return nn.Sequential(convolution, nn.GroupNorm(math.gcd(32, width), width))
+
+    used = channels[-num_levels:]
+    extra = num_levels - len(used)
+    projections = [make(n, 1) for n in used]
+    projections += [make(used[-1] if index == 0 else width, 3, 2) for index in range(extra)]
+    return nn.ModuleList(projections)
+
+
+def project(backbone: Backbone, projections: nn.ModuleList, pixel_values: Tensor) -> list[Tensor]:
+    """Backbone and projections.
+
+    Args:
+        backbone: The backbone.
+        projections: L projections.
+        pixel_values: (B, 3, H, W).
+
+    Returns:
+        L maps (B, D, h_l, w_l), fine to coarse.
+    """
+    maps = backbone(pixel_values)[-len(projections) :]
+    features = [projection(x) for projection, x in zip(projections, maps, strict=False)]
+    for index in range(len(maps), len(projections)):
+        # The first extra level reads the backbone's last map, the others the level before.
+        features.append(projections[index](maps[-1] if index == len(maps) else features[-1]))
+    return features
+
+
+def project_by_size(
+    backbone: Backbone, projections: nn.ModuleList, pixel_values: Tensor, image_sizes: Sequence[tuple[int, int]]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The same for a padded batch, images of one size at a time, so that nothing ever sees the padding.
+
+    Args:
+        backbone: The backbone.
+        projections: L projections.
+        pixel_values: (B, 3, H, W), each image at the top left.
+        image_sizes: (height, width) of each image.
+
+    Returns:
+        L maps (B, D, h_l, w_l), zero beyond an image, and L masks (B, h_l, w_l) bool, True on real cells.
+    """
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, (height, width) in enumerate(image_sizes):
+        groups.setdefault((int(height), int(width)), []).append(index)
+    pieces = [
+        project(backbone, projections, pixel_values[indices, :, :height, :width])
+        for (height, width), indices in groups.items()
+    ]
+    order = torch.tensor([index for indices in groups.values() for index in indices], device=pixel_values.device)
+    back = order.argsort()
+    features, masks = [], []
+    for level in zip(*pieces, strict=True):
+        height, width = (max(x.shape[side] for x in level) for side in (-2, -1))
+        frames = [(0, width - x.shape[-1], 0, height - x.shape[-2]) for x in level]
+        padded = [F.pad(x, frame) for x, frame in zip(level, frames, strict=True)]
+        real = [F.pad(torch.ones_like(x[:, 0], dtype=torch.bool), f) for x, f in zip(level, frames, strict=True)]
+        features.append(torch.cat(padded).index_select(0, back))
+        masks.append(torch.cat(real).index_select(0, back))
+    return features, masks
+
+
+def check_image_sizes(image_sizes: Sequence[tuple[int, int]], pixel_values: Tensor) -> bool:
+    """Whether every image is as large as the batch.
+
+    Args:
+        image_sizes: (height, width) of each image.
+        pixel_values: (B, 3, H, W).
+
+    Returns:
+        True if there is no padding.
+
+    Raises:
+        ValueError: There is not one size per image, or one is larger than the batch.
+    """
+    batch, _, height, width = pixel_values.shape
+    sizes = [(int(h), int(w)) for h, w in image_sizes]
+    if len(sizes) != batch or any(not (0 < h <= height and 0 < w <= width) for h, w in sizes):
+        raise ValueError(
+            f"image_sizes {sizes} do not fit pixel_values {tuple(pixel_values.shape)}; give (height, width) of every "
+            "image within the padded batch."
+        )
+    return all(size == (height, width) for size in sizes)
 
 
 def resize_mask(pixel_mask: Tensor, size: tuple[int, int]) -> Tensor:

@@ -146,7 +146,9 @@ class Decoder(nn.Module):
         for index, layer in enumerate(self.layers):
             level_references = references[:, :, None] * ratios
             embedding = box_position_embedding(
-                level_references[:, :, 0] if scale_positions else references, self.config.d_model // 2, self.config.query_position_temperature
+                level_references[:, :, 0] if scale_positions else references,
+                self.config.d_model // 2,
+                self.config.query_position_temperature,
             )
             position_embedding = self.reference_points_head(embedding.to(queries.dtype))
             queries = layer(
@@ -162,7 +164,7 @@ class Decoder(nn.Module):
             )
             input_references.append(reference_for_loss)
             if box_heads is not None:
-                eps = self.config.decoder_inverse_sigmoid_eps
+                eps = self.config.decoder_inverse_sigmoid_eps or self.config.inverse_sigmoid_eps
                 # Refinement reads the state before the last normalization, the outputs the one after it.
                 refined = (box_heads[index](queries).float() + inverse_sigmoid(references, eps)).sigmoid()
                 reference_for_loss, references = refined, refined.detach()

@@ -12,6 +12,7 @@ from .attention import MultiheadAttention
 from .configuration_gdino import GDinoConfig
 from .fusion import FusionLayer
 from .ms_deform_attn import MSDeformAttn
+from .position_encoding import grid_centers
 
 
 class TextEnhancerLayer(nn.Module):
@@ -101,9 +102,7 @@ class EncoderLayer(GradientCheckpointingLayer):
         """One round of enhancement; arguments as in `Encoder.forward`."""
         vision, text = self.fusion_layer(vision, text, vision_mask, text_mask)
         text = self.text_enhancer_layer(text, text_position_embedding, phrase_mask)
-        vision = self.deformable_layer(
-            vision, vision_position_embedding, reference_points, spatial_shapes, vision_mask
-        )
+        vision = self.deformable_layer(vision, vision_position_embedding, reference_points, spatial_shapes, vision_mask)
         return vision, text
 
 
@@ -159,14 +158,6 @@ class Encoder(nn.Module):
                 phrase_mask,
             )
         return vision, text, vision_states, text_states
-
-
-def grid_centers(height: int, width: int, device: torch.device) -> Tensor:
-    """Centers of a map's cells in cells, row by row: (h * w, 2) float32 xy."""
-    y = torch.arange(height, dtype=torch.float32, device=device) + 0.5
-    x = torch.arange(width, dtype=torch.float32, device=device) + 0.5
-    grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
-    return torch.stack((grid_x, grid_y), dim=-1).flatten(0, 1)
 
 
 def grid_reference_points(spatial_shapes: Sequence[tuple[int, int]], valid_ratios: Tensor) -> Tensor:

@@ -1,160 +1,33 @@
 """Grounding DINO (Liu et al. 2023, arXiv:2303.05499): an image and a text in, boxes with token scores out.
 
-    backbone + text backbone -> encoder (fusion, text enhancer, deformable) -> query selection -> decoder -> heads
+backbone + text backbone -> encoder (fusion, text enhancer, deformable) -> query selection -> decoder -> heads
 """
 
 import inspect
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
-from transformers.utils import ModelOutput
 
-from .backbone import Backbone, resize_mask
+from .backbone import Backbone, check_image_sizes, input_projections, project, project_by_size, resize_mask
 from .box_ops import inverse_sigmoid
 from .configuration_gdino import GDinoConfig
 from .decoder import Decoder
-from .denoising import DenoisingQueries, make_denoising_queries
+from .denoising import make_denoising_queries
 from .encoder import Encoder
 from .fusion import FusionLayer
 from .heads import PRIOR_BIAS, BoxHead, ContrastiveHead
 from .losses import detection_losses
 from .ms_deform_attn import MSDeformAttn
+from .outputs_gdino import GDinoImageFeatures, GDinoModelOutput, GDinoObjectDetectionOutput, GDinoTextFeatures
 from .position_encoding import image_position_embedding, token_position_embedding
 from .query_selection import make_proposals, select_queries
-from .targets import Targets, prepare_targets
+from .targets import prepare_targets
 from .text_prompt import phrase_structure
-
-
-@dataclass
-class GDinoImageFeatures(ModelOutput):
-    """What the model needs of images; `forward(image_features=...)` takes it in place of pixel_values.
-
-    Attributes:
-        feature_maps: Per level (B, D, h_l, w_l), projected to the model's width.
-        masks: Per level (B, h_l, w_l) bool, True on real cells; None if all are, which saves the model masking.
-        padding_seen: Whether padding took part in the features, as published; then it does in query positions too.
-    """
-
-    feature_maps: tuple[Tensor, ...] | None = None
-    masks: tuple[Tensor, ...] | None = None
-    padding_seen: bool | None = None
-
-
-@dataclass
-class GDinoTextFeatures(ModelOutput):
-    """What the model needs of prompts; `forward(text_features=...)` takes it in place of input_ids.
-
-    Attributes:
-        last_hidden_state: (R, T, D), projected to the model's width.
-        input_ids: (R, T).
-        attention_mask: (R, T) bool, True on real tokens.
-        phrase_ids: (R, T) ordinal of the label each token belongs to, -1 on special tokens and padding.
-        phrase_mask: (R, T, T) bool, True = may attend.
-        position_ids: (R, T), restarting in every phrase.
-    """
-
-    last_hidden_state: Tensor | None = None
-    input_ids: Tensor | None = None
-    attention_mask: Tensor | None = None
-    phrase_ids: Tensor | None = None
-    phrase_mask: Tensor | None = None
-    position_ids: Tensor | None = None
-
-
-@dataclass
-class GDinoModelOutput(ModelOutput):
-    """Output of `GDinoModel`; R rows of Q queries (in training with labels, P denoising queries stand before them).
-
-    Attributes:
-        last_hidden_state: (R, Q, D) normalized output of the last decoder layer.
-        init_reference_points: (R, Q, 4) cxcywh in [0, 1], where the queries started.
-        intermediate_hidden_states: (R, layers, Q, D), normalized.
-        intermediate_reference_points: (R, layers, Q, 4) boxes after each layer's refinement, without gradient.
-        input_reference_points: (R, layers, Q, 4) boxes each layer's prediction starts from, with gradient.
-        encoder_last_hidden_state_vision: (R, S, D).
-        encoder_last_hidden_state_text: (R, T, D).
-        encoder_vision_hidden_states: Per layer and at the end (R, S, D), if output_hidden_states.
-        encoder_text_hidden_states: Per layer and at the end (R, T, D), if output_hidden_states.
-        encoder_logits: (R, Q, max_text_len) token logits of the selected proposals; two-stage models only.
-        encoder_pred_boxes: (R, Q, 4) cxcywh of the selected proposals; two-stage models only.
-        enc_outputs_class: (R, S', max_text_len) token logits of all image tokens, S' the larger of S and Q, if
-            output_hidden_states.
-        enc_outputs_coord_logits: (R, S', 4) their boxes before the sigmoid, if output_hidden_states.
-        text_features: The prompts as the model saw them, one row per output row.
-        denoising: What the denoising queries stand for, in training with labels.
-    """
-
-    last_hidden_state: Tensor | None = None
-    init_reference_points: Tensor | None = None
-    intermediate_hidden_states: Tensor | None = None
-    intermediate_reference_points: Tensor | None = None
-    input_reference_points: Tensor | None = None
-    encoder_last_hidden_state_vision: Tensor | None = None
-    encoder_last_hidden_state_text: Tensor | None = None
-    encoder_vision_hidden_states: tuple[Tensor, ...] | None = None
-    encoder_text_hidden_states: tuple[Tensor, ...] | None = None
-    encoder_logits: Tensor | None = None
-    encoder_pred_boxes: Tensor | None = None
-    enc_outputs_class: Tensor | None = None
-    enc_outputs_coord_logits: Tensor | None = None
-    text_features: GDinoTextFeatures | None = None
-    denoising: DenoisingQueries | None = None
-
-
-@dataclass
-class GDinoObjectDetectionOutput(ModelOutput):
-    """Output of `GDinoForObjectDetection`.
-
-    Attributes:
-        loss: Weighted sum of all terms, if labels were given.
-        loss_dict: The unweighted terms by name, if labels were given; see losses.py.
-        logits: (R, Q, max_text_len) token logits, -inf outside the prompt.
-        pred_boxes: (R, Q, 4) float32 cxcywh in [0, 1] of the image without padding.
-        auxiliary_outputs: Per decoder layer but the last {"logits", "pred_boxes"}, if labels were given and
-            config.auxiliary_loss.
-        last_hidden_state: (R, Q, D).
-        init_reference_points: (R, Q, 4) cxcywh in [0, 1].
-        intermediate_hidden_states: (R, layers, Q, D).
-        intermediate_reference_points: (R, layers, Q, 4).
-        encoder_last_hidden_state_vision: (R, S, D).
-        encoder_last_hidden_state_text: (R, T, D).
-        encoder_vision_hidden_states: As in `GDinoModelOutput`.
-        encoder_text_hidden_states: As in `GDinoModelOutput`.
-        encoder_logits: (R, Q, max_text_len), two-stage models only.
-        encoder_pred_boxes: (R, Q, 4), two-stage models only.
-        enc_outputs_class: As in `GDinoModelOutput`.
-        enc_outputs_coord_logits: As in `GDinoModelOutput`.
-        input_ids: (R, T) the prompts' tokens.
-        attention_mask: (R, T) bool, True on real tokens.
-    """
-
-    loss: Tensor | None = None
-    loss_dict: dict[str, Tensor] | None = None
-    logits: Tensor | None = None
-    pred_boxes: Tensor | None = None
-    auxiliary_outputs: list[dict[str, Tensor]] | None = None
-    last_hidden_state: Tensor | None = None
-    init_reference_points: Tensor | None = None
-    intermediate_hidden_states: Tensor | None = None
-    intermediate_reference_points: Tensor | None = None
-    encoder_last_hidden_state_vision: Tensor | None = None
-    encoder_last_hidden_state_text: Tensor | None = None
-    encoder_vision_hidden_states: tuple[Tensor, ...] | None = None
-    encoder_text_hidden_states: tuple[Tensor, ...] | None = None
-    encoder_logits: Tensor | None = None
-    encoder_pred_boxes: Tensor | None = None
-    enc_outputs_class: Tensor | None = None
-    enc_outputs_coord_logits: Tensor | None = None
-    input_ids: Tensor | None = None
-    attention_mask: Tensor | None = None
 
 
 class GDinoPreTrainedModel(PreTrainedModel):
@@ -178,6 +51,11 @@ class GDinoPreTrainedModel(PreTrainedModel):
     ]
     # Learned only where training asks for it; no public checkpoint of these layouts holds it.
     _keys_to_ignore_on_load_missing = [r"denoising_label_embedding"]
+
+    def _initialize_weights(self, module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        # For classes outside transformers the stock method passes over modules without parameters of their own, such as
+        # BoxHead and MSDeformAttn; the functions of `init` ask every parameter itself whether it was loaded.
+        super()._initialize_weights(module)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -226,10 +104,10 @@ class GDinoModel(GDinoPreTrainedModel):
         super().__init__(config)
         width = config.d_model
         self.backbone = Backbone(config)
-        self.input_proj_vision = _input_projections(self.backbone.channels, config.num_feature_levels, width)
+        self.input_proj_vision = input_projections(self.backbone.channels, config.num_feature_levels, width)
         self.text_backbone = _text_backbone(config)
         self._text_arguments = set(inspect.signature(self.text_backbone.forward).parameters)
-        self.text_projection = nn.Linear(config.text_config.hidden_size, width)
+        self.text_projection = nn.Linear(self.text_backbone.config.hidden_size, width)
         if config.embedding_init_target or not config.two_stage:
             self.query_position_embeddings = nn.Embedding(config.num_queries, width)
         self.encoder = Encoder(config)
@@ -281,42 +159,14 @@ class GDinoModel(GDinoPreTrainedModel):
                 "(H, W) mask per image."
             )
         pixel_values = pixel_values.to(self.level_embed.dtype)
-        if image_sizes is not None and not _fills(image_sizes, pixel_values):
-            return self._features_by_size(pixel_values, image_sizes)
-        features = self._project(pixel_values)
-        masks = None
-        if pixel_mask is not None and image_sizes is None:
-            masks = tuple(resize_mask(pixel_mask, (x.shape[-2], x.shape[-1])) for x in features)
-        return GDinoImageFeatures(feature_maps=tuple(features), masks=masks, padding_seen=masks is not None)
-
-    def _project(self, pixel_values: Tensor) -> list[Tensor]:
-        """Backbone and projections: (B, 3, H, W) to (B, D, h_l, w_l) of every level."""
-        maps = self.backbone(pixel_values)[-self.config.num_feature_levels :]
-        features = [projection(x) for projection, x in zip(self.input_proj_vision, maps, strict=False)]
-        for projection in self.input_proj_vision[len(maps) :]:
-            # The first extra level reads the backbone's last map, the others the level before.
-            features.append(projection(maps[-1] if len(features) == len(maps) else features[-1]))
-        return features
-
-    def _features_by_size(self, pixel_values: Tensor, image_sizes: Sequence[tuple[int, int]]) -> GDinoImageFeatures:
-        """Images of one size together, each without its padding: neither backbone nor normalization sees another's."""
-        groups: dict[tuple[int, int], list[int]] = {}
-        for index, (height, width) in enumerate(image_sizes):
-            groups.setdefault((int(height), int(width)), []).append(index)
-        pieces = [
-            self._project(pixel_values[indices, :, :height, :width]) for (height, width), indices in groups.items()
-        ]
-        order = torch.tensor([index for indices in groups.values() for index in indices], device=pixel_values.device)
-        back = order.argsort()
-        features, masks = [], []
-        for level in zip(*pieces, strict=True):
-            height, width = (max(x.shape[side] for x in level) for side in (-2, -1))
-            frames = [(0, width - x.shape[-1], 0, height - x.shape[-2]) for x in level]
-            padded = [F.pad(x, frame) for x, frame in zip(level, frames, strict=True)]
-            real = [F.pad(torch.ones_like(x[:, 0], dtype=torch.bool), frame) for x, frame in zip(level, frames, strict=True)]
-            features.append(torch.cat(padded).index_select(0, back))
-            masks.append(torch.cat(real).index_select(0, back))
-        return GDinoImageFeatures(feature_maps=tuple(features), masks=tuple(masks))
+        if image_sizes is not None and not check_image_sizes(image_sizes, pixel_values):
+            maps, maps_real = project_by_size(self.backbone, self.input_proj_vision, pixel_values, image_sizes)
+            return GDinoImageFeatures(feature_maps=tuple(maps), masks=tuple(maps_real), padding_seen=False)
+        features = tuple(project(self.backbone, self.input_proj_vision, pixel_values))
+        if pixel_mask is None or image_sizes is not None:
+            return GDinoImageFeatures(feature_maps=features, padding_seen=False)
+        masks = tuple(resize_mask(pixel_mask, (x.shape[-2], x.shape[-1])) for x in features)
+        return GDinoImageFeatures(feature_maps=features, masks=masks, padding_seen=True)
 
     def get_text_features(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
@@ -655,7 +505,7 @@ class GDinoForObjectDetection(GDinoPreTrainedModel):
         if labels is not None:
             layer_logits = torch.stack([x for x, _ in predictions])
             layer_boxes = torch.stack([x for _, x in predictions])
-            targets: Targets = prepare_targets(labels, prompts.phrase_ids, prompts.attention_mask)
+            targets = prepare_targets(labels, prompts.phrase_ids, prompts.attention_mask)
             result.loss, result.loss_dict = detection_losses(
                 self.config,
                 targets,
@@ -697,21 +547,6 @@ def _per_layer(heads: nn.ModuleList, num_layers: int) -> list[nn.Module]:
     return [heads[0] if len(heads) == 1 else heads[layer] for layer in range(num_layers)]
 
 
-def _input_projections(channels: list[int], num_levels: int, width: int) -> nn.ModuleList:
-    """One projection per level; levels beyond the backbone's are made by strided convolution."""
-
-    def project(in_channels: int, **kwargs: int) -> nn.Sequential:
-        return nn.Sequential(nn.Conv2d(in_channels, width, **kwargs), nn.GroupNorm(math.gcd(32, width), width))
-
-    used = channels[-num_levels:]
-    extra = num_levels - len(used)
-    projections = [project(n, kernel_size=1) for n in used]
-    projections += [
-        project(used[-1] if i == 0 else width, kernel_size=3, stride=2, padding=1) for i in range(extra)
-    ]
-    return nn.ModuleList(projections)
-
-
 def _text_backbone(config: GDinoConfig) -> PreTrainedModel:
     """Any AutoModel text encoder, without the pooler it may have: nothing would train it."""
     try:
@@ -720,18 +555,6 @@ def _text_backbone(config: GDinoConfig) -> PreTrainedModel:
     except (KeyError, AttributeError):
         takes_pooler = False
     return AutoModel.from_config(config.text_config, **({"add_pooling_layer": False} if takes_pooler else {}))
-
-
-def _fills(image_sizes: Sequence[tuple[int, int]], pixel_values: Tensor) -> bool:
-    """Whether every image is as large as the batch, after checking that none is larger."""
-    batch, _, height, width = pixel_values.shape
-    sizes = [(int(h), int(w)) for h, w in image_sizes]
-    if len(sizes) != batch or any(not (0 < h <= height and 0 < w <= width) for h, w in sizes):
-        raise ValueError(
-            f"image_sizes {sizes} do not fit pixel_values {tuple(pixel_values.shape)}; give (height, width) of every "
-            "image within the padded batch."
-        )
-    return all(size == (height, width) for size in sizes)
 
 
 def _valid_ratio(mask: Tensor) -> Tensor:
@@ -786,5 +609,3 @@ def _check_trainable(
             "labels go with one prompt per image, but an image has several prompts; keep an image's labels within "
             "max_text_len tokens in training, for instance by sampling fewer negatives."
         )
-
-

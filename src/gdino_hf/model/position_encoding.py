@@ -72,3 +72,11 @@ def token_position_embedding(position_ids: Tensor, width: int, temperature: floa
         (B, T, width) float32.
     """
     return sine_embedding(position_ids.float() * (2 * math.pi), width, temperature)
+
+
+def grid_centers(height: int, width: int, device: torch.device) -> Tensor:
+    """Centers of a map's cells in cells, row by row: (h * w, 2) float32 xy."""
+    y = torch.arange(height, dtype=torch.float32, device=device) + 0.5
+    x = torch.arange(width, dtype=torch.float32, device=device) + 0.5
+    grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack((grid_x, grid_y), dim=-1).flatten(0, 1)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .encoder import grid_centers
+from .position_encoding import grid_centers
 
 # Proposals nearer to the border than this, or of this relative size, have no finite inverse sigmoid worth learning.
 _MARGIN = 0.01

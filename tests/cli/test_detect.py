@@ -1,0 +1,479 @@
+"""`gdino detect` from the command line to files: exit status, named failures, JSON, annotated pictures."""
+
+import functools
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gdino_hf.cli import main
+from gdino_hf.model.box_ops import box_iou
+from gdino_hf.visualize import draw_detections
+
+# Sides are written with two digits behind the point, scores with four.
+BOX_ROUNDING = 0.0051
+SCORE_ROUNDING = 0.000051
+# The random model scores near zero; with these every query is a result.
+EVERYTHING = ["--threshold", "0", "--text-threshold", "0"]
+LABELS = ["cat", "remote control", "dog"]
+
+
+@pytest.fixture
+def detect(tmp_path, tiny_folder, capfd):
+    """Run the verb with the tiny model: its status, the JSON if written, what it printed and complained."""
+
+    def run(*arguments, labels=", ".join(LABELS), out=tmp_path / "out", json_path=None):
+        options = ["--labels", labels, "--model", str(tiny_folder), "--out", str(out)]
+        options += ["--json", str(json_path)] if json_path is not None else []
+        status = main(["detect", *map(str, arguments), *options])
+        path = json_path or out / "detections.json"
+        report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        printed = capfd.readouterr()
+        return status, report, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def picture():
+    """A photograph's worth of smooth random colours, 120 wide and 80 high."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((120, 80), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def photo(tmp_path, picture):
+    path = tmp_path / "photos" / "photo.png"
+    path.parent.mkdir()
+    picture.save(path)
+    return path
+
+
+def without_torch(tmp_path, *arguments, stdout=subprocess.PIPE):
+    """Run `python -m gdino_hf` where importing torch or transformers fails."""
+    for name in ("torch", "transformers"):
+        (tmp_path / "poison").mkdir(exist_ok=True)
+        (tmp_path / "poison" / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')")
+    paths = [str(tmp_path / "poison"), str(Path(sys.modules["gdino_hf"].__file__).parents[1])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-m", "gdino_hf", *arguments]
+    return subprocess.run(command, env=environment, cwd=tmp_path, stdout=stdout, stderr=subprocess.PIPE, text=True)
+
+
+def test_json_holds_what_the_model_says(detect, photo, picture, tiny_model, tiny_processor):
+    status, report, _, _ = detect(photo, *EVERYTHING)
+    inputs = tiny_processor(images=picture, text=LABELS, return_tensors="pt")
+    with torch.no_grad():
+        outputs = tiny_model(**inputs)
+    expected = tiny_processor.post_process_grounded_object_detection(
+        outputs, inputs, threshold=0, text_threshold=0, target_sizes=[(80, 120)]
+    )[0]
+    assert status == 0
+    (image,) = report["images"]
+    found = image["detections"]
+    assert len(found) == 20
+    assert [item["label"] for item in found] == expected["text_labels"]
+    assert [item["label_index"] for item in found] == expected["labels"].tolist()
+    assert all(LABELS[item["label_index"]] == item["label"] for item in found)
+    boxes = torch.tensor([item["box"] for item in found])
+    scores = torch.tensor([item["score"] for item in found])
+    torch.testing.assert_close(boxes, expected["boxes"], rtol=0, atol=BOX_ROUNDING)
+    torch.testing.assert_close(scores, expected["scores"], rtol=0, atol=SCORE_ROUNDING)
+
+
+def test_json_says_image_size_box_format_and_settings(detect, photo, tiny_folder):
+    _, report, _, _ = detect(photo, "--threshold", "0.1", "--text-threshold", "0.2", "--nms", "0.5")
+    (image,) = report.pop("images")
+    assert report == {
+        "model": str(tiny_folder),
+        "labels": LABELS,
+        "negative_labels": [],
+        "threshold": 0.1,
+        "text_threshold": 0.2,
+        "nms": 0.5,
+        "box_format": "xyxy",
+        "failed": [],
+    }
+    assert (image["image"], image["width"], image["height"]) == (str(photo), 120, 80)
+
+
+def test_json_goes_where_it_is_told(detect, photo, tmp_path):
+    status, report, printed, _ = detect(photo, json_path=tmp_path / "deep" / "found.json")
+    assert status == 0
+    assert len(report["images"]) == 1
+    assert "found.json" in printed
+    assert not (tmp_path / "out" / "detections.json").exists()
+
+
+def test_annotated_picture_shows_the_boxes_of_the_json(detect, photo, picture):
+    _, report, _, _ = detect(photo, *EVERYTHING)
+    (image,) = report["images"]
+    annotated = Image.open(image["annotated"])
+    assert Path(image["annotated"]).name == "photo.png"
+    assert annotated.size == (120, 80)
+    assert np.asarray(annotated).tolist() != np.asarray(picture).tolist()
+    result = {
+        "boxes": [item["box"] for item in image["detections"]],
+        "scores": [item["score"] for item in image["detections"]],
+        "text_labels": [item["label"] for item in image["detections"]],
+    }
+    redrawn = np.asarray(draw_detections(picture, result)).astype(int)
+    # Rounding may move a side by a pixel where it lay between two.
+    assert (np.abs(redrawn - np.asarray(annotated)).max(-1) > 0).mean() < 0.02
+
+
+def test_table_names_image_label_score_and_box(detect, photo):
+    _, report, printed, _ = detect(photo, *EVERYTHING)
+    best = report["images"][0]["detections"][0]
+    row = next(line for line in printed.splitlines() if line.startswith(str(photo)))
+    assert row.split()[-5:] == [f"{best['score']:.2f}", *(str(round(side)) for side in best["box"])]
+    assert best["label"] in row
+    assert "20 detections in 1 image\n" in printed
+
+
+def test_no_detection_is_success(detect, photo):
+    status, report, printed, _ = detect(photo, "--threshold", "1")
+    assert status == 0
+    assert report["images"][0]["detections"] == []
+    assert "0 detections in 1 image" in printed
+
+
+def test_threshold_and_text_threshold_bound_the_scores(detect, photo):
+    _, everything, _, _ = detect(photo, *EVERYTHING, labels="cat")
+    scores = sorted(item["score"] for item in everything["images"][0]["detections"])
+    middle = (scores[9] + scores[10]) / 2
+    for options in (("--threshold", middle, "--text-threshold", 0), ("--threshold", 0, "--text-threshold", middle)):
+        _, report, _, _ = detect(photo, *options, labels="cat")
+        # one token per label: its best token is its score
+        assert sorted(item["score"] for item in report["images"][0]["detections"]) == scores[10:]
+
+
+def test_nms_leaves_no_two_boxes_of_a_label_that_overlap_more(detect, photo):
+    _, every, _, _ = detect(photo, *EVERYTHING, labels="cat")
+    _, fewer, _, _ = detect(photo, *EVERYTHING, "--nms", "0.1", labels="cat")
+
+    def largest_overlap(report):
+        boxes = torch.tensor([item["box"] for item in report["images"][0]["detections"]])
+        return box_iou(boxes, boxes).triu(1).max()
+
+    assert largest_overlap(every) > 0.1
+    # Sides are rounded to a hundredth of a pixel, boxes are about ten pixels long.
+    assert largest_overlap(fewer) <= 0.1 + 0.01
+    assert fewer["images"][0]["detections"][0] == every["images"][0]["detections"][0]
+
+
+def test_negative_labels_compete_and_are_left_out(detect, photo):
+    _, both, _, _ = detect(photo, *EVERYTHING, labels="cat, dog")
+    _, one, _, _ = detect(photo, *EVERYTHING, "--negative", "dog", labels="cat")
+    cats = [item for item in both["images"][0]["detections"] if item["label"] == "cat"]
+    assert 0 < len(cats) < 20
+    assert one["images"][0]["detections"] == cats
+    assert (one["labels"], one["negative_labels"]) == (["cat"], ["dog"])
+
+
+def test_a_label_is_not_positive_and_negative_at_once(detect, photo):
+    status, report, _, complaint = detect(photo, "--negative", "dog, cat", labels="cat")
+    assert (status, report) == (2, None)
+    assert "'cat' stands in --labels and in --negative" in complaint
+
+
+def save_broken(folder, picture):
+    """Five files that hold no whole picture, of three kinds, and the name of each."""
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.jpg").write_text("this is no picture")
+    picture.save(folder / "whole.jpg")
+    whole = (folder / "whole.jpg").read_bytes()
+    (folder / "whole.jpg").unlink()
+    (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    picture.save(folder / "whole.png")
+    whole = (folder / "whole.png").read_bytes()
+    (folder / "whole.png").unlink()
+    (folder / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "header.webp").write_bytes(b"RIFF\x00\x00\x00\x00WEBP")
+    return {"empty.jpg", "text.jpg", "truncated.jpg", "truncated.png", "header.webp"}
+
+
+def test_broken_images_are_named_and_the_rest_go_on(detect, photo, picture):
+    broken = save_broken(photo.parent, picture)
+    for name in ("a-first.png", "z-last.png"):
+        shutil.copy(photo, photo.parent / name)
+    status, report, printed, complaints = detect(photo.parent, *EVERYTHING)
+    assert status == 1
+    assert {Path(item["image"]).name for item in report["failed"]} == broken
+    assert [Path(item["image"]).name for item in report["images"]] == ["a-first.png", "photo.png", "z-last.png"]
+    assert {len(item["detections"]) for item in report["images"]} == {20}
+    for item in report["failed"]:
+        lines = [line for line in complaints.splitlines() if line.startswith(f"gdino detect: {item['image']}: ")]
+        assert lines == [f"gdino detect: {item['image']}: {item['error']}"]
+    assert "Traceback" not in complaints
+    assert "60 detections in 3 images; 5 inputs failed, see above" in printed
+
+
+@pytest.mark.parametrize("size", [(1, 1), (10_000, 8), (8, 3000), (2, 2)])
+def test_pictures_of_odd_sizes_are_done(detect, photo, size):
+    Image.new("RGB", size, (200, 30, 30)).save(photo)
+    status, report, _, complaints = detect(photo, *EVERYTHING)
+    assert (status, report["failed"]) == (0, []), complaints
+    (image,) = report["images"]
+    assert (image["width"], image["height"]) == size
+    assert len(image["detections"]) == 20
+    assert Image.open(image["annotated"]).size == size
+
+
+def test_a_16_bit_picture_gives_what_its_8_bit_twin_gives(detect, photo):
+    grey = np.random.default_rng(1).integers(0, 256, (60, 90), dtype=np.uint16)
+    Image.fromarray(grey * 257).save(photo)
+    assert Image.open(photo).mode.startswith("I;16")
+    _, deep, _, _ = detect(photo, *EVERYTHING)
+    Image.fromarray(grey.astype(np.uint8)).save(photo)
+    _, shallow, _, _ = detect(photo, *EVERYTHING)
+    assert deep == shallow
+    assert Image.open(deep["images"][0]["annotated"]).mode == "RGB"
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
+def test_pictures_of_every_mode_are_done(detect, photo, picture, mode):
+    path = photo.with_suffix(".tif") if mode == "CMYK" else photo
+    picture.convert(mode).save(path)
+    status, report, _, complaints = detect(path, *EVERYTHING)
+    assert status == 0, complaints
+    assert len(report["images"][0]["detections"]) == 20
+
+
+def test_a_picture_turned_by_exif_gives_boxes_in_upright_pixels(detect, photo, picture):
+    upright = photo.with_name("upright.png")
+    picture.save(upright)
+    # 6: the camera was turned, a viewer must rotate by 90 degrees clockwise
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying = picture.transpose(Image.Transpose.ROTATE_90)
+    lying.save(photo, exif=exif)
+    assert Image.open(photo).size == (80, 120)
+    _, report, _, _ = detect(photo, upright, *EVERYTHING)
+    turned, straight = report["images"]
+    assert (turned["width"], turned["height"]) == (120, 80)
+    assert turned["detections"] == straight["detections"]
+    assert Image.open(turned["annotated"]).size == (120, 80)
+    assert np.array_equal(Image.open(turned["annotated"]), Image.open(straight["annotated"]))
+
+
+def test_a_file_that_does_not_exist_is_an_input_that_failed(detect, photo):
+    status, report, _, complaints = detect("no/such.jpg", photo)
+    assert status == 1
+    assert report["failed"] == [{"image": "no/such.jpg", "error": "there is no such file or folder"}]
+    assert len(report["images"]) == 1
+    assert "gdino detect: no/such.jpg: there is no such file or folder" in complaints
+
+
+def test_globs_and_folders_keep_their_shape_in_the_output(detect, photo, tmp_path):
+    deep = photo.parent / "deep" / "photo.png"
+    deep.parent.mkdir()
+    shutil.copy(photo, deep)
+    _, report, _, _ = detect(photo.parent)
+    names = [Path(image["annotated"]).relative_to(tmp_path / "out").as_posix() for image in report["images"]]
+    assert names == ["deep/photo.png", "photo.png"]
+    _, report, _, _ = detect(photo.parent / "**" / "*.png")
+    assert len(report["images"]) == 2
+    # from a glob both files have the same name: neither may replace the other
+    assert len({image["annotated"] for image in report["images"]}) == 2
+
+
+def test_inputs_are_never_written_over(detect, photo):
+    shouting = photo.with_name("PHOTO2.PNG")
+    shutil.copy(photo, shouting)
+    before = photo.read_bytes()
+    status, report, _, _ = detect(photo, shouting, *EVERYTHING, out=photo.parent)
+    assert status == 0
+    assert [Path(image["annotated"]).name for image in report["images"]] == ["photo-2.png", "PHOTO2-2.PNG"]
+    assert photo.read_bytes() == shouting.read_bytes() == before
+
+
+def test_the_json_is_not_written_over_an_image(photo, tiny_folder, tmp_path, capfd):
+    before = photo.read_bytes()
+    options = ["--labels", "cat", "--model", str(tiny_folder), "--out", str(tmp_path), "--json", str(photo)]
+    assert main(["detect", str(photo), *options]) == 2
+    assert "is one of the images" in capfd.readouterr().err
+    assert photo.read_bytes() == before
+
+
+def test_a_second_run_replaces_the_first(detect, photo, tmp_path):
+    detect(photo)
+    before = sorted(path.name for path in (tmp_path / "out").iterdir())
+    detect(photo)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == before == ["detections.json", "photo.png"]
+
+
+def test_pictures_from_a_web_address(detect, photo, picture, monkeypatch):
+    (photo.parent / "empty.jpg").write_bytes(b"")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    handler = functools.partial(Quiet, directory=str(photo.parent))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        try:
+            status, report, _, _ = detect(
+                f"{address}/photo.png?size=full", f"{address}/absent.png", f"{address}/empty.jpg", *EVERYTHING
+            )
+        finally:
+            server.shutdown()
+    _, local, _, _ = detect(photo, *EVERYTHING)
+    assert status == 1
+    (image,) = report["images"]
+    assert image["detections"] == local["images"][0]["detections"]
+    assert Path(image["annotated"]).name == "photo.png"
+    assert [item["image"] for item in report["failed"]] == [f"{address}/absent.png", f"{address}/empty.jpg"]
+    assert "404" in report["failed"][0]["error"]
+    assert "0 bytes" in report["failed"][1]["error"]
+
+
+def test_a_server_that_is_not_there_is_an_input_that_failed(detect, photo, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    # port 9 of this machine: nobody listens
+    status, report, _, _ = detect("http://127.0.0.1:9/x.jpg", photo)
+    assert status == 1
+    assert report["failed"][0]["image"] == "http://127.0.0.1:9/x.jpg"
+    assert len(report["images"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        ("", "--labels '' holds no label"),
+        (" , ", "holds no label"),
+        ("x" * 10_000, "has 10000 characters but a prompt of 256 tokens takes at most"),
+        ("cat, " + "a b " * 200, "tokens but a prompt of 256 takes at most"),
+        ("cat, ?", "The label '?' has nothing to look for in it"),
+        ("@no/such/file.txt", "the label file cannot be read"),
+    ],
+)
+def test_labels_that_cannot_be_used_are_one_sentence_and_a_usage_error(detect, photo, tmp_path, labels, reason):
+    status, report, printed, complaint = detect(photo, labels=labels)
+    assert (status, report, printed) == (2, None, "")
+    assert complaint.startswith("gdino detect: error: ")
+    assert reason in complaint
+    assert len(complaint.splitlines()) == 1
+    assert len(complaint) < 300
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_of_one_period_each_are_the_callers_labels(detect, photo):
+    _, report, _, _ = detect(photo, *EVERYTHING, labels="St. cat., dog?")
+    assert report["labels"] == ["St. cat.", "dog?"]
+    assert {item["label"] for item in report["images"][0]["detections"]} <= {"St. cat.", "dog?"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--threshold", "1.5"],
+        ["--threshold", "nan"],
+        ["--nms", "much"],
+        ["--dtype", "int8"],
+        ["--unknown"],
+    ],
+)
+def test_options_that_cannot_be_used_exit_with_2(photo, options, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["detect", str(photo), "--labels", "cat", *options])
+    assert stopped.value.code == 2
+    assert options[0] in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("arguments"), [[], ["detect"], ["detect", "x.jpg"], ["detect", "--labels", "cat"], ["fly"]])
+def test_a_command_line_that_is_incomplete_exits_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "usage: gdino" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--model", "no/such/folder/here"], "--model no/such/folder/here cannot be loaded"),
+        (["--device", "cuda:99"], "--device cuda:99 cannot be used here"),
+        (["--device", "toaster"], "--device toaster cannot be used here"),
+    ],
+)
+def test_models_and_devices_that_cannot_be_used_exit_with_2(photo, capfd, tiny_folder, tmp_path, options, reason):
+    status = main(
+        ["detect", str(photo), "--labels", "cat", "--model", str(tiny_folder), "--out", str(tmp_path), *options]
+    )
+    complaint = capfd.readouterr().err
+    assert status == 2
+    assert reason in complaint.splitlines()[-1]
+    assert "Traceback" not in complaint
+
+
+def test_a_model_of_another_architecture_is_refused(photo, tmp_path, capfd):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text('{"model_type": "bert"}')
+    assert main(["detect", str(photo), "--labels", "cat", "--model", str(other), "--out", str(tmp_path)]) == 2
+    assert "its model_type is 'bert'" in capfd.readouterr().err
+
+
+def test_results_that_cannot_be_written_are_said_before_the_work(detect, photo, tmp_path):
+    (tmp_path / "file").write_text("")
+    status, _, _, complaint = detect(photo, out=tmp_path / "file" / "below")
+    assert status == 2
+    assert "choose another --out or --json" in complaint
+    (tmp_path / "folder.json").mkdir()
+    status, _, _, complaint = detect(photo, json_path=tmp_path / "folder.json")
+    assert status == 2
+    assert "is a folder" in complaint
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_gives_finite_results_for_every_query(detect, photo, dtype):
+    status, report, _, complaints = detect(photo, *EVERYTHING, "--dtype", dtype, "--device", "cpu")
+    assert status == 0, complaints
+    found = report["images"][0]["detections"]
+    assert len(found) == 20
+    assert np.isfinite([[item["score"], *item["box"]] for item in found]).all()
+
+
+def test_help_and_mistakes_need_no_torch(tmp_path):
+    helped = without_torch(tmp_path, "detect", "--help")
+    assert (helped.returncode, helped.stderr) == (0, "")
+    assert "--text-threshold" in helped.stdout
+    version = without_torch(tmp_path, "--version")
+    assert version.stdout.startswith("gdino 0.")
+    assert without_torch(tmp_path, "detect", "x.jpg", "--labels", "").returncode == 2
+    absent = without_torch(tmp_path, "detect", "x.jpg", "--labels", "cat")
+    assert absent.returncode == 1
+    assert absent.stderr == "gdino detect: x.jpg: there is no such file or folder\n"
+
+
+def test_a_reader_that_stops_early_is_no_traceback(tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as closed:
+        stopped = without_torch(tmp_path, "detect", "x.jpg", "--labels", "cat", stdout=closed)
+    assert "Traceback" not in stopped.stderr
+    assert "Exception" not in stopped.stderr
+    assert json.loads((tmp_path / "detections" / "detections.json").read_text())["failed"]
+
+
+def test_python_m_gdino_hf_is_the_command(photo, tiny_folder, tmp_path):
+    command = [sys.executable, "-m", "gdino_hf", "detect", str(photo), "--labels", "cat", "--model", str(tiny_folder)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(sys.modules["gdino_hf"].__file__).parents[1])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "results: detections" in done.stdout
+    assert (tmp_path / "detections" / "photo.png").is_file()
+    assert json.loads((tmp_path / "detections" / "detections.json").read_text())["images"][0]["width"] == 120

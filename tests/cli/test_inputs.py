@@ -1,0 +1,132 @@
+"""What the user typed: images out of files, folders, globs and addresses, labels out of text and files."""
+
+import pytest
+
+from gdino_hf.cli.errors import UsageError
+from gdino_hf.cli.inputs import ImageInput, collect_images, parse_labels
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """photos/a.jpg, photos/B.PNG, photos/deep/a.jpg, and what is no picture or hidden."""
+    root = tmp_path / "photos"
+    for name in ("a.jpg", "B.PNG", "deep/a.jpg", ".hidden.jpg", ".cache/thumb.jpg", "notes.txt", "folder.jpg/x.txt"):
+        file = root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"")
+    return root
+
+
+def sources(images):
+    return [image.source for image in images]
+
+
+def test_a_folder_yields_its_pictures_and_those_below_it(folder):
+    images = collect_images([str(folder)])
+    assert [image.name for image in images] == ["B.PNG", "a.jpg", "deep/a.jpg"]
+    assert sources(images) == [str(folder / image.name) for image in images]
+    assert all(image.error is None for image in images)
+
+
+def test_results_inside_the_folder_are_not_looked_at_again(folder):
+    assert sources(collect_images([str(folder)], exclude=folder / "deep")) == [
+        str(folder / "B.PNG"),
+        str(folder / "a.jpg"),
+    ]
+
+
+def test_a_folder_of_results_that_is_itself_the_input_is_looked_at(folder):
+    assert len(collect_images([str(folder)], exclude=folder)) == 3
+
+
+def test_a_glob_yields_matches_sorted_and_stars_reach_folders_below(folder):
+    assert sources(collect_images([str(folder / "*.jpg")]))[0] == str(folder / "a.jpg")
+    assert str(folder / "deep" / "a.jpg") in sources(collect_images([str(folder / "**" / "*.jpg")]))
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path):
+    for name in ("img[1].jpg", "img1.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    assert sources(collect_images([str(tmp_path / "img[1].jpg")])) == [str(tmp_path / "img[1].jpg")]
+
+
+def test_an_image_named_twice_is_one_image(folder):
+    assert len(collect_images([str(folder / "a.jpg"), str(folder), str(folder / "*.jpg")])) == 3
+
+
+def test_order_is_the_one_given(folder):
+    given = [str(folder / "deep" / "a.jpg"), str(folder / "a.jpg")]
+    assert sources(collect_images(given)) == given
+
+
+@pytest.mark.parametrize(
+    ("argument", "reason"),
+    [
+        ("no/such.jpg", "there is no such file"),
+        ("no/*.jpg", "nothing matches"),
+        ("x" * 10_000, "no path that can be read"),
+        ("~nobody-of-this-name/x.jpg", "no path that can be read"),
+    ],
+)
+def test_an_argument_without_images_says_why(argument, reason):
+    (image,) = collect_images([argument])
+    assert image.source == argument
+    assert reason in image.error
+
+
+def test_a_folder_without_pictures_says_so(tmp_path):
+    (tmp_path / "notes.txt").write_text("no picture")
+    (image,) = collect_images([str(tmp_path)])
+    assert "no images" in image.error
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("http://host/photos/red%20car.jpg?size=2", "red car.jpg"),
+        ("https://host/", "image"),
+        ("https://host", "image"),
+        ("http://host/a/..", "image"),
+        ("http://host/..%5C..%5Cx.jpg", "_.._x.jpg"),
+        ("http://[broken/x.jpg", "image"),
+        ("http://host/" + "y" * 500 + ".png", "y" * 96 + ".png"),
+    ],
+)
+def test_an_address_is_filed_under_a_harmless_name(address, name):
+    assert collect_images([address]) == [ImageInput(address, name)]
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("cat, remote control", ["cat", "remote control"]),
+        (" cat ,, dog,", ["cat", "dog"]),
+        ("cat, dog, cat", ["cat", "dog"]),
+        ("a cat. a remote control.", ["a cat", "a remote control"]),
+        ("St. Bernard", ["St. Bernard"]),
+        ("St. Bernard, cat.", ["St. Bernard", "cat."]),
+        ("кошка, 猫, 🐈", ["кошка", "猫", "🐈"]),
+    ],
+)
+def test_labels_are_parted_by_commas_or_closed_by_periods(text, labels):
+    assert parse_labels(text) == labels
+
+
+def test_labels_from_a_file_stand_one_per_line(tmp_path):
+    file = tmp_path / "labels.txt"
+    file.write_text("\ufeffcat\n\nsalt, pepper\r\n  dog\n", encoding="utf-8")
+    assert parse_labels(f"@{file}") == ["cat", "salt, pepper", "dog"]
+
+
+@pytest.mark.parametrize("text", ["", " ", ",", " , ,", "."])
+def test_no_label_is_a_usage_error(text):
+    with pytest.raises(UsageError, match="--negative .* holds no label"):
+        parse_labels(text, "--negative")
+
+
+def test_a_label_file_that_cannot_be_read_is_a_usage_error(tmp_path):
+    with pytest.raises(UsageError, match="cannot be read"):
+        parse_labels(f"@{tmp_path / 'absent.txt'}")
+    (tmp_path / "latin.txt").write_bytes("Käse".encode("latin-1"))
+    with pytest.raises(UsageError, match="UTF-8"):
+        parse_labels(f"@{tmp_path / 'latin.txt'}")

@@ -1,0 +1,131 @@
+"""One graph: torch.compile without a break, torch.export with dynamic sizes."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch.export import Dim
+
+from gdino_hf import GDinoForObjectDetection
+
+# Fused kernels sum in another order than eager ones.
+ROUNDING = 1e-4
+
+
+@pytest.fixture
+def model(tiny_config):
+    torch.manual_seed(0)
+    model = GDinoForObjectDetection(copy.deepcopy(tiny_config)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "backbone" not in name:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def make_inputs(tokenizer, batch=2, height=64, width=96, prompts=("cat. dog.", "person. remote control.")):
+    generator = torch.Generator().manual_seed(0)
+    text = tokenizer(list(prompts)[:batch], padding=True, return_tensors="pt")
+    mask = torch.ones(batch, height, width, dtype=torch.int64)
+    mask[-1, :, width // 2 :] = 0
+    return {
+        "pixel_values": torch.randn(batch, 3, height, width, generator=generator),
+        "pixel_mask": mask,
+        "input_ids": text["input_ids"],
+        "attention_mask": text["attention_mask"],
+    }
+
+
+def assert_same(ours, theirs):
+    finite = torch.isfinite(theirs.logits)
+    assert torch.equal(torch.isfinite(ours.logits), finite)
+    torch.testing.assert_close(ours.logits[finite], theirs.logits[finite], rtol=0, atol=ROUNDING)
+    torch.testing.assert_close(ours.pred_boxes, theirs.pred_boxes, rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_compiles_to_one_graph_without_labels(model, tiny_tokenizer, training):
+    torch._dynamo.reset()
+    model.train(training)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=False)
+    inputs = make_inputs(tiny_tokenizer)
+    torch.manual_seed(0)
+    result = compiled(**inputs)
+    torch.manual_seed(0)
+    assert_same(result, model(**inputs))
+
+
+def test_compiled_with_image_sizes_is_one_graph(model, tiny_tokenizer):
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=False)
+    inputs = make_inputs(tiny_tokenizer)
+    inputs.pop("pixel_mask")
+    inputs["image_sizes"] = [(64, 96), (64, 48)]
+    with torch.no_grad():
+        assert_same(compiled(**inputs), model(**inputs))
+
+
+def test_with_labels_matching_is_the_only_break(model, tiny_tokenizer):
+    torch._dynamo.reset()
+    model.train()
+    inputs = make_inputs(tiny_tokenizer)
+    labels = [
+        {"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.4]])},
+        {"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.2, 0.5, 0.2, 0.4]])},
+    ]
+    explanation = torch._dynamo.explain(model)(**inputs, labels=labels)
+    reasons = [reason.reason for reason in explanation.break_reasons]
+    assert reasons
+    assert all("hungarian_match" in reason for reason in reasons), reasons
+    compiled = torch.compile(model, backend="aot_eager")
+    torch.manual_seed(0)
+    ours = compiled(**inputs, labels=labels).loss
+    torch.manual_seed(0)
+    torch.testing.assert_close(ours, model(**inputs, labels=labels).loss, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_inductor_gives_the_same_numbers(model, tiny_tokenizer):
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True)
+    inputs = make_inputs(tiny_tokenizer)
+    with torch.no_grad():
+        assert_same(compiled(**inputs), model(**inputs))
+
+
+class Exportable(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values, pixel_mask, input_ids, attention_mask):
+        outputs = self.model(
+            pixel_values=pixel_values, pixel_mask=pixel_mask, input_ids=input_ids, attention_mask=attention_mask
+        )
+        return outputs.logits, outputs.pred_boxes
+
+
+@pytest.mark.slow
+def test_exports_with_dynamic_batch_image_size_and_text_length(model, tiny_tokenizer):
+    batch, height, width, tokens = Dim.AUTO, Dim.AUTO, Dim.AUTO, Dim.AUTO
+    shapes = {
+        "pixel_values": {0: batch, 2: height, 3: width},
+        "pixel_mask": {0: batch, 1: height, 2: width},
+        "input_ids": {0: batch, 1: tokens},
+        "attention_mask": {0: batch, 1: tokens},
+    }
+    inputs = make_inputs(tiny_tokenizer)
+    with torch.no_grad():
+        program = torch.export.export(Exportable(model), (), inputs, dynamic_shapes=shapes, strict=False)
+        for other in (
+            inputs,
+            make_inputs(tiny_tokenizer, 3, 96, 128, ("cat. dog. hat.", "a big red dog. person. cup.", "tree.")),
+            make_inputs(tiny_tokenizer, 1, 80, 72, ("remote control.",)),
+        ):
+            logits, boxes = program.module()(**other)
+            expected = model(**other)
+            finite = torch.isfinite(expected.logits)
+            torch.testing.assert_close(logits[finite], expected.logits[finite], rtol=0, atol=ROUNDING)
+            torch.testing.assert_close(boxes, expected.pred_boxes, rtol=0, atol=ROUNDING)
