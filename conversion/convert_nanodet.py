@@ -268,7 +268,7 @@ def check(path: str | Path, backbone: CspPanBackbone, size: tuple[int, int], see
         wanted = run_graph(graph, rgb.flip(1), list(FEATURES.values()))
         if backbone.config.head_features:
             heads = run_graph(graph, rgb.flip(1), list(HEAD_FEATURES.values()))
-            wanted = [torch.cat([x, head], dim=1) for x, head in zip(wanted, heads)]
+            wanted = [torch.cat([x, head], dim=1) for x, head in zip(wanted, heads, strict=True)]
         got = backbone(rgb).feature_maps
     return {level: (a - b).abs().max().item() for level, a, b in zip(FEATURES, wanted, got, strict=True)}
 

@@ -25,7 +25,7 @@ _HOMES = {
     "GDinoDataCollator": "data.collator",
 }
 
-__all__ = [  # noqa: PLE0604 - the names are read from the table above
+__all__ = [
     "NANO",
     "__version__",
     "register_auto_classes",

@@ -31,8 +31,15 @@ LABELS = ["cat", "remote control", "dog"]
 def detect(tmp_path, tiny_folder, capfd):
     """Run the verb with the tiny model: its status, the JSON if written, what it printed and complained."""
 
-    def run(*arguments, labels=", ".join(LABELS), out=tmp_path / "out", json_path=None):
-        options = ["--labels", labels, "--model", str(tiny_folder), "--out", str(out)]
+    def run(*arguments, labels=None, out=tmp_path / "out", json_path=None):
+        options = [
+            "--labels",
+            ", ".join(LABELS) if labels is None else labels,
+            "--model",
+            str(tiny_folder),
+            "--out",
+            str(out),
+        ]
         options += ["--json", str(json_path)] if json_path is not None else []
         status = main(["detect", *map(str, arguments), *options])
         path = json_path or out / "detections.json"

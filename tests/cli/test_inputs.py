@@ -120,7 +120,7 @@ def test_labels_from_a_file_stand_one_per_line(tmp_path):
 
 @pytest.mark.parametrize("text", ["", " ", ",", " , ,", "."])
 def test_no_label_is_a_usage_error(text):
-    with pytest.raises(UsageError, match="--negative .* holds no label"):
+    with pytest.raises(UsageError, match=r"--negative .* holds no label"):
         parse_labels(text, "--negative")
 
 

@@ -10,8 +10,8 @@ from transformers import (
     AutoModel,
     BertConfig,
     ConvNextConfig,
-    DistilBertConfig,
     Dinov2Config,
+    DistilBertConfig,
     ResNetConfig,
     RobertaConfig,
 )

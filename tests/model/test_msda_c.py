@@ -319,7 +319,17 @@ def test_it_compiles_without_openmp_and_without_a_warning(tmp_path):
     if not source.is_file():
         pytest.skip("the C source is not beside these tests")
     output = tmp_path / "_msda_cpu.so"
-    flags = "-O1 -std=gnu11 -fPIC -shared -Wall -Wextra -Werror -Wno-psabi -Wno-unknown-pragmas".split()
+    flags = [
+        "-O1",
+        "-std=gnu11",
+        "-fPIC",
+        "-shared",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Wno-psabi",
+        "-Wno-unknown-pragmas",
+    ]
     subprocess.run(["cc", *flags, str(source), "-o", str(output)], check=True)
     single = msda_c.CpuLibrary(output)
     assert not single.has_threads

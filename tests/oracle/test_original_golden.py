@@ -14,7 +14,7 @@ from transformers import BertConfig, SwinConfig
 from gdino_hf import GDinoConfig, GDinoForObjectDetection
 
 sys.path.insert(0, str(Path(__file__).parent))
-from original_layout import from_original  # noqa: E402
+from original_layout import from_original
 
 LOGIT_TOLERANCE = 1e-3
 BOX_TOLERANCE = 1e-4

@@ -198,7 +198,8 @@ class GDinoConfig(PreTrainedConfig):
                 raise ValueError(f"d_model ({self.d_model}) must be a multiple of {name} ({getattr(self, name)}).")
         if self.encoder_attention_heads % 2 != 0:
             raise ValueError(
-                f"encoder_attention_heads must be even, since fusion uses half of them; got {self.encoder_attention_heads}."
+                "encoder_attention_heads must be even, since fusion uses half of them; got "
+                f"{self.encoder_attention_heads}."
             )
         if (self.encoder_ffn_dim // 2) % (self.encoder_attention_heads // 2) != 0:
             raise ValueError(

@@ -201,8 +201,8 @@ class CspPanBackbone(BackboneMixin, PreTrainedModel):
             hidden_states.append(x)
         maps = self.pan(hidden_states[2:])
         if self.config.head_features:
-            maps = [torch.cat([x, head(x)], dim=1) for x, head in zip(maps, self.heads)]
-        pyramid = dict(zip(self.stage_names, maps))
+            maps = [torch.cat([x, head(x)], dim=1) for x, head in zip(maps, self.heads, strict=True)]
+        pyramid = dict(zip(self.stage_names, maps, strict=True))
         output = BackboneOutput(
             feature_maps=tuple(pyramid[name] for name in self.out_features),
             hidden_states=tuple(hidden_states) if output_hidden_states else None,

@@ -36,7 +36,7 @@ class DecoderStates:
 
 
 class DecoderLayer(GradientCheckpointingLayer):
-    """Self-attention, text cross-attention, deformable image cross-attention, feed-forward; normalization after each."""
+    """Self-attention, text cross-attention, deformable image cross-attention, FFN; normalization after each."""
 
     def __init__(self, config: GDinoConfig) -> None:
         super().__init__()

@@ -7,7 +7,6 @@ from transformers.utils import ModelOutput
 
 from .denoising import DenoisingQueries
 
-
 # ModelOutput wants a default for every field; the ones without "| None" are always there.
 
 

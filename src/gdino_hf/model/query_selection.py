@@ -1,4 +1,4 @@
-"""Language-guided query selection: the image tokens that speak most to the text become queries (Liu et al. 2023, 3.2)."""
+"""Language-guided query selection: image tokens that speak most to the text become queries (Liu et al. 2023, 3.2)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
