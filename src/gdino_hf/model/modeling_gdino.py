@@ -22,6 +22,7 @@ from .encoder import Encoder
 from .fusion import FusionLayer
 from .heads import PRIOR_BIAS, BoxHead, ContrastiveHead
 from .losses import detection_losses
+from .model_card import write_model_card
 from .ms_deform_attn import MSDeformAttn
 from .outputs_gdino import GDinoImageFeatures, GDinoModelOutput, GDinoObjectDetectionOutput, GDinoTextFeatures
 from .position_encoding import image_position_embedding, token_position_embedding
@@ -85,6 +86,32 @@ class GDinoPreTrainedModel(PreTrainedModel):
                 init.constant_(module.log_temperature, module.initial_log_temperature)
         elif isinstance(module, GDinoModel):
             init.normal_(module.level_embed)
+
+    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> Any:
+        """As in transformers; also writes a model card, and as Hub custom code names both auto classes.
+
+        Args:
+            save_directory: The folder.
+            is_main_process: Whether this process writes what all share.
+            **kwargs: As in transformers.
+        """
+        if self._auto_class is not None:
+            # Only the class being saved enters auto_map by itself.
+            module = type(self).__module__.rpartition(".")[-1]
+            self.config.auto_map = {
+                **(getattr(self.config, "auto_map", None) or {}),
+                "AutoModel": f"{module}.GDinoModel",
+                "AutoModelForZeroShotObjectDetection": f"{module}.GDinoForObjectDetection",
+            }
+        result = super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            write_model_card(save_directory, self.config)
+        return result
+
+    def _upload_modified_files(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
+        # The last step before files leave for the Hub, after transformers has put its placeholder over the card.
+        write_model_card(working_dir, self.config, replace_generic=True)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
 
 class GDinoModel(GDinoPreTrainedModel):

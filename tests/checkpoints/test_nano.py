@@ -1,0 +1,109 @@
+"""The embedded model: small, offline, and it finds the cat, the person and the cup."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from gdino_hf import NANO, GDinoConfig, GDinoForObjectDetection, GDinoProcessor
+
+DISTRACTORS = ["dog", "car", "chair", "book", "bottle", "television", "tree", "horse", "pizza", "laptop"]
+# The object's outline in the photograph, measured by hand, xyxy in pixels.
+TRUTH = {
+    "cat": ("chelsea", [115, 0, 451, 300]),
+    "person": ("astronaut", [0, 0, 440, 512]),
+    "cup": ("coffee", [160, 15, 455, 330]),
+}
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return GDinoForObjectDetection.from_pretrained(NANO).eval(), GDinoProcessor.from_pretrained(NANO)
+
+
+def detect(model, processor, image, labels, threshold=0.05):
+    inputs = processor(images=image, text=labels)
+    with torch.no_grad():
+        outputs = model(**inputs)
+    return processor.post_process_grounded_object_detection(
+        outputs, inputs, threshold=threshold, text_threshold=0.0, target_sizes=[(image.height, image.width)]
+    )[0]
+
+
+def iou(a, b):
+    width = max(0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    both = width * height
+    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
+
+
+@pytest.mark.parametrize("label", TRUTH)
+def test_first_light(nano, label):
+    data = pytest.importorskip("skimage.data")
+    name, truth = TRUTH[label]
+    image = Image.fromarray(getattr(data, name)())
+    result = detect(*nano, image, [label, *DISTRACTORS])
+    assert result["text_labels"], "nothing was found"
+    assert result["text_labels"][0] == label
+    assert iou(result["boxes"][0].tolist(), truth) >= 0.5
+
+
+@pytest.mark.parametrize("label", TRUTH)
+def test_example_photographs_at_the_default_threshold(nano, example_folder, label):
+    image = Image.open(example_folder / f"{label}.jpg")
+    result = detect(*nano, image, ["cat", "person", "cup"], threshold=0.3)
+    assert label in result["text_labels"]
+
+
+def test_fits_in_the_package():
+    total = sum(path.stat().st_size for path in Path(NANO).rglob("*") if path.is_file())
+    assert total < 60e6
+
+
+def test_is_its_preset(nano):
+    saved, preset = nano[0].config.to_dict(), GDinoConfig.preset("nano").to_dict()
+    ignored = {"architectures", "dtype", "transformers_version", "_name_or_path", "backbone_config", "text_config"}
+    assert {k: v for k, v in saved.items() if k not in ignored} == {k: v for k, v in preset.items() if k not in ignored}
+
+
+def test_card_names_data_parts_time_and_figures():
+    card = (Path(NANO) / "README.md").read_text()
+    for word in ("NanoDet", "MiniLM", "Apache-2.0", "CC BY 4.0", "AP50", "minutes", "cannot"):
+        assert word in card
+
+
+@pytest.mark.slow
+def test_average_precision_on_everyday(nano, shared):
+    pytest.importorskip("faster_coco_eval")
+    from gdino_hf.evaluation.coco import average_precision, detect_coco
+
+    truth = shared / "data" / "everyday" / "val.json"
+    assert average_precision(truth, detect_coco(*nano, truth))["AP50"] >= 0.18
+
+
+def test_bfloat16_boxes_stay_within_a_pixel(nano, shared):
+    """Of results above the threshold, 95 in 100 boxes move by less than a pixel of the model's own picture."""
+    model, processor = nano
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    folder = shared / "data" / "everyday"
+    records = json.loads((folder / "val.json").read_text())
+    names = [category["name"] for category in records["categories"]][:30]
+    side = processor.image_processor.size["height"]
+    moved = []
+    for record in records["images"][:12]:
+        image = Image.open(folder / "images" / record["file_name"]).convert("RGB")
+        inputs = processor(images=image, text=names)
+        with torch.no_grad():
+            full, low = model(**inputs), half(**inputs)
+        scores = full.logits.sigmoid().amax(-1)[0]
+        for query in (scores > 0.3).nonzero()[:, 0].tolist():
+            # Half precision may rank two neighbouring proposals the other way round: compare with the nearest query.
+            distance = (low.pred_boxes[0] - full.pred_boxes[0, query]).abs().amax(-1) * side
+            moved.append(distance.min().item())
+    assert len(moved) >= 12
+    assert sum(distance <= 1.0 for distance in moved) >= 0.95 * len(moved)

@@ -1,0 +1,153 @@
+"""What travels to the Hub and back: custom code, model cards, auto classes."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForZeroShotObjectDetection, AutoProcessor
+
+from gdino_hf import GDinoConfig, GDinoForObjectDetection, GDinoImageProcessor, GDinoModel, GDinoProcessor
+from gdino_hf.model.model_card import write_model_card
+
+# Loads a folder's own code where the package cannot be imported, and writes down what it computes.
+STRANGER = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "gdino_hf":
+            raise ModuleNotFoundError("No module named " + name)
+
+sys.meta_path.insert(0, Refuse())
+folder, output = sys.argv[1:]
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModel, AutoModelForZeroShotObjectDetection, AutoProcessor
+
+torch.set_num_threads(1)
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+model = AutoModelForZeroShotObjectDetection.from_pretrained(folder, trust_remote_code=True).eval()
+bare = AutoModel.from_pretrained(folder, trust_remote_code=True)
+assert type(bare).__name__ == "GDinoModel", type(bare)
+assert type(AutoConfig.from_pretrained(folder, trust_remote_code=True)).__name__ == "GDinoConfig"
+inputs = processor(images=Image.open(folder + "/picture.png"), text=["cat", "remote control"])
+with torch.no_grad():
+    outputs = model(**inputs)
+assert "gdino_hf" not in sys.modules
+save_file({"logits": outputs.logits, "pred_boxes": outputs.pred_boxes}, output)
+"""
+
+
+def lively(config):
+    torch.manual_seed(0)
+    model = GDinoForObjectDetection(copy.deepcopy(config)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "backbone" not in name:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture
+def registered():
+    """The classes marked as custom code, as a user does before pushing; unmarked afterwards."""
+    marks = {
+        GDinoConfig: "AutoConfig",
+        GDinoForObjectDetection: "AutoModelForZeroShotObjectDetection",
+        GDinoImageProcessor: "AutoImageProcessor",
+        GDinoProcessor: "AutoProcessor",
+    }
+    before = {cls: cls._auto_class for cls in marks}
+    for cls, name in marks.items():
+        cls.register_for_auto_class(name)
+    yield
+    for cls, name in before.items():
+        cls._auto_class = name
+
+
+def test_custom_code_reloads_without_the_package_bit_equal(registered, tiny_config, tiny_processor, tmp_path):
+    folder = tmp_path / "pushed"
+    model = lively(tiny_config)
+    model.save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
+    picture = Image.effect_noise((90, 70), 60).convert("RGB")
+    picture.save(folder / "picture.png")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {
+        "HF_MODULES_CACHE": str(tmp_path / "modules"),
+        "HF_HUB_OFFLINE": "1",
+        # The C library belongs to the installed package; bit-equality is a claim about the same arithmetic.
+        "GDINO_MSDA": "torch",
+    }
+    script = tmp_path / "stranger.py"
+    script.write_text(STRANGER)
+    result = subprocess.run(
+        [sys.executable, str(script), str(folder), str(tmp_path / "out.safetensors")],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    theirs = load_file(tmp_path / "out.safetensors")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    backend = os.environ.get("GDINO_MSDA")
+    os.environ["GDINO_MSDA"] = "torch"
+    try:
+        with torch.no_grad():
+            ours = model(**tiny_processor(images=picture, text=["cat", "remote control"]))
+    finally:
+        torch.set_num_threads(threads)
+        os.environ.pop("GDINO_MSDA") if backend is None else os.environ.update(GDINO_MSDA=backend)
+    assert torch.equal(ours.logits, theirs["logits"])
+    assert torch.equal(ours.pred_boxes, theirs["pred_boxes"])
+
+
+def test_auto_classes_find_ours(tiny_folder):
+    assert type(AutoConfig.from_pretrained(tiny_folder)) is GDinoConfig
+    assert type(AutoModel.from_pretrained(tiny_folder)) is GDinoModel
+    assert type(AutoModelForZeroShotObjectDetection.from_pretrained(tiny_folder)) is GDinoForObjectDetection
+    assert type(AutoProcessor.from_pretrained(tiny_folder)) is GDinoProcessor
+    assert type(AutoImageProcessor.from_pretrained(tiny_folder)) is GDinoImageProcessor
+
+
+def test_saving_writes_a_card_once(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "pipeline_tag: zero-shot-object-detection" in card
+    assert "| queries | 20 |" in card
+    (tmp_path / "README.md").write_text("mine")
+    tiny_model.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_card_replaces_only_the_generic_one(tiny_config, tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("This model card has been automatically generated.")
+    assert not write_model_card(tmp_path, tiny_config)
+    assert write_model_card(tmp_path, tiny_config, replace_generic=True)
+    assert "Grounding DINO" in path.read_text()
+    path.write_text("A card by hand.")
+    assert not write_model_card(tmp_path, tiny_config, replace_generic=True)
+
+
+def test_fresh_models_start_from_the_published_initialization(tiny_config):
+    model = GDinoForObjectDetection(copy.deepcopy(tiny_config))
+    heads = [*model.bbox_embed, model.model.encoder_output_bbox_embed]
+    assert all(not head.layers[-1].weight.any() for head in heads)
+    attentions = [module for module in model.modules() if type(module).__name__ == "MSDeformAttn"]
+    assert len(attentions) == 4
+    for attention in attentions:
+        assert not attention.sampling_offsets.weight.any()
+        assert torch.equal(attention.sampling_offsets.bias, attention.initial_offsets())
+        assert not attention.attention_weights.weight.any()

@@ -1,0 +1,88 @@
+"""Two processes train as one."""
+
+from __future__ import annotations
+
+import copy
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+
+import torch
+
+# Sums over two halves of a batch round differently from sums over the whole.
+ROUNDING = 1e-5
+
+WORKER = textwrap.dedent(
+    """
+    import sys
+    import torch
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+
+    from gdino_hf import GDinoForObjectDetection
+
+    folder, rank = sys.argv[1], int(sys.argv[2])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    case = torch.load(folder + "/case.pt", weights_only=True)
+    model = GDinoForObjectDetection.from_pretrained(folder).train()
+    wrapped = DistributedDataParallel(model)
+    mine = {name: value[rank, None] for name, value in case["inputs"].items()}
+    loss = wrapped(**mine, labels=[case["labels"][rank]]).loss
+    loss.backward()
+    total = loss.detach().clone()
+    dist.all_reduce(total)
+    if rank == 0:
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        torch.save({"loss": total / 2, "gradients": gradients}, folder + "/result.pt")
+    dist.destroy_process_group()
+    """
+)
+
+
+def test_two_processes_give_the_single_process_loss_and_gradients(tiny_model, tiny_tokenizer, tmp_path):
+    model = copy.deepcopy(tiny_model)
+    model.config.num_denoising_queries = 0  # its noise is drawn per process
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(0)
+        for name, parameter in model.named_parameters():
+            if "backbone" not in name:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(tmp_path)
+    text = tiny_tokenizer(["cat. remote control.", "dog. hat. cup."], padding=True, return_tensors="pt")
+    case = {
+        "inputs": {"pixel_values": torch.randn(2, 3, 64, 64, generator=generator), **text},
+        # Unequal numbers of boxes: a mean of means would be wrong.
+        "labels": [
+            {"class_labels": torch.tensor([1, 0, 1]), "boxes": 0.3 + 0.2 * torch.rand(3, 4, generator=generator)},
+            {"class_labels": torch.tensor([2]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.3]])},
+        ],
+    }
+    torch.save(case, tmp_path / "case.pt")
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "HF_HUB_OFFLINE": "1"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(tmp_path), str(rank)], env=environment, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    errors = [worker.communicate(timeout=300)[1] for worker in workers]
+    assert all(worker.returncode == 0 for worker in workers), errors[0][-2000:] + errors[1][-2000:]
+
+    single = type(model).from_pretrained(tmp_path).train()
+    loss = single(**case["inputs"], labels=case["labels"]).loss
+    loss.backward()
+    result = torch.load(tmp_path / "result.pt", weights_only=True)
+    torch.testing.assert_close(result["loss"], loss.detach(), rtol=1e-5, atol=0)
+    expected = {name: p.grad for name, p in single.named_parameters() if p.grad is not None}
+    assert expected.keys() == result["gradients"].keys()
+    for name, gradient in expected.items():
+        scale = gradient.abs().max().clamp(min=1.0)
+        torch.testing.assert_close(result["gradients"][name] / scale, gradient / scale, rtol=0, atol=ROUNDING, msg=name)
