@@ -134,7 +134,7 @@ def test_fewer_tokens_than_queries_are_filled_up_with_empty_ones():
     setup.logits[:, 3:] = 80.0
     found = setup.select()
     assert found.features.shape == (2, 5, 5)
-    assert found.all_logits.shape == found.all_box_logits.shape[:2] + (4,) == (2, 5, 4)
+    assert found.all_logits.shape == (*found.all_box_logits.shape[:2], 4) == (2, 5, 4)
     assert torch.equal(found.logits[0, :3], setup.logits[0, [2, 1, 0]])
     assert torch.equal(found.logits[1, :2], setup.logits[1, [0, 1]])
     assert (found.features[0, 3:] == 0).all()
