@@ -311,11 +311,11 @@ def test_globs_and_folders_keep_their_shape_in_the_output(detect, photo, tmp_pat
     assert len({image["annotated"] for image in report["images"]}) == 2
 
 
-def test_inputs_are_never_written_over(detect, photo):
+def test_inputs_are_never_written_over(photo, tiny_folder):
     shouting = photo.with_name("PHOTO2.PNG")
     shutil.copy(photo, shouting)
     before = photo.read_bytes()
-    status, report, _, _ = detect(photo, shouting, *EVERYTHING, out=photo.parent)
+    status, report, _, _ = run_detect(tiny_folder, photo.parent, photo, shouting, *EVERYTHING)
     assert status == 0
     assert [Path(image["annotated"]).name for image in report["images"]] == ["photo-2.png", "PHOTO2-2.PNG"]
     assert photo.read_bytes() == shouting.read_bytes() == before
@@ -451,9 +451,9 @@ def test_a_model_of_another_architecture_is_refused(photo, tmp_path, capsys):
     assert "its model_type is 'bert'" in capsys.readouterr().err
 
 
-def test_results_that_cannot_be_written_are_said_before_the_work(detect, photo, tmp_path):
+def test_results_that_cannot_be_written_are_said_before_the_work(detect, photo, tmp_path, tiny_folder):
     (tmp_path / "file").write_text("")
-    status, _, _, complaint = detect(photo, out=tmp_path / "file" / "below")
+    status, _, _, complaint = run_detect(tiny_folder, tmp_path / "file" / "below", photo)
     assert status == 2
     assert "choose another --out or --json" in complaint
     (tmp_path / "folder.json").mkdir()
