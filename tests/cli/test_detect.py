@@ -174,6 +174,13 @@ def test_threshold_and_text_threshold_bound_the_scores(detect, photo):
         assert sorted(item["score"] for item in report["images"][0]["detections"]) == scores[10:]
 
 
+@pytest.mark.parametrize(("threshold", "expected"), [("0.6", 0.25), ("0.25", 0.25), ("0.05", 0.05)])
+def test_a_lower_threshold_is_not_undone_by_the_text_threshold(detect, threshold, expected):
+    # the settings are written whether or not an image could be read
+    _, report, _, _ = detect("no/such.jpg", "--threshold", threshold)
+    assert report["text_threshold"] == expected
+
+
 def test_nms_leaves_no_two_boxes_of_a_label_that_overlap_more(detect, photo):
     _, every, _, _ = detect(photo, *EVERYTHING, labels="cat")
 

@@ -12,6 +12,7 @@ from .errors import INTERRUPTED, UsageError
 from .inputs import ImageInput, collect_images, parse_labels
 
 HELP = "find what the labels name in photographs"
+TEXT_THRESHOLD = 0.25
 _SAVED_AS_THEY_ARE = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -31,8 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text-threshold",
         type=_fraction,
-        default=0.25,
-        help="lowest score of a prompt token that counts, 0..1 (default: %(default)s)",
+        help=f"lowest score of a label's best token, 0..1 (default: {TEXT_THRESHOLD}, or --threshold if lower)",
     )
     parser.add_argument(
         "--nms",
@@ -60,6 +60,9 @@ def run(args: argparse.Namespace) -> int:
         UsageError: The labels, the model, the device or the output folder cannot be used.
     """
     labels = parse_labels(args.labels)
+    if args.text_threshold is None:
+        # A label scores what its best token does: left at its default, this would undo a lower --threshold.
+        args.text_threshold = min(TEXT_THRESHOLD, args.threshold)
     negative_labels = parse_labels(args.negative, "--negative") if args.negative is not None else []
     for label in negative_labels:
         if label in labels:
