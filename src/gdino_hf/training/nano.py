@@ -245,6 +245,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     output, data = Path(args.output), Path(args.data)
     output.mkdir(parents=True, exist_ok=True)
     model, processor = build(args.backbone, args.text, args.image_size)
+    if args.start:
+        model.load_state_dict(GDinoForObjectDetection.from_pretrained(args.start).state_dict())
     rows = read_coco(data / "train.json")
     names = category_names(data / "train.json")
     last = last_checkpoint(output)
@@ -328,6 +330,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--backbone", required=True, help="image backbone's folder")
     parser.add_argument("--text", required=True, help="text encoder's folder")
     parser.add_argument("--output", required=True, help="checkpoints and logs")
+    parser.add_argument("--start", help="folder of an earlier model to go on from instead of random weights")
     parser.add_argument("--export", help="where the finished model goes")
     parser.add_argument("--minutes", type=float, default=65, help="of training, over all runs")
     parser.add_argument("--image-size", type=int, default=320, help="side of the square photographs become, in pixels")
