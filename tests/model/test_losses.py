@@ -1,6 +1,7 @@
 """Claims about the loss: each term against its formula, and a batch against its images one by one."""
 
-import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -225,13 +226,14 @@ def start_toy(rank, world_size, counts, folder):
 @pytest.mark.parametrize("counts", [(3, 1), (1, 0)])
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
 def test_two_processes_equal_one(counts, tmp_path):
-    context = torch.multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
-    workers = [context.Process(target=start_toy, args=(rank, 2, counts, tmp_path)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-        assert worker.exitcode == 0
+    # Fresh interpreters: forking one whose threads hold locks may hang.
+    call = (
+        "import importlib.util, pathlib, sys; spec = importlib.util.spec_from_file_location('toy', sys.argv[1]); "
+        "toy = importlib.util.module_from_spec(spec); spec.loader.exec_module(toy); "
+        f"toy.start_toy(int(sys.argv[3]), 2, {counts!r}, pathlib.Path(sys.argv[2]))"
+    )
+    workers = [subprocess.Popen([sys.executable, "-c", call, __file__, str(tmp_path), str(rank)]) for rank in range(2)]
+    assert [worker.wait(timeout=180) for worker in workers] == [0, 0]
     toy_step(0, 1, counts, tmp_path)
     loss, gradient = torch.load(tmp_path / "1-0.pt")
     halves = [torch.load(tmp_path / f"2-{rank}.pt") for rank in range(2)]

@@ -201,4 +201,4 @@ def test_heads_start_in_eight_directions_and_points_at_growing_distance():
             for k in range(4):
                 expected = [x * (k + 1), y * (k + 1)]
                 # Sines and cosines in float32, up to 4 long.
-                assert found[head, level, k].tolist() == pytest.approx(expected, abs=2e-6)
+                assert found[head, level, k].tolist() == pytest.approx(expected, abs=1e-5)

@@ -12,7 +12,7 @@ import textwrap
 import torch
 
 # Sums over two halves of a batch round differently from sums over the whole.
-ROUNDING = 1e-5
+ROUNDING = 1e-4
 
 WORKER = textwrap.dedent(
     """
@@ -44,7 +44,10 @@ WORKER = textwrap.dedent(
 
 def test_two_processes_give_the_single_process_loss_and_gradients(tiny_model, tiny_tokenizer, tmp_path):
     model = copy.deepcopy(tiny_model)
-    model.config.num_denoising_queries = 0  # its noise is drawn per process
+    # Whatever is drawn at random would differ between the processes.
+    model.config.num_denoising_queries = 0
+    model.config.text_config.hidden_dropout_prob = model.config.text_config.attention_probs_dropout_prob = 0.0
+    model.config.backbone_config.drop_path_rate = 0.0
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)
         for name, parameter in model.named_parameters():

@@ -55,6 +55,61 @@ def ms_deform_attn_reference(
     return output.transpose(1, 2).contiguous().to(value.dtype)
 
 
+def ms_deform_attn_reference_backward(
+    grad_output: Tensor,
+    value: Tensor,
+    spatial_shapes: Sequence[int],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the reference, written out: autograd does not work inside an operator.
+
+    Args:
+        grad_output: (B, Q, M * Dh).
+        value, spatial_shapes, sampling_locations, attention_weights: As in `ms_deform_attn_reference`.
+
+    Returns:
+        Gradients of value, sampling_locations and attention_weights, each in its own dtype.
+    """
+    batch_size, _, heads, width = value.shape
+    num_queries, levels = sampling_locations.shape[1], sampling_locations.shape[3]
+    dtype = torch.promote_types(value.dtype, sampling_locations.dtype)
+    maps = value.to(dtype).permute(0, 2, 3, 1).flatten(0, 1)
+    grids = sampling_locations.to(dtype) * 2 - 1
+    weights = attention_weights.to(dtype).transpose(1, 2).flatten(0, 1)[:, None]
+    grad = grad_output.to(dtype).transpose(1, 2).reshape(batch_size * heads, width, num_queries, 1)
+    grad_maps, grad_locations, grad_weights, start = [], [], [], 0
+    for level in range(levels):
+        height, width_ = spatial_shapes[2 * level], spatial_shapes[2 * level + 1]
+        level_map = maps[..., start : start + height * width_].unflatten(-1, (height, width_))
+        start = start + height * width_
+        grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1)
+        sampled = F.grid_sample(level_map, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        grad_weights.append((grad * sampled).sum(1))
+        # 0, 0, False: bilinear, zeros outside, corners not aligned, as above.
+        grad_map, grad_grid = torch.ops.aten.grid_sampler_2d_backward(
+            (grad * weights[..., level, :]).contiguous(),
+            level_map.contiguous(),
+            grid.contiguous(),
+            0,
+            0,
+            False,
+            [True, True],
+        )
+        grad_maps.append(grad_map.flatten(2))
+        grad_locations.append(2 * grad_grid)
+
+    def by_query(x: Tensor) -> Tensor:
+        return x.unflatten(0, (batch_size, heads)).transpose(1, 2).contiguous()
+
+    grad_value = torch.cat(grad_maps, dim=-1).unflatten(0, (batch_size, heads)).permute(0, 3, 1, 2).contiguous()
+    return (
+        grad_value.to(value.dtype),
+        by_query(torch.stack(grad_locations, dim=2)).to(sampling_locations.dtype),
+        by_query(torch.stack(grad_weights, dim=2)).to(attention_weights.dtype),
+    )
+
+
 @functools.cache
 def _c_library() -> Any:
     return load_c_library()
@@ -106,11 +161,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if backend_for(value, sampling_locations) == "c":
         return _c_library().backward(grad_output, value, spatial_shapes, sampling_locations, attention_weights)
-    inputs = [x.detach().requires_grad_() for x in (value, sampling_locations, attention_weights)]
-    with torch.enable_grad():
-        output = ms_deform_attn_reference(inputs[0], spatial_shapes, inputs[1], inputs[2])
-        gradients = torch.autograd.grad(output, inputs, grad_output)
-    return tuple(gradients)  # type: ignore[return-value]
+    return ms_deform_attn_reference_backward(grad_output, value, spatial_shapes, sampling_locations, attention_weights)
 
 
 def _fake_forward(

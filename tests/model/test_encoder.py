@@ -1,0 +1,140 @@
+"""Claims about the encoder: where image tokens stand, who hears whom, and the order of a layer's parts."""
+
+import pytest
+import torch
+
+from gdino_hf.model.configuration_gdino import GDinoConfig
+from gdino_hf.model.encoder import DeformableLayer, Encoder, EncoderLayer, TextEnhancerLayer, grid_reference_points
+
+WIDTH = 8
+SHAPES = [(2, 3), (1, 2)]
+TOKENS = 8
+# float32 against float32 in another order of summation.
+TOLERANCE = 1e-5
+
+
+def make_config(layers=2):
+    return GDinoConfig(
+        d_model=WIDTH,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_layers=layers,
+        encoder_ffn_dim=16,
+        encoder_n_points=2,
+        num_feature_levels=len(SHAPES),
+        fusion_init_value=0.5,
+    )
+
+
+def lively(module):
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return module.eval()
+
+
+def make_inputs():
+    generator = torch.Generator().manual_seed(1)
+    vision, vision_position = (torch.randn(2, TOKENS, WIDTH, generator=generator) for _ in range(2))
+    text, text_position = (torch.randn(2, 5, WIDTH, generator=generator) for _ in range(2))
+    block = torch.block_diag(torch.ones(2, 2), torch.ones(3, 3)).bool()
+    vision_mask = torch.ones(2, TOKENS).bool()
+    vision_mask[1, [2, 5, 7]] = False
+    return {
+        "vision": vision,
+        "text": text,
+        "vision_position_embedding": vision_position,
+        "text_position_embedding": text_position,
+        "spatial_shapes": SHAPES,
+        "vision_mask": vision_mask,
+        "text_mask": torch.ones(2, 5).bool(),
+        "phrase_mask": block.expand(2, 5, 5),
+    }
+
+
+def test_image_tokens_stand_at_the_centres_of_their_cells_on_every_level():
+    found = grid_reference_points(SHAPES, torch.ones(1, 2, 2))
+    assert found.shape == (1, TOKENS, 2, 2)
+    first = [[1 / 6, 1 / 4], [3 / 6, 1 / 4], [5 / 6, 1 / 4], [1 / 6, 3 / 4], [3 / 6, 3 / 4], [5 / 6, 3 / 4]]
+    second = [[1 / 4, 1 / 2], [3 / 4, 1 / 2]]
+    for level in range(2):
+        torch.testing.assert_close(found[0, :, level], torch.tensor(first + second))
+
+
+def test_padding_moves_tokens_by_the_ratios_of_the_levels():
+    # Two of three columns and one of two rows are real on the first level; one of two columns on the second.
+    ratios = torch.tensor([[[2 / 3, 1 / 2], [1 / 2, 1.0]]])
+    found = grid_reference_points(SHAPES, ratios)
+    # In their image the tokens stand at (0.5 / 2, 0.5 / 1), ..., which each level sees shrunk by its own ratios.
+    in_image = [[x, y] for y in (0.5, 1.5) for x in (0.25, 0.75, 1.25)] + [[0.5, 0.5], [1.5, 0.5]]
+    for level in range(2):
+        torch.testing.assert_close(found[0, :, level], torch.tensor(in_image) * ratios[0, level])
+    # On its own level a token stands at the centre of its cell whatever the padding.
+    own = grid_reference_points(SHAPES, torch.ones(1, 2, 2))
+    torch.testing.assert_close(found[0, :6, 0], own[0, :6, 0])
+    torch.testing.assert_close(found[0, 6:, 1], own[0, 6:, 1])
+
+
+def test_text_layer_is_self_attention_then_feed_forward_each_normalized_after():
+    layer, inputs = lively(TextEnhancerLayer(make_config())), make_inputs()
+    text, position, mask = inputs["text"], inputs["text_position_embedding"], inputs["phrase_mask"]
+    placed = text + position
+    x = layer.layer_norm_before(text + layer.self_attn(placed, placed, text, mask[:, None]))
+    x = layer.layer_norm_after(x + layer.fc2(layer.fc1(x).relu()))
+    torch.testing.assert_close(layer(text, position, mask), x, rtol=0, atol=TOLERANCE)
+
+
+def test_phrases_do_not_hear_each_other():
+    layer, inputs = lively(TextEnhancerLayer(make_config())), make_inputs()
+    text, position, mask = inputs["text"], inputs["text_position_embedding"], inputs["phrase_mask"]
+    found = layer(text, position, mask)
+    text[:, 2:] = 9.0
+    again = layer(text, position, mask)
+    torch.testing.assert_close(found[:, :2], again[:, :2], rtol=0, atol=1e-6)
+
+
+def test_image_layer_is_deformable_attention_then_feed_forward():
+    layer, inputs = lively(DeformableLayer(make_config())), make_inputs()
+    vision, position, mask = inputs["vision"], inputs["vision_position_embedding"], inputs["vision_mask"]
+    references = grid_reference_points(SHAPES, torch.ones(2, 2, 2))
+    x = layer.self_attn_layer_norm(vision + layer.self_attn(vision + position, vision, references, SHAPES, mask))
+    x = layer.final_layer_norm(x + layer.fc2(layer.fc1(x).relu()))
+    torch.testing.assert_close(layer(vision, position, references, SHAPES, mask), x, rtol=0, atol=TOLERANCE)
+
+
+def test_a_layer_fuses_before_either_side_attends_to_itself():
+    layer, inputs = lively(EncoderLayer(make_config())), make_inputs()
+    references = grid_reference_points(SHAPES, torch.ones(2, 2, 2))
+    found = layer(reference_points=references, **inputs)
+    masks = inputs["vision_mask"], inputs["text_mask"]
+    vision, text = layer.fusion_layer(inputs["vision"], inputs["text"], *masks)
+    text = layer.text_enhancer_layer(text, inputs["text_position_embedding"], inputs["phrase_mask"])
+    position = inputs["vision_position_embedding"]
+    vision = layer.deformable_layer(vision, position, references, SHAPES, inputs["vision_mask"])
+    torch.testing.assert_close(found[0], vision, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(found[1], text, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_states_are_those_before_every_layer(layers):
+    encoder, inputs = lively(Encoder(make_config(layers))), make_inputs()
+    vision, text, vision_states, text_states = encoder(valid_ratios=torch.ones(2, 2, 2), **inputs)
+    assert len(vision_states) == len(text_states) == layers
+    assert torch.equal(vision_states[0], inputs["vision"])
+    assert torch.equal(text_states[0], inputs["text"])
+    last = dict(inputs, vision=vision_states[-1], text=text_states[-1])
+    found = encoder.layers[-1](reference_points=grid_reference_points(SHAPES, torch.ones(2, 2, 2)), **last)
+    assert torch.equal(found[0], vision)
+    assert torch.equal(found[1], text)
+
+
+def test_padded_image_tokens_reach_nothing_real():
+    encoder, inputs = lively(Encoder(make_config())), make_inputs()
+    ratios = torch.ones(2, 2, 2)
+    found = encoder(valid_ratios=ratios, **inputs)
+    mask = inputs["vision_mask"]
+    inputs["vision"] = inputs["vision"].masked_fill(~mask[..., None], 40.0)
+    again = encoder(valid_ratios=ratios, **inputs)
+    torch.testing.assert_close(found[0][mask], again[0][mask], rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(found[1], again[1], rtol=0, atol=TOLERANCE)
