@@ -8,6 +8,7 @@ Similarity of a query q and a text token t, by config.class_head:
 """
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +46,7 @@ class BoxHead(MLP):
         """(..., D) to (..., 4) float32: in half precision a delta of 2 is off by two thirds of a pixel in 320."""
         for layer in self.layers[:-1]:
             x = layer(x).relu()
-        last = self.layers[-1]
+        last = cast(nn.Linear, self.layers[-1])
         with torch.autocast(device_type=x.device.type, enabled=False):
             return F.linear(x.float(), last.weight.float(), last.bias.float())
 
