@@ -88,4 +88,10 @@ def test_two_processes_give_the_single_process_loss_and_gradients(tiny_model, ti
     assert expected.keys() == result["gradients"].keys()
     for name, gradient in expected.items():
         scale = gradient.abs().max().clamp(min=1.0)
-        torch.testing.assert_close(result["gradients"][name] / scale, gradient / scale, rtol=0, atol=ROUNDING, msg=name)
+        torch.testing.assert_close(
+            result["gradients"][name] / scale,
+            gradient / scale,
+            rtol=0,
+            atol=ROUNDING,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )

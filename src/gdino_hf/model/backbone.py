@@ -72,9 +72,9 @@ class ConvEncoder(nn.Module):
     def __init__(self, config: GDinoConfig) -> None:
         super().__init__()
         self.model = AutoBackbone.from_config(config.backbone_config)
-        freeze_batch_norm(self.model)
         for name in unused_parameters(config):
             self.model.get_parameter(name).requires_grad_(False)
+        freeze_batch_norm(self.model)
 
 
 class Backbone(nn.Module):

@@ -186,7 +186,9 @@ class GDinoConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Refuse settings that cannot be built, naming the field and its limit."""
-        for name in ("num_queries", "encoder_layers", "decoder_layers", "num_feature_levels", "d_model"):
+        sizes = ("num_queries", "encoder_layers", "decoder_layers", "num_feature_levels", "d_model", "max_text_len")
+        heads = ("encoder_attention_heads", "decoder_attention_heads", "encoder_n_points", "decoder_n_points")
+        for name in (*sizes, *heads):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.query_dim != 4:
@@ -210,7 +212,8 @@ class GDinoConfig(PreTrainedConfig):
             raise ValueError(f"position_embedding_type must be 'sine', got {self.position_embedding_type!r}.")
         if self.two_stage_bbox_embed_share and not self.decoder_bbox_embed_share:
             raise ValueError("two_stage_bbox_embed_share needs decoder_bbox_embed_share; set both or neither.")
-        for name in ("class_head_temperature", "contrastive_temperature", "inverse_sigmoid_eps"):
+        eps = ("inverse_sigmoid_eps", "decoder_inverse_sigmoid_eps")
+        for name in ("class_head_temperature", "contrastive_temperature", *eps):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
         if not 0 <= self.denoising_label_noise <= 1:
