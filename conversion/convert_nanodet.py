@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor
 
 from gdino_hf.model.csp_pan import CspPanBackbone, CspPanConfig
@@ -67,6 +68,11 @@ HEAD_CONVOLUTIONS = {
     "heads.2.conv": "convolution_32",
 }
 """The same for the convolutions of `head_features`, each the last one before a level's class scores and boxes."""
+
+DETECTOR = {"p3": "convolution_29", "p4": "convolution_31", "p5": "convolution_33"}
+"""Pyramid level -> node of the detector's own last layer on the head map: 80 class logits, then 4 x 11 distances."""
+
+NUM_CLASSES = 80
 
 HEAD_FEATURES = {"p3": "LeakyRelu_151", "p4": "LeakyRelu_162", "p5": "LeakyRelu_173"}
 """Pyramid level -> node whose value is the level's head map."""
@@ -130,18 +136,34 @@ def read_graph(path: str | Path) -> Graph:
 
 def state_dict_from_graph(graph: Graph, head_features: bool = False) -> dict[str, Tensor]:
     """Weights of the backbone, float32, in torch layout (out, in, height, width) and for RGB pixels."""
-    consumers: dict[str, list[str]] = {}
-    for name in graph.nodes:
-        for source in graph.inputs(name):
-            consumers.setdefault(source, []).append(name)
     state = {}
     for module, short in {**CONVOLUTIONS, **(HEAD_CONVOLUTIONS if head_features else {})}.items():
         node = graph.named(short)
-        add = next(name for name in consumers[node] if graph.nodes[name]["op"] in ("Add", "AddV2", "BiasAdd"))
         kernel = torch.from_numpy(np.array(graph.constants[graph.inputs(node)[1]]))
         state[f"{module}.weight"] = kernel.permute(3, 2, 0, 1).contiguous()
-        state[f"{module}.bias"] = torch.from_numpy(np.array(graph.constants[graph.inputs(add)[1]]))
+        state[f"{module}.bias"] = torch.from_numpy(_bias(graph, node).copy())
     state["stem.conv.weight"] = state["stem.conv.weight"].flip(1).contiguous()
+    return state
+
+
+def _bias(graph: Graph, node: str) -> np.ndarray:
+    """What the one addition behind a convolution adds."""
+    add = next(
+        name
+        for name, inner in graph.nodes.items()
+        if inner["op"] in ("Add", "AddV2", "BiasAdd") and node in graph.inputs(name)
+    )
+    return np.array(graph.constants[graph.inputs(add)[1]]).reshape(-1)
+
+
+def detector_from_graph(graph: Graph) -> dict[str, Tensor]:
+    """Weight (124, 128) and bias of the detector's last layer on each level, which the recipe learns from."""
+    state = {}
+    for level, short in DETECTOR.items():
+        node = graph.named(short)
+        kernel = torch.from_numpy(np.array(graph.constants[graph.inputs(node)[1]]))
+        state[f"{level}.weight"] = kernel[0, 0].T.contiguous()
+        state[f"{level}.bias"] = torch.from_numpy(_bias(graph, node).copy())
     return state
 
 
@@ -278,10 +300,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("graph", help="nanodet.json, its .bin beside it")
     parser.add_argument("output", help="folder to write config.json and model.safetensors to")
     parser.add_argument("--check", action="store_true", help="compare with the graph executed node by node")
-    parser.add_argument("--head-features", action="store_true", help="keep the head convolutions too (gdino-nano does)")
+    parser.add_argument(
+        "--head-features",
+        action="store_true",
+        help="keep the head convolutions and the detector's last layer too (gdino-nano needs both)",
+    )
     options = parser.parse_args(arguments)
     backbone = convert(options.graph, options.head_features)
     backbone.save_pretrained(options.output)
+    if options.head_features:
+        detector = detector_from_graph(read_graph(options.graph))
+        save_file(detector, Path(options.output) / "detector.safetensors", {"num_classes": str(NUM_CLASSES)})
     print(f"{sum(p.numel() for p in backbone.parameters()):,} parameters written to {options.output}")
     if options.check:
         for size in ((TRAINED_SIZE, TRAINED_SIZE), (320, 320), (320, 448)):

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from gdino_hf.training import nano
+from gdino_hf.training.closed_set import DETECTOR_FILE
 
 NAMES = ["red", "blue"]
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220)}
@@ -26,6 +28,10 @@ def parts(tmp_path_factory, tiny_tokenizer):
     folder = tmp_path_factory.mktemp("parts")
     shape = {"stem_width": 8, "stage_widths": [8, 8, 8, 8], "stage_depths": [1, 1, 1, 1], "pan_width": 8}
     CspPanBackbone(CspPanConfig(**shape, head_features=True)).save_pretrained(folder / "backbone")
+    rows = len(NAMES) + 4 * 3
+    detector = {f"p{level}.weight": torch.randn(rows, 8) for level in (3, 4, 5)}
+    detector |= {f"p{level}.bias": torch.zeros(rows) for level in (3, 4, 5)}
+    save_file(detector, folder / "backbone" / DETECTOR_FILE, {"num_classes": str(len(NAMES))})
     text_config = BertConfig(
         vocab_size=len(tiny_tokenizer),
         hidden_size=32,
@@ -140,7 +146,7 @@ def test_trains_resumes_measures_and_exports(parts, tmp_path):
     assert second["minutes"] >= first["minutes"] + 0.05
     steps = [line["step"] for line in lines()]
     assert steps == sorted(steps)
-    assert {"loss_ce", "loss_bbox_enc", "loss_giou_dn"} <= lines()[-1].keys()
+    assert {"loss_ce", "loss_bbox_enc", "loss_giou_dn", "dense_ce", "dense_giou"} <= lines()[-1].keys()
 
     # The minutes are used up: the same command measures again and trains no more.
     third = nano.train(arguments(parts, tmp_path, minutes=first["minutes"] + 0.05))
@@ -159,6 +165,23 @@ def test_trains_resumes_measures_and_exports(parts, tmp_path):
     assert inputs["pixel_values"].shape[-2:] == (64, 64)
     with torch.no_grad():
         assert model.eval()(**inputs.to(model.device)).pred_boxes.shape == (1, 100, 4)
+
+
+def test_another_list_of_names_than_the_teachers_is_refused(parts, tmp_path):
+    content = json.loads((parts / "data" / "train.json").read_text())
+    content["categories"].append({"id": 2, "name": "green"})
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.json").write_text(json.dumps(content))
+    (tmp_path / "data" / "images").symlink_to(parts / "data" / "images")
+    wrong = arguments(parts, tmp_path / "run", minutes=1)
+    wrong.data = str(tmp_path / "data")
+    with pytest.raises(ValueError, match="2 classes but train"):
+        nano.train(wrong)
+
+
+def test_no_folder_of_this_machine_is_written_down(parts):
+    model, _ = nano.build(str(parts / "backbone"), str(parts / "text"), image_size=64)
+    assert str(parts) not in model.config.to_json_string()
 
 
 def test_only_the_trunk_is_trained(parts):

@@ -19,6 +19,7 @@ class GDinoDataCollator:
             without labels, a prompt holds the names of its own batch.
         transform: Augmentation of one row; see transforms.py.
         seed: Of the collator's own random numbers. Workers of a data loader draw different ones.
+        return_text: Also hand on each image's labels, as "text"; the model does not take them.
 
     Raises:
         ValueError: Both labels and prompt_sampler are given.
@@ -31,6 +32,7 @@ class GDinoDataCollator:
         prompt_sampler: Callable[[Sequence[str], random.Random], list[str]] | None = None,
         transform: Callable[[dict[str, Any], random.Random], dict[str, Any]] | None = None,
         seed: int = 0,
+        return_text: bool = False,
     ) -> None:
         if labels is not None and prompt_sampler is not None:
             raise ValueError("labels and prompt_sampler exclude each other; give one of them.")
@@ -39,6 +41,7 @@ class GDinoDataCollator:
         self.prompt_sampler = prompt_sampler
         self.transform = transform
         self.seed = seed
+        self.return_text = return_text
         self._rng: random.Random | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -49,7 +52,7 @@ class GDinoDataCollator:
                 are left out.
 
         Returns:
-            The model's inputs with `labels`.
+            The model's inputs with `labels`, and "text" (B lists of labels) if asked for.
 
         Raises:
             ValueError: A name is not among the fixed labels.
@@ -78,7 +81,8 @@ class GDinoDataCollator:
                 }
             )
         images = [example["image"].convert("RGB") for example in examples]
-        return dict(self.processor(images=images, text=texts, annotations=annotations))
+        batch = dict(self.processor(images=images, text=texts, annotations=annotations))
+        return {**batch, "text": texts} if self.return_text else batch
 
     def _fit(self, text: list[str], names: Sequence[str]) -> tuple[list[str], set[str] | None]:
         """Leave labels out until one prompt holds them: absent ones first. Also which names are left, None if all."""

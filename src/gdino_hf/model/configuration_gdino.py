@@ -70,6 +70,7 @@ def _preset_fields(name: str) -> dict[str, Any]:
             "decoder_bbox_embed_share": False,
             "decoder_cls_embed_share": False,
             "class_cost": 2.0,
+            "embedding_init_target": False,
             "fusion_init_value": 0.1,
             "fusion_droppath": 0.0,
             "num_denoising_queries": 30,

@@ -9,7 +9,9 @@ Grounding DINO (Liu et al. 2023, arXiv:2303.05499) with 2 encoder and 3 decoder 
 
 - Input: `--data` holds train.json and val.json in COCO format with `images/` beside them; `--backbone` and `--text` are
   what `conversion/convert_nanodet.py --head-features` and `conversion/convert_minilm.py` write.
-- Prompts: a photograph's own names among absent ones, 10 to 40 in all. Photographs are mirrored, cropped, scaled and
+- Teacher: the closed-set head that the image backbone was trained with gives the projections their start and the
+  encoder's proposals a dense target; see closed_set.py.
+- Prompts: a photograph's own names among absent ones, 20 to 60 in all. Photographs are mirrored, cropped, scaled and
   coloured; those with rare names come more often.
 - Schedule: AdamW 4e-4, batch 8, level to half of the time, then straight down to a fiftieth; weights are averaged.
   Time, not steps, drives it, so the same command suits any machine. Interrupted and started again, it goes on from the
@@ -46,13 +48,16 @@ from ..model.csp_pan import CspPanBackbone
 from ..model.image_processing_gdino import GDinoImageProcessor
 from ..model.modeling_gdino import GDinoForObjectDetection
 from ..model.processing_gdino import GDinoProcessor
-from ..model.text_prompt import special_token_ids
+from ..model.text_prompt import phrase_structure, special_token_ids
+from .closed_set import ClosedSetHead, dense_loss, start_from_classifier
 
 # Names on fewer images than this share are drawn more often.
 RARE = 0.03
 EMA_DECAY = 0.998
 SAVE_EVERY_SECONDS = 240.0
 AVERAGE_FILE = "average.safetensors"
+# The quality focal loss is small beside the focal loss it accompanies.
+DENSE_CLASS_WEIGHT = 4.0
 
 
 def build(
@@ -74,6 +79,8 @@ def build(
     # Frozen parts hand on the same features at every step.
     text_config.hidden_dropout_prob = text_config.attention_probs_dropout_prob = 0.0
     image_backbone = CspPanBackbone.from_pretrained(backbone)
+    # Where the parts stood on the machine that trained them is nobody's business.
+    text_config._name_or_path = image_backbone.config._name_or_path = ""
     config = GDinoConfig.preset(
         "nano",
         backbone_config=image_backbone.config,
@@ -94,6 +101,40 @@ def build(
 def frozen_parts(model: GDinoForObjectDetection) -> tuple[torch.nn.Module, torch.nn.Module]:
     """The pretrained parts that stay as they are."""
     return model.model.backbone, model.model.text_backbone
+
+
+def warm_start(
+    model: GDinoForObjectDetection,
+    processor: GDinoProcessor,
+    teacher: ClosedSetHead,
+    rows: Any,
+    names: Sequence[str],
+    num_images: int = 64,
+) -> None:
+    """Start the projections from the teacher's class weights; see `start_from_classifier`.
+
+    Args:
+        model: From `build`.
+        processor: From `build`.
+        teacher: The detector head that belongs to the image backbone.
+        rows: The training set; images spread over it give the statistics.
+        names: The teacher's names in its order.
+        num_images: How many images.
+    """
+    chosen = range(0, len(rows), max(1, len(rows) // num_images))
+    images = [rows[index]["image"].convert("RGB") for index in chosen]
+    inputs = processor(images=images, text=list(names))
+    if len(inputs["input_ids"]) > len(images):
+        raise ValueError(f"{len(names)} names are more than one prompt holds; raise max_text_len.")
+    hidden: list[Tensor] = []
+    hook = model.model.text_projection.register_forward_pre_hook(lambda module, inputs: hidden.append(inputs[0]))
+    model.eval()
+    with torch.no_grad():
+        text = model.get_text_features(inputs["input_ids"][:1], inputs["attention_mask"][:1])
+        maps = model.model.backbone(inputs["pixel_values"])
+    hook.remove()
+    start_from_classifier(model, teacher, maps, text, hidden[0])
+    model.train()
 
 
 class Clock:
@@ -182,23 +223,58 @@ class Average(TrainerCallback):
 
 
 class NanoTrainer(Trainer):
-    """The stock Trainer, with frozen parts in eval mode and the loss's parts in the log."""
+    """The stock Trainer, with frozen parts in eval mode, the teacher's loss added, and the loss's parts in the log.
 
-    def __init__(self, *args: Any, frozen: Sequence[torch.nn.Module] = (), **kwargs: Any) -> None:
+    Args:
+        *args: As in Trainer.
+        teacher: The image backbone's own detector head.
+        names: Its names in its order.
+        **kwargs: As in Trainer.
+    """
+
+    def __init__(self, *args: Any, teacher: ClosedSetHead, names: Sequence[str], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.frozen = list(frozen)
+        self.teacher = teacher.to(self.args.device)
+        self.classes = {name: index for index, name in enumerate(names)}
         self._parts: dict[str, Tensor] = {}
         self._steps = 0
+        self._maps: tuple[Tensor, ...] = ()
+        self.model.model.backbone.register_forward_hook(self._keep_maps)
+
+    def _keep_maps(self, module: torch.nn.Module, inputs: Any, maps: Any) -> None:
+        self._maps = tuple(maps)
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
-        """The model's own loss."""
-        for part in self.frozen:
+        """The model's own loss, and how far the encoder's proposals are from the teacher's."""
+        for part in frozen_parts(self.model):
             part.eval()
-        outputs = model(**inputs)
-        for name, value in outputs.loss_dict.items():
+        texts = inputs.pop("text")
+        outputs = model(**inputs, output_hidden_states=True)
+        known = [torch.tensor([self.classes.get(label, -1) for label in labels]) for labels in texts]
+        phrase_ids = phrase_structure(
+            inputs["input_ids"], inputs["attention_mask"], self.model.config.special_token_ids
+        ).phrase_ids
+        teacher_scores, teacher_boxes = self.teacher(self._maps)
+        dense = dense_loss(
+            outputs.enc_outputs_class,
+            outputs.enc_outputs_coord_logits.sigmoid(),
+            teacher_scores,
+            teacher_boxes,
+            torch.nn.utils.rnn.pad_sequence(known, batch_first=True, padding_value=-1).to(phrase_ids.device),
+            phrase_ids,
+            inputs["attention_mask"],
+        )
+        config = self.model.config
+        loss = outputs.loss + (
+            DENSE_CLASS_WEIGHT * config.class_loss_coefficient * dense.ce
+            + config.bbox_loss_coefficient * dense.bbox
+            + config.giou_loss_coefficient * dense.giou
+        )
+        parts = {**outputs.loss_dict, "dense_ce": dense.ce, "dense_bbox": dense.bbox, "dense_giou": dense.giou}
+        for name, value in parts.items():
             self._parts[name] = self._parts.get(name, 0.0) + value.detach()
         self._steps += 1
-        return (outputs.loss, outputs) if return_outputs else outputs.loss
+        return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the mean of every part since the last log."""
@@ -245,10 +321,18 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     output, data = Path(args.output), Path(args.data)
     output.mkdir(parents=True, exist_ok=True)
     model, processor = build(args.backbone, args.text, args.image_size)
-    if args.start:
-        model.load_state_dict(GDinoForObjectDetection.from_pretrained(args.start).state_dict())
     rows = read_coco(data / "train.json")
     names = category_names(data / "train.json")
+    teacher = ClosedSetHead.from_pretrained(args.backbone)
+    if teacher.num_classes != len(names):
+        raise ValueError(
+            f"The detector of {args.backbone} has {teacher.num_classes} classes but train.json {len(names)} names; "
+            "give the names it was trained with, in its order."
+        )
+    if args.start:
+        model.load_state_dict(GDinoForObjectDetection.from_pretrained(args.start).state_dict())
+    else:
+        warm_start(model, processor, teacher, rows, names)
     last = last_checkpoint(output)
     steps = 0 if last is None else int(last.name.split("-")[1])
     collator = GDinoDataCollator(
@@ -263,6 +347,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         ),
         # A later run must not repeat the pictures of an earlier one.
         seed=args.seed + steps,
+        return_text=True,
     )
     clock = Clock(output, args.minutes)
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -274,7 +359,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         average.weights = load_file(last / AVERAGE_FILE)
     trainer = NanoTrainer(
         model=model,
-        frozen=frozen_parts(model),
+        teacher=teacher,
+        names=names,
         args=TrainingArguments(
             output_dir=str(output),
             per_device_train_batch_size=args.batch_size,
@@ -338,8 +424,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--image-size", type=int, default=320, help="side of the square photographs become, in pixels")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=4e-4, help="peak")
-    parser.add_argument("--least-labels", type=int, default=10, help="of a prompt")
-    parser.add_argument("--most-labels", type=int, default=40, help="of a prompt")
+    parser.add_argument("--least-labels", type=int, default=20, help="of a prompt")
+    parser.add_argument("--most-labels", type=int, default=60, help="of a prompt")
     parser.add_argument("--workers", type=int, default=0, help="processes that load photographs")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--seed", type=int, default=0)
