@@ -165,6 +165,7 @@ def _from_ours(checkpoint: Checkpoint, layout: Layout, source: str, target: Path
     if record is not None and record.kept is not None:
         for key in record.kept.shapes:
             plan.steps.append(_kept(key, record.kept))
+        report.notes["restored"] = f"{len(record.kept.shapes)} tensors of {KEPT}"
         order = {key: place for place, key in enumerate(record.keys)}
         plan.steps.sort(key=lambda step: order.get(step.key, len(order)))
     if layout is TRANSFORMERS:
