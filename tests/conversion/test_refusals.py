@@ -115,6 +115,7 @@ WRONG_SHAPES = {
 def refused(capsys, source, target, *options):
     """The sentence, once the target is certain to be as it was."""
     before = contents(target)
+    capsys.readouterr()
     status = main(["convert", str(source), str(target), *options])
     error = capsys.readouterr().err
     assert status == 2

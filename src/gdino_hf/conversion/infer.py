@@ -66,8 +66,7 @@ def infer_config(shapes: Shapes, layout: Layout, facts: Facts, where: Any) -> tu
     """
     find = _Finder(shapes)
     assumed: list[str] = []
-    levels = find.size(r"model\.level_embed", 0) or find.count(r"model\.input_proj_vision\.(\d+)\..+") or 4
-    levels = _most_common([levels, find.count(r"model\.input_proj_vision\.(\d+)\..+") or levels]) or levels
+    levels = find.count(r"model\.input_proj_vision\.(\d+)\..+") or find.size(r"model\.level_embed", 0) or 4
     fields: dict[str, Any] = {
         "backbone_config": _swin(find),
         "text_config": _bert(find, assumed),
