@@ -43,14 +43,22 @@ ARCHITECTURE = (
     "decoder_cls_embed_share",
 )
 _SWIN_ARCHITECTURE = ("model_type", "embed_dim", "depths", "num_heads", "window_size", "patch_size", "out_indices")
-_BERT_ARCHITECTURE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+_BERT_ARCHITECTURE = (
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+)
 
 
 def infer_config(shapes: Shapes, layout: Layout, facts: Facts, where: Any) -> tuple[GDinoConfig, list[str]]:
     """Read the configuration off the tensors.
 
-    Every size has several witnesses, and the majority counts: one tensor of a wrong shape then stands out instead of
-    moving the configuration.
+    Where a size has several witnesses the majority counts: one tensor of a wrong shape then stands out instead of moving
+    the configuration.
 
     Args:
         shapes: Shapes by our key, as far as the checkpoint has them.
