@@ -128,7 +128,7 @@ def refused(capsys, source, target, *options):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.is_dir() else folder.exists()
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} if folder.is_dir() else None
 
 
 @pytest.mark.parametrize("case", CASES)

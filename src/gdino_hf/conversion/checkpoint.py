@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .errors import ConversionError
+from .reasons import reason
 
 DTYPES = {
     "F64": torch.float64,
@@ -89,7 +90,7 @@ class Checkpoint:
         try:
             file = self._open_files.enter_context(safe_open(path, framework="pt"))
         except (SafetensorError, OSError) as error:
-            raise ConversionError(f"{path} {_DAMAGED} ({_first_line(error)}).") from error
+            raise ConversionError(f"{path} {_DAMAGED} ({reason(error)}).") from error
         for key in file.keys():  # noqa: SIM118 the file is no dictionary
             view = file.get_slice(key)
             self.shapes[key], self.dtypes[key] = tuple(view.get_shape()), DTYPES[view.get_dtype()]
@@ -149,7 +150,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConversionError(f"{path} {_DAMAGED} ({_first_line(error)}).") from error
+        raise ConversionError(f"{path} {_DAMAGED} ({reason(error)}).") from error
     if not isinstance(content, dict):
         raise ConversionError(f"{path} holds a {type(content).__name__}, not an object; fetch it again.")
     return content
@@ -204,8 +205,4 @@ def _load_pickle(path: Path) -> Any:
             "you trust it, load it with the code it came from and save its state dict alone."
         ) from error
     except (EOFError, RuntimeError, ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ConversionError(f"{path} {_DAMAGED} ({_first_line(error)}).") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ConversionError(f"{path} {_DAMAGED} ({reason(error)}).") from error

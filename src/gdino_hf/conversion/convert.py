@@ -21,6 +21,7 @@ from .key_map import KeyMap
 from .layouts import LAYOUTS, MMDET, ORIGINAL, TRANSFORMERS, Layout, facts_of_config, facts_of_source, find_layout
 from .peers import peer_config
 from .plan import Step, plan_from_ours, plan_to_ours, shapes_in_ours
+from .reasons import CONFIG_ERRORS, reason
 from .report import KEPT, RECORD, Report, read_record
 from .storage import Progress, check_target, staged, write_pickle, write_safetensors, write_shards
 
@@ -211,8 +212,8 @@ def _config(
     if options.overrides:
         try:
             config = GDinoConfig.from_dict(_merged(config.to_dict(), options.overrides))
-        except (TypeError, ValueError) as error:
-            raise ConversionError(f"--config cannot be used ({str(error).splitlines()[0].rstrip('.')}).") from error
+        except CONFIG_ERRORS as error:
+            raise ConversionError(f"--config cannot be used ({reason(error)}).") from error
     if options.preset is not None:
         check_preset(config, options.preset, layout, source)
     return config, assumed
@@ -242,9 +243,9 @@ def _read_config(checkpoint: Checkpoint, source: str) -> GDinoConfig:
         )
     try:
         return GDinoConfig.from_dict(checkpoint.config)
-    except (TypeError, ValueError) as error:
+    except CONFIG_ERRORS as error:
         raise ConversionError(
-            f"{checkpoint.path / 'config.json'} cannot be used ({str(error).splitlines()[0].rstrip('.')}); mend it."
+            f"{checkpoint.path / 'config.json'} cannot be used ({reason(error)}); mend it."
         ) from error
 
 

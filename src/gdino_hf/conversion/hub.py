@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .companions import reachable
 from .errors import ConversionError
+from .reasons import reason
 
 _REPOSITORY = re.compile(r"([\w.-]+/)?[\w.-]+")
 
@@ -50,7 +51,6 @@ def push(folder: Path, repository: str) -> str:
         return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message="Convert with gdino-hf"))
     # The Hub's client raises whatever a connection can fail with.
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise ConversionError(
-            f"The Hub refuses {repository} ({reason}); log in with `hf auth login` as someone who may write to it."
+            f"The Hub refuses {repository} ({reason(error)}); log in with `hf auth login` as someone who may write to it."
         ) from error

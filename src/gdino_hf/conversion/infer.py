@@ -15,6 +15,7 @@ from gdino_hf.model.configuration_gdino import GDinoConfig
 from .errors import ConversionError
 from .key_map import Facts
 from .layouts import Layout
+from .reasons import CONFIG_ERRORS, reason
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -57,8 +58,8 @@ _BERT_ARCHITECTURE = (
 def infer_config(shapes: Shapes, layout: Layout, facts: Facts, where: Any) -> tuple[GDinoConfig, list[str]]:
     """Read the configuration off the tensors.
 
-    Where a size has several witnesses the majority counts: one tensor of a wrong shape then stands out instead of moving
-    the configuration.
+    Where a size has several witnesses the majority counts: one tensor of a wrong shape then stands out instead of
+    moving the configuration.
 
     Args:
         shapes: Shapes by our key, as far as the checkpoint has them.
@@ -100,9 +101,9 @@ def infer_config(shapes: Shapes, layout: Layout, facts: Facts, where: Any) -> tu
     preset = layout.presets[0]
     try:
         return GDinoConfig.preset(preset, **{k: v for k, v in fields.items() if v is not None}), assumed
-    except (TypeError, ValueError) as error:
+    except CONFIG_ERRORS as error:
         raise ConversionError(
-            f"No configuration fits the tensors of {where} ({str(error).splitlines()[0].rstrip('.')}); give the "
+            f"No configuration fits the tensors of {where} ({reason(error)}); give the "
             "checkpoint of a whole Grounding DINO."
         ) from error
 

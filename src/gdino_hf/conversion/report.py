@@ -13,6 +13,7 @@ import torch
 from .checkpoint import Checkpoint
 from .errors import ConversionError
 from .plan import Plan
+from .reasons import reason
 
 RECORD = "conversion.json"
 """The report beside a model; the way back reads it."""
@@ -178,5 +179,5 @@ def read_record(folder: Path, layout: str) -> Record | None:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConversionError(
-            f"{path} is damaged ({str(error).splitlines()[0]}); delete it to go back without what it recorded."
+            f"{path} is damaged ({reason(error)}); delete it to go back without what it recorded."
         ) from error
