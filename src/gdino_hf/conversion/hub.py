@@ -52,5 +52,5 @@ def push(folder: Path, repository: str) -> str:
     # The Hub's client raises whatever a connection can fail with.
     except Exception as error:
         raise ConversionError(
-            f"The Hub refuses {repository} ({reason(error)}); log in with `hf auth login` as someone who may write to it."
+            f"The Hub refuses {repository} ({reason(error)}); log in with `hf auth login` as one who may write."
         ) from error

@@ -132,6 +132,9 @@ def plan_to_ours(
     plan.steps = [steps[name] for name in expected]
     for key, row, ours in checks:
         _check_derived(row, key, [steps[name] for name in ours], read, plan)
+    if odd := [key for key, _, _ in checks if key in plan.kept]:
+        more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
+        plan.warnings.append(f"{odd[0]}{more}: {plan.kept[odd[0]]}; what was stored is kept for the way back only")
     return plan
 
 
@@ -235,8 +238,7 @@ def _check_derived(row: Row, key: str, steps: list[Step], read: Reader, plan: Pl
     if torch.equal(made.to(stored.dtype), stored):
         plan.derived[key] = (row.name, stored.dtype)
         return
-    plan.kept[key] = f"is not what the rule {row.name!r} makes of {steps[0].key}, which is used instead"
-    plan.warnings.append(f"{key} {plan.kept[key]}; it is kept for the way back")
+    plan.kept[key] = f"not what the rule {row.name!r} makes of the model's own tensors, which are used instead"
 
 
 def _unknown(key: str, where: object) -> str:

@@ -105,7 +105,7 @@ class Report:
             ("derived", derived if self.destination == "gdino" else {}),
             (f"kept in {KEPT}", content["kept"]),
             ("dropped", content["dropped"]),
-            ("missing", {key: f"filled with {reason}" for key, reason in content["missing"].items()}),
+            ("missing", {key: f"filled with {why}" for key, why in content["missing"].items()}),
         )
         for title, keys in sections:
             lines += _section(title, keys, every_key)
@@ -118,12 +118,12 @@ def _section(title: str, keys: dict[str, str], every_key: bool) -> list[str]:
     if not keys:
         return [f"{title}: none"]
     if every_key:
-        return [f"{title}: {len(keys)}", *(f"  {key}: {reason}" for key, reason in keys.items())]
+        return [f"{title}: {len(keys)}", *(f"  {key}: {why}" for key, why in keys.items())]
     lines = [f"{title}: {len(keys)}"]
-    for reason in dict.fromkeys(keys.values()):
-        same = [key for key, other in keys.items() if other == reason]
+    for why in dict.fromkeys(keys.values()):
+        same = [key for key, other in keys.items() if other == why]
         more = f" and {len(same) - 1} more" if len(same) > 1 else ""
-        lines.append(f"  {same[0]}{more}: {reason}")
+        lines.append(f"  {same[0]}{more}: {why}")
     return lines
 
 
