@@ -1,0 +1,32 @@
+"""Convert checkpoints of Grounding DINO, MM-Grounding-DINO, LLMDet and transformers to this package's layout, and back.
+
+The layout of SOURCE is found by looking. TARGET is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from gdino_hf.conversion import command
+from gdino_hf.conversion.errors import ConversionError
+
+from .errors import UsageError
+
+HELP = "convert checkpoints of other projects, and back"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's options."""
+    command.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert; returns 0, or 1 when the converted folder could not be pushed.
+
+    Raises:
+        UsageError: Nothing was converted: source, target or an option cannot be used.
+    """
+    try:
+        return command.run(args)
+    except ConversionError as error:
+        raise UsageError(str(error).rstrip(".")) from error

@@ -1,0 +1,1 @@
+"""Checkpoints of other projects into this one's layout, and back."""

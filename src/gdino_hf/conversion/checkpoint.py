@@ -1,0 +1,208 @@
+"""Checkpoints read tensor by tensor: .pth files, safetensors files, and folders of either."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .errors import ConversionError
+from .reasons import reason
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""torch's dtypes by their safetensors names."""
+
+_WRAPPERS = ("model", "state_dict", "model_state_dict", "ema_state_dict")
+_INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+_ZIP_MAGIC = b"PK\x03\x04"
+_DAMAGED = "is truncated or damaged; fetch it again and compare its size with the original's"
+
+
+class Checkpoint:
+    """Names, shapes and dtypes of a checkpoint's tensors, each read when it is asked for.
+
+    Attributes:
+        path: The file or folder.
+        shapes: Shape of each tensor, in the file's order.
+        dtypes: Storage dtype of each tensor.
+        wrapper: Entry of the pickle that held the tensors; None if they lay bare.
+        others: Further entries of the pickle: optimizer state and the like.
+        config: Contents of the folder's config.json, None without one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, torch.dtype] = {}
+        self.wrapper: str | None = None
+        self.others: list[str] = []
+        self.config: dict[str, Any] | None = None
+        self._readers: dict[str, Callable[[], Tensor]] = {}
+        self._open_files = ExitStack()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._readers.clear()
+        self._open_files.close()
+
+    def read(self, key: str) -> Tensor:
+        """One tensor, as stored."""
+        return self._readers[key]()
+
+    def add(self, key: str, tensor: Tensor) -> None:
+        """Take up a tensor that is at hand already."""
+        self.shapes[key], self.dtypes[key] = tuple(tensor.shape), tensor.dtype
+        self._readers[key] = lambda: tensor
+
+    def add_safetensors(self, path: Path) -> None:
+        """Take up a safetensors file; its tensors stay on disk.
+
+        Raises:
+            ConversionError: It is damaged.
+        """
+        try:
+            file = self._open_files.enter_context(safe_open(path, framework="pt"))
+        except (SafetensorError, OSError) as error:
+            raise ConversionError(f"{path} {_DAMAGED} ({reason(error)}).") from error
+        for key in file.keys():  # noqa: SIM118 the file is no dictionary
+            view = file.get_slice(key)
+            self.shapes[key], self.dtypes[key] = tuple(view.get_shape()), DTYPES[view.get_dtype()]
+            self._readers[key] = partial(file.get_tensor, key)
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a checkpoint of any layout.
+
+    Args:
+        path: A .pth or .pt file, a .safetensors file, or a folder with model.safetensors or pytorch_model.bin, whole
+            or in shards.
+
+    Returns:
+        The checkpoint; close it by leaving its `with` block.
+
+    Raises:
+        ConversionError: There is no checkpoint at the path, it is damaged, or it needs more than tensors to be read.
+    """
+    if not path.exists():
+        raise ConversionError(f"There is no file or folder {path}; check the path, or give the Hub id of a repository.")
+    checkpoint = Checkpoint(path)
+    files = [path]
+    if path.is_dir():
+        checkpoint.config = _read_json(path / "config.json") if (path / "config.json").is_file() else None
+        files = _weight_files(path)
+    try:
+        for file in files:
+            if file.suffix == ".safetensors":
+                checkpoint.add_safetensors(file)
+            else:
+                _add_pickle(checkpoint, file)
+    except BaseException:
+        checkpoint.__exit__()
+        raise
+    return checkpoint
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    for name in _INDEX_FILES:
+        if (folder / name).is_file():
+            names = dict.fromkeys(_read_json(folder / name).get("weight_map", {}).values())
+            missing = [name for name in names if not (folder / name).is_file()]
+            if missing or not names:
+                raise ConversionError(
+                    f"{folder / name} names {missing[0] if missing else 'no weight file'}, which is not in the folder; "
+                    "fetch all shards."
+                )
+            return [folder / name for name in names]
+    for name in _WEIGHT_FILES:
+        if (folder / name).is_file():
+            return [folder / name]
+    raise ConversionError(f"{folder} holds none of {', '.join(_WEIGHT_FILES)}; give the folder with a model's weights.")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"{path} {_DAMAGED} ({reason(error)}).") from error
+    if not isinstance(content, dict):
+        raise ConversionError(f"{path} holds a {type(content).__name__}, not an object; fetch it again.")
+    return content
+
+
+def _add_pickle(checkpoint: Checkpoint, path: Path) -> None:
+    content = _load_pickle(path)
+    state, wrapper = content, None
+    if isinstance(content, dict):
+        for name in _WRAPPERS:
+            if isinstance(content.get(name), dict) and content[name]:
+                state, wrapper = content[name], name
+                break
+    tensors = isinstance(state, dict) and any(isinstance(value, Tensor) for value in state.values())
+    if not tensors:
+        raise ConversionError(
+            f"{path} holds no tensors, neither bare nor under {', '.join(map(repr, _WRAPPERS))}; give a checkpoint of "
+            "weights."
+        )
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ConversionError(
+                f"{key!r} of {path} is a {type(value).__name__}, not a tensor; save the state dict alone and give that."
+            )
+        checkpoint.add(key, value.detach())
+    if wrapper is not None:
+        checkpoint.wrapper = wrapper
+        checkpoint.others += [str(name) for name in content if name != wrapper]
+
+
+def _load_pickle(path: Path) -> Any:
+    """Read with weights_only: nothing in the file can run."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(len(_ZIP_MAGIC))
+    except OSError as error:
+        raise ConversionError(
+            f"{path} cannot be read ({error.strerror}); check the file and its permissions."
+        ) from error
+    zipped = zipfile.is_zipfile(path)
+    if not magic or (magic == _ZIP_MAGIC and not zipped):
+        raise ConversionError(f"{path} {_DAMAGED}.")
+    try:
+        # Open-GroundingDino stores the options it was started with: a bag of plain values that runs nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"the Python object {wanted[1]}" if wanted else "more than tensors and plain values"
+        raise ConversionError(
+            f"{path} asks for {what} while it is read; such a pickle could run any program, so it is refused: where "
+            "you trust it, load it with the code it came from and save its state dict alone."
+        ) from error
+    except (EOFError, RuntimeError, ValueError, OSError, zipfile.BadZipFile) as error:
+        raise ConversionError(f"{path} {_DAMAGED} ({reason(error)}).") from error

@@ -1,0 +1,146 @@
+"""The command line of a conversion, the same for `gdino convert` and for the scripts in conversion/.
+
+Nothing here imports torch before there is work to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import ConversionError
+
+FILE_LAYOUTS = ("original", "mmdet")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", re.IGNORECASE)
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def add_arguments(parser: argparse.ArgumentParser, directions: Sequence[str] = (*FILE_LAYOUTS, "transformers")) -> None:
+    """Declare the options.
+
+    Args:
+        parser: Where to.
+        directions: Layouts to offer a way back to.
+    """
+    parser.add_argument("source", metavar="SOURCE", help=".pth or .safetensors file, model folder or Hub id")
+    parser.add_argument(
+        "target", metavar="TARGET", help="folder to write; for --to-original and --to-mmdet a .pth file"
+    )
+    ways = parser.add_mutually_exclusive_group()
+    for layout in directions:
+        ways.add_argument(
+            f"--to-{layout}", dest="to", action="store_const", const=layout, help=f"from our layout to {layout}'s"
+        )
+    parser.add_argument("--preset", metavar="NAME", help="refuse a checkpoint of other sizes: tiny, base, mm-tiny, ...")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="JSON",
+        help='what no tensor shows, as {"text_config": {"num_attention_heads": 4}}',
+    )
+    parser.add_argument(
+        "--tokenizer",
+        metavar="PATH_OR_ID",
+        help="folder, vocab.txt or Hub id (default: the source's own, else BERT's uncased one if the Hub has it)",
+    )
+    parser.add_argument("--license", metavar="ID", help="licence of the weights, for the model card")
+    parser.add_argument(
+        "--max-shard-size", type=_size, default=10**9, metavar="SIZE", help="of one safetensors file (default: 1GB)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a model that TARGET holds")
+    parser.add_argument("--push-to-hub", metavar="REPO", help="then upload the folder to this Hub repository")
+    parser.add_argument("--verbose", action="store_true", help="name every key in the report")
+
+
+def run(args: argparse.Namespace, layout: str | None = None) -> int:
+    """Convert, print the report, and push.
+
+    Args:
+        args: What `add_arguments` declares.
+        layout: The layout the source must have; None finds it by looking.
+
+    Returns:
+        0, or 1 if the converted folder could not be pushed.
+
+    Raises:
+        ConversionError: Nothing was converted.
+    """
+    overrides = _overrides(args.config)
+    if args.push_to_hub is not None and args.to in FILE_LAYOUTS:
+        raise ConversionError(
+            f"--push-to-hub takes a model's folder, not the .pth file of --to-{args.to}; leave one out."
+        )
+    from tqdm import tqdm
+
+    from .convert import Options, convert
+    from .hub import check_repository, push
+
+    if args.push_to_hub is not None:
+        check_repository(args.push_to_hub)
+    options = Options(
+        preset=args.preset,
+        tokenizer=args.tokenizer,
+        overrides=overrides,
+        licence=args.license,
+        max_shard_size=args.max_shard_size,
+        overwrite=args.overwrite,
+        # disable=None: no bar where stderr is not a terminal
+        progress=lambda steps: tqdm(steps, desc="convert", unit="tensor", disable=None, leave=False),
+    )
+    report = convert(args.source, args.target, layout=layout, to=args.to, options=options)
+    print("\n".join(report.lines(every_key=args.verbose)))
+    for warning in report.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if args.push_to_hub is None:
+        return 0
+    try:
+        print(f"pushed: {push(Path(args.target).expanduser(), args.push_to_hub)}")
+    except ConversionError as error:
+        print(f"{args.target} is converted but not pushed: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def main(layout: str, argv: Sequence[str] | None = None, description: str | None = None) -> int:
+    """Run a script of conversion/.
+
+    Args:
+        layout: The layout it is for.
+        argv: Arguments after the program's name; None takes the process's own.
+        description: For --help.
+
+    Returns:
+        The exit status: 0, 1 if the folder could not be pushed, 2 if nothing was converted.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser, (layout,))
+    try:
+        return run(parser.parse_args(argv), layout)
+    except ConversionError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _overrides(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"--config {path} cannot be read ({error}); give a JSON file.") from error
+    if not isinstance(content, dict):
+        raise ConversionError(f"--config {path} holds a {type(content).__name__}; give an object of fields.")
+    return content
+
+
+def _size(text: str) -> int:
+    """An argparse type: bytes, or a number with KB, MB, GB or TB."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None or not (size := int(float(found[1]) * _UNITS[found[2].upper()])):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size like 500MB or 2GB")
+    return size

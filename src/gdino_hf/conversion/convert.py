@@ -1,0 +1,323 @@
+"""One checkpoint into another layout: to ours from any, and back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gdino_hf.model.configuration_gdino import GDinoConfig
+
+from . import companions
+from .architecture import stored_shapes
+from .checkpoint import Checkpoint, open_checkpoint
+from .errors import ConversionError
+from .infer import check_preset, infer_config
+from .key_map import KeyMap
+from .layouts import LAYOUTS, MMDET, ORIGINAL, TRANSFORMERS, Layout, facts_of_config, facts_of_source, find_layout
+from .peers import peer_config
+from .plan import Step, plan_from_ours, plan_to_ours, shapes_in_ours
+from .reasons import CONFIG_ERRORS, reason
+from .report import KEPT, RECORD, Report, read_record
+from .storage import Progress, check_target, staged, write_pickle, write_safetensors, write_shards
+
+GIGABYTE = 10**9
+_MODEL_TYPES = ("gdino", "grounding-dino", "mm-grounding-dino")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILES = ["*.json", "*.txt", "*.safetensors", "pytorch_model*.bin", "README.md"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user may choose.
+
+    Attributes:
+        preset: Name of a preset the checkpoint must be.
+        tokenizer: Folder, vocab.txt or Hub id; None takes the source's own, or the published one if it can be had.
+        overrides: Fields of the configuration that no tensor shows.
+        licence: Licence of the weights, for the card; None takes the source's.
+        max_shard_size: Bytes of one safetensors file.
+        overwrite: Replace a model that the target holds.
+        progress: Wraps the tensors while they are written.
+    """
+
+    preset: str | None = None
+    tokenizer: str | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    licence: str | None = None
+    max_shard_size: int = GIGABYTE
+    overwrite: bool = False
+    progress: Progress = iter
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    layout: str | None = None,
+    to: str | None = None,
+    options: Options | None = None,
+) -> Report:
+    """Convert one checkpoint; the target is written whole or not at all.
+
+    Args:
+        source: A .pth or .safetensors file, a model's folder, or a Hub id.
+        target: A folder for our and for transformers' layout, a .pth file for "original" and "mmdet".
+        layout: The layout the source must have; None finds it by looking.
+        to: "original", "mmdet" or "transformers"; None converts to ours.
+        options: What else the user chose.
+
+    Returns:
+        What became of every key.
+
+    Raises:
+        ConversionError: The source or the target cannot be used; the message names key or file and the remedy.
+    """
+    options = options or Options()
+    path, target = _local(str(source)), Path(target).expanduser()
+    check_target(target, path, to in (ORIGINAL.name, MMDET.name), options.overwrite)
+    with open_checkpoint(path) as checkpoint:
+        found, prefix = find_layout(checkpoint.shapes, source)
+        if to is None:
+            if layout is not None and found.name != layout:
+                raise ConversionError(
+                    f"{source} is in the {found.name} layout, not {layout}; use `gdino convert`, which finds it out."
+                )
+            return _to_ours(checkpoint, found, prefix, str(source), target, options)
+        if found is not TRANSFORMERS:
+            raise ConversionError(
+                f"{source} is in the {found.name} layout, and only our own models and transformers' are converted to "
+                f"{to}; convert it to ours first, without --to-{to}."
+            )
+        return _from_ours(checkpoint, LAYOUTS[to], str(source), target, options)
+
+
+def _to_ours(
+    checkpoint: Checkpoint, layout: Layout, prefix: str, source: str, target: Path, options: Options
+) -> Report:
+    names = {key.removeprefix(prefix): key for key in checkpoint.shapes}
+    shapes = {key: checkpoint.shapes[name] for key, name in names.items()}
+    dtypes = {key: checkpoint.dtypes[name] for key, name in names.items()}
+
+    def read(key: str) -> Any:
+        return checkpoint.read(names[key])
+
+    config, assumed = _config(checkpoint, layout, shapes, read, source, options)
+    key_map = KeyMap(layout.name, facts_of_config(config))
+    plan = plan_to_ours(key_map, shapes, dtypes, stored_shapes(config), read, source)
+    report = Report(
+        source=source,
+        target=str(target),
+        origin=layout.name,
+        destination="gdino",
+        plan=plan,
+        wrapper=checkpoint.wrapper,
+        prefix=prefix,
+        keys=[name for key, name in names.items() if key not in plan.dropped],
+        others=checkpoint.others,
+        peer_config=checkpoint.config if layout is TRANSFORMERS else None,
+        assumed=assumed,
+    )
+    tokenizer = _tokenizer(checkpoint.path, config, report, options)
+    ids = companions.delimiter_ids(tokenizer) if tokenizer is not None else None
+    if ids is not None and layout is not TRANSFORMERS:
+        config.special_token_ids = ids
+    with staged(target) as folder:
+        write_shards(folder, plan.steps, read, options.max_shard_size, options.progress)
+        if plan.kept:
+            write_safetensors(folder / KEPT, [_aside(key, shapes[key], dtypes[key]) for key in plan.kept], read)
+        config.architectures = ["GDinoForObjectDetection"]
+        config.save_pretrained(folder)
+        _finish(folder, tokenizer, config, layout, report, checkpoint.path, options)
+        report.write(folder / RECORD)
+    return report
+
+
+def _from_ours(checkpoint: Checkpoint, layout: Layout, source: str, target: Path, options: Options) -> Report:
+    config = _read_config(checkpoint, source)
+    if options.preset is not None:
+        check_preset(config, options.preset, TRANSFORMERS, source)
+    # A transformers folder may hold more than ours does; in our own this changes nothing.
+    facts = facts_of_config(config)
+    expected = stored_shapes(config)
+    tidy = plan_to_ours(
+        KeyMap(TRANSFORMERS.name, facts), checkpoint.shapes, checkpoint.dtypes, expected, checkpoint.read, source
+    )
+    ours = {step.key: step for step in tidy.steps}
+    record = read_record(checkpoint.path, layout.name) if checkpoint.path.is_dir() else None
+    plan = plan_from_ours(
+        KeyMap(layout.name, facts),
+        {key: step.shape for key, step in ours.items()},
+        {key: step.dtype for key, step in ours.items()},
+        record.keys if record else None,
+        layout.name,
+    )
+    plan.dropped.update(tidy.dropped)
+    plan.dropped.update(tidy.kept)
+    report = Report(source, str(target), _model_type(checkpoint), layout.name, plan)
+
+    def read(key: str) -> Any:
+        return ours[key].make(checkpoint.read)
+
+    if record is not None and record.kept is not None:
+        for key in record.kept.shapes:
+            plan.steps.append(_kept(key, record.kept))
+        report.notes["restored"] = f"{len(record.kept.shapes)} tensors of {KEPT}"
+        order = {key: place for place, key in enumerate(record.keys)}
+        plan.steps.sort(key=lambda step: order.get(step.key, len(order)))
+    if layout is TRANSFORMERS:
+        theirs = record.config if record and record.config else peer_config(config)
+        tokenizer = _tokenizer(checkpoint.path, config, report, options)
+        with staged(target) as folder:
+            write_shards(folder, plan.steps, read, options.max_shard_size, options.progress)
+            (folder / "config.json").write_text(json.dumps(theirs, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            _finish(folder, tokenizer, config, layout, report, checkpoint.path, options)
+            report.write(folder / RECORD)
+        return report
+    wrapper = record.wrapper if record else layout.wrapper
+    full_keys = record.full_keys if record else {}
+    prefix = record.prefix if record else ""
+    with staged(target, is_file=True) as folder:
+        named = {full_keys.get(step.key, prefix + step.key): step for step in plan.steps}
+        write_pickle(folder / target.name, named, read, wrapper, options.progress)
+        report.write(folder / f"{target.stem}.{RECORD}")
+    return report
+
+
+def _config(
+    checkpoint: Checkpoint,
+    layout: Layout,
+    shapes: Mapping[str, tuple[int, ...]],
+    read: Any,
+    source: str,
+    options: Options,
+) -> tuple[GDinoConfig, list[str]]:
+    """The configuration, checked against the user's preset, and what had to be assumed for it."""
+    assumed: list[str] = []
+    if layout is TRANSFORMERS:
+        if _model_type(checkpoint) == "gdino":
+            raise ConversionError(
+                f"{source} is a model of ours already; give --to-original, --to-mmdet or --to-transformers."
+            )
+        config = _read_config(checkpoint, source)
+    else:
+        facts = facts_of_source(layout, shapes, read)
+        config, assumed = infer_config(shapes_in_ours(KeyMap(layout.name, facts), shapes), layout, facts, source)
+        # Half precision is how weights are stored; without a GPU it is no way to compute.
+        config.dtype = "float32"
+    if options.overrides:
+        try:
+            config = GDinoConfig.from_dict(_merged(config.to_dict(), options.overrides))
+        except CONFIG_ERRORS as error:
+            raise ConversionError(f"--config cannot be used ({reason(error)}).") from error
+    if options.preset is not None:
+        check_preset(config, options.preset, layout, source)
+    return config, assumed
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    nested = {
+        key: _merged(base[key], value)
+        for key, value in changes.items()
+        if isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
+    }
+    return {**base, **changes, **nested}
+
+
+def _model_type(checkpoint: Checkpoint) -> str:
+    return str((checkpoint.config or {}).get("model_type"))
+
+
+def _read_config(checkpoint: Checkpoint, source: str) -> GDinoConfig:
+    """The configuration of a folder of ours or transformers'."""
+    if checkpoint.config is None:
+        raise ConversionError(f"{source} has no config.json beside its weights; give the model's whole folder.")
+    model_type = _model_type(checkpoint)
+    if model_type not in _MODEL_TYPES:
+        raise ConversionError(
+            f"{source} is a model of type {model_type!r}; give one of type {', '.join(map(repr, _MODEL_TYPES))}."
+        )
+    try:
+        return GDinoConfig.from_dict(checkpoint.config)
+    except CONFIG_ERRORS as error:
+        raise ConversionError(
+            f"{checkpoint.path / 'config.json'} cannot be used ({reason(error)}); mend it."
+        ) from error
+
+
+def _local(source: str) -> Path:
+    """The path of a file or folder, or of the downloaded files of a Hub id."""
+    path = Path(source).expanduser()
+    if path.exists() or not _HUB_ID.fullmatch(source):
+        return path
+    from huggingface_hub import snapshot_download
+
+    local = not companions.reachable(source)
+    try:
+        return Path(snapshot_download(source, allow_patterns=_HUB_FILES, local_files_only=local))
+    # The Hub's client raises whatever a connection can fail with.
+    except Exception as error:
+        raise ConversionError(
+            f"There is no file or folder {source}, and the Hub has no such repository or cannot be reached; check the "
+            "name or the connection."
+        ) from error
+
+
+def _aside(key: str, shape: tuple[int, ...], dtype: Any) -> Step:
+    return Step(key, (key,), "keep", shape, dtype, lambda read: read(key))
+
+
+def _kept(key: str, kept: Checkpoint) -> Step:
+    return Step(key, (), "keep", kept.shapes[key], kept.dtypes[key], lambda read: kept.read(key))
+
+
+def _tokenizer(folder: Path, config: GDinoConfig, report: Report, options: Options) -> Any:
+    """The tokenizer to save; None, and a warning, if the user named none and none can be had."""
+    own = str(folder) if companions.has_tokenizer(folder) else None
+    wanted = options.tokenizer or own or companions.PUBLISHED_TOKENIZER
+    try:
+        tokenizer = companions.fitting_tokenizer(wanted, config)
+    except ConversionError as error:
+        if options.tokenizer is not None:
+            raise
+        report.warnings.append(f"No tokenizer is saved beside the weights: {error}")
+        report.notes["tokenizer"] = "none"
+        return None
+    report.notes["tokenizer"] = wanted
+    return tokenizer
+
+
+def _finish(
+    folder: Path, tokenizer: Any, config: GDinoConfig, layout: Layout, report: Report, source: Path, options: Options
+) -> None:
+    """Write what lies beside the weights."""
+    for_transformers = report.destination == TRANSFORMERS.name
+    companions.save_processor(
+        folder, tokenizer, companions.image_processor_of(source), for_transformers, config.max_text_len
+    )
+    weights = (
+        [source] if source.is_file() else sorted([*source.glob("*.safetensors"), *source.glob("pytorch_model*.bin")])
+    )
+    hashes = {path.name: _sha256(path) for path in weights if path.name != KEPT}
+    report.notes.update({f"sha256 of {name}": digest for name, digest in hashes.items()})
+    companions.write_card(
+        folder,
+        name=Path(report.target).name,
+        config=config,
+        destination=report.destination,
+        source=report.source if _HUB_ID.fullmatch(report.source) else source.name,
+        hashes=hashes,
+        title=layout.title,
+        url=layout.source_url,
+        licence=options.licence or companions.licence_of(source) or layout.licence,
+        kept=bool(report.plan.kept) and report.destination == "gdino",
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,48 @@
+"""Our configuration as transformers' own classes read it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import GroundingDinoConfig, MMGroundingDinoConfig, PreTrainedConfig
+
+from gdino_hf.model.configuration_gdino import GDinoConfig
+from gdino_hf.model.csp_pan import CspPanConfig
+
+from .errors import ConversionError
+
+_PEERS: dict[str, tuple[type[PreTrainedConfig], str]] = {
+    "dot": (GroundingDinoConfig, "GroundingDinoForObjectDetection"),
+    "scaled_bias": (MMGroundingDinoConfig, "MMGroundingDinoForObjectDetection"),
+}
+_NOT_THEIRS = ("model_type", "architectures", "auto_map", "auxiliary_loss", "transformers_version")
+
+
+def peer_config(config: GDinoConfig) -> dict[str, Any]:
+    """The config.json of a grounding-dino or mm-grounding-dino that computes what ours does.
+
+    Args:
+        config: Ours.
+
+    Returns:
+        The fields that transformers' class has.
+
+    Raises:
+        ConversionError: transformers has no such model.
+    """
+    backbone = getattr(config.backbone_config, "model_type", None)
+    for name, value, exists in (
+        ("class_head", config.class_head, config.class_head in _PEERS),
+        ("fusion_type", config.fusion_type, config.fusion_type == "bi_attention"),
+        ("backbone_config.model_type", backbone, backbone != CspPanConfig.model_type),
+    ):
+        if not exists:
+            raise ConversionError(
+                f"transformers' own classes have no {name} {value!r}; share the model as it is, with its custom code."
+            )
+    peer, architecture = _PEERS[config.class_head]
+    fields = {key: value for key, value in config.to_dict().items() if key not in _NOT_THEIRS}
+    known_fields = peer().to_dict()
+    theirs = peer(**{key: value for key, value in fields.items() if key in known_fields})
+    theirs.architectures = [architecture]
+    return theirs.to_dict()
