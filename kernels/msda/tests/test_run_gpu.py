@@ -85,7 +85,7 @@ def test_models_are_timed(benchmarks):
             "text_config": text,
             "d_model": 32,
             "encoder_layers": 1,
-            "decoder_layers": 1,
+            "decoder_layers": 2,
             "encoder_ffn_dim": 32,
             "decoder_ffn_dim": 32,
             "encoder_attention_heads": 4,
