@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gdino_hf.model.ms_deform_attn import MSDeformAttn
 from gdino_hf.model.msda_backends import ms_deform_attn
-from gdino_hf.model.msda_fused import ms_deform_attn_fused, prefers_fused, sampling_geometry
+from gdino_hf.model.msda_fused import _cells, ms_deform_attn_fused, prefers_fused, sampling_geometry
 
 SHAPES = [3, 4, 2, 1]
 # float64 against float64, in another order of summation.
@@ -60,6 +61,24 @@ def test_half_precision_offsets_are_placed_in_float32():
     assert locations.dtype == weights.dtype == torch.float32
 
 
+class Names(TorchDispatchMode):
+    """Which of PyTorch's operations run."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_cells_are_width_and_height_on_any_device():
+    expected = torch.tensor([[[4.0, 3.0]], [[1.0, 2.0]]])
+    assert torch.equal(_cells(SHAPES, torch.empty(0)), expected)
+    assert _cells(SHAPES, torch.empty(0, device="meta")).shape == expected.shape
+
+
 def test_torch_and_c_backends_take_locations():
     assert not prefers_fused("cpu")
 
@@ -79,14 +98,7 @@ def test_disabled_kernels_leave_the_operator_out():
     module.custom_kernels = False
     inputs = torch.randn(1, 3, 8), torch.randn(1, 14, 8), torch.rand(1, 3, 2, 4)
 
-    class Calls(torch.utils._python_dispatch.TorchDispatchMode):
-        names = set()
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            self.names.add(str(func))
-            return func(*args, **(kwargs or {}))
-
-    with Calls():
+    with Names() as names:
         module(*inputs, [(3, 4), (2, 1)])
-    assert not any("ms_deform_attn" in name for name in Calls.names)
-    assert any("grid_sampler" in name for name in Calls.names)
+    assert not any("ms_deform_attn" in name for name in names.seen)
+    assert any("grid_sampler" in name for name in names.seen)

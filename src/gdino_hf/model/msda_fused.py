@@ -44,7 +44,10 @@ def sampling_geometry(
 def _cells(spatial_shapes: Sequence[int], like: Tensor) -> Tensor:
     """(L, 1, 2) width and height of each level."""
     sizes = list(zip(spatial_shapes[1::2], spatial_shapes[::2], strict=True))
-    return torch.tensor(sizes, dtype=like.dtype, device=like.device)[:, None]
+    if like.device.type == "cpu":
+        return torch.tensor(sizes, dtype=like.dtype)[:, None]
+    # A list copied to a GPU makes the host wait, and cannot be part of a CUDA graph; filling does neither.
+    return torch.stack([torch.stack([like.new_full((), side) for side in size]) for size in sizes])[:, None]
 
 
 def _forward(
