@@ -117,7 +117,35 @@ def check(name: str, kind: str, shape: tuple, dtype: torch.dtype, device: str) -
     return errors
 
 
-def time_shape(shape: tuple, dtype: torch.dtype, device: str, backends: list[str], bandwidth: float, repeats: int):
+def community_kernel() -> Any:
+    """The Hub's older kernel of the same operator, where it can be had.
+
+    Raises:
+        Exception: whatever keeps it away.
+    """
+    from kernels import get_kernel
+
+    return get_kernel("kernels-community/deformable-detr", version=1)
+
+
+def community_call(kernel: Any, inputs: dict[str, Any]) -> Any:
+    """A function without arguments that runs the older kernel forward: it takes everything in the value's dtype."""
+    value, locations, weights = (x.to(inputs["grad"].dtype) for x in inputs["plain"])
+    shapes = torch.tensor(inputs["flat"], device=value.device).view(-1, 2)
+    starts = shapes.prod(1).cumsum(0) - shapes.prod(1)
+    step = min(64, value.shape[0])
+    return lambda: kernel.ms_deform_attn_forward(value, shapes, starts, locations, weights, step)
+
+
+def time_shape(
+    shape: tuple,
+    dtype: torch.dtype,
+    device: str,
+    backends: list[str],
+    bandwidth: float,
+    repeats: int,
+    community: Any = None,
+) -> list[dict[str, Any]]:
     """Rows of medians in milliseconds, forward and forward with backward, and the limit a copy's speed sets."""
     inputs = make_inputs(shape, dtype, device)
     rows = []
@@ -127,6 +155,8 @@ def time_shape(shape: tuple, dtype: torch.dtype, device: str, backends: list[str
             functions[name] = _under(name, call(inputs, "plain", backward))
         if "triton" in backends:
             functions["triton fused"] = _under("triton", call(inputs, "fused", backward))
+        if community is not None and not backward:
+            functions["kernels-community"] = community_call(community, inputs)
         rows.append(
             {
                 "pass": "forward and backward" if backward else "forward",

@@ -56,9 +56,16 @@ def environment() -> dict[str, Any]:
     }
 
 
-def measure_operators(device: str, backends: list[str], bandwidth: float, repeats: int) -> tuple[dict, dict]:
-    """Errors and times of every backend, shape and dtype."""
-    from operators import SHAPES, check, time_shape
+def measure_operators(
+    device: str, backends: list[str], bandwidth: float, repeats: int, missing: dict[str, str]
+) -> tuple[dict, dict]:
+    """Errors and times of every backend, shape and dtype; a peer that cannot be had goes to `missing`."""
+    from operators import SHAPES, check, community_kernel, time_shape
+
+    try:
+        community = community_kernel()
+    except Exception as error:  # no network, no build for this PyTorch, no kernels package
+        community, missing["kernels-community"] = None, f"{type(error).__name__}: {error}".splitlines()[0]
 
     checks: dict[str, Any] = {}
     for name in backends:
@@ -70,7 +77,7 @@ def measure_operators(device: str, backends: list[str], bandwidth: float, repeat
     times = {}
     for shape_name, shape in SHAPES.items():
         times[shape_name] = [
-            row for dtype in DTYPES for row in time_shape(shape, dtype, device, backends, bandwidth, repeats)
+            row for dtype in DTYPES for row in time_shape(shape, dtype, device, backends, bandwidth, repeats, community)
         ]
         for row in times[shape_name]:
             print(shape_name, row)
@@ -108,7 +115,9 @@ def main() -> int:
         "copy bandwidth GB/s": round(bandwidth / 1e9, 1),
         "missing": missing,
     }
-    report["errors against float64"], report["operator"] = measure_operators(device, backends, bandwidth, args.repeats)
+    report["errors against float64"], report["operator"] = measure_operators(
+        device, backends, bandwidth, args.repeats, missing
+    )
     if not args.skip_models:
         from models import published_shape, time_models
 
