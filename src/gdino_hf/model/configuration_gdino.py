@@ -109,6 +109,8 @@ class GDinoConfig(PreTrainedConfig):
         denoising_box_noise: Scale of the box noise relative to half the box size.
         denoising_label_embeddings: Size of a learned label table for denoising content (MM's 256); 0 uses the
             text features of the label, which needs no parameter and any vocabulary.
+        disable_custom_kernels: Deformable attention by PyTorch's own operations only.
+        use_hub_kernels: Let the process fetch the CUDA kernel of deformable attention from the Hub.
 
     Raises:
         ValueError: A field is out of range or two fields exclude each other.
@@ -174,6 +176,7 @@ class GDinoConfig(PreTrainedConfig):
     denoising_box_noise: float | int = 1.0
     denoising_label_embeddings: int = 0
     disable_custom_kernels: bool = False
+    use_hub_kernels: bool = False
     tie_word_embeddings: bool = True
     is_encoder_decoder: bool = True
 

@@ -24,6 +24,7 @@ from .heads import PRIOR_BIAS, BoxHead, ContrastiveHead
 from .losses import detection_losses
 from .model_card import write_model_card
 from .ms_deform_attn import MSDeformAttn
+from .msda_hub import allow as allow_hub_kernel
 from .outputs_gdino import GDinoImageFeatures, GDinoModelOutput, GDinoObjectDetectionOutput, GDinoTextFeatures
 from .position_encoding import image_position_embedding, token_position_embedding
 from .query_selection import make_proposals, select_queries
@@ -150,7 +151,15 @@ class GDinoModel(GDinoPreTrainedModel):
         self.denoising_label_embedding = (
             nn.Embedding(config.denoising_label_embeddings, width) if config.denoising_label_embeddings > 0 else None
         )
+        self._choose_kernels()
         self.post_init()
+
+    def _choose_kernels(self) -> None:
+        if self.config.use_hub_kernels:
+            allow_hub_kernel()
+        for module in self.modules():
+            if isinstance(module, MSDeformAttn):
+                module.custom_kernels = not self.config.disable_custom_kernels
 
     def get_input_embeddings(self) -> nn.Module:
         """The text backbone's token embeddings."""

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .msda_backends import ms_deform_attn
+from .msda_backends import ms_deform_attn, ms_deform_attn_reference
+from .msda_fused import ms_deform_attn_fused, prefers_fused, sampling_geometry
 
 
 class MSDeformAttn(nn.Module):
@@ -28,6 +29,7 @@ class MSDeformAttn(nn.Module):
     def __init__(self, d_model: int, num_levels: int, num_heads: int, num_points: int) -> None:
         super().__init__()
         self.num_levels, self.num_heads, self.num_points = num_levels, num_heads, num_points
+        self.custom_kernels = True  # False: PyTorch's operations only
         self.sampling_offsets = nn.Linear(d_model, num_heads * num_levels * num_points * 2)
         self.attention_weights = nn.Linear(d_model, num_heads * num_levels * num_points)
         self.value_proj = nn.Linear(d_model, d_model)
@@ -61,18 +63,14 @@ class MSDeformAttn(nn.Module):
             value = value.masked_fill(~value_mask[..., None], 0.0)
         value = value.unflatten(-1, (heads, -1))
 
-        # Half precision places a sample up to a pixel off at the far side of a large map: geometry stays float32.
-        offsets = self.sampling_offsets(queries).float().view(batch_size, num_queries, heads, levels, points, 2)
-        weights = self.attention_weights(queries).view(batch_size, num_queries, heads, levels * points)
-        weights = weights.softmax(-1, dtype=torch.float32).unflatten(-1, (levels, points))
-        centers = reference_points[:, :, None, :, None, :2]
-        if reference_points.shape[-1] == 2:
-            sizes = [(width, height) for height, width in spatial_shapes]
-            normalizer = torch.tensor(sizes, dtype=torch.float32, device=offsets.device)[:, None]
-            locations = centers + offsets / normalizer
+        offsets = self.sampling_offsets(queries).view(batch_size, num_queries, heads, levels, points, 2)
+        logits = self.attention_weights(queries).view(batch_size, num_queries, heads, levels, points)
+        sizes = [side for shape in spatial_shapes for side in shape]
+        if self.custom_kernels and prefers_fused(value.device.type):
+            output = ms_deform_attn_fused(value, sizes, reference_points, offsets, logits)
         else:
-            locations = centers + offsets / points * reference_points[:, :, None, :, None, 2:] * 0.5
-        output = ms_deform_attn(value, [side for shape in spatial_shapes for side in shape], locations, weights)
+            operator = ms_deform_attn if self.custom_kernels else ms_deform_attn_reference
+            output = operator(value, sizes, *sampling_geometry(sizes, reference_points, offsets, logits))
         return self.output_proj(output)
 
     def initial_offsets(self) -> Tensor:

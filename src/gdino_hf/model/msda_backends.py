@@ -1,7 +1,8 @@
 """The operator gdino_hf::ms_deform_attn, and which implementation of it runs.
 
-The choice is made inside the operator, when it runs, so graphs that contain it hold on any machine. GDINO_MSDA forces
-one of "c" (CPU library of an installed gdino_hf) or "torch" (the reference); "auto" takes the fastest that loads.
+The choice is made inside the operator, when it runs, so graphs that contain it hold on any machine. "auto" takes the
+fastest that loads. GDINO_MSDA asks for one: "c" (CPU library of an installed gdino_hf), "triton" (GPUs), "hub" (CUDA
+kernel from the Hub) or "torch" (the reference); where that one cannot run, "auto" goes on.
 """
 
 import functools
@@ -15,6 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .msda_c import load as load_c_library
+from .msda_hub import is_allowed as hub_is_allowed
+from .msda_hub import load as load_hub_kernel
+from .msda_triton import load as load_triton_kernels
 
 logger = logging.getLogger(__name__)
 
@@ -132,23 +136,43 @@ def _log_once(message: str) -> None:
     logger.warning(message)
 
 
-def backend_for(value: Tensor, sampling_locations: Tensor) -> str:
-    """Name of the implementation that runs for these inputs, "c" or "torch"."""
+def candidates(device_type: str) -> list[str]:
+    """Backends to try for tensors of a device, best first; the reference, which always runs, is not among them."""
     requested = requested_backend()
-    if requested in ("auto", "c"):
-        library = _c_library()
-        if library is not None and library.supports(value, sampling_locations):
-            return "c"
-    if requested not in ("auto", "torch", "c"):
-        _log_once(f"{_VARIABLE}={requested}, but that backend is not part of this version: the torch reference runs.")
-    return "torch"
+    if requested == "torch":
+        return []
+    automatic = ["c"] if device_type == "cpu" else ["triton"]
+    if device_type != "cpu" and hub_is_allowed():
+        automatic.insert(0, "hub")
+    return automatic if requested == "auto" else [requested, *automatic]
+
+
+def implementation(name: str) -> Any:
+    """The backend's `supports`, `forward` and `backward`, or None where it does not load."""
+    return {"c": _c_library, "triton": load_triton_kernels, "hub": load_hub_kernel}[name]()
+
+
+def backend_for(value: Tensor, sampling_locations: Tensor) -> str:
+    """Name of the implementation that runs for these inputs: "c", "triton", "hub" or "torch"."""
+    chosen = "torch"
+    for name in candidates(value.device.type):
+        backend = implementation(name)
+        if backend is not None and backend.supports(value, sampling_locations):
+            chosen = name
+            break
+    requested = requested_backend()
+    if requested not in ("auto", "c", chosen):
+        where = f"{str(value.dtype).removeprefix('torch.')} on {value.device.type}"
+        _log_once(f"{_VARIABLE}={requested} does not run for {where} here: {chosen} runs instead.")
+    return chosen
 
 
 def _forward(
     value: Tensor, spatial_shapes: Sequence[int], sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
-    if backend_for(value, sampling_locations) == "c":
-        return _c_library().forward(value, spatial_shapes, sampling_locations, attention_weights)
+    name = backend_for(value, sampling_locations)
+    if name != "torch":
+        return implementation(name).forward(value, spatial_shapes, sampling_locations, attention_weights)
     return ms_deform_attn_reference(value, spatial_shapes, sampling_locations, attention_weights)
 
 
@@ -159,8 +183,9 @@ def _backward(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if backend_for(value, sampling_locations) == "c":
-        return _c_library().backward(grad_output, value, spatial_shapes, sampling_locations, attention_weights)
+    name = backend_for(value, sampling_locations)
+    if name != "torch":
+        return implementation(name).backward(grad_output, value, spatial_shapes, sampling_locations, attention_weights)
     return ms_deform_attn_reference_backward(grad_output, value, spatial_shapes, sampling_locations, attention_weights)
 
 
