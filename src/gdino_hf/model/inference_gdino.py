@@ -42,11 +42,11 @@ def pack_layers(module: nn.Module) -> None:
             pack_layers(child)
 
 
-def pack_model(model: nn.Module) -> None:
+def pack_model(model: Any) -> None:
     """Pack a `GDinoModel` in place; where this build of torch cannot, leave it and say so in one log line.
 
     Args:
-        model: The model, in eval mode.
+        model: The GDinoModel, in eval mode.
     """
     model.requires_grad_(False)
     dtype = model.level_embed.dtype

@@ -375,9 +375,11 @@ class GDinoModel(GDinoPreTrainedModel):
         if self.config.two_stage:
             selected = select_queries(
                 vision,
-                *(x.expand(rows, *x.shape[1:]) for x in (geometry.mask, geometry.proposals, geometry.valid)),
+                geometry.mask.expand(rows, -1),
+                geometry.proposals.expand(rows, -1, -1),
+                geometry.valid.expand(rows, -1),
                 self.config.num_queries,
-                lambda x: by_blocks(lambda rows: self.enc_output_norm(self.enc_output(rows)), x),
+                lambda x: by_blocks(lambda block: self.enc_output_norm(self.enc_output(block)), x),
                 lambda x: self.encoder_output_class_embed.scores(x, text, text_mask),
                 self.encoder_output_bbox_embed,
                 all_boxes=output_hidden_states,

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import SwinBackbone
 
 from .blocks import by_blocks
@@ -52,7 +52,7 @@ def window_index(height: int, width: int, window: int, shift: int) -> tuple[Tens
 class _Layer:
     """One Swin layer's weights as inference wants them."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: Any) -> None:
         attention, mlp = layer.attention, layer.mlp
         self.window, self.shift = int(layer.window_size), int(layer.shift_size)
         self.heads = attention.num_attention_heads
@@ -100,16 +100,16 @@ class PackedSwin:
     """A SwinBackbone's forward along the path above where it can, the stock one elsewhere.
 
     Args:
-        backbone: The backbone, which keeps its parameters and their names.
+        backbone: The SwinBackbone, which keeps its parameters and their names.
     """
 
-    def __init__(self, backbone: SwinBackbone) -> None:
+    def __init__(self, backbone: Any) -> None:
         self.backbone = backbone
         self._layers: list[list[_Layer]] = []
         self._key: tuple = ()
 
     @staticmethod
-    def knows(backbone: nn.Module) -> bool:
+    def knows(backbone: Any) -> bool:
         """Whether a backbone is one that this file knows: other releases of transformers name its parts otherwise."""
         if type(backbone) is not SwinBackbone or backbone.stage_names[0] in backbone.out_features:
             return False
