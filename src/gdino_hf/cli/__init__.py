@@ -13,7 +13,7 @@ from importlib import import_module
 
 from .errors import INTERRUPTED, UsageError
 
-VERBS = ("detect",)
+VERBS = ("detect", "bench")
 
 
 def build_parser() -> argparse.ArgumentParser:
