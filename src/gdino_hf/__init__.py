@@ -23,6 +23,7 @@ _HOMES = {
     "GDinoProcessor": "model.processing_gdino",
     "GDinoZeroShotObjectDetectionPipeline": "model.pipeline_gdino",
     "GDinoDataCollator": "data.collator",
+    "accelerate": "acceleration",
 }
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from .acceleration import accelerate as accelerate
     from .data.collator import GDinoDataCollator as GDinoDataCollator
     from .model.configuration_gdino import GDinoConfig as GDinoConfig
     from .model.image_processing_gdino import GDinoImageProcessor as GDinoImageProcessor

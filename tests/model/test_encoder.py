@@ -119,7 +119,9 @@ def test_a_layer_fuses_before_either_side_attends_to_itself():
 @pytest.mark.parametrize("layers", [1, 3])
 def test_states_are_those_before_every_layer(layers):
     encoder, inputs = lively(Encoder(make_config(layers))), make_inputs()
-    vision, text, vision_states, text_states = encoder(valid_ratios=torch.ones(2, 2, 2), **inputs)
+    vision, text, vision_states, text_states = encoder(
+        reference_points=grid_reference_points(SHAPES, torch.ones(2, 2, 2)), **inputs
+    )
     assert len(vision_states) == len(text_states) == layers
     assert torch.equal(vision_states[0], inputs["vision"])
     assert torch.equal(text_states[0], inputs["text"])
@@ -131,10 +133,10 @@ def test_states_are_those_before_every_layer(layers):
 
 def test_padded_image_tokens_reach_nothing_real():
     encoder, inputs = lively(Encoder(make_config())), make_inputs()
-    ratios = torch.ones(2, 2, 2)
-    found = encoder(valid_ratios=ratios, **inputs)
+    references = grid_reference_points(SHAPES, torch.ones(2, 2, 2))
+    found = encoder(reference_points=references, **inputs)
     mask = inputs["vision_mask"]
     inputs["vision"] = inputs["vision"].masked_fill(~mask[..., None], 40.0)
-    again = encoder(valid_ratios=ratios, **inputs)
+    again = encoder(reference_points=references, **inputs)
     torch.testing.assert_close(found[0][mask], again[0][mask], rtol=0, atol=TOLERANCE)
     torch.testing.assert_close(found[1], again[1], rtol=0, atol=TOLERANCE)

@@ -85,7 +85,7 @@ class Setup:
         self.box_head = nn.Linear(width, 4)
         self.queries = queries
 
-    def select(self):
+    def select(self, **options):
         return select_queries(
             self.vision,
             self.real,
@@ -95,6 +95,7 @@ class Setup:
             lambda x: x,
             lambda _: self.logits,
             self.box_head,
+            **options,
         )
 
 
@@ -108,7 +109,10 @@ def test_queries_are_the_tokens_with_the_best_single_token_best_first():
         boxes = setup.box_head(setup.vision[image, order]) + setup.proposals[image, order]
         torch.testing.assert_close(found.box_logits[image], boxes)
     assert found.all_logits.shape == (2, 5, 4)
-    assert found.all_box_logits.shape == (2, 5, 4)
+    assert found.all_box_logits is None
+    everything = setup.select(all_boxes=True)
+    assert everything.all_box_logits.shape == (2, 5, 4)
+    torch.testing.assert_close(everything.box_logits, found.box_logits)
 
 
 def test_gradients_reach_features_boxes_and_head_of_the_selected_only():
@@ -134,7 +138,7 @@ def test_fewer_tokens_than_queries_are_filled_up_with_empty_ones():
     setup.logits[:, 3:] = 80.0
     found = setup.select()
     assert found.features.shape == (2, 5, 5)
-    assert found.all_logits.shape == (*found.all_box_logits.shape[:2], 4) == (2, 5, 4)
+    assert found.all_logits.shape == (2, 5, 4)
     assert torch.equal(found.logits[0, :3], setup.logits[0, [2, 1, 0]])
     assert torch.equal(found.logits[1, :2], setup.logits[1, [0, 1]])
     assert (found.features[0, 3:] == 0).all()

@@ -27,6 +27,9 @@ typedef struct {
     int half;
     const void *value, *grad_output;
     const float *locations, *weights;
+    /* In their place, what the linear layers gave: of each query the offsets of all heads, then their logits. */
+    const float *projected, *reference;
+    int64_t axes, reference_batch;
     void *out, *grad_value;
     float *grad_locations, *grad_weights;
     int32_t level_start[MSDA_MAX_POINTS + 1];
@@ -170,33 +173,27 @@ static void *msda_alloc(size_t bytes)
     return posix_memalign(&p, 64, bytes ? bytes : 64) ? NULL : p;
 }
 
-int msda_forward(const msda_shape *shape, const int64_t *spatial_shapes, const void *value, const float *locations,
-                 const float *attention_weights, void *out)
+static int msda_run_forward(const msda_job *job, const msda_shape *shape)
 {
-    msda_job job;
+    if (!job->total_points)
+        return MSDA_OK;
     const char *name;
     const msda_kernels *kernels = msda_choose(&name);
-    const int status = msda_prepare(&job, shape, spatial_shapes);
-    if (status)
-        return status;
-    job.value = value, job.locations = locations, job.weights = attention_weights, job.out = out;
-    if (!job.total_points)
-        return MSDA_OK;
 
-    const int64_t row = job.M * job.D, slices = job.B * job.M;
+    const int64_t row = job->M * job->D, slices = job->B * job->M;
     int threads = shape->threads > 1 ? shape->threads : 1;
     /* Copying a slice pays once its rows are read several times over. */
-    const int packed = job.D != job.Dp || job.S > INT32_MAX / row || job.Q * job.P * 4 > 8 * job.S;
+    const int packed = job->D != job->Dp || job->S > INT32_MAX / row || job->Q * job->P * 4 > 8 * job->S;
     int64_t chunks = 1;
     if (slices < 4 * threads && threads > 1)
         chunks = slices % threads ? (4 * threads + slices - 1) / slices : 1;
-    if (chunks > job.Q)
-        chunks = job.Q;
+    if (chunks > job->Q)
+        chunks = job->Q;
     int failed = 0;
     (void)threads;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        float *rows = packed ? msda_alloc(sizeof(float) * job.S * job.Dp) : NULL;
+        float *rows = packed ? msda_alloc(sizeof(float) * job->S * job->Dp) : NULL;
         int64_t ready = -1;
         if (packed && !rows) {
 #pragma omp atomic write
@@ -204,23 +201,49 @@ int msda_forward(const msda_shape *shape, const int64_t *spatial_shapes, const v
         }
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < slices * chunks; task++) {
-            const int64_t slice = task / chunks, chunk = task % chunks, b = slice / job.M, m = slice % job.M;
-            const int64_t first = job.Q * chunk / chunks, last = job.Q * (chunk + 1) / chunks;
+            const int64_t slice = task / chunks, chunk = task % chunks, b = slice / job->M, m = slice % job->M;
+            const int64_t first = job->Q * chunk / chunks, last = job->Q * (chunk + 1) / chunks;
             if (!packed) {
-                const int64_t at = b * job.S * row + m * job.D;
-                const void *direct = job.half ? (const void *)((const uint16_t *)value + at)
-                                              : (const void *)((const float *)value + at);
-                kernels->forward(&job, direct, job.half, row, b, m, first, last);
+                const int64_t at = b * job->S * row + m * job->D;
+                const void *direct = job->half ? (const void *)((const uint16_t *)job->value + at)
+                                              : (const void *)((const float *)job->value + at);
+                kernels->forward(job, direct, job->half, row, b, m, first, last);
             } else if (rows) {
                 if (ready != slice)
-                    kernels->pack(&job, b, m, 0, job.S, rows);
+                    kernels->pack(job, b, m, 0, job->S, rows);
                 ready = slice;
-                kernels->forward(&job, rows, 0, job.Dp, b, m, first, last);
+                kernels->forward(job, rows, 0, job->Dp, b, m, first, last);
             }
         }
         free(rows);
     }
     return failed ? MSDA_NO_MEMORY : MSDA_OK;
+}
+
+int msda_forward(const msda_shape *shape, const int64_t *spatial_shapes, const void *value, const float *locations,
+                 const float *attention_weights, void *out)
+{
+    msda_job job;
+    const int status = msda_prepare(&job, shape, spatial_shapes);
+    if (status)
+        return status;
+    job.value = value, job.locations = locations, job.weights = attention_weights, job.out = out;
+    return msda_run_forward(&job, shape);
+}
+
+int msda_forward_projected(const msda_shape *shape, const int64_t *spatial_shapes, const void *value,
+                           const float *projected, const float *reference, int64_t axes, int64_t reference_batch,
+                           void *out)
+{
+    msda_job job;
+    const int status = msda_prepare(&job, shape, spatial_shapes);
+    if (status)
+        return status;
+    if ((axes != 2 && axes != 4) || (reference_batch != 1 && reference_batch != job.B))
+        return MSDA_BAD_ARGUMENT;
+    job.value = value, job.projected = projected, job.reference = reference, job.out = out;
+    job.axes = axes, job.reference_batch = reference_batch;
+    return msda_run_forward(&job, shape);
 }
 
 int msda_backward(const msda_shape *shape, const int64_t *spatial_shapes, const void *value, const float *locations,

@@ -29,7 +29,15 @@ typedef struct {
 int msda_forward(const msda_shape *shape, const int64_t *spatial_shapes, const void *value, const float *locations,
                  const float *attention_weights, void *out);
 
-/* Gradients of the above. Every element of the three outputs is written. Sums run in one fixed order, so results do
+/* The same from what the module's two linear layers give, without locations and weights in memory. projected
+   (B,Q,3*M*L*K) holds a query's offsets (M,L,K,2), then its logits (M,L,K), whose softmax over a head's L * K are the
+   weights. reference (reference_batch,Q,L,axes), reference_batch 1 or B, in 0..1 of the level: x,y with axes = 2 and
+   offsets in cells, or a box x,y,w,h with axes = 4 and offsets in w / 2 / K and h / 2 / K. Forward only. */
+int msda_forward_projected(const msda_shape *shape, const int64_t *spatial_shapes, const void *value,
+                           const float *projected, const float *reference, int64_t axes, int64_t reference_batch,
+                           void *out);
+
+/* Gradients of msda_forward. Every element of the three outputs is written. Sums run in one fixed order, so results do
    not depend on the number of threads. */
 int msda_backward(const msda_shape *shape, const int64_t *spatial_shapes, const void *value, const float *locations,
                   const float *attention_weights, const void *grad_output, void *grad_value, float *grad_locations,

@@ -126,27 +126,12 @@ typedef struct {
     float fy[MSDA_MAX_POINTS + VW] __attribute__((aligned(64)));
 } corners;
 
-/* Points [p, p + VW) of one query and head. `index` is the flat index of point p; the last points of the whole tensor
-   are read through a padded copy, all others may read past their own query. */
-INLINE void MSDA_FN(locate)(const msda_job *job, int64_t index, int64_t p, int64_t n, int32_t stride, int32_t shift,
-                            corners *c)
+/* Points [p, p + VW) of one query and head, at x, y in cells of their levels, with attention weights a. */
+INLINE void MSDA_FN(place)(const msda_job *job, vf x, vf y, vf a, int64_t p, int32_t stride, int32_t shift, corners *c)
 {
-    float last_xy[2 * VW], last_w[VW];
-    const float *xy = job->locations + 2 * index, *w = job->weights + index;
-    if (MSDA_UNLIKELY(index + VW > job->total_points)) {
-        for (int i = 0; i < VW; i++) {
-            last_xy[2 * i] = i < n ? xy[2 * i] : 0;
-            last_xy[2 * i + 1] = i < n ? xy[2 * i + 1] : 0;
-            last_w[i] = i < n ? w[i] : 0;
-        }
-        xy = last_xy;
-        w = last_w;
-    }
-    const vf low = MSDA_FN(load)(xy), high = MSDA_FN(load)(xy + VW), a = MSDA_FN(load)(w);
     const vf width = MSDA_FN(load)(job->width + p), height = MSDA_FN(load)(job->height + p);
     const vi iwidth = *(const vi_any *)(job->iwidth + p), iheight = *(const vi_any *)(job->iheight + p);
     const vi start = *(const vi_any *)(job->start + p) - shift;
-    vf x = EVEN(low, high) * width - 0.5f, y = ODD(low, high) * height - 0.5f;
     /* False for NaN and infinities too, so the conversion below only ever sees small numbers. */
     const vi inside = (x > -1.0f) & (x < width) & (y > -1.0f) & (y < height);
     x = (vf)((vi)x & inside);
@@ -170,6 +155,90 @@ INLINE void MSDA_FN(locate)(const msda_job *job, int64_t index, int64_t p, int64
     *(vf_any *)(c->weight[3] + p) = (vf)((vi)(a * fy * fx) & m3);
     *(vf_any *)(c->fx + p) = fx;
     *(vf_any *)(c->fy + p) = fy;
+}
+
+/* Points [p, p + VW) from stored locations and weights. `index` is the flat index of point p; the last points of the
+   whole tensor are read through a padded copy, all others may read past their own query. */
+INLINE void MSDA_FN(locate)(const msda_job *job, int64_t index, int64_t p, int64_t n, int32_t stride, int32_t shift,
+                            corners *c)
+{
+    float last_xy[2 * VW], last_w[VW];
+    const float *xy = job->locations + 2 * index, *w = job->weights + index;
+    if (MSDA_UNLIKELY(index + VW > job->total_points)) {
+        for (int i = 0; i < VW; i++) {
+            last_xy[2 * i] = i < n ? xy[2 * i] : 0;
+            last_xy[2 * i + 1] = i < n ? xy[2 * i + 1] : 0;
+            last_w[i] = i < n ? w[i] : 0;
+        }
+        xy = last_xy;
+        w = last_w;
+    }
+    const vf low = MSDA_FN(load)(xy), high = MSDA_FN(load)(xy + VW), a = MSDA_FN(load)(w);
+    const vf width = MSDA_FN(load)(job->width + p), height = MSDA_FN(load)(job->height + p);
+    MSDA_FN(place)(job, EVEN(low, high) * width - 0.5f, ODD(low, high) * height - 0.5f, a, p, stride, shift, c);
+}
+
+/* e^x of x <= 0 to two units in the last place: 2^n times the Taylor polynomial of what is left, |r| <= ln(2) / 2. */
+INLINE vf MSDA_FN(exp_negative)(vf x)
+{
+    const vi enough = x > -87.0f;
+    x = (vf)((vi)x & enough);
+    const vi n = __builtin_convertvector(x * 1.44269504f - 0.5f, vi);
+    const vf whole = __builtin_convertvector(n, vf), r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    vf sum = r * (1.0f / 720) + 1.0f / 120;
+    sum = sum * r + 1.0f / 24;
+    sum = sum * r + 1.0f / 6;
+    sum = sum * r + 0.5f;
+    sum = sum * r + 1.0f;
+    sum = sum * r + 1.0f;
+    return (vf)((vi)(sum * (vf)((n + 127) << 23)) & enough);
+}
+
+/* All points of one query and head from what the two linear layers gave: the softmax of its logits, and its reference
+   moved by its offsets, in cells for a point and in shares of half the sides for a box. */
+INLINE void MSDA_FN(locate_projected)(const msda_job *job, int64_t b, int64_t q, int64_t m, int32_t stride, corners *c)
+{
+    const int64_t P = job->P, K = job->K, axes = job->axes;
+    const float *row = job->projected + (b * job->Q + q) * job->M * P * 3;
+    const float *offsets = row + m * P * 2, *logits = row + job->M * P * 2 + m * P;
+    const float *reference = job->reference + ((b % job->reference_batch) * job->Q + q) * job->L * axes;
+    float base_x[MSDA_MAX_POINTS + VW], base_y[MSDA_MAX_POINTS + VW];
+    float scale_x[MSDA_MAX_POINTS + VW], scale_y[MSDA_MAX_POINTS + VW];
+    float xy[2 * (MSDA_MAX_POINTS + VW)], a[MSDA_MAX_POINTS + VW];
+    float largest = -__builtin_inff(), total = 0;
+    for (int64_t l = 0; l < job->L; l++, reference += axes) {
+        const float w = job->width[l * K], h = job->height[l * K];
+        const float x = reference[0] * w - 0.5f, y = reference[1] * h - 0.5f;
+        const float sx = axes == 4 ? reference[2] * w * 0.5f / (float)K : 1.0f;
+        const float sy = axes == 4 ? reference[3] * h * 0.5f / (float)K : 1.0f;
+        for (int64_t p = l * K; p < (l + 1) * K; p++) {
+            base_x[p] = x, base_y[p] = y;
+            scale_x[p] = sx, scale_y[p] = sy;
+        }
+    }
+    for (int64_t p = 0; p < P; p++) {
+        xy[2 * p] = offsets[2 * p], xy[2 * p + 1] = offsets[2 * p + 1];
+        a[p] = logits[p];
+        largest = a[p] > largest ? a[p] : largest;
+    }
+    for (int64_t p = P; p < P + VW; p++) {
+        xy[2 * p] = xy[2 * p + 1] = base_x[p] = base_y[p] = scale_x[p] = scale_y[p] = 0;
+        a[p] = -__builtin_inff();
+    }
+    vf sum = (vf){0};
+    for (int64_t p = 0; p < P; p += VW) {
+        const vf e = MSDA_FN(exp_negative)(MSDA_FN(load)(a + p) - largest);
+        MSDA_FN(store)(a + p, e);
+        sum += e;
+    }
+    for (int i = 0; i < VW; i++)
+        total += sum[i];
+    for (int64_t p = 0; p < P; p += VW) {
+        const vf low = MSDA_FN(load)(xy + 2 * p), high = MSDA_FN(load)(xy + 2 * p + VW);
+        const vf x = MSDA_FN(load)(base_x + p) + EVEN(low, high) * MSDA_FN(load)(scale_x + p);
+        const vf y = MSDA_FN(load)(base_y + p) + ODD(low, high) * MSDA_FN(load)(scale_y + p);
+        MSDA_FN(place)(job, x, y, MSDA_FN(load)(a + p) / total, p, stride, 0, c);
+    }
 }
 
 /* One query and head, `width` channels from `rows` on: several partial sums, or each addition would wait for the one
@@ -220,11 +289,18 @@ INLINE void MSDA_FN(forward_range)(const msda_job *job, const void *rows, const 
     corners c;
     for (int64_t q = first; q < last; q++) {
         const int64_t item = (b * job->Q + q) * job->M + m;
-        __builtin_prefetch(job->locations + 2 * P * (item + 4 * job->M));
-        __builtin_prefetch(job->locations + 2 * P * (item + 4 * job->M) + 16);
-        __builtin_prefetch(job->weights + P * (item + 4 * job->M));
-        for (int64_t p = 0; p < P; p += VW)
-            MSDA_FN(locate)(job, item * P + p, p, P - p, (int32_t)stride, 0, &c);
+        if (job->projected) {
+            __builtin_prefetch(job->projected + ((b * job->Q + q + 4) * job->M * 3 + m * 2) * P);
+            __builtin_prefetch(job->projected + ((b * job->Q + q + 4) * job->M * 3 + m * 2) * P + 16);
+            __builtin_prefetch(job->projected + ((b * job->Q + q + 4) * job->M * 3 + job->M * 2 + m) * P);
+            MSDA_FN(locate_projected)(job, b, q, m, (int32_t)stride, &c);
+        } else {
+            __builtin_prefetch(job->locations + 2 * P * (item + 4 * job->M));
+            __builtin_prefetch(job->locations + 2 * P * (item + 4 * job->M) + 16);
+            __builtin_prefetch(job->weights + P * (item + 4 * job->M));
+            for (int64_t p = 0; p < P; p += VW)
+                MSDA_FN(locate)(job, item * P + p, p, P - p, (int32_t)stride, 0, &c);
+        }
         float *to = !job->half && D == Dp ? (float *)job->out + item * D : result;
         if (width)
             MSDA_FN(gather)(&c, P, rows, half, 0, to, width);

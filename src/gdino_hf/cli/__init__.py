@@ -13,7 +13,7 @@ from importlib import import_module
 
 from .errors import INTERRUPTED, UsageError
 
-VERBS = ("detect", "convert")
+VERBS = ("detect", "convert", "bench")
 
 
 def build_parser() -> argparse.ArgumentParser:

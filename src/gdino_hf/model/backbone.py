@@ -1,7 +1,7 @@
 """Any AutoBackbone as a multi-level feature pyramid with masks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -87,6 +87,8 @@ class Backbone(nn.Module):
     def __init__(self, config: GDinoConfig) -> None:
         super().__init__()
         self.conv_encoder = ConvEncoder(config)
+        # Set by `optimize_for_inference` where it knows a faster way through this very backbone.
+        self.fast_forward: Callable[[Tensor], list[Tensor]] | None = None
 
     @property
     def channels(self) -> list[int]:
@@ -95,6 +97,8 @@ class Backbone(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
         """(B, 3, H, W) to a list of (B, C_l, h_l, w_l), fine to coarse."""
+        if self.fast_forward is not None:
+            return self.fast_forward(pixel_values)
         return list(self.conv_encoder.model(pixel_values).feature_maps)
 
 

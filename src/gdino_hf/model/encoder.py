@@ -9,6 +9,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import MultiheadAttention
+from .blocks import by_blocks
 from .configuration_gdino import GDinoConfig
 from .fusion import FusionLayer
 from .ms_deform_attn import MSDeformAttn
@@ -73,6 +74,9 @@ class DeformableLayer(nn.Module):
     ) -> Tensor:
         """Enhance: (B, S, D) to the same; other arguments as in `MSDeformAttn.forward`."""
         attended = self.self_attn(vision + position_embedding, vision, reference_points, spatial_shapes, vision_mask)
+        return by_blocks(self._feed_forward, vision, attended)
+
+    def _feed_forward(self, vision: Tensor, attended: Tensor) -> Tensor:
         vision = self.self_attn_layer_norm(vision + F.dropout(attended, self.dropout, self.training))
         inner = F.dropout(self.activation(self.fc1(vision)), self.activation_dropout, self.training)
         return self.final_layer_norm(vision + F.dropout(self.fc2(inner), self.dropout, self.training))
@@ -119,7 +123,7 @@ class Encoder(nn.Module):
         text: Tensor,
         vision_position_embedding: Tensor,
         text_position_embedding: Tensor,
-        valid_ratios: Tensor,
+        reference_points: Tensor,
         spatial_shapes: Sequence[tuple[int, int]],
         vision_mask: Tensor | None,
         text_mask: Tensor,
@@ -130,9 +134,9 @@ class Encoder(nn.Module):
         Args:
             vision: (B, S, D).
             text: (B, T, D).
-            vision_position_embedding: (B, S, D).
+            vision_position_embedding: (B or 1, S, D).
             text_position_embedding: (B, T, D).
-            valid_ratios: (B, L, 2) float32 share of each level's width and height that is real.
+            reference_points: (B or 1, S, L, 2) float32, where each image token stands; see `grid_reference_points`.
             spatial_shapes: (h, w) of each level.
             vision_mask: (B, S) bool, True on real tokens, or None if all are.
             text_mask: (B, T) bool, True on real tokens.
@@ -141,7 +145,6 @@ class Encoder(nn.Module):
         Returns:
             Vision (B, S, D), text (B, T, D), and both before every layer.
         """
-        reference_points = grid_reference_points(spatial_shapes, valid_ratios)
         vision_states, text_states = [], []
         for layer in self.layers:
             vision_states.append(vision)

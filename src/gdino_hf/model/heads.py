@@ -83,6 +83,14 @@ class ContrastiveHead(nn.Module):
             return scores * torch.exp(-self.log_temperature) + self.bias
         return scores
 
+    def scores(self, queries: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
+        """Token logits as long as the prompts: arguments as in `forward`, (B, Q, T), -inf on padding."""
+        return self.similarity(queries, text).masked_fill(~text_mask[:, None, :], -torch.inf)
+
+    def pad(self, scores: Tensor) -> Tensor:
+        """(..., T) to (..., max_text_len), -inf where no prompt reaches."""
+        return F.pad(scores, (0, self.max_text_len - scores.shape[-1]), value=-torch.inf)
+
     def forward(self, queries: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
         """Token logits padded to the longest prompt.
 
@@ -94,5 +102,4 @@ class ContrastiveHead(nn.Module):
         Returns:
             (B, Q, max_text_len), -inf outside the prompt.
         """
-        scores = self.similarity(queries, text).masked_fill(~text_mask[:, None, :], -torch.inf)
-        return F.pad(scores, (0, self.max_text_len - scores.shape[-1]), value=-torch.inf)
+        return self.pad(self.scores(queries, text, text_mask))

@@ -48,8 +48,8 @@ class MSDeformAttn(nn.Module):
         Args:
             queries: (B, Q, D) with their position embedding added.
             values: (B, S, D) features of all levels, one after the other.
-            reference_points: (B, Q, L, 2) points or (B, Q, L, 4) cxcywh boxes, float32, in units of each level's
-                padded map.
+            reference_points: (B or 1, Q, L, 2) points or (B or 1, Q, L, 4) cxcywh boxes, float32, in units of
+                each level's padded map.
             spatial_shapes: (height, width) of each level; their products sum to S.
             value_mask: (B, S) bool, True on real tokens; the others count as zero. None if all are real.
 

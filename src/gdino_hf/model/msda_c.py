@@ -46,6 +46,9 @@ class CpuLibrary:
             function = getattr(self._library, name)
             function.argtypes = [ctypes.POINTER(_Shape)] + [ctypes.c_void_p] * pointers
             function.restype = ctypes.c_int
+        projected = self._library.msda_forward_projected
+        projected.argtypes = [ctypes.POINTER(_Shape)] + [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 2 + [ctypes.c_void_p]
+        projected.restype = ctypes.c_int
         self._library.msda_isa.restype = ctypes.c_char_p
 
     @property
@@ -105,6 +108,54 @@ class CpuLibrary:
         weights = _float32(attention_weights)
         out = torch.empty((shape.B, shape.Q, shape.M * shape.D), dtype=value.dtype)
         _check(self._library.msda_forward(shape, sizes, *_pointers(value, locations, weights, out)))
+        return out
+
+    def forward_projected(
+        self,
+        value: torch.Tensor,
+        spatial_shapes: Sequence[int],
+        projected: torch.Tensor,
+        reference_points: torch.Tensor,
+        points: int,
+    ) -> torch.Tensor:
+        """`forward` with the softmax and the offsets' arithmetic inside: nothing of either is written to memory.
+
+        Args:
+            value: (B, S, M, Dh) float32 or bfloat16, on a CPU, Dh <= 256.
+            spatial_shapes: h0, w0, h1, w1, ... of the L levels; their areas sum to S.
+            projected: (B, Q, 3 * M * L * K), the offsets (M, L, K, 2) of each query, then its logits (M, L, K).
+            reference_points: (B or 1, Q, L, 2) points or (B or 1, Q, L, 4) cxcywh boxes, in 0..1 of the level.
+            points: K; L * K <= 256.
+
+        Returns:
+            (B, Q, M * Dh) in value's dtype.
+
+        Raises:
+            ValueError: the shapes do not fit together.
+        """
+        batch, tokens, heads, width = value.shape
+        rows, queries, levels, axes = reference_points.shape
+        sizes = [int(size) for size in spatial_shapes]
+        if (
+            tuple(projected.shape) != (batch, queries, 3 * heads * levels * points)
+            or rows not in (1, batch)
+            or axes not in (2, 4)
+            or len(sizes) != 2 * levels
+            or sum(h * w for h, w in zip(sizes[::2], sizes[1::2], strict=True)) != tokens
+        ):
+            raise ValueError(
+                f"value {tuple(value.shape)}, projected {tuple(projected.shape)}, reference_points "
+                f"{tuple(reference_points.shape)} and spatial_shapes {sizes} do not fit, give (B, S, M, Dh), "
+                "(B, Q, 3 * M * L * K), (B or 1, Q, L, 2 or 4) and h, w of each level with areas that sum to S."
+            )
+        threads = torch.get_num_threads()
+        shape = _Shape(batch, tokens, heads, width, queries, levels, points, _DTYPES[value.dtype], threads)
+        value = value.detach().contiguous()
+        inputs = _float32(projected), _float32(reference_points)
+        out = torch.empty((batch, queries, heads * width), dtype=value.dtype)
+        areas = (ctypes.c_int64 * len(sizes))(*sizes)
+        run = self._library.msda_forward_projected
+        _check(run(shape, areas, *_pointers(value, *inputs), axes, rows, *_pointers(out)))
         return out
 
     def backward(

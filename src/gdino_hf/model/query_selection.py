@@ -20,17 +20,17 @@ class SelectedQueries:
 
     Attributes:
         features: (B, Q, D) normalized encoder features of the selected tokens, with gradient.
-        logits: (B, Q, max_text_len) their token logits.
+        logits: (B, Q, T) their token logits.
         box_logits: (B, Q, 4) their boxes before the sigmoid, float32, with gradient.
-        all_logits: (B, S', max_text_len) logits of every token; S' is the larger of S and Q.
-        all_box_logits: (B, S', 4) boxes of every token before the sigmoid.
+        all_logits: (B, S', T) logits of every token; S' is the larger of S and Q.
+        all_box_logits: (B, S', 4) boxes of every token before the sigmoid, None unless asked for.
     """
 
     features: Tensor
     logits: Tensor
     box_logits: Tensor
     all_logits: Tensor
-    all_box_logits: Tensor
+    all_box_logits: Tensor | None
 
 
 def make_proposals(
@@ -66,6 +66,7 @@ def select_queries(
     project: Callable[[Tensor], Tensor],
     class_head: Callable[[Tensor], Tensor],
     box_head: nn.Module,
+    all_boxes: bool = False,
 ) -> SelectedQueries:
     """Take the num_queries tokens with the highest best-token logit.
 
@@ -79,8 +80,9 @@ def select_queries(
         valid: (B, S) bool, where a proposal stands.
         num_queries: Q.
         project: (B, S, D) to (B, S, D): the output projection and its normalization.
-        class_head: (B, S, D) to (B, S, max_text_len) logits.
+        class_head: (B, S, D) to (B, S, T) logits.
         box_head: (B, S, D) to (B, S, 4) deltas.
+        all_boxes: Also give the boxes that are not selected.
 
     Returns:
         The selected queries, best first.
@@ -93,11 +95,14 @@ def select_queries(
         vision_mask = F.pad(vision_mask, (0, missing))
     features = project(vision.masked_fill(~valid[..., None], 0.0))
     logits = class_head(features)
-    box_logits = box_head(features).float() + proposals
     best = logits.max(-1).values.masked_fill(~vision_mask, -torch.inf)
     index = best.topk(num_queries, dim=1).indices[..., None]
 
     def take(x: Tensor) -> Tensor:
         return x.gather(1, index.expand(-1, -1, x.shape[-1]))
 
-    return SelectedQueries(take(features), take(logits), take(box_logits), logits, box_logits)
+    if all_boxes:
+        boxes = box_head(features).float() + proposals
+        return SelectedQueries(take(features), take(logits), take(boxes), logits, boxes)
+    selected = take(features)
+    return SelectedQueries(selected, take(logits), box_head(selected).float() + take(proposals), logits, None)

@@ -1,0 +1,335 @@
+"""Time a model stage by stage, and next to transformers' own Grounding DINO; write one JSON file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from .errors import UsageError
+from .inputs import parse_labels
+
+HELP = "time a model stage by stage, alone or against transformers"
+STAGES = ("image features", "text features", "encoder", "decoder", "selection and heads", "post-processing")
+_SHAPE, _SHAPE_SIZE = "random", (800, 1066)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's options."""
+    parser.add_argument(
+        "--model",
+        default="nano",
+        help="Hub id, folder, nano, or random: Grounding DINO-T with random weights (default: %(default)s)",
+    )
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument(
+        "--size",
+        type=_positive,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="pixels the network sees (default: the model's own, 800 1066 for random)",
+    )
+    parser.add_argument("--batch", type=_positive, default=1, help="images at once (default: %(default)s)")
+    parser.add_argument("--labels", default="cat, remote control", help="as in gdino detect (default: %(default)s)")
+    parser.add_argument("--threads", type=_positive, help="CPU threads (default: torch's)")
+    parser.add_argument("--repeats", type=_positive, default=5, help="runs of which the median counts (default: 5)")
+    parser.add_argument("--plain", action="store_true", help="without optimize_for_inference(), which runs on a CPU")
+    parser.add_argument(
+        "--against", choices=("transformers",), help="also run this, in turn with ours in one process, in float32"
+    )
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the report there")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Time and print; returns 0.
+
+    The JSON holds the settings, "stages" and "total" with "milliseconds" (median) and "images_per_second" each, and
+    with --against "against": seconds of both sides, "ratio", and how far logits and boxes are apart.
+
+    Raises:
+        UsageError: The model, the device, a label or --against cannot be used here, or the report not be written.
+    """
+    import torch
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    labels = parse_labels(args.labels)
+    with _folder(args.model) as where:
+        bench = _Bench(args, labels, where)
+        report = bench.report()
+        print(_table(report))
+        if args.against:
+            report["against"] = bench.compare(args.repeats)
+            print(_ratios(report["against"]))
+    if args.json:
+        try:
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"--json {args.json} cannot be written ({error}); name another file") from error
+    return 0
+
+
+@contextmanager
+def _folder(model: str) -> Iterator[str]:
+    """What the detector loads; random weights live in a folder of their own for as long as they are needed."""
+    if model != _SHAPE:
+        yield model
+        return
+    from gdino_hf import NANO, GDinoProcessor
+
+    with tempfile.TemporaryDirectory() as folder:
+        _random_model().save_pretrained(folder)
+        # gdino-nano reads prompts with BERT's own vocabulary.
+        GDinoProcessor.from_pretrained(NANO).save_pretrained(folder)
+        yield folder
+
+
+def _random_model() -> Any:
+    """transformers' Grounding DINO-T, every weight of which matters."""
+    import torch
+    from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection, SwinConfig
+
+    backbone = SwinConfig(window_size=7, out_features=["stage2", "stage3", "stage4"])
+    torch.manual_seed(0)
+    model = GroundingDinoForObjectDetection(GroundingDinoConfig(backbone_config=backbone))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "backbone" not in name:
+                parameter.add_(0.01 * torch.randn_like(parameter))
+    return model
+
+
+class _Bench:
+    """A loaded model with its inputs."""
+
+    def __init__(self, args: argparse.Namespace, labels: list[str], where: str) -> None:
+        import torch
+
+        from .detector import Detector
+
+        self.args = args
+        ours = Detector(where, labels, device=args.device, dtype=args.dtype)
+        self.where, self.model, self.processor, self.device = where, ours.model, ours.processor, ours.device
+        self.optimized = self.device.type == "cpu" and not args.plain
+        if self.optimized:
+            self.model.optimize_for_inference()
+        size = args.size or (_SHAPE_SIZE if args.model == _SHAPE else self._own_size())
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.randn(args.batch, 3, *size, generator=generator)
+        self.text = self.processor(text=[labels] * args.batch)
+        if any(len(prompt.chunks) > 1 for prompt in self.text.prompts):
+            raise UsageError("--labels need more than one prompt; give fewer labels to time one forward")
+        self.inputs = {
+            "pixel_values": pixels.to(self.device),
+            **{name: self.text[name].to(self.device) for name in ("input_ids", "attention_mask")},
+        }
+        self.size = list(size)
+
+    def _own_size(self) -> tuple[int, int]:
+        size = self.processor.image_processor.size
+        short = size.get("shortest_edge") or size.get("height")
+        return short, min(size.get("longest_edge") or size.get("width"), short * 4 // 3)
+
+    def report(self) -> dict[str, Any]:
+        """Medians of every stage."""
+        import torch
+
+        runs = [self._run_once() for _ in range(self.args.repeats + 1)][1:]
+        stages = {name: statistics.median(run[name] for run in runs) for name in STAGES}
+        # A prompt that optimize_for_inference keeps costs nothing the second time: the total is that of a whole run.
+        total = statistics.median(sum(run.values()) for run in runs)
+        return {
+            "model": self.args.model,
+            "device": _describe(self.device),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "dtype": self.args.dtype,
+            "size": self.size,
+            "batch": self.args.batch,
+            "tokens": self.inputs["input_ids"].shape[1],
+            "optimized": self.optimized,
+            "repeats": self.args.repeats,
+            "stages": {name: self._figures(seconds) for name, seconds in stages.items()},
+            "total": self._figures(total),
+        }
+
+    def _figures(self, seconds: float) -> dict[str, float]:
+        return {"milliseconds": 1e3 * seconds, "images_per_second": self.args.batch / max(seconds, 1e-9)}
+
+    def _run_once(self) -> dict[str, float]:
+        """Seconds of each stage of one run."""
+        import torch
+
+        clock, core = _Clock(self.device), self.model.model
+        hooks = []
+        for name in ("encoder", "decoder"):
+            part = getattr(core, name)
+            hooks.append(part.register_forward_pre_hook(lambda *_, name=name: clock.start(name)))
+            hooks.append(part.register_forward_hook(lambda *_, name=name: clock.stop(name)))
+        try:
+            with torch.inference_mode():
+                clock.start("image features")
+                images = self.model.get_image_features(self.inputs["pixel_values"])
+                clock.stop("image features")
+                clock.start("text features")
+                texts = self.model.get_text_features(self.inputs["input_ids"], self.inputs["attention_mask"])
+                clock.stop("text features")
+                clock.start("forward")
+                outputs = self.model(image_features=images, text_features=texts)
+                clock.stop("forward")
+                clock.start("post-processing")
+                self.processor.post_process_grounded_object_detection(
+                    outputs, self.text, threshold=0.3, target_sizes=[tuple(self.size)] * self.args.batch
+                )
+                clock.stop("post-processing")
+        finally:
+            for hook in hooks:
+                hook.remove()
+        seconds = clock.seconds
+        seconds["selection and heads"] = seconds.pop("forward") - seconds["encoder"] - seconds["decoder"]
+        return seconds
+
+    def compare(self, repeats: int) -> dict[str, Any]:
+        """Both models in turn, and how far their answers are apart."""
+        import torch
+
+        peer = _peer(self.where).to(self.device).eval()
+        mine = _Side(self.device, self.model, self.inputs)
+        sides = {"transformers float32": _Side(self.device, peer, self.inputs)}
+        if self.args.dtype != "float32":
+            dtype = getattr(torch, self.args.dtype)
+            autocast = torch.autocast(self.device.type, dtype)
+            sides[f"transformers {self.args.dtype} autocast"] = _Side(self.device, peer, self.inputs, autocast)
+        sides[f"gdino_hf {self.args.dtype}"] = mine
+        theirs, ours = next(iter(sides.values()))(), mine()
+        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        for side in sides.values():
+            side()
+        for _ in range(repeats):
+            for name, side in sides.items():
+                start = time.perf_counter()
+                side()
+                seconds[name].append(time.perf_counter() - start)
+        medians = {name: statistics.median(values) for name, values in seconds.items()}
+        fastest = medians[f"gdino_hf {self.args.dtype}"]
+        return {
+            "seconds": medians,
+            "ratio": {name: value / fastest for name, value in medians.items()},
+            **_apart(ours, theirs, self.size),
+        }
+
+
+class _Side:
+    """One model's forward, to the end of what it started on the device."""
+
+    def __init__(self, device: Any, model: Any, inputs: dict, context: AbstractContextManager | None = None) -> None:
+        self.device, self.model, self.inputs, self.context = device, model, inputs, context or nullcontext()
+
+    def __call__(self) -> Any:
+        import torch
+
+        with torch.inference_mode(), self.context:
+            outputs = self.model(**self.inputs)
+        _wait(self.device)
+        return outputs
+
+
+class _Clock:
+    """Named stop-watches that wait for the device before they are read."""
+
+    def __init__(self, device: Any) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+
+    def start(self, name: str) -> None:
+        _wait(self.device)
+        self.seconds[name] = self.seconds.get(name, 0.0) - time.perf_counter()
+
+    def stop(self, name: str) -> None:
+        _wait(self.device)
+        self.seconds[name] += time.perf_counter()
+
+
+def _wait(device: Any) -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _peer(where: str) -> Any:
+    from transformers import AutoConfig, AutoModelForZeroShotObjectDetection
+
+    try:
+        kind = AutoConfig.from_pretrained(where).model_type
+    except (OSError, ValueError):
+        kind = None
+    if kind not in ("grounding-dino", "mm-grounding-dino"):
+        raise UsageError(
+            f"--against transformers needs a checkpoint that transformers reads, not one of type {kind}; give one of "
+            f"Grounding DINO, or --model {_SHAPE}"
+        )
+    return AutoModelForZeroShotObjectDetection.from_pretrained(where)
+
+
+def _apart(ours: Any, theirs: Any, size: list[int]) -> dict[str, float]:
+    """Differences over the queries that both selected at the same rank: near ties change places by rounding."""
+    import torch
+
+    same = (ours.init_reference_points.float() - theirs.init_reference_points.float()).abs().amax(-1) < 1e-3
+    finite = torch.isfinite(theirs.logits) & same[..., None]
+    height, width = size
+    boxes = (ours.pred_boxes.float() - theirs.pred_boxes.float()).abs()
+    pixels = boxes * torch.tensor([width, height, width, height], device=boxes.device)
+    vision = ours.encoder_last_hidden_state_vision.float() - theirs.encoder_last_hidden_state_vision.float()
+    return {
+        "same_queries": same.float().mean().item(),
+        "largest_feature_difference": vision.abs().max().item(),
+        "median_logit_difference": (ours.logits[finite].float() - theirs.logits[finite].float()).abs().median().item(),
+        "median_box_difference": boxes[same].median().item(),
+        "boxes_within_a_pixel": (pixels[same].amax(-1) <= 1).float().mean().item(),
+    }
+
+
+def _describe(device: Any) -> str:
+    import platform
+
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} ({platform.machine()})"
+
+
+def _table(report: dict[str, Any]) -> str:
+    rows = [*report["stages"].items(), ("total", report["total"])]
+    height, width = report["size"]
+    head = (
+        f"{report['model']}, {report['device']}, {report['dtype']}, {height}x{width}, batch {report['batch']}, "
+        f"{report['tokens']} tokens, {report['threads']} threads, medians of {report['repeats']}"
+    )
+    lines = [f"{name:22}{x['milliseconds']:12.1f} ms{x['images_per_second']:12.2f} images/s" for name, x in rows]
+    return "\n".join([head, *lines])
+
+
+def _ratios(against: dict[str, Any]) -> str:
+    lines = [
+        f"{name:34}{seconds:9.3f} s   {against['ratio'][name]:6.2f} times ours"
+        for name, seconds in against["seconds"].items()
+    ]
+    rest = [f"{name.replace('_', ' ')}: {value:.3g}" for name, value in against.items() if isinstance(value, float)]
+    return "\n".join(["", *lines, *rest])
+
+
+def _positive(text: str) -> int:
+    """An argparse type: a whole number above zero."""
+    value = int(text) if text.isdigit() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return value

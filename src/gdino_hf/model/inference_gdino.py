@@ -1,0 +1,105 @@
+"""`model.optimize_for_inference()`: the same function, laid out for the machine it runs on."""
+
+import logging
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .decoder import DecoderLayer
+from .encoder import DeformableLayer, TextEnhancerLayer
+from .fusion import BiAttention
+from .ms_deform_attn import MSDeformAttn
+from .outputs_gdino import GDinoTextFeatures
+from .packed_attention import PackedMSDeformAttn
+from .packed_linear import PackedLinear, bfloat16_is_slower, can_pack, state_of
+from .swin_inference import PackedSwin
+
+logger = logging.getLogger(__name__)
+
+
+def pack_layers(module: nn.Module) -> None:
+    """Replace every linear layer below a module by a packed one with the same parameters.
+
+    A feed-forward block's activation moves into its first layer. Fusion stays as it is: it reads its weights.
+
+    Args:
+        module: Encoder, decoder or head.
+    """
+    for child in module.modules():
+        is_block = isinstance(child, (DecoderLayer, DeformableLayer, TextEnhancerLayer))
+        if is_block and type(child.activation) is nn.ReLU and type(child.fc1) is nn.Linear:
+            child.fc1, child.activation = PackedLinear(child.fc1, "relu"), nn.Identity()
+    for name, child in list(module.named_children()):
+        if isinstance(child, BiAttention):
+            continue
+        if type(child) is nn.Linear:
+            setattr(module, name, PackedLinear(child))
+        elif type(child) is MSDeformAttn and child.value_proj.out_features // child.num_heads <= 256:
+            setattr(module, name, PackedMSDeformAttn(child))
+        else:
+            pack_layers(child)
+
+
+def pack_model(model: Any) -> None:
+    """Pack a `GDinoModel` in place; where this build of torch cannot, leave it and say so in one log line.
+
+    Args:
+        model: The GDinoModel, in eval mode.
+    """
+    model.requires_grad_(False)
+    dtype = model.level_embed.dtype
+    if not can_pack(dtype):
+        logger.warning("Packed linear layers for %s are not part of this build of torch: the usual ones run.", dtype)
+        return
+    if bfloat16_is_slower() and str(dtype) == "torch.bfloat16":
+        logger.info("This CPU multiplies float32 faster than bfloat16: bfloat16 weights are widened in products.")
+    for name in ("encoder", "decoder", "encoder_output_bbox_embed"):
+        if hasattr(model, name):
+            pack_layers(getattr(model, name))
+    if type(getattr(model, "enc_output", None)) is nn.Linear:
+        model.enc_output = PackedLinear(model.enc_output)
+    if PackedSwin.knows(model.backbone.conv_encoder.model):
+        model.backbone.fast_forward = PackedSwin(model.backbone.conv_encoder.model)
+
+
+class PromptCache:
+    """Text features of the last prompts: a detector sees many images and few prompts.
+
+    Args:
+        size: Prompts kept.
+    """
+
+    def __init__(self, size: int = 8) -> None:
+        self.size = size
+        self._kept: OrderedDict[tuple, GDinoTextFeatures] = OrderedDict()
+
+    def get(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
+    ) -> GDinoTextFeatures:
+        """Features of a prompt, computed if the model's text weights have changed or it is new.
+
+        Args:
+            model: The GDinoModel.
+            input_ids, attention_mask, token_type_ids: As in `GDinoModel.get_text_features`.
+
+        Returns:
+            The features; do not write to them.
+        """
+        texts = (input_ids, attention_mask, token_type_ids)
+        prompt = tuple(None if x is None else (x.shape, tuple(x.flatten().tolist())) for x in texts)
+        weights = (*model.text_backbone.parameters(), *model.text_projection.parameters())
+        key = (prompt, input_ids.device, torch.is_inference_mode_enabled(), state_of(*weights))
+        if key not in self._kept:
+            self._kept[key] = model._text_features(*texts)
+            while len(self._kept) > self.size:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def __deepcopy__(self, memo: dict) -> "PromptCache":
+        return PromptCache(self.size)
+
+    def __reduce__(self) -> tuple:
+        return PromptCache, (self.size,)

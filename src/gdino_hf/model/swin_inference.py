@@ -1,0 +1,146 @@
+"""transformers' Swin backbone for inference on a CPU: the same windows, a few rows of them at a time.
+
+The stock layer writes the whole map to memory eight times on its way through shift, windows and back. Here an index of
+each window's tokens, kept per image size, replaces padding, shifting and partitioning (Liu et al. 2021, 3.2), and what
+a few windows need stays in the cache.
+"""
+
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import SwinBackbone
+
+from .blocks import by_blocks
+from .packed_linear import PackedLinear, runs_packed, side_by_side, state_of
+
+_TOKENS = 1024
+
+
+@functools.lru_cache(maxsize=64)
+def window_index(height: int, width: int, window: int, shift: int) -> tuple[Tensor, Tensor | None]:
+    """Which token stands where in each window of a padded, shifted map.
+
+    Args:
+        height, width: Size of the map.
+        window: Side of a window.
+        shift: Cyclic shift of the windows, 0 for none.
+
+    Returns:
+        (windows, window^2) int64, height * width for padding; and (windows, window^2) int64, the region of each place:
+        only places of one region see each other. None without a shift, when all do.
+    """
+    with torch.inference_mode(False):
+        rows, columns = -(-height // window) * window, -(-width // window) * window
+        index = torch.full((rows, columns), height * width)
+        index[:height, :width] = torch.arange(height * width).view(height, width)
+
+        def windows(x: Tensor) -> Tensor:
+            cut = x.view(rows // window, window, columns // window, window)
+            return cut.transpose(1, 2).reshape(-1, window * window).contiguous()
+
+        if shift == 0:
+            return windows(index), None
+        y, x = torch.arange(rows), torch.arange(columns)
+        y_region = (y >= rows - window).long() + (y >= rows - shift).long()
+        x_region = (x >= columns - window).long() + (x >= columns - shift).long()
+        return windows(index.roll((-shift, -shift), (0, 1))), windows(y_region[:, None] * 3 + x_region)
+
+
+class _Layer:
+    """One Swin layer's weights as inference wants them."""
+
+    def __init__(self, layer: Any) -> None:
+        attention, mlp = layer.attention, layer.mlp
+        self.window, self.shift = int(layer.window_size), int(layer.shift_size)
+        self.heads = attention.num_attention_heads
+        self.norm_before, self.norm_after = layer.layernorm_before, layer.layernorm_after
+        self.qkv = side_by_side([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.out = PackedLinear(attention.o_proj)
+        self.fc1, self.fc2 = PackedLinear(mlp.fc1, "gelu"), PackedLinear(mlp.fc2)
+        self.bias = attention.relative_position_bias().detach()
+
+    def attend(self, x: Tensor, height: int, width: int) -> Tensor:
+        """Window attention with its residual: (B, height * width, C) to the same."""
+        batch, tokens, channels = x.shape
+        index, regions = window_index(height, width, self.window, self.shift)
+        area = index.shape[1]
+        output = torch.empty(batch, tokens + 1, channels, dtype=x.dtype)
+        step = max(1, _TOKENS // area)
+        for image in range(batch):
+            # Padding is zero after the normalization and is never read back: one more row stands for all of it.
+            rows = torch.cat((x[image], x.new_zeros(1, channels)))
+            for start in range(0, len(index), step):
+                places = index[start : start + step]
+                flat = places.flatten()
+                taken = rows.index_select(0, flat)
+                normed = self.norm_before(taken).masked_fill_((flat == tokens)[:, None], 0.0)
+                query, key, value = (
+                    self.qkv(normed).view(-1, area, 3, self.heads, channels // self.heads).permute(2, 0, 3, 1, 4)
+                )
+                bias = self.bias
+                if regions is not None:
+                    region = regions[start : start + step]
+                    apart = region[:, None, :] != region[:, :, None]
+                    if apart.any():
+                        bias = bias - 100.0 * apart[:, None].to(bias.dtype)
+                attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+                attended = attended.transpose(1, 2).reshape(-1, channels)
+                output[image].index_copy_(0, flat, self.out(attended).add_(taken))
+        return output[:, :tokens]
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """The MLP with its residual, any number of tokens."""
+        return self.fc2(self.fc1(self.norm_after(x))).add_(x)
+
+
+class PackedSwin:
+    """A SwinBackbone's forward along the path above where it can, the stock one elsewhere.
+
+    Args:
+        backbone: The SwinBackbone, which keeps its parameters and their names.
+    """
+
+    def __init__(self, backbone: Any) -> None:
+        self.backbone = backbone
+        self._layers: list[list[_Layer]] = []
+        self._key: tuple = ()
+
+    @staticmethod
+    def knows(backbone: Any) -> bool:
+        """Whether a backbone is one that this file knows: other releases of transformers name its parts otherwise."""
+        if type(backbone) is not SwinBackbone or backbone.stage_names[0] in backbone.out_features:
+            return False
+        try:
+            layers = [layer for stage in backbone.swin.encoder.layers for layer in stage.blocks]
+            _Layer(layers[0])
+            return all(type(layer.mlp.activation_fn).__name__ == "GELUActivation" for layer in layers)
+        except (AttributeError, TypeError):
+            return False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"backbone": self.backbone, "_layers": [], "_key": ()}
+
+    def __call__(self, pixel_values: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) to a list of (B, C_l, h_l, w_l), fine to coarse, channels last in memory."""
+        swin = self.backbone.swin
+        if not runs_packed(pixel_values, swin.embeddings.patch_embeddings.projection.weight):
+            return list(self.backbone(pixel_values).feature_maps)
+        key = state_of(*swin.encoder.parameters())
+        if self._key != key:
+            self._key = key
+            self._layers = [[_Layer(layer) for layer in stage.blocks] for stage in swin.encoder.layers]
+        x, (height, width) = swin.embeddings(pixel_values)
+        maps = []
+        for name, stage, layers in zip(self.backbone.stage_names[1:], swin.encoder.layers, self._layers, strict=True):
+            for layer in layers:
+                x = by_blocks(layer.feed_forward, layer.attend(x, height, width))
+            if name in self.backbone.out_features:
+                normed = self.backbone.hidden_states_norms[name](x)
+                maps.append(normed.unflatten(1, (height, width)).permute(0, 3, 1, 2))
+            if stage.downsample is not None:
+                x = stage.downsample(x, (height, width))
+                height, width = -(-height // 2), -(-width // 2)
+        return maps

@@ -1,0 +1,199 @@
+"""Times the whole forward, and forward with backward, against transformers on a CPU.
+
+    python tests/benchmarks/bench_model_cpu.py [--size 800 1066] [--dtype bfloat16] [--optimize] [--train] [--json FILE]
+
+Random weights of Grounding DINO-T's shape are saved by transformers and loaded by both, and the runs alternate in one
+process. Besides medians of wall time it prints the process's CPU time, which a busy machine distorts less.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import tempfile
+import time
+
+import torch
+from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection, SwinConfig
+
+from gdino_hf import GDinoForObjectDetection
+
+PROMPT = [101, 4937, 1012, 6556, 2491, 1012, 102]  # "cat. remote control."
+
+
+def tiny_swin_config():
+    """Grounding DINO-T: Swin-T, BERT base, six layers each."""
+    backbone = SwinConfig(
+        embed_dim=96,
+        depths=[2, 2, 6, 2],
+        num_heads=[3, 6, 12, 24],
+        window_size=7,
+        image_size=224,
+        out_features=["stage2", "stage3", "stage4"],
+    )
+    return GroundingDinoConfig(backbone_config=backbone)
+
+
+def make_models(folder, dtype):
+    """Transformers' model and ours with the same random weights, every one of which matters."""
+    torch.manual_seed(0)
+    peer = GroundingDinoForObjectDetection(tiny_swin_config()).eval()
+    with torch.no_grad():
+        for name, parameter in peer.named_parameters():
+            if "backbone" not in name:
+                parameter.add_(0.01 * torch.randn_like(parameter))
+        for layer in peer.model.encoder.layers:
+            layer.fusion_layer.vision_param.fill_(0.1)
+            layer.fusion_layer.text_param.fill_(0.1)
+    peer.save_pretrained(folder)
+    ours = GDinoForObjectDetection.from_pretrained(folder, dtype=dtype).eval()
+    return peer, ours
+
+
+def make_inputs(batch, height, width):
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.tensor([PROMPT]).repeat(batch, 1)
+    return {
+        "pixel_values": torch.randn(batch, 3, height, width, generator=generator),
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "token_type_ids": torch.zeros_like(ids),
+    }
+
+
+def alternate(repeats, **functions):
+    """Medians of wall and CPU seconds of each function, one run of each in turn after a warm-up."""
+    wall = {name: [] for name in functions}
+    cpu = {name: [] for name in functions}
+    for function in functions.values():
+        function()
+    for _ in range(repeats):
+        for name, function in functions.items():
+            start, start_cpu = time.perf_counter(), time.process_time()
+            function()
+            wall[name].append(time.perf_counter() - start)
+            cpu[name].append(time.process_time() - start_cpu)
+    return {
+        name: {"wall": statistics.median(wall[name]), "best": min(wall[name]), "cpu": statistics.median(cpu[name])}
+        for name in functions
+    }
+
+
+def compare_outputs(ours, theirs, height, width):
+    """Largest difference of logits and boxes, and the share of boxes within a pixel."""
+    finite = torch.isfinite(theirs.logits)
+    pixels = torch.tensor([width, height, width, height])
+    boxes = (ours.pred_boxes.float() - theirs.pred_boxes.float()).abs()
+    return {
+        "logits": (ours.logits[finite].float() - theirs.logits[finite].float()).abs().max().item(),
+        "boxes": boxes.max().item(),
+        "within_a_pixel": ((boxes * pixels).amax(-1) <= 1).float().mean().item(),
+    }
+
+
+def bench_forward(args, peer, ours):
+    inputs = make_inputs(args.batch, *args.size)
+    # Built once by a caller who has one prompt and many images, but timed here: the peer pays for its text too.
+    autocast = torch.autocast("cpu", torch.bfloat16)
+
+    def peer_float32():
+        with torch.inference_mode():
+            return peer(**inputs)
+
+    def peer_autocast():
+        with torch.inference_mode(), autocast:
+            return peer(**inputs)
+
+    def ours_run():
+        with torch.inference_mode():
+            return ours(**inputs)
+
+    functions = {"transformers float32": peer_float32, f"gdino_hf {args.dtype}": ours_run}
+    if args.dtype == "bfloat16":
+        functions["transformers bfloat16 autocast"] = peer_autocast
+    report = {"difference": compare_outputs(ours_run(), peer_float32(), *args.size)}
+    report["seconds"] = alternate(args.repeats, **functions)
+    return report
+
+
+def bench_training(args, peer, ours):
+    """The loss of both is their logits' and boxes' sum: the losses themselves differ by design."""
+    inputs = make_inputs(args.batch, *args.size)
+
+    def step(model):
+        def run():
+            outputs = model(**inputs)
+            finite = torch.isfinite(outputs.logits)
+            (outputs.logits[finite].square().mean() + outputs.pred_boxes.sum()).backward()
+            model.zero_grad(set_to_none=True)
+
+        return run
+
+    return {"seconds": alternate(args.repeats, **{"transformers float32": step(peer), "gdino_hf float32": step(ours)})}
+
+
+def peak_memory(args, folder, which):
+    """Peak resident memory of one training step, in a process of its own."""
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_measure_memory, args=(args, folder, which, queue))
+    process.start()
+    value = queue.get()
+    process.join()
+    return value
+
+
+def _measure_memory(args, folder, which, queue):
+    torch.set_num_threads(args.threads)
+    model_class = GroundingDinoForObjectDetection if which == "transformers float32" else GDinoForObjectDetection
+    model = model_class.from_pretrained(folder).eval()
+    inputs = make_inputs(args.batch, *args.size)
+    for _ in range(2):
+        outputs = model(**inputs)
+        finite = torch.isfinite(outputs.logits)
+        (outputs.logits[finite].square().mean() + outputs.pred_boxes.sum()).backward()
+        model.zero_grad(set_to_none=True)
+    queue.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--optimize", action="store_true", help="call optimize_for_inference() first")
+    parser.add_argument("--train", action="store_true", help="forward and backward, 480x640 and batch 2 unless told")
+    parser.add_argument("--json", help="write the report to this file")
+    args = parser.parse_args()
+    args.size = args.size or ((480, 640) if args.train else (800, 1066))
+    args.batch = args.batch or (2 if args.train else 1)
+    torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        peer, ours = make_models(folder, getattr(torch, args.dtype))
+        if args.optimize:
+            ours.optimize_for_inference()
+        report = (bench_training if args.train else bench_forward)(args, peer, ours)
+        if args.train:
+            report["peak_gigabytes"] = {name: peak_memory(args, folder, name) for name in report["seconds"]}
+    report = {"size": args.size, "batch": args.batch, "threads": args.threads, "repeats": args.repeats, **report}
+    baseline = report["seconds"]["transformers float32"]
+    print(f"{args.size[0]}x{args.size[1]}, batch {args.batch}, {args.threads} threads, medians of {args.repeats}")
+    for name, seconds in report["seconds"].items():
+        print(
+            f"{name:32} wall {seconds['wall']:7.3f} s ({baseline['wall'] / seconds['wall']:5.2f}x)   best "
+            f"{seconds['best']:7.3f} s   cpu {seconds['cpu']:7.3f} s ({baseline['cpu'] / seconds['cpu']:5.2f}x)"
+        )
+    for name in ("difference", "peak_gigabytes"):
+        if name in report:
+            print(name, {key: f"{value:.3g}" for key, value in report[name].items()})
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
+            json.dump(report, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""`gdino bench`: every stage has its time, and transformers' own model can stand beside ours."""
+
+import json
+
+import pytest
+import torch
+from transformers import BertConfig, GroundingDinoConfig, GroundingDinoForObjectDetection, SwinConfig
+
+from gdino_hf.cli import main
+from gdino_hf.cli.bench import STAGES
+
+
+@pytest.fixture
+def peer_folder(tmp_path, tiny_processor):
+    """A tiny checkpoint as transformers writes it, with a processor."""
+    config = GroundingDinoConfig(
+        backbone_config=SwinConfig(
+            embed_dim=8,
+            depths=[1, 1, 1, 1],
+            num_heads=[1, 1, 2, 2],
+            window_size=4,
+            image_size=64,
+            out_features=["stage2", "stage3", "stage4"],
+        ),
+        text_config=BertConfig(
+            vocab_size=1100, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32
+        ),
+        d_model=64,
+        encoder_layers=1,
+        encoder_ffn_dim=64,
+        encoder_attention_heads=4,
+        decoder_layers=2,
+        decoder_ffn_dim=64,
+        decoder_attention_heads=4,
+        num_queries=12,
+    )
+    torch.manual_seed(0)
+    GroundingDinoForObjectDetection(config).save_pretrained(tmp_path)
+    tiny_processor.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_every_stage_has_its_time(tiny_folder, tmp_path, capsys):
+    report = tmp_path / "out" / "report.json"
+    command = ["bench", "--model", str(tiny_folder), "--size", "64", "96", "--batch", "2", "--repeats", "2"]
+    assert main([*command, "--labels", "cat, dog", "--device", "cpu", "--json", str(report)]) == 0
+    found = json.loads(report.read_text())
+    assert set(found["stages"]) == set(STAGES)
+    assert all(stage["milliseconds"] > 0 for stage in found["stages"].values())
+    total = found["total"]
+    assert total["images_per_second"] == pytest.approx(2 / (total["milliseconds"] / 1e3))
+    assert (found["size"], found["batch"], found["optimized"]) == ([64, 96], 2, True)
+    printed = capsys.readouterr().out
+    assert all(stage in printed for stage in STAGES)
+
+
+def test_transformers_runs_in_turn(peer_folder, tmp_path, capsys):
+    report = tmp_path / "report.json"
+    command = ["bench", "--model", str(peer_folder), "--size", "64", "96", "--repeats", "1", "--device", "cpu"]
+    assert main([*command, "--plain", "--against", "transformers", "--json", str(report)]) == 0
+    found = json.loads(report.read_text())
+    against = found["against"]
+    assert set(against["seconds"]) == {"transformers float32", "gdino_hf float32"}
+    assert against["ratio"]["gdino_hf float32"] == 1.0
+    assert against["ratio"]["transformers float32"] == pytest.approx(
+        against["seconds"]["transformers float32"] / against["seconds"]["gdino_hf float32"]
+    )
+    assert against["largest_feature_difference"] < 1e-4
+    assert against["boxes_within_a_pixel"] > 0.9
+    assert not found["optimized"]
+    assert "times ours" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_transformers_cannot_read_is_refused(tiny_folder, capsys):
+    command = ["bench", "--model", str(tiny_folder), "--size", "64", "64", "--repeats", "1", "--device", "cpu"]
+    assert main([*command, "--against", "transformers"]) == 2
+    assert "needs a checkpoint that transformers reads, not one of type gdino" in capsys.readouterr().err
+
+
+def test_sizes_are_whole_numbers(capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", "--size", "0", "64"])
+    assert "'0' is not a whole number above 0" in capsys.readouterr().err

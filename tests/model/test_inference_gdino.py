@@ -1,0 +1,216 @@
+"""Claims about optimize_for_inference: the same answers, the same published weights, and a clear refusal to train."""
+
+import copy
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import ResNetConfig
+
+from gdino_hf import GDinoForObjectDetection, GDinoModel
+from gdino_hf.model import packed_linear
+from gdino_hf.model.packed_attention import PackedMSDeformAttn
+from gdino_hf.model.packed_linear import PackedLinear, can_pack
+from gdino_hf.model.swin_inference import PackedSwin
+
+# float32 sums of a few dozen products in another order, through a dozen layers.
+ROUNDING = 1e-4
+# bfloat16 keeps 8 bits, and both models round in their own places.
+HALF_ROUNDING = 0.1
+
+pytestmark = pytest.mark.skipif(not can_pack(torch.float32), reason="this build of torch has no oneDNN")
+
+
+def lively(config):
+    """A random model in which every weight matters: freshly made ones have boxes that ignore the image."""
+    torch.manual_seed(0)
+    model = GDinoForObjectDetection(copy.deepcopy(config)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "backbone" not in name or "bias_table" in name:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def make_inputs(batch=2, height=224, width=290, **extra):
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.tensor([[2, 60, 7, 61, 62, 7, 3]]).repeat(batch, 1)
+    return {
+        "pixel_values": torch.randn(batch, 3, height, width, generator=generator),
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        **extra,
+    }
+
+
+def assert_same(ours, theirs, tolerance=ROUNDING):
+    finite = torch.isfinite(theirs.logits)
+    assert torch.equal(torch.isfinite(ours.logits), finite)
+    assert theirs.pred_boxes.std(dim=1).min() > 1e-3
+    torch.testing.assert_close(ours.logits[finite], theirs.logits[finite], rtol=0, atol=tolerance)
+    torch.testing.assert_close(ours.pred_boxes, theirs.pred_boxes, rtol=0, atol=tolerance)
+
+
+EXTRA = {
+    "unpadded": {},
+    "padded": {"pixel_mask": torch.ones(2, 224, 290).index_fill_(2, torch.arange(200, 290), 0)},
+    "sizes": {"image_sizes": [(224, 290), (150, 201)]},
+}
+
+
+@pytest.mark.parametrize("extra", EXTRA)
+def test_answers_stay(tiny_config, extra):
+    plain = lively(tiny_config)
+    optimized = copy.deepcopy(plain).optimize_for_inference()
+    inputs = make_inputs(**EXTRA[extra])
+    with torch.inference_mode():
+        assert_same(optimized(**inputs), plain(**inputs))
+
+
+def test_every_part_is_packed(tiny_config):
+    model = lively(tiny_config).optimize_for_inference()
+    kinds = {type(module) for module in model.modules()}
+    assert {PackedLinear, PackedMSDeformAttn} <= kinds
+    assert isinstance(model.model.backbone.fast_forward, PackedSwin)
+    plain = {
+        name.split(".")[1]
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear and "fusion" not in name
+    }
+    # The text side runs once per prompt; offsets and weights run as one layer.
+    assert plain <= {"text_backbone", "text_projection", "backbone", "encoder", "decoder"}
+
+
+def test_a_resnet_and_a_bare_model_are_optimized_too(tiny_config):
+    config = copy.deepcopy(tiny_config)
+    config.backbone_config = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], out_features=["stage2", "stage3", "stage4"]
+    )
+    plain = lively(config)
+    inputs = make_inputs()
+    with torch.inference_mode():
+        assert_same(copy.deepcopy(plain).optimize_for_inference()(**inputs), plain(**inputs))
+    torch.manual_seed(0)
+    bare = GDinoModel(copy.deepcopy(tiny_config)).eval()
+    with torch.inference_mode():
+        before = bare(**inputs).last_hidden_state
+        after = bare.optimize_for_inference()(**inputs).last_hidden_state
+    torch.testing.assert_close(after, before, rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("widened", [False, True])
+def test_bfloat16_stays_close(tiny_config, monkeypatch, widened):
+    if not can_pack(torch.bfloat16):
+        pytest.skip("this build of torch packs no bfloat16 weights")
+    for module in (packed_linear,):
+        monkeypatch.setattr(module, "bfloat16_is_slower", lambda: widened)
+    plain = lively(tiny_config)
+    optimized = copy.deepcopy(plain).bfloat16().optimize_for_inference()
+    inputs = make_inputs()
+    with torch.inference_mode():
+        ours = optimized.model(**inputs).encoder_last_hidden_state_vision.float()
+        theirs = plain.model(**inputs).encoder_last_hidden_state_vision
+        assert optimized(**inputs).logits.dtype == torch.bfloat16
+    assert (ours - theirs).abs().mean() < HALF_ROUNDING * theirs.abs().mean()
+
+
+def test_published_weights_are_saved_and_loaded(tiny_config, tmp_path):
+    plain = lively(tiny_config)
+    plain.save_pretrained(tmp_path / "before")
+    optimized = copy.deepcopy(plain).optimize_for_inference()
+    with torch.inference_mode():
+        optimized(**make_inputs())
+    optimized.save_pretrained(tmp_path / "after")
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("before", "after"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert optimized.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_new_weights_take_effect(tiny_config):
+    """What was packed, joined and kept of the old ones is made anew."""
+    optimized = lively(tiny_config).optimize_for_inference()
+    inputs = make_inputs()
+    torch.manual_seed(5)
+    other = lively(tiny_config)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(0.9)
+    with torch.inference_mode():
+        optimized(**inputs)
+    optimized.load_state_dict(other.state_dict())
+    with torch.inference_mode():
+        assert_same(optimized(**inputs), other(**inputs))
+
+
+def test_a_copy_answers_the_same(tiny_config):
+    optimized = lively(tiny_config).optimize_for_inference()
+    inputs = make_inputs()
+    with torch.inference_mode():
+        expected = optimized(**inputs)
+        assert_same(copy.deepcopy(optimized)(**inputs), expected)
+
+
+def test_training_is_refused(tiny_config):
+    optimized = lively(tiny_config).optimize_for_inference()
+    with pytest.raises(ValueError, match="load it again with from_pretrained"):
+        optimized.train()
+    with pytest.raises(ValueError, match="load it again with from_pretrained"):
+        optimized.model.train()
+    assert not any(parameter.requires_grad for parameter in optimized.parameters())
+    assert not optimized.eval().training
+
+
+def test_compiled_it_is_one_graph_with_the_same_answers(tiny_config):
+    torch._dynamo.reset()
+    plain = lively(tiny_config)
+    optimized = copy.deepcopy(plain).optimize_for_inference()
+    compiled = torch.compile(optimized, fullgraph=True, backend="aot_eager", dynamic=False)
+    inputs = make_inputs(height=64, width=96)
+    with torch.no_grad():
+        assert_same(compiled(**inputs), plain(**inputs))
+
+
+def test_without_packing_the_usual_layers_run(tiny_config, monkeypatch, caplog):
+    from gdino_hf.model import inference_gdino
+
+    monkeypatch.setattr(inference_gdino, "can_pack", lambda dtype: False)
+    plain = lively(tiny_config)
+    with caplog.at_level("WARNING"):
+        optimized = copy.deepcopy(plain).optimize_for_inference()
+    assert "not part of this build of torch" in caplog.text
+    assert not any(isinstance(module, PackedLinear) for module in optimized.model.modules())
+    inputs = make_inputs(height=64, width=96)
+    with torch.inference_mode():
+        assert_same(optimized(**inputs), plain(**inputs))
+
+
+def test_prompts_are_kept_and_told_apart(tiny_config):
+    optimized = lively(tiny_config).optimize_for_inference()
+    calls = []
+    optimized.model.text_backbone.register_forward_hook(lambda *_: calls.append(1))
+    inputs = make_inputs(batch=1, height=64, width=96)
+    other = {**inputs, "input_ids": torch.tensor([[2, 63, 7, 61, 62, 7, 3]])}
+    with torch.inference_mode():
+        first = optimized(**inputs)
+        again = optimized(**inputs)
+        different = optimized(**other)
+    assert len(calls) == 2
+    assert torch.equal(first.logits, again.logits)
+    assert not torch.equal(first.logits, different.logits)
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_packed_linear_is_linear(activation, bias):
+    torch.manual_seed(0)
+    linear = nn.Linear(20, 12, bias=bias).requires_grad_(False)
+    packed = PackedLinear(linear, activation)
+    x = torch.randn(3, 5, 20)
+    expected = {"none": linear(x), "relu": linear(x).relu(), "gelu": nn.functional.gelu(linear(x))}[activation]
+    torch.testing.assert_close(packed(x), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(packed(x.transpose(0, 1)), expected.transpose(0, 1), rtol=0, atol=1e-5)
+    assert packed(x[:0]).shape == (0, 5, 12)
+    recording = x.requires_grad_()
+    assert torch.autograd.grad(packed(recording).sum(), recording)[0].shape == x.shape

@@ -1,0 +1,202 @@
+"""Claims about accelerate: transformers' own models answer as before, faster, and nothing else about them changes."""
+
+import copy
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import gdino_hf
+from gdino_hf.acceleration import MultiScaleDeformableAttention, sample_points_per_level
+from gdino_hf.model import msda_backends
+
+# float32 sums of a few hundred products in another order, through a few layers.
+TOLERANCE = 1e-5
+
+
+def resnet():
+    return transformers.ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 16, 24, 32],
+        depths=[1, 1, 1, 1],
+        layer_type="basic",
+        out_features=["stage2", "stage3", "stage4"],
+    )
+
+
+def swin(**changes):
+    return transformers.SwinConfig(
+        embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4, image_size=64, **changes
+    )
+
+
+def text(vocabulary=1100):
+    return transformers.BertConfig(
+        vocab_size=vocabulary, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32
+    )
+
+
+SMALL = {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "num_queries": 10,
+}
+PIXELS = {"pixel_values": torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))}
+PROMPT = torch.tensor([[101, 5, 6, 1012, 7, 1012, 102]]).repeat(2, 1)
+
+
+def grounding_dino(kind="GroundingDino"):
+    config = getattr(transformers, f"{kind}Config")(
+        backbone_config=swin(out_features=["stage2", "stage3", "stage4"]), text_config=text(), **SMALL
+    )
+    model = getattr(transformers, f"{kind}ForObjectDetection")(config)
+    return model, {**PIXELS, "input_ids": PROMPT, "attention_mask": torch.ones_like(PROMPT)}
+
+
+def deformable_detr():
+    config = transformers.DeformableDetrConfig(
+        backbone_config=resnet(), use_timm_backbone=False, backbone=None, num_feature_levels=4, **SMALL
+    )
+    return transformers.DeformableDetrForObjectDetection(config), PIXELS
+
+
+def rt_detr(kind="RTDetr", **changes):
+    backbone = transformers.RTDetrResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 16, 24, 32],
+        depths=[1, 1, 1, 1],
+        layer_type="basic",
+        out_features=["stage2", "stage3", "stage4"],
+    )
+    config = getattr(transformers, f"{kind}Config")(
+        backbone_config=backbone,
+        encoder_hidden_dim=32,
+        encoder_in_channels=[16, 24, 32],
+        encoder_ffn_dim=32,
+        encoder_attention_heads=4,
+        d_model=32,
+        decoder_in_channels=[32, 32, 32],
+        decoder_ffn_dim=32,
+        decoder_layers=2,
+        decoder_attention_heads=4,
+        num_queries=10,
+        num_denoising=0,
+        **changes,
+    )
+    return getattr(transformers, f"{kind}ForObjectDetection")(config), PIXELS
+
+
+def mask2former():
+    config = transformers.Mask2FormerConfig(
+        backbone_config=swin(out_features=["stage1", "stage2", "stage3", "stage4"]),
+        feature_size=32,
+        mask_feature_size=32,
+        hidden_dim=32,
+        encoder_feedforward_dim=32,
+        dim_feedforward=32,
+        num_attention_heads=4,
+        encoder_layers=2,
+        decoder_layers=2,
+        num_queries=10,
+    )
+    return transformers.Mask2FormerForUniversalSegmentation(config), PIXELS
+
+
+MODELS = {
+    "Grounding DINO": grounding_dino,
+    "MM Grounding DINO": lambda: grounding_dino("MMGroundingDino"),
+    "Deformable DETR": deformable_detr,
+    "RT-DETR": rt_detr,
+    "RT-DETRv2": lambda: rt_detr("RTDetrV2"),
+    "D-FINE": lambda: rt_detr("DFine", decoder_n_points=[3, 2, 1]),
+    "Mask2Former": mask2former,
+}
+
+
+def lively(name):
+    torch.manual_seed(0)
+    model, inputs = MODELS[name]()
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            # Untrained offsets look at whole cells and untrained weights are all alike.
+            if "sampling_offsets" in key or "attention_weights" in key:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return model.eval(), inputs
+
+
+def answers(outputs):
+    names = ("logits", "pred_boxes", "class_queries_logits", "masks_queries_logits")
+    found = {name: outputs[name] for name in names if outputs.get(name) is not None}
+    assert len(found) == 2
+    return found
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_answers_and_weights_stay_and_the_operator_runs(name, monkeypatch):
+    model, inputs = lively(name)
+    fast = gdino_hf.accelerate(copy.deepcopy(model))
+    calls = []
+    backend = msda_backends.backend_for
+    monkeypatch.setattr(msda_backends, "backend_for", lambda *args: calls.append(1) or backend(*args))
+    with torch.no_grad():
+        expected = answers(model(**inputs))
+        assert not calls
+        found = answers(fast(**inputs))
+    assert calls
+    for key, value in expected.items():
+        finite = value.isfinite()
+        torch.testing.assert_close(found[key][finite], value[finite], rtol=0, atol=TOLERANCE)
+    assert fast.state_dict().keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", ["Deformable DETR", "Mask2Former"])
+def test_it_trains_and_can_be_copied(name):
+    model, inputs = lively(name)
+    fast = copy.deepcopy(gdino_hf.accelerate(copy.deepcopy(model)))
+    gradients = []
+    for one in (model, fast):
+        sum(value.square().mean() for value in answers(one(**inputs)).values()).backward()
+        gradients.append({key: p.grad for key, p in one.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    moved = [key for key in gradients[0] if "sampling_offsets.weight" in key]
+    assert moved
+    for key in moved:
+        scale = gradients[0][key].abs().max()
+        assert scale > 0
+        torch.testing.assert_close(gradients[1][key], gradients[0][key], rtol=0, atol=float(1e-3 * scale))
+
+
+def test_twice_is_once_and_others_of_the_kind_stay():
+    model, _ = lively("Mask2Former")
+    other = copy.deepcopy(model)
+    before = {type(module) for module in other.modules()}
+    first = [type(module) for module in gdino_hf.accelerate(model).modules()]
+    assert [type(module) for module in gdino_hf.accelerate(model).modules()] == first
+    assert {type(module) for module in other.modules()} == before
+
+
+def test_discrete_sampling_is_left_alone():
+    with pytest.raises(ValueError, match="no multi-scale deformable attention"):
+        gdino_hf.accelerate(rt_detr("RTDetrV2", decoder_method="discrete")[0])
+    with pytest.raises(ValueError, match="method='discrete'"):
+        sample_points_per_level(*[torch.zeros(1)] * 4, [1], "discrete")
+
+
+def test_a_model_without_deformable_attention_is_refused():
+    with pytest.raises(ValueError, match="Linear has no multi-scale deformable attention"):
+        gdino_hf.accelerate(nn.Linear(2, 2))
+
+
+def test_the_layer_has_no_state():
+    """What kernelize asks of a layer."""
+    layer = MultiScaleDeformableAttention()
+    assert not layer.state_dict()
+    assert layer.has_backward
+    assert layer.can_torch_compile
+    assert set(vars(layer)) == set(vars(nn.Module()))
