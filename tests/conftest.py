@@ -213,7 +213,9 @@ def hub(monkeypatch, tmp_path_factory):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.files, server.repositories, server.forbidden = {}, [], False
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
     # transformers keeps a client that remembers the address.
     monkeypatch.setattr(transformers_hub, "_hf_api", None, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

@@ -28,8 +28,8 @@ class StoredModel(PreTrainedModel):
         differing = differing_copies(state_dict, checkpoint_files, model.config)
         if differing:
             logger.warning(
-                "The checkpoint holds copies of heads that differ from the heads: %s. They are left out, since one head "
-                "serves both places here, so results may differ from those of the code that trained it.",
+                "The checkpoint holds copies of heads that differ from the heads: %s. They are left out, since one "
+                "head serves both places here, so results may differ from those of the code that trained it.",
                 ", ".join(differing),
             )
         return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
