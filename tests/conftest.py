@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -143,3 +147,80 @@ def tiny_folder(tmp_path_factory, tiny_model, tiny_processor) -> Path:
     tiny_model.save_pretrained(folder)
     tiny_processor.save_pretrained(folder)
     return folder
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the Hub as an upload of small files asks for."""
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        _, _, name = self.path.partition("/resolve/main/")
+        if not name:
+            self.answer({"siblings": []})
+        elif name in self.server.files:
+            self.answer(self.server.files[name], headers={"ETag": '"1"', "X-Repo-Commit": "0" * 40})
+        else:
+            self.answer({}, 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": "0" * 40})
+
+    def do_POST(self):
+        size = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(size) if size else b"".join(self.chunks())
+        hub = self.server
+        if self.path == "/api/repos/create":
+            if hub.forbidden:
+                self.answer({"error": "You may not create this"}, 403)
+                return
+            hub.repositories.append(json.loads(body)["name"])
+            self.answer({"url": f"http://{self.headers['Host']}/me/{hub.repositories[-1]}"})
+        elif self.path.endswith("/preupload/main"):
+            files = [{"path": f["path"], "uploadMode": "regular"} for f in json.loads(body)["files"]]
+            self.answer({"files": [{**file, "shouldIgnore": False} for file in files]})
+        elif "/commit/main" in self.path:
+            for entry in map(json.loads, body.splitlines()):
+                if entry["key"] == "file":
+                    hub.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+            address = f"http://{self.headers['Host']}/me/{hub.repositories[-1]}/commit/0"
+            self.answer({"success": True, "commitOid": "0" * 40, "commitUrl": address, "hookOutput": ""})
+        else:
+            self.answer({})
+
+    def chunks(self):
+        while size := int(self.rfile.readline() or b"0", 16):
+            yield self.rfile.read(size)
+            self.rfile.readline()
+
+    def answer(self, content, status=200, headers=()):
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", "Content-Length": len(data), **dict(headers)}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path_factory):
+    """A Hub on this machine: `files` holds what it was sent, `repositories` what was created."""
+    from huggingface_hub import constants
+    from transformers.utils import hub as transformers_hub
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.files, server.repositories, server.forbidden = {}, [], False
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    # transformers keeps a client that remembers the address.
+    monkeypatch.setattr(transformers_hub, "_hf_api", None, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub-cache")))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nonexistent")
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    yield server
+    server.shutdown()

@@ -10,8 +10,25 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForZeroShotObjectDetection,
+    AutoProcessor,
+    AutoTokenizer,
+    pipeline,
+)
 
-from gdino_hf import NANO, GDinoConfig, GDinoForObjectDetection, GDinoProcessor
+from gdino_hf import (
+    NANO,
+    GDinoConfig,
+    GDinoForObjectDetection,
+    GDinoImageProcessor,
+    GDinoModel,
+    GDinoProcessor,
+    GDinoZeroShotObjectDetectionPipeline,
+)
 
 DISTRACTORS = ["dog", "car", "chair", "book", "bottle", "television", "tree", "horse", "pizza", "laptop"]
 # The object's outline in the photograph, measured by hand, xyxy in pixels.
@@ -130,3 +147,44 @@ def test_bfloat16_boxes_stay_within_a_pixel(nano, shared):
             moved.append(distance.min().item())
     assert len(moved) >= 12
     assert sum(distance <= 1.0 for distance in moved) >= 0.95 * len(moved)
+
+
+def test_auto_classes_and_the_pipeline_load_it(nano, example_folder):
+    assert type(AutoConfig.from_pretrained(NANO)) is GDinoConfig
+    assert type(AutoModel.from_pretrained(NANO)) is GDinoModel
+    assert type(AutoProcessor.from_pretrained(NANO)) is GDinoProcessor
+    assert type(AutoImageProcessor.from_pretrained(NANO)) is GDinoImageProcessor
+    assert type(AutoModelForZeroShotObjectDetection.from_pretrained(NANO)) is GDinoForObjectDetection
+    assert AutoTokenizer.from_pretrained(NANO).get_vocab() == nano[1].tokenizer.get_vocab()
+    detector = pipeline("zero-shot-object-detection", model=NANO, device="cpu")
+    assert type(detector) is GDinoZeroShotObjectDetectionPipeline
+    best = detector(str(example_folder / "cat.jpg"), candidate_labels=["cat", "cup"])[0]
+    assert best["label"] == "cat"
+
+
+def test_a_negative_label_silences_its_object_however_many_labels_there_are(nano, example_folder):
+    model, processor = nano
+    image = Image.open(example_folder / "cat.jpg")
+    labels = ["pet", *(f"thing number {i}" for i in range(70))]
+    found = {}
+    for negatives in (None, ["cat"]):
+        inputs = processor(images=image, text=labels, negative_labels=negatives)
+        assert len(inputs.prompts[0].chunks) > 1
+        with torch.no_grad():
+            outputs = model(**inputs)
+        (result,) = processor.post_process_grounded_object_detection(outputs, inputs, threshold=0.1, text_threshold=0.0)
+        found[negatives is not None] = result["text_labels"]
+    assert "pet" in found[False]
+    assert "pet" not in found[True]
+
+
+def test_no_path_of_the_machine_it_was_made_on_is_shipped():
+    def names(value):
+        if isinstance(value, dict):
+            yield from ([str(value["_name_or_path"])] if "_name_or_path" in value else [])
+            value = list(value.values())
+        for item in value if isinstance(value, list) else []:
+            yield from names(item)
+
+    for path in Path(NANO).glob("*config.json"):
+        assert not [name for name in names(json.loads(path.read_text())) if "/" in name or "\\" in name], path.name

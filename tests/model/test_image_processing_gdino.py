@@ -405,3 +405,43 @@ def test_token_results_equal_transformers(small):
             torch.testing.assert_close(mine[name], other[name])
     with pytest.raises(ValueError, match="1 target_sizes for 2 images"):
         small.post_process_object_detection(Outputs, target_sizes=[(40, 50)])
+
+
+@pytest.mark.parametrize("size", [32, [32, 48], "32"])
+def test_a_size_without_names_is_refused(size):
+    with pytest.raises(TypeError, match="size must be a dict"):
+        GDinoImageProcessor(size=size)
+    with pytest.raises(TypeError, match="size must be a dict"):
+        GDinoImageProcessor()(Image.new("RGB", (8, 8)), size=size)
+
+
+@pytest.mark.parametrize("do_normalize", [True, False])
+def test_floats_that_need_no_rescaling_equal_transformers(do_normalize):
+    pixels = np.random.default_rng(0).random((40, 60, 3)).astype(np.float32)
+    options = {
+        "size": {"shortest_edge": 64, "longest_edge": 96},
+        "do_rescale": False,
+        "do_normalize": do_normalize,
+        "return_tensors": "pt",
+    }
+    theirs = GroundingDinoImageProcessorPil()(pixels, **options)["pixel_values"]
+    for image in (pixels, torch.from_numpy(pixels).permute(2, 0, 1)):
+        ours = GDinoImageProcessor()(image, **options)["pixel_values"]
+        # One way rounds v / 255 in float64, the other in float32.
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_bytes_without_rescaling_equal_transformers():
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    options = {"size": {"shortest_edge": 64, "longest_edge": 96}, "do_rescale": False, "return_tensors": "pt"}
+    ours, theirs = (p(pixels, **options)["pixel_values"] for p in (GDinoImageProcessor(), PEER()))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+def test_grey_float_pictures_in_unit_range_equal_the_array():
+    values = np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
+    picture, array = (np.asarray(load_image(image)) for image in (Image.fromarray(values), values))
+    assert np.array_equal(picture, array)
+    assert picture.max() == 255
+    ours = GDinoImageProcessor(do_rescale=False, do_normalize=False)(Image.fromarray(values))["pixel_values"]
+    assert 0.99 < ours.max() <= 1

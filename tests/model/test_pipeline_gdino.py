@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import io
 
 import pytest
 import torch
 from PIL import Image
 from transformers import (
     AutoModelForZeroShotObjectDetection,
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
+    GroundingDinoImageProcessorPil,
     OwlViTConfig,
     OwlViTForObjectDetection,
     OwlViTImageProcessorPil,
@@ -16,7 +21,12 @@ from transformers import (
     pipeline,
 )
 
-from gdino_hf import GDinoForObjectDetection, GDinoZeroShotObjectDetectionPipeline, register_auto_classes
+from gdino_hf import (
+    GDinoForObjectDetection,
+    GDinoProcessor,
+    GDinoZeroShotObjectDetectionPipeline,
+    register_auto_classes,
+)
 
 TASK = "zero-shot-object-detection"
 # The random model's scores lie near one half; this keeps every box.
@@ -260,3 +270,61 @@ def test_sideways_photograph_gives_boxes_of_the_upright_one(detector, tmp_path):
     path = tmp_path / "sideways.png"
     upright.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
     assert detector(str(path), candidate_labels=["cat"], **ALL) == detector(upright, candidate_labels=["cat"], **ALL)
+
+
+@pytest.mark.parametrize("saved", [32, 64, 256])
+def test_a_folders_own_prompt_length_is_kept(saved, model, tiny_processor, tmp_path):
+    model.save_pretrained(tmp_path)
+    GDinoProcessor(tiny_processor.image_processor, tiny_processor.tokenizer, max_text_len=saved).save_pretrained(
+        tmp_path
+    )
+    expected = min(saved, model.config.max_text_len)
+    loaded = AutoModelForZeroShotObjectDetection.from_pretrained(tmp_path)
+    for given in (str(tmp_path), loaded):
+        assert pipeline(TASK, model=given, device="cpu").processor.max_text_len == expected
+    parts = {"tokenizer": tiny_processor.tokenizer, "image_processor": tiny_processor.image_processor}
+    assert pipeline(TASK, model=loaded, **parts, device="cpu").processor.max_text_len == expected
+
+
+def test_the_processor_may_be_a_folder(model, tiny_folder, detector):
+    other = pipeline(TASK, model=model, processor=str(tiny_folder), device="cpu")
+    assert other(picture(), candidate_labels=["cat"], **ALL) == detector(picture(), candidate_labels=["cat"], **ALL)
+
+
+def test_a_picture_may_be_base64(detector):
+    file = io.BytesIO()
+    picture().save(file, "PNG")
+    text = base64.b64encode(file.getvalue()).decode()
+    expected = detector(picture(), candidate_labels=["cat"], **ALL)
+    for given in (text, f"data:image/png;base64,{text}"):
+        assert detector(given, candidate_labels=["cat"], **ALL) == expected
+
+
+@pytest.mark.parametrize("text", ["QUJD" * 2000, "no picture, " * 800])
+def test_a_long_text_that_is_no_picture_is_not_echoed_whole(text, detector):
+    with pytest.raises(ValueError) as caught:
+        detector(text, candidate_labels=["cat"])
+    assert len(str(caught.value)) < 600
+
+
+def test_transformers_own_grounding_dino_keeps_the_stock_pipeline(tiny_config, tiny_processor, tmp_path):
+    shared = ("d_model", "encoder_layers", "encoder_ffn_dim", "encoder_attention_heads", "decoder_layers")
+    shared += ("decoder_ffn_dim", "decoder_attention_heads", "num_queries", "max_text_len")
+    config = GroundingDinoConfig(
+        backbone_config=copy.deepcopy(tiny_config.backbone_config),
+        text_config=copy.deepcopy(tiny_config.text_config),
+        **{name: getattr(tiny_config, name) for name in shared},
+    )
+    torch.manual_seed(0)
+    GroundingDinoForObjectDetection(config).save_pretrained(tmp_path)
+    GroundingDinoImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(tmp_path)
+    tiny_processor.tokenizer.save_pretrained(tmp_path)
+    detector = pipeline(TASK, model=str(tmp_path), device="cpu")
+    assert type(detector) is ZeroShotObjectDetectionPipeline
+    assert type(detector.model) is GroundingDinoForObjectDetection
+    calls, handle = count_forwards(detector.model)
+    try:
+        detector(picture(), candidate_labels=["cat", "dog"], threshold=0.0)
+    finally:
+        handle.remove()
+    assert calls == [1, 1]

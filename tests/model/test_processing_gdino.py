@@ -492,3 +492,83 @@ def test_loss_from_annotations(model, tiny_processor):
         annotations=[{"annotations": [{"bbox": BBOX, "label": "dog"}]}, {"annotations": []}],
     )
     assert model(**inputs).loss.isfinite()
+
+
+def test_a_negative_label_competes_in_every_chunk(tiny_tokenizer, tiny_processor):
+    processor = GDinoProcessor(tiny_processor.image_processor, tiny_tokenizer, max_text_len=6)
+    inputs = processor(images=picture(), text=["cat", "cup"], negative_labels=["dog"])
+    assert inputs["image_indices"].tolist() == [0, 0]
+    # [CLS] cat . dog . [SEP] and [CLS] cup . dog . [SEP]: the negative label wins the first box of both.
+    row = [({1: 0.6, 3: 0.9}, BOX), ({1: 0.5, 3: 0.2}, BOX)]
+    (result,) = processor.post_process_grounded_object_detection(outputs_of(row, row), inputs)
+    assert result["text_labels"] == ["cat", "cup"]
+    torch.testing.assert_close(result["scores"], torch.tensor([0.5, 0.5]))
+    (result,) = processor.post_process_grounded_object_detection(
+        outputs_of(row, row), inputs, nms_threshold=0.5, class_agnostic_nms=True
+    )
+    assert result["text_labels"] == ["cat"]
+
+
+def test_chunks_prepared_without_the_images_lose_none_in_silence(tiny_tokenizer, tiny_processor, model):
+    processor = GDinoProcessor(tiny_processor.image_processor, tiny_tokenizer, max_text_len=6)
+    text = processor(text=["cat", "dog", "hat"])
+    one, two = processor(images=picture()), processor(images=[picture(seed=1), picture(seed=2)])
+    with torch.no_grad():
+        assert model(**one, **text).logits.shape[0] == 2
+        with pytest.raises(ValueError, match=r"names the images \[0\] but there are 2.*in one call"):
+            model(**two, **text)
+
+
+@pytest.mark.parametrize("options", [{"size": {"height": 32, "width": 48}}, {"do_normalize": False}])
+def test_options_of_images_may_come_in_a_group(options, tiny_processor):
+    flat = tiny_processor(images=picture(), text=["cat"], **options)
+    grouped = tiny_processor(images=picture(), text=["cat"], images_kwargs=options)
+    plain = tiny_processor(images=picture(), text=["cat"])
+    assert torch.equal(flat["pixel_values"], grouped["pixel_values"])
+    assert not torch.equal(plain["pixel_values"].mean(), grouped["pixel_values"].mean())
+
+
+@pytest.mark.parametrize("options", [{"sise": 1}, {"resize": 1}, {"images_kwargs": {"sise": 1}}, {"do_center_crop": 1}])
+@pytest.mark.parametrize("images", [None, picture()], ids=["text", "images"])
+def test_unknown_options_are_refused(images, options, tiny_processor):
+    with pytest.raises(TypeError, match=r"no option '(sise|resize|do_center_crop)'; those of images are do_normalize"):
+        tiny_processor(images=images, text=["cat"], **options)
+
+
+def test_options_of_tokenizers_change_nothing(tiny_processor):
+    plain = tiny_processor(images=picture(), text=["cat", "dog"])
+    options = {"padding": "max_length", "truncation": True, "max_length": 3, "return_token_type_ids": False}
+    options |= {"return_attention_mask": True, "add_special_tokens": False}
+    for given in (options, {"text_kwargs": options}, {"common_kwargs": {"return_tensors": "pt"}}):
+        inputs = tiny_processor(images=picture(), text=["cat", "dog"], **given)
+        assert inputs.keys() == plain.keys()
+        assert torch.equal(inputs["input_ids"], plain["input_ids"])
+
+
+@pytest.mark.parametrize("text", [["cat", None], b"cat", ["cat", b"dog"], [["cat"], None], 3])
+def test_text_of_another_type_is_named(text, tiny_processor):
+    with pytest.raises(TypeError, match=r"Labels must be a string or a list of strings, got (None|b'|3)"):
+        tiny_processor(images=picture(), text=text)
+
+
+def test_target_sizes_may_be_a_list_of_tensors(tiny_processor):
+    inputs = tiny_processor(images=[picture(seed=1), picture(seed=2)], text=["cat"])
+    outputs = outputs_of([({1: 0.9}, BOX)], [({1: 0.9}, BOX)])
+    sizes = [torch.tensor([10, 20]), torch.tensor([100, 200])]
+    results = tiny_processor.post_process_grounded_object_detection(outputs, inputs, target_sizes=sizes)
+    for result, boxes in zip(results, ([8.0, 3.0, 12.0, 7.0], [80.0, 30.0, 120.0, 70.0]), strict=True):
+        torch.testing.assert_close(result["boxes"], torch.tensor([boxes]))
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({"category_id": 0}, "has no bbox"),
+        ({"category_id": None, "bbox": BBOX}, "category_id None is not a whole number"),
+        ({"category_id": 0.5, "bbox": BBOX}, "category_id 0.5 is not a whole number"),
+        ({"label": "Dog", "bbox": BBOX}, "'Dog' is a negative label"),
+    ],
+)
+def test_annotations_that_cannot_be_used_say_why(item, message, tiny_processor):
+    with pytest.raises(ValueError, match=message):
+        tiny_processor(images=picture(), text=["cat"], negative_labels=["dog"], annotations={"annotations": [item]})

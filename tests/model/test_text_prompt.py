@@ -240,3 +240,19 @@ def test_vocabulary_without_period_is_refused():
     tokenizer = BertTokenizerFast(vocab={word: index for index, word in enumerate(words)})
     with pytest.raises(ValueError, match="use another encoder"):
         build_prompt(["cat"], tokenizer)
+
+
+def test_negative_labels_stand_in_every_chunk(tiny_tokenizer):
+    prompt = build_prompt(["cat", "dog", "cup"], tiny_tokenizer, max_text_len=8, negative_labels=["hat"])
+    assert [chunk.label_indices for chunk in prompt.chunks] == [(0, 1, 3), (2, 3)]
+    decoded = tiny_tokenizer.batch_decode([list(chunk.input_ids) for chunk in prompt.chunks], skip_special_tokens=True)
+    assert decoded == ["cat. dog. hat.", "cup. hat."]
+    for chunk in prompt.chunks:
+        words = [tiny_tokenizer.decode(chunk.input_ids[start:end]) for start, end in chunk.spans]
+        assert words == [prompt.labels[index] for index in chunk.label_indices]
+
+
+def test_negative_labels_that_leave_no_room_are_refused(tiny_tokenizer):
+    assert len(build_prompt(["cat"], tiny_tokenizer, 8, ["hat", "cup"]).chunks) == 1
+    with pytest.raises(ValueError, match=r"negative labels have 4 tokens and the label 'remote control' has 3"):
+        build_prompt(["cat", "remote control"], tiny_tokenizer, 8, ["hat", "cup"])

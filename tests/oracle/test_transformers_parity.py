@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any
 
 import pytest
@@ -167,14 +168,18 @@ def test_saved_back_loads_into_the_peer(case, tmp_path):
     assert_equal_outputs(ours, theirs)
 
 
-def test_loading_a_peer_checkpoint_says_nothing(tmp_path, caplog):
-    peer = make_peer("grounding-dino", swin())
-    peer.save_pretrained(tmp_path)
+@pytest.mark.parametrize("case", ["gd swin shared", "mm swin shared", "mm swin separate"])
+def test_loading_a_peer_checkpoint_says_nothing(case, tmp_path, caplog, monkeypatch):
+    kind, backbone, overrides = CASES[case]
+    make_peer(kind, backbone(), **overrides).save_pretrained(tmp_path)
+    # By itself transformers' logger keeps its records from the root's handlers, so nothing would be heard.
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     caplog.clear()
     with caplog.at_level("WARNING"):
+        logging.getLogger("transformers.modeling_utils").warning("heard")
         GDinoForObjectDetection.from_pretrained(tmp_path)
         GDinoModel.from_pretrained(tmp_path)
-    assert not [record.getMessage() for record in caplog.records]
+    assert {record.getMessage() for record in caplog.records} == {"heard"}
 
 
 def test_saved_config_is_ours(tmp_path):
@@ -197,3 +202,49 @@ def test_sdpa_and_eager_agree(tmp_path):
         with torch.no_grad():
             outputs.append(model(**inputs))
     assert_equal_outputs(outputs[0], outputs[1])
+
+
+UNTIED = {
+    "gd shared": ("grounding-dino", {}),
+    "gd separate": ("grounding-dino", SEPARATE),
+    "mm shared": ("mm-grounding-dino", {}),
+    "mm separate": ("mm-grounding-dino", SEPARATE),
+}
+
+
+def save_untied(kind: str, folder: Any, copies_differ: bool, **overrides: Any) -> torch.nn.Module:
+    """A peer that says tie_word_embeddings=False and stores a copy of a head wherever the head stands."""
+    tied = make_peer(kind, swin(), **overrides)
+    config_class, model_class = PEERS[kind]
+    peer = model_class(config_class.from_dict({**tied.config.to_dict(), "tie_word_embeddings": False})).eval()
+    peer.load_state_dict(tied.state_dict())
+    if copies_differ:
+        with torch.no_grad():
+            peer.model.decoder.bbox_embed[1].layers[0].bias.add_(1.0)
+    peer.save_pretrained(folder)
+    return peer
+
+
+@pytest.mark.parametrize("case", UNTIED)
+def test_untied_copies_that_agree_are_saved_back_whole(case, tmp_path, caplog):
+    kind, overrides = UNTIED[case]
+    peer = save_untied(kind, tmp_path / "theirs", copies_differ=False, **overrides)
+    model, info = GDinoForObjectDetection.from_pretrained(tmp_path / "theirs", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    assert "copies of heads" not in caplog.text
+    model.eval().save_pretrained(tmp_path / "ours")
+    back, info = PEERS[kind][1].from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    inputs = make_inputs()
+    with torch.no_grad():
+        theirs, ours, returned = peer(**inputs), model(**inputs), back.eval()(**inputs)
+    assert_equal_outputs(ours, theirs)
+    assert_equal_outputs(returned, theirs)
+
+
+def test_untied_copies_that_differ_are_named_once(tmp_path, caplog):
+    save_untied("grounding-dino", tmp_path, copies_differ=True)
+    GDinoForObjectDetection.from_pretrained(tmp_path)
+    (message,) = [record.getMessage() for record in caplog.records if "copies of heads" in record.getMessage()]
+    assert "model.decoder.bbox_embed.1." in message
+    assert "bbox_embed.0" not in message

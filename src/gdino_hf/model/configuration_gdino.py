@@ -191,6 +191,9 @@ class GDinoConfig(PreTrainedConfig):
         self.special_token_ids = [int(i) for i in self.special_token_ids]
         if self.decoder_inverse_sigmoid_eps is None:
             self.decoder_inverse_sigmoid_eps = self.inverse_sigmoid_eps
+        # A head that stands in two places is one module here. A file that says False for it holds copies, which are not
+        # written again: transformers would take them for missing weights.
+        self.tie_word_embeddings = True
         super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:

@@ -1,8 +1,9 @@
 """Photographs to pixel tensors, on PIL and torch alone."""
 
+import inspect
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,14 @@ from .box_ops import cxcywh_to_xyxy
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+# Options of other image processors that change nothing here: channels are found by looking, and PIL works on the CPU.
+_WITHOUT_EFFECT = frozenset(
+    {
+        *("data_format", "input_data_format", "device", "disable_grouping", "default_to_square", "do_convert_rgb"),
+        *("do_convert_annotations", "format"),
+    }
+)
+
 
 class GDinoImageProcessor(BaseImageProcessor):
     """Resize, normalize and pad photographs.
@@ -25,7 +34,7 @@ class GDinoImageProcessor(BaseImageProcessor):
         do_resize: Resize at all.
         size: {"shortest_edge", "longest_edge"} keeps the aspect ratio; {"height", "width"} does not.
         resample: PIL's number of the filter; 2 is bilinear.
-        do_rescale: Multiply by rescale_factor.
+        do_rescale: Multiply by rescale_factor. Without, bytes stay 0..255, and floats in 0..1 stay in 0..1.
         rescale_factor: 1 / 255 brings bytes to 0..1.
         do_normalize: Subtract image_mean and divide by image_std.
         image_mean: Per channel.
@@ -53,7 +62,7 @@ class GDinoImageProcessor(BaseImageProcessor):
         kwargs.pop("image_processor_type", None)
         super().__init__(**kwargs)
         self.do_resize = do_resize
-        self.size = _checked_size(dict(size) if size is not None else {"shortest_edge": 800, "longest_edge": 1333})
+        self.size = _checked_size(size if size is not None else {"shortest_edge": 800, "longest_edge": 1333})
         self.resample = int(resample)
         self.do_rescale = do_rescale
         self.rescale_factor = rescale_factor
@@ -86,19 +95,25 @@ class GDinoImageProcessor(BaseImageProcessor):
             `original_sizes` that of the upright photograph.
 
         Raises:
+            TypeError: There is no option of a name given.
             ValueError: An image cannot be read or holds values that are not finite.
         """
+        check_options(kwargs)
         if return_tensors not in (None, "pt"):
             raise ValueError(
                 f"return_tensors must be 'pt', got {return_tensors!r}; this processor makes torch tensors."
             )
         options = {**vars(self), **{name: value for name, value in kwargs.items() if value is not None}}
         if kwargs.get("size") is not None:
-            options["size"] = _checked_size(dict(kwargs["size"]))
-        pictures = [load_image(image) for image in as_list(images)]
-        if not pictures:
+            options["size"] = _checked_size(kwargs["size"])
+        images = as_list(images)
+        if not images:
             raise ValueError("The list of images is empty; give at least one.")
-        arrays = [_prepare(picture, options) for picture in pictures]
+        pictures = [load_image(image) for image in images]
+        arrays = [
+            _prepare(picture, options, unit=_in_unit_range(image))
+            for image, picture in zip(images, pictures, strict=True)
+        ]
         sizes = [(array.shape[1], array.shape[2]) for array in arrays]
         height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
         if options["pad_size"] is not None:
@@ -155,6 +170,21 @@ class GDinoImageProcessor(BaseImageProcessor):
         ]
 
 
+def check_options(names: Iterable[str]) -> None:
+    """Refuse options that would change nothing because nobody knows them.
+
+    Args:
+        names: Names of options for one call of the image processor.
+
+    Raises:
+        TypeError: One is unknown.
+    """
+    known = set(inspect.signature(GDinoImageProcessor.__init__).parameters) - {"self", "kwargs"}
+    unknown = sorted(set(names) - known - _WITHOUT_EFFECT)
+    if unknown:
+        raise TypeError(f"There is no option {unknown[0]!r}; those of images are {', '.join(sorted(known))}.")
+
+
 def load_image(image: Any) -> Image.Image:
     """Any picture as an upright RGB PIL image.
 
@@ -170,7 +200,7 @@ def load_image(image: Any) -> Image.Image:
     """
     if isinstance(image, (str, os.PathLike, bytes)) or hasattr(image, "read"):
         is_path = isinstance(image, (str, os.PathLike))
-        name = str(image) if is_path else "The file given"
+        name = _short(image) if is_path else "The file given"
         try:
             with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
                 opened.load()
@@ -180,14 +210,14 @@ def load_image(image: Any) -> Image.Image:
         except FileNotFoundError as error:
             raise ValueError(f"There is no file {name}; check the path.") from error
         except Exception as error:  # decoders raise whatever broken bytes lead them to
-            raise ValueError(f"{name} cannot be decoded ({error}); save it again or leave it out.") from error
+            raise ValueError(f"{name} cannot be decoded ({_short(error)}); save it again or leave it out.") from error
         return to_rgb(image)
     if isinstance(image, Image.Image):
         try:
             image.load()
         except Exception as error:  # as above
             name = getattr(image, "filename", "") or "The picture"
-            raise ValueError(f"{name} cannot be decoded ({error}); save it again or leave it out.") from error
+            raise ValueError(f"{name} cannot be decoded ({_short(error)}); save it again or leave it out.") from error
         return to_rgb(_upright(image))
     if isinstance(image, Tensor):
         image = image.detach().cpu()
@@ -195,6 +225,12 @@ def load_image(image: Any) -> Image.Image:
     if isinstance(image, np.ndarray):
         return _from_array(image)
     raise TypeError(f"An image must be a PIL image, array, tensor, path, bytes or file, got {type(image).__name__}.")
+
+
+def _short(value: object, limit: int = 200) -> str:
+    """A path or message as text; a picture given as text by mistake would fill the screen."""
+    text = str(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -216,7 +252,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
         if not np.isfinite(values).all():
             raise ValueError("The picture holds pixels that are not finite; replace NaN and infinity.")
         # 16 bits where the values say so; a 32-bit picture of byte values is taken as it is.
-        if image.mode.startswith("I;16") or values.max(initial=0) > 255:
+        if image.mode == "F" and _is_unit(values):
+            values = values * 255
+        elif image.mode.startswith("I;16") or values.max(initial=0) > 255:
             values = values / 257
         return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
@@ -236,7 +274,7 @@ def boxes_from_coco(annotation: dict[str, Any], image_size: tuple[int, int]) -> 
         "class_labels" (N,) int64 the category ids, "boxes" (N, 4) float32 cxcywh in [0, 1], clipped to the image.
 
     Raises:
-        ValueError: The annotation has no list "annotations", or a box is not four finite numbers.
+        ValueError: The annotation has no list "annotations", or one of it no box of four finite numbers or no class.
     """
     if not isinstance(annotation, dict) or "annotations" not in annotation:
         raise ValueError("An annotation must be a dict with the list 'annotations', as COCO has it.")
@@ -244,6 +282,8 @@ def boxes_from_coco(annotation: dict[str, Any], image_size: tuple[int, int]) -> 
     boxes, classes = [], []
     height, width = image_size
     for item in kept:
+        if item.get("bbox") is None:
+            raise ValueError(f"The annotation {dict(item)} has no bbox; give x, y, width, height.")
         box = np.asarray(item["bbox"], dtype=np.float64)
         if box.shape != (4,) or not np.isfinite(box).all():
             raise ValueError(f"The bbox {item['bbox']} is not four finite numbers x, y, width, height; repair it.")
@@ -260,11 +300,31 @@ def boxes_from_coco(annotation: dict[str, Any], image_size: tuple[int, int]) -> 
                     (bottom - top) / height,
                 ]
             )
-            classes.append(int(item["category_id"]))
+            classes.append(category_id(item))
     return {
         "class_labels": torch.tensor(classes, dtype=torch.int64),
         "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
     }
+
+
+def category_id(item: Mapping[str, Any]) -> int:
+    """The class number of one annotation.
+
+    Args:
+        item: A dict with "category_id".
+
+    Returns:
+        The number.
+
+    Raises:
+        ValueError: There is none.
+    """
+    number = item.get("category_id")
+    if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
+        raise ValueError(
+            f"The category_id {number!r} is not a whole number; give the number of the annotation's class."
+        )
+    return int(number)
 
 
 def box_scale(target_sizes: Tensor | Sequence[tuple[int, int]], boxes: Tensor) -> Tensor:
@@ -280,7 +340,9 @@ def box_scale(target_sizes: Tensor | Sequence[tuple[int, int]], boxes: Tensor) -
     Raises:
         ValueError: There is not one size per image.
     """
-    sizes = torch.as_tensor(target_sizes, dtype=torch.float32, device=boxes.device).reshape(-1, 2)
+    if not isinstance(target_sizes, Tensor):
+        target_sizes = torch.stack([torch.as_tensor(size, dtype=torch.float32).cpu() for size in target_sizes])
+    sizes = target_sizes.to(boxes.device, torch.float32).reshape(-1, 2)
     if sizes.shape[0] != boxes.shape[0]:
         raise ValueError(f"There are {sizes.shape[0]} target_sizes for {boxes.shape[0]} images; give one each.")
     return sizes.flip(-1).repeat(1, 2)
@@ -312,7 +374,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
                 f"Float pixels must lie in 0..1 or 0..255, got {array.min():.3g} to {array.max():.3g}; undo the "
                 "normalization first."
             )
-        array = array * 255 if array.max() <= 1 + 1e-3 else array
+        array = array * 255 if _is_unit(array) else array
         array = np.rint(array).clip(0, 255)
     elif array.dtype == np.bool_:
         array = array * 255
@@ -324,7 +386,25 @@ def _from_array(array: np.ndarray) -> Image.Image:
     return to_rgb(Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array))
 
 
-def _checked_size(size: dict[str, Any]) -> dict[str, int]:
+def _in_unit_range(image: Any) -> bool:
+    """Whether pixels were given as floats in 0..1, which become bytes on the way."""
+    if isinstance(image, Image.Image):
+        return image.mode == "F" and _is_unit(np.asarray(image))
+    if isinstance(image, Tensor):
+        return image.is_floating_point() and _is_unit(image.detach().float().cpu().numpy())
+    return isinstance(image, np.ndarray) and np.issubdtype(image.dtype, np.floating) and _is_unit(image)
+
+
+def _is_unit(values: np.ndarray) -> bool:
+    # Filters overshoot a little.
+    return bool(values.min() >= -1e-3 and values.max() <= 1 + 1e-3)
+
+
+def _checked_size(size: Any) -> dict[str, int]:
+    if not isinstance(size, Mapping):
+        raise TypeError(
+            f"size must be a dict such as {{'shortest_edge': 800, 'longest_edge': 1333}}, got {size!r}; name the edges."
+        )
     size = {name: int(value) for name, value in size.items() if value is not None}
     known = ({"shortest_edge", "longest_edge"}, {"shortest_edge"}, {"height", "width"}, {"max_height", "max_width"})
     if set(size) not in known or min(size.values()) < 1:
@@ -334,8 +414,8 @@ def _checked_size(size: dict[str, Any]) -> dict[str, int]:
     return size
 
 
-def _prepare(picture: Image.Image, options: dict[str, Any]) -> np.ndarray:
-    """One RGB picture to (3, H, W) float32."""
+def _prepare(picture: Image.Image, options: dict[str, Any], unit: bool) -> np.ndarray:
+    """One RGB picture, given in 0..1 if unit, to (3, H, W) float32."""
     if options["do_resize"]:
         height, width = _target_size((picture.height, picture.width), options["size"])
         if (width, height) != picture.size:
@@ -343,6 +423,8 @@ def _prepare(picture: Image.Image, options: dict[str, Any]) -> np.ndarray:
     pixels: np.ndarray = np.asarray(picture, dtype=np.float32)
     if options["do_rescale"]:
         pixels = pixels * np.float32(options["rescale_factor"])
+    elif unit:
+        pixels = pixels / np.float32(255)
     if options["do_normalize"]:
         mean = np.asarray(options["image_mean"], dtype=np.float32)
         pixels = (pixels - mean) / np.asarray(options["image_std"], dtype=np.float32)

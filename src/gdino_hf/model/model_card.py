@@ -1,24 +1,26 @@
 """The README.md that goes with saved weights."""
 
+import re
 from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
 
 from .configuration_gdino import GDinoConfig
 
-# In the generic card that pushing to the Hub would leave in a new repository.
-_GENERIC = "automatically generated"
+# What transformers writes into the card of a new repository, beside empty headings.
+_PLACEHOLDER = (
+    "This is the model card of a 🤗 transformers model that has been pushed on the Hub. This model card has been "
+    "automatically generated."
+)
+_PROVENANCE = "## Where the parts come from"
+_TAGS = ("gdino", "grounding-dino", "open-vocabulary-detection")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
-_CARD = """---
-library_name: transformers
-pipeline_tag: zero-shot-object-detection
-tags:
-- gdino
-- grounding-dino
-- open-vocabulary-detection
----
-# {name}
+_BODY = """# {name}
 
 A Grounding DINO detector ([Liu et al. 2023](https://arxiv.org/abs/2303.05499)): it finds in a photograph what a list of
-labels names. The weights are read by the Python package `gdino-hf`.
+labels names. The weights are read by the Python package `gdino-hf`{or_without}.
 
 ```python
 {usage}
@@ -34,48 +36,110 @@ labels names. The weights are read by the Python package `gdino-hf`.
 | feature levels | {config.num_feature_levels} |
 | class head | {config.class_head} |
 | fusion | {config.fusion_type} |
-
+{origin}
 ## Fill in before sharing
 
 Training data and its licence, the licence of these weights and of what they started from, how they were evaluated, and
 what they cannot do.
 """
 
-_USAGE = (
+_WITH_PACKAGE = (
     "from gdino_hf import GDinoForObjectDetection, GDinoProcessor",
     "from PIL import Image",
     "",
     'model = GDinoForObjectDetection.from_pretrained("{name}").eval()',
     'processor = GDinoProcessor.from_pretrained("{name}")',
+)
+_WITH_CUSTOM_CODE = (
+    "from PIL import Image",
+    "from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor",
+    "",
+    "# The code beside the weights runs on your machine: read it first, or install gdino-hf and leave the option out.",
+    'model = AutoModelForZeroShotObjectDetection.from_pretrained("{name}", trust_remote_code=True).eval()',
+    'processor = AutoProcessor.from_pretrained("{name}", trust_remote_code=True)',
+)
+_DETECT = (
     'image = Image.open("photograph.jpg")',
     'inputs = processor(images=image, text=["cat", "remote control"])',
     "results = processor.post_process_grounded_object_detection(",
     "    model(**inputs), inputs, threshold=0.3, target_sizes=[(image.height, image.width)]",
     ")",
+    'print(results[0]["text_labels"], results[0]["scores"], results[0]["boxes"])',
 )
 
 
-def write_model_card(folder: str | Path, config: GDinoConfig, replace_generic: bool = False) -> bool:
+def write_model_card(
+    folder: str | Path, config: GDinoConfig, name: str | None = None, replace_placeholder: bool = False
+) -> bool:
     """Write README.md beside saved weights, unless someone wrote one already.
+
+    Weights that started from others carry on their licence and where their parts come from.
 
     Args:
         folder: Where the weights are.
         config: The model's configuration.
-        replace_generic: Replace the placeholder that transformers makes for new repositories.
+        name: What the weights are loaded by; the folder's name by default.
+        replace_placeholder: Replace what transformers writes into new repositories; tags and other metadata stay.
 
     Returns:
         Whether a card was written.
     """
-    path = Path(folder) / "README.md"
-    if path.exists() and not (replace_generic and _GENERIC in path.read_text(encoding="utf-8")):
-        return False
-    name = Path(config._name_or_path or folder).name or "model"
-    card = _CARD.format(
+    path, metadata = Path(folder) / "README.md", {}
+    if path.exists():
+        present = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True)
+        if not (replace_placeholder and _is_placeholder(present)):
+            return False
+        metadata = present.data.to_dict()
+    name = name or Path(folder).resolve().name or "model"
+    origin, inherited = _origin(config, Path(folder))
+    has_code = bool(getattr(config, "auto_map", None))
+    usage = "\n".join((_WITH_CUSTOM_CODE if has_code else _WITH_PACKAGE) + _DETECT)
+    body = _BODY.format(
         name=name,
-        usage="\n".join(_USAGE).replace("{name}", name),
+        or_without=", or without it by the code beside them" if has_code else "",
+        usage=usage.replace("{name}", name),
         backbone=getattr(config.backbone_config, "model_type", "unknown"),
         text=getattr(config.text_config, "model_type", "unknown"),
         config=config,
+        origin=origin,
     )
-    path.write_text(card, encoding="utf-8")
+    merged = {"library_name": "transformers", "pipeline_tag": "zero-shot-object-detection", **inherited, **metadata}
+    merged["tags"] = list(dict.fromkeys((*_TAGS, *(metadata.get("tags") or ()))))
+    path.write_text(f"---\n{ModelCardData(**merged).to_yaml()}\n---\n{body}", encoding="utf-8")
     return True
+
+
+def _is_placeholder(card: ModelCard) -> bool:
+    """Whether nobody has written a word into the card: one filled in by hand keeps transformers' sentence."""
+    if _PLACEHOLDER not in card.text:
+        return False
+    # Metadata given when the card was made stands in its text too; metadata added later does not.
+    return any(
+        card.text.split() == ModelCard.from_template(data, model_description=_PLACEHOLDER).text.split()
+        for data in (card.data, ModelCardData())
+    )
+
+
+def _origin(config: GDinoConfig, folder: Path) -> tuple[str, dict[str, Any]]:
+    """What is known of the weights these started from: a section of the card, and metadata."""
+    source = str(config._name_or_path or "")
+    if not source or Path(source).resolve() == folder.resolve():
+        return "", {}
+    readme = Path(source) / "README.md"
+    if not readme.is_file():
+        if Path(source).exists() or not _HUB_ID.fullmatch(source):
+            return "", {}
+        link = f"[{source}](https://huggingface.co/{source})"
+        return f"\n## What it started from\n\nThe weights of {link}; its licence binds these too.\n", {
+            "base_model": source
+        }
+    card = ModelCard(readme.read_text(encoding="utf-8"), ignore_metadata_errors=True)
+    known = card.data.to_dict()
+    inherited = {key: known[key] for key in ("license", "license_name", "license_link", "base_model") if key in known}
+    licence = f" (licence: {known['license']})" if "license" in known else ""
+    section = f"\n## What it started from\n\nThe weights of {Path(source).name}{licence}.\n"
+    _, heading, rest = card.text.partition(f"{_PROVENANCE}\n")
+    if heading:
+        # A heading of the same or a higher level ends the section.
+        section += f"\n{_PROVENANCE}\n{re.split(r'^##? ', rest, maxsplit=1, flags=re.MULTILINE)[0].rstrip()}\n"
+    return section, inherited

@@ -25,17 +25,18 @@ from .heads import PRIOR_BIAS, BoxHead, ContrastiveHead
 from .image_geometry import image_geometry
 from .inference_gdino import PromptCache, pack_layers, pack_model
 from .losses import detection_losses
-from .model_card import write_model_card
 from .ms_deform_attn import MSDeformAttn
 from .msda_hub import allow as allow_hub_kernel
 from .outputs_gdino import GDinoImageFeatures, GDinoModelOutput, GDinoObjectDetectionOutput, GDinoTextFeatures
+from .pairing import check_trainable, pair
 from .position_encoding import token_position_embedding
 from .query_selection import select_queries
+from .stored_model import StoredModel
 from .targets import prepare_targets
 from .text_prompt import phrase_structure
 
 
-class GDinoPreTrainedModel(PreTrainedModel):
+class GDinoPreTrainedModel(StoredModel):
     """Initialization, loading and what transformers must know of the architecture."""
 
     config_class = GDinoConfig
@@ -124,32 +125,6 @@ class GDinoPreTrainedModel(PreTrainedModel):
         if mode and self._optimized:
             raise ValueError("train() on a model optimized for inference: load it again with from_pretrained to train.")
         return super().train(mode)
-
-    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> Any:
-        """As in transformers; also writes a model card, and as Hub custom code names both auto classes.
-
-        Args:
-            save_directory: The folder.
-            is_main_process: Whether this process writes what all share.
-            **kwargs: As in transformers.
-        """
-        if self._auto_class is not None:
-            # Only the class being saved enters auto_map by itself.
-            module = type(self).__module__.rpartition(".")[-1]
-            self.config.auto_map = {
-                **(getattr(self.config, "auto_map", None) or {}),
-                "AutoModel": f"{module}.GDinoModel",
-                "AutoModelForZeroShotObjectDetection": f"{module}.GDinoForObjectDetection",
-            }
-        result = super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
-        if is_main_process:
-            write_model_card(save_directory, self.config)
-        return result
-
-    def _upload_modified_files(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
-        # The last step before files leave for the Hub, after transformers has put its placeholder over the card.
-        write_model_card(working_dir, self.config, replace_generic=True)
-        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
 
 class GDinoModel(GDinoPreTrainedModel):
@@ -345,10 +320,10 @@ class GDinoModel(GDinoPreTrainedModel):
             text_features = self.get_text_features(input_ids, attention_mask, token_type_ids)
         targets = None
         if labels is not None:
-            _check_trainable(labels, image_features, text_features, image_indices)
-            text_features = _pair(image_features, text_features, None)[1]
+            check_trainable(image_features, text_features, image_indices)
+            text_features = pair(image_features, text_features, None)[1]
             targets = prepare_targets(labels, text_features.phrase_ids, text_features.attention_mask)
-        image_features, text_features = _pair(image_features, text_features, image_indices)
+        image_features, text_features = pair(image_features, text_features, image_indices)
 
         maps, masks = image_features.feature_maps, image_features.masks
         text_mask = text_features.attention_mask
@@ -631,50 +606,3 @@ def _text_backbone(config: GDinoConfig) -> PreTrainedModel:
     except (KeyError, AttributeError):
         takes_pooler = False
     return AutoModel.from_config(config.text_config, **({"add_pooling_layer": False} if takes_pooler else {}))
-
-
-def _pair(
-    images: GDinoImageFeatures, prompts: GDinoTextFeatures, image_indices: Tensor | None
-) -> tuple[GDinoImageFeatures, GDinoTextFeatures]:
-    """Bring images and prompts to the same number of rows."""
-    num_images, num_prompts = images.feature_maps[0].shape[0], prompts.last_hidden_state.shape[0]
-    if image_indices is not None:
-        if image_indices.shape != (num_prompts,):
-            raise ValueError(
-                f"image_indices is {tuple(image_indices.shape)} for {num_prompts} prompts; give one image per prompt."
-            )
-        picked = GDinoImageFeatures(
-            feature_maps=tuple(x.index_select(0, image_indices) for x in images.feature_maps),
-            masks=images.masks and tuple(x.index_select(0, image_indices) for x in images.masks),
-            padding_seen=images.padding_seen,
-        )
-        return picked, prompts
-    if num_images == num_prompts:
-        return images, prompts
-    if num_prompts == 1:
-        repeated = {name: x.expand(num_images, *x.shape[1:]) for name, x in prompts.items()}
-        return images, GDinoTextFeatures(**repeated)
-    if num_images == 1:
-        repeated = GDinoImageFeatures(
-            feature_maps=tuple(x.expand(num_prompts, -1, -1, -1) for x in images.feature_maps),
-            masks=images.masks and tuple(x.expand(num_prompts, -1, -1) for x in images.masks),
-            padding_seen=images.padding_seen,
-        )
-        return repeated, prompts
-    raise ValueError(
-        f"There are {num_images} images and {num_prompts} prompts; give one prompt per image, one for all, or "
-        "image_indices."
-    )
-
-
-def _check_trainable(
-    labels: list[dict[str, Tensor]],
-    images: GDinoImageFeatures,
-    prompts: GDinoTextFeatures,
-    image_indices: Tensor | None,
-) -> None:
-    if image_indices is not None or prompts.last_hidden_state.shape[0] > images.feature_maps[0].shape[0]:
-        raise ValueError(
-            "labels go with one prompt per image, but an image has several prompts; keep an image's labels within "
-            "max_text_len tokens in training, for instance by sampling fewer negatives."
-        )

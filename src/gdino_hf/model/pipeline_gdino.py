@@ -1,6 +1,8 @@
 """`pipeline("zero-shot-object-detection")` with one forward for all labels."""
 
+import base64
 import copy
+import os
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +17,8 @@ from .text_prompt import parse_labels
 
 _TASK = "zero-shot-object-detection"
 _REMOTE = ("http://", "https://", "data:image/")
+# Characters of base64 that any picture needs; what is shorter is a path.
+_SHORTEST_PICTURE = 64
 
 
 class GDinoZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
@@ -48,6 +52,8 @@ class GDinoZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if isinstance(self.processor, (str, os.PathLike)):
+            self.processor = GDinoProcessor.from_pretrained(self.processor)
         if self.processor is None:
             self.processor = _find_processor(self.model, self.image_processor, self.tokenizer)
         self.tokenizer = self.processor.tokenizer
@@ -78,6 +84,8 @@ class GDinoZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         image = inputs["image"]
         if isinstance(image, str) and image.startswith(_REMOTE):
             image = load_remote_image(image, timeout=timeout)
+        elif isinstance(image, str):
+            image = _decoded(image)
         yield {
             "is_last": True,
             "image": load_image(image),
@@ -140,13 +148,32 @@ def register_pipeline() -> None:
 def _find_processor(model: PreTrainedModel, image_processor: Any, tokenizer: Any) -> GDinoProcessor:
     """From its parts, or from where the model came from."""
     if image_processor is not None and tokenizer is not None:
-        return GDinoProcessor(image_processor=image_processor, tokenizer=tokenizer)
+        return GDinoProcessor(image_processor, tokenizer, **_saved_length(model.name_or_path))
     try:
         return GDinoProcessor.from_pretrained(model.name_or_path)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"There is no processor with the model {model.name_or_path or 'in memory'}; pass processor=."
         ) from error
+
+
+def _saved_length(folder: str) -> dict[str, int]:
+    """The max_text_len of a saved processor: its parts, which transformers loads on their own, do not have it."""
+    try:
+        saved, _ = GDinoProcessor.get_processor_dict(folder)
+    except (OSError, ValueError):
+        return {}
+    return {"max_text_len": saved["max_text_len"]} if "max_text_len" in saved else {}
+
+
+def _decoded(image: str) -> str | bytes:
+    """A path as it is, a picture in base64 as bytes."""
+    if len(image) < _SHORTEST_PICTURE or os.path.isfile(image):
+        return image
+    try:
+        return base64.b64decode("".join(image.split()), validate=True)
+    except ValueError:
+        return image
 
 
 def _split(labels: Any) -> list[str]:

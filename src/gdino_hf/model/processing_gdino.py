@@ -7,10 +7,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
+from transformers.processing_utils import TextKwargs
 
 from .box_ops import batched_nms, cxcywh_to_xyxy, nms
-from .image_processing_gdino import GDinoImageProcessor, as_list, box_scale
+from .image_processing_gdino import GDinoImageProcessor, as_list, box_scale, category_id, check_options
 from .text_prompt import Prompt, build_prompt, parse_labels, spans_from_ids, special_token_ids
+
+# Other Hugging Face code passes these along; prompts are built without them.
+_TOKENIZER_OPTIONS = frozenset(TextKwargs.__annotations__) - {"return_tensors"}
 
 
 class GDinoInputs(BatchFeature):
@@ -81,12 +85,13 @@ class GDinoProcessor(ProcessorMixin):
                 images, are prompts one per image too (["a cat. a dog.", "a hat."]). None prepares images alone.
             annotations: COCO annotations of each image ({"annotations": [{"bbox", "category_id", ...}]}); they become
                 `labels`.
-            negative_labels: Labels that compete for every box but are left out of results.
+            negative_labels: Labels that compete for every box but are left out of results; every prompt has them.
             categories: What category_id means: COCO's list of {"id", "name"}, or {id: name}; the names must be among
                 the image's labels. Without it, category_id is the label's place in the image's labels. An
                 annotation's own "label" or "category" name is taken before either.
             return_tensors: "pt" or None, both give torch tensors.
-            **kwargs: Options of the image processor.
+            **kwargs: Options of the image processor, also as `images_kwargs`. Those of tokenizers (padding, truncation
+                and so on) are accepted and change nothing: prompts are padded to the longest and never cut.
 
         Returns:
             pixel_values (B, 3, H, W), pixel_mask (B, H, W), image_sizes (B pairs of height and width), input_ids,
@@ -95,18 +100,18 @@ class GDinoProcessor(ProcessorMixin):
             `post_process_grounded_object_detection` needs.
 
         Raises:
-            TypeError: text or an image is of another type.
+            TypeError: text or an image is of another type, or there is no option of a name given.
             ValueError: A label or an image cannot be used, or their numbers differ.
         """
         if images is None and text is None:
             raise ValueError("There is nothing to prepare; give images, text or both.")
-        # Legacy names and padding options of tokenizers mean nothing here: prompts are padded to the longest.
-        for name in ("padding", "truncation", "max_length", "text_kwargs", "images_kwargs", "common_kwargs"):
-            kwargs.pop(name, None)
+        options = _image_options(kwargs)
+        return_tensors = options.pop("return_tensors", return_tensors)
+        check_options(options)
         data: dict[str, Any] = {}
         num_images, original_sizes = None, None
         if images is not None:
-            features = self.image_processor(as_list(images), return_tensors=return_tensors, **kwargs)
+            features = self.image_processor(as_list(images), return_tensors=return_tensors, **options)
             data.update(pixel_values=features["pixel_values"], pixel_mask=features["pixel_mask"])
             num_images = features["pixel_values"].shape[0]
             # Known here without looking at the mask; with it the model gives a batch what single images get.
@@ -128,8 +133,9 @@ class GDinoProcessor(ProcessorMixin):
 
     def _prompts(self, text: Any, num_images: int | None, negative_labels: Sequence[str]) -> list[Prompt]:
         """One prompt per image (or per entry of text, without images)."""
-        if not isinstance(text, Sequence):
-            raise TypeError(f"Labels must be a string or a list of strings, got {text!r}.")
+        for item in (text, *(text if isinstance(text, (list, tuple)) else ())):
+            if not isinstance(item, Sequence) or isinstance(item, bytes):
+                raise TypeError(f"Labels must be a string or a list of strings, got {item!r}.")
         per_image = not isinstance(text, str) and any(not isinstance(item, str) for item in text)
         # A list of caption strings, one per image, each closed by a period, is what other processors are given.
         captions = (
@@ -175,7 +181,8 @@ class GDinoProcessor(ProcessorMixin):
         for annotation, size, prompt in zip(annotations, sizes, prompts, strict=True):
             if not isinstance(annotation, Mapping) or "annotations" not in annotation:
                 raise ValueError("An annotation must be a dict with the list 'annotations', as COCO has it.")
-            place = {_key(label): index for index, label in reversed(list(enumerate(prompt.labels)))}
+            positives = prompt.labels[: prompt.num_positives]
+            place = {_key(label): index for index, label in reversed(list(enumerate(positives)))}
             items = [
                 {**item, "category_id": _class_index(item, names, place, prompt)}
                 for item in annotation["annotations"]
@@ -202,7 +209,9 @@ class GDinoProcessor(ProcessorMixin):
         """Model output to boxes with labels.
 
         A label's score for a query is the highest (or mean) sigmoid of its tokens; the best label of all, negative
-        ones included, names the query.
+        ones included, names the query. Labels compete inside one prompt: where an image's labels take several, one
+        object may get a box from each ("cat" from one, "pet" from another), as in evaluations with thousands of
+        labels. `class_agnostic_nms` with an `nms_threshold` keeps the best of them.
 
         Args:
             outputs: Model output with logits (R, Q, max_text_len) and pred_boxes (R, Q, 4).
@@ -352,6 +361,15 @@ def _select(
     return {"scores": scores[query, label], "labels": label, "boxes": boxes[query]}
 
 
+def _image_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What concerns images, flat or grouped by kind as in other processors; their names are checked in use."""
+    groups = ("common_kwargs", "images_kwargs", "text_kwargs")
+    flat = {name: value for name, value in kwargs.items() if name not in groups}
+    for group in groups[:2]:
+        flat |= dict(kwargs.get(group) or {})
+    return {name: value for name, value in flat.items() if name not in _TOKENIZER_OPTIONS}
+
+
 def _key(label: str) -> str:
     return " ".join(label.lower().split())
 
@@ -370,7 +388,7 @@ def _class_index(item: Mapping[str, Any], names: dict[int, str] | None, place: d
     if not isinstance(name, str):
         if "category_id" not in item:
             raise ValueError("An annotation has neither category_id nor label; name its class.")
-        number = int(item["category_id"])
+        number = category_id(item)
         if names is None:
             if not 0 <= number < prompt.num_positives:
                 raise ValueError(
@@ -382,5 +400,7 @@ def _class_index(item: Mapping[str, Any], names: dict[int, str] | None, place: d
             raise ValueError(f"category_id {number} is not among the categories given; add it.")
         name = names[number]
     if _key(name) not in place:
+        if _key(name) in map(_key, prompt.labels):
+            raise ValueError(f"The annotated class {name!r} is a negative label of the image; move it to text.")
         raise ValueError(f"The annotated class {name!r} is not among the image's labels; add it to text.")
     return place[_key(name)]

@@ -68,7 +68,7 @@ class PromptChunk:
 
     Attributes:
         input_ids: "[CLS] label . label . [SEP]".
-        label_indices: Place of each of the chunk's labels in `Prompt.labels`.
+        label_indices: Place of each of the chunk's labels in `Prompt.labels`; every chunk has the negative ones.
         spans: (start, end) tokens of each of the chunk's labels.
     """
 
@@ -131,6 +131,8 @@ def build_prompt(
 ) -> Prompt:
     """Put labels into as few prompts as hold them; no label is cut, and every label is closed by a period.
 
+    Labels compete for a box inside one prompt only, so negative labels stand in every chunk.
+
     Periods and question marks inside a label would split it, so they become blanks in the prompt; results still carry
     the label as it was given.
 
@@ -145,7 +147,8 @@ def build_prompt(
 
     Raises:
         TypeError: A label is not a string.
-        ValueError: There is no label, or one is empty, has no letters, or alone is longer than a prompt.
+        ValueError: There is no label, or one is empty, has no letters, or is longer than a prompt that holds the
+            negative labels too.
     """
     positives = parse_labels(labels)
     negatives = parse_labels(negative_labels) if len(negative_labels) > 0 else []
@@ -162,28 +165,44 @@ def build_prompt(
                 f"The label {_short(label)} has {len(label)} characters but a prompt of {max_text_len} tokens takes at "
                 f"most {most}; shorten it."
             )
-    tokenized = tokenizer(words, add_special_tokens=False)["input_ids"]
-    chunks: list[PromptChunk] = []
-    ids: list[int] = [start]
-    indices: list[int] = []
-    spans: list[tuple[int, int]] = []
-    for index, (label, tokens) in enumerate(zip(every, tokenized, strict=True)):
-        tokens = [token for token in tokens if token not in special]
-        if not tokens:
+    tokenized = []
+    for label, tokens in zip(every, tokenizer(words, add_special_tokens=False)["input_ids"], strict=True):
+        tokenized.append([token for token in tokens if token not in special] + [period])
+        if len(tokenized[-1]) == 1:
             raise ValueError(f"The label {_short(label)} has nothing to look for in it; use words.")
-        if len(tokens) + 1 > room:
+        if len(tokenized[-1]) > room:
             raise ValueError(
-                f"The label {_short(label)} has {len(tokens)} tokens but a prompt of {max_text_len} takes at most "
-                f"{room - 1}; shorten it."
+                f"The label {_short(label)} has {len(tokenized[-1]) - 1} tokens but a prompt of {max_text_len} takes "
+                f"at most {room - 1}; shorten it."
             )
-        if len(ids) - 1 + len(tokens) + 1 > room:
-            chunks.append(PromptChunk((*ids, end), tuple(indices), tuple(spans)))
-            ids, indices, spans = [start], [], []
-        spans.append((len(ids), len(ids) + len(tokens)))
-        indices.append(index)
-        ids += [*tokens, period]
-    chunks.append(PromptChunk((*ids, end), tuple(indices), tuple(spans)))
-    return Prompt(tuple(every), len(negatives), tuple(chunks))
+    taken = sum(len(tokens) for tokens in tokenized[len(positives) :])
+    longest = max(range(len(positives)), key=lambda index: len(tokenized[index]))
+    if taken + len(tokenized[longest]) > room:
+        raise ValueError(
+            f"The negative labels have {taken} tokens and the label {_short(every[longest])} has "
+            f"{len(tokenized[longest])}, but a prompt of {max_text_len} holds {room} and every prompt needs the "
+            "negative labels; give fewer of them."
+        )
+    groups: list[list[int]] = [[]]
+    used = taken
+    for index in range(len(positives)):
+        if used + len(tokenized[index]) > room:
+            groups.append([])
+            used = taken
+        groups[-1].append(index)
+        used += len(tokenized[index])
+    negatives_at = list(range(len(positives), len(every)))
+    chunks = tuple(_chunk([*group, *negatives_at], tokenized, start, end) for group in groups)
+    return Prompt(tuple(every), len(negatives), chunks)
+
+
+def _chunk(indices: list[int], tokenized: Sequence[Sequence[int]], start: int, end: int) -> PromptChunk:
+    """One prompt of some labels, whose tokens end in a period."""
+    ids, spans = [start], []
+    for index in indices:
+        spans.append((len(ids), len(ids) + len(tokenized[index]) - 1))
+        ids += tokenized[index]
+    return PromptChunk((*ids, end), tuple(indices), tuple(spans))
 
 
 def special_token_ids(tokenizer: Any) -> list[int]:

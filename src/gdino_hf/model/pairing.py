@@ -1,0 +1,83 @@
+"""Which prompt goes with which image: one each, one for all, or chunks that name their image."""
+
+import torch
+from torch import Tensor
+
+from .outputs_gdino import GDinoImageFeatures, GDinoTextFeatures
+
+
+def pair(
+    images: GDinoImageFeatures, prompts: GDinoTextFeatures, image_indices: Tensor | None
+) -> tuple[GDinoImageFeatures, GDinoTextFeatures]:
+    """Bring images and prompts to the same number of rows.
+
+    Args:
+        images: Features of B images.
+        prompts: Features of R prompts; R is B, or 1, or any number if B is 1 or with image_indices.
+        image_indices: (R,) int64 image of each prompt; every image must have one.
+
+    Returns:
+        Features of max(B, R) images and of as many prompts.
+
+    Raises:
+        ValueError: The numbers do not go together, or an image has no prompt.
+    """
+    num_images, num_prompts = images.feature_maps[0].shape[0], prompts.last_hidden_state.shape[0]
+    if image_indices is not None:
+        _check_indices(image_indices, num_images, num_prompts)
+        picked = GDinoImageFeatures(
+            feature_maps=tuple(x.index_select(0, image_indices) for x in images.feature_maps),
+            masks=images.masks and tuple(x.index_select(0, image_indices) for x in images.masks),
+            padding_seen=images.padding_seen,
+        )
+        return picked, prompts
+    if num_images == num_prompts:
+        return images, prompts
+    if num_prompts == 1:
+        repeated = {name: x.expand(num_images, *x.shape[1:]) for name, x in prompts.items()}
+        return images, GDinoTextFeatures(**repeated)
+    if num_images == 1:
+        repeated = GDinoImageFeatures(
+            feature_maps=tuple(x.expand(num_prompts, -1, -1, -1) for x in images.feature_maps),
+            masks=images.masks and tuple(x.expand(num_prompts, -1, -1) for x in images.masks),
+            padding_seen=images.padding_seen,
+        )
+        return repeated, prompts
+    raise ValueError(
+        f"There are {num_images} images and {num_prompts} prompts; give one prompt per image, one for all, or "
+        "image_indices."
+    )
+
+
+def check_trainable(images: GDinoImageFeatures, prompts: GDinoTextFeatures, image_indices: Tensor | None) -> None:
+    """Refuse to train where an image has several prompts: its labels index one.
+
+    Args:
+        images: Features of the images.
+        prompts: Features of the prompts.
+        image_indices: (R,) image of each prompt.
+
+    Raises:
+        ValueError: An image has several prompts.
+    """
+    if image_indices is not None or prompts.last_hidden_state.shape[0] > images.feature_maps[0].shape[0]:
+        raise ValueError(
+            "labels go with one prompt per image, but an image has several prompts; keep an image's labels within "
+            "max_text_len tokens in training, for instance by sampling fewer negatives."
+        )
+
+
+def _check_indices(image_indices: Tensor, num_images: int, num_prompts: int) -> None:
+    if image_indices.shape != (num_prompts,):
+        raise ValueError(
+            f"image_indices is {tuple(image_indices.shape)} for {num_prompts} prompts; give one image per prompt."
+        )
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        # What depends on values cannot be asked while a graph is made.
+        return
+    named = set(image_indices.tolist())
+    if named != set(range(num_images)):
+        raise ValueError(
+            f"image_indices names the images {sorted(named)} but there are {num_images}, each of which needs a prompt; "
+            "where labels take several prompts, prepare text and images in one call of the processor."
+        )
