@@ -75,6 +75,25 @@ def clock(function):
     return 1e3 * (time.perf_counter() - start)
 
 
+def bandwidth_limit(value, locations, backward):
+    """Milliseconds that only moving the data takes: each tensor once, at the speed of a copy of 256 MB here.
+
+    Forward reads values, locations and weights and writes the output; backward reads these and the output's gradient
+    and writes three gradients.
+    """
+    source = torch.empty(2**26)
+    target = torch.empty_like(source)
+    seconds = min(clock(lambda: target.copy_(source)) for _ in range(5)) / 1e3
+    bytes_per_second = 2 * 4 * source.numel() / seconds
+    values = value.numel() * value.element_size()
+    output = locations.shape[0] * locations.shape[1] * value.shape[2] * value.shape[3] * value.element_size()
+    samples = locations.numel() * 4 * 3 // 2
+    moved = values + samples + output
+    if backward:
+        moved += 2 * (values + samples) + output
+    return 1e3 * moved / bytes_per_second
+
+
 def measure(repeats, **functions):
     times = {name: [] for name in functions}
     for function in functions.values():
@@ -100,7 +119,7 @@ def main():
         raise SystemExit("The C library is not built: run kernels/msda/cpu/build.sh or install the package.")
     library.limit_isa(args.isa)
     print(f"{library.path}: {library.isa}, {args.threads} threads, medians of {args.repeats}, milliseconds")
-    print(f"{'shape':28}{'dtype':10}{'pass':10}{'grid_sample':>12}{'c':>9}{'ratio':>8}")
+    print(f"{'shape':28}{'dtype':10}{'pass':10}{'grid_sample':>12}{'c':>9}{'ratio':>8}{'limit':>9}")
     rows = []
     for name, shape in SHAPES.items():
         if args.only not in name:
@@ -123,9 +142,12 @@ def main():
             )
             for label, times in (("forward", forward), ("both", both)):
                 ratio = times["grid_sample"] / times["c"]
-                rows.append({"shape": name, "dtype": str(dtype)[6:], "pass": label, **times, "ratio": ratio})
+                limit = bandwidth_limit(value, locations, label == "both")
+                row = {"shape": name, "dtype": str(dtype)[6:], "pass": label, **times, "ratio": ratio, "limit": limit}
+                rows.append(row)
                 print(
                     f"{name:28}{str(dtype)[6:]:10}{label:10}{times['grid_sample']:12.2f}{times['c']:9.2f}{ratio:7.1f}x"
+                    f"{limit:9.2f}"
                 )
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:

@@ -135,7 +135,7 @@ def _log_once(message: str) -> None:
 def backend_for(value: Tensor, sampling_locations: Tensor) -> str:
     """Name of the implementation that runs for these inputs, "c" or "torch"."""
     requested = requested_backend()
-    if requested in ("auto", "c"):
+    if requested in ("auto", "c") and value.device.type == "cpu":
         library = _c_library()
         if library is not None and library.supports(value, sampling_locations):
             return "c"
