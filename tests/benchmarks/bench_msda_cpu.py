@@ -76,22 +76,32 @@ def clock(function):
 
 
 def bandwidth_limit(value, locations, backward):
-    """Milliseconds that only moving the data takes: each tensor once, at the speed of a copy of 256 MB here.
+    """Milliseconds that moving the data takes, with nothing computed.
 
-    Forward reads values, locations and weights and writes the output; backward reads these and the output's gradient
-    and writes three gradients.
+    A sample reads four corners of Dh float32 each, from a block of one head's values that a cache holds or nearly so;
+    values, locations, weights and output pass through memory once. The backward pass reads the corners again and reads
+    and writes their gradients. Speeds are those of copies here: of blocks of a head's size, and of 256 MB.
     """
-    source = torch.empty(2**26)
+    batch, tokens, heads, width = value.shape
+    in_cache, in_memory = copy_speed(tokens * width), copy_speed(2**26)
+    corners = 4 * locations.numel() // 2 * width * 4
+    streams = value.numel() * value.element_size() + locations.numel() * 6
+    streams += batch * locations.shape[1] * heads * width * value.element_size()
+    return 1e3 * (corners / in_cache + streams / in_memory) * (1 if not backward else 1 + 3)
+
+
+def copy_speed(numbers):
+    """Bytes read and written each second by copies of so many float32 numbers, the best of many."""
+    source = torch.ones(torch.get_num_threads(), numbers)
     target = torch.empty_like(source)
-    seconds = min(clock(lambda: target.copy_(source)) for _ in range(5)) / 1e3
-    bytes_per_second = 2 * 4 * source.numel() / seconds
-    values = value.numel() * value.element_size()
-    output = locations.shape[0] * locations.shape[1] * value.shape[2] * value.shape[3] * value.element_size()
-    samples = locations.numel() * 4 * 3 // 2
-    moved = values + samples + output
-    if backward:
-        moved += 2 * (values + samples) + output
-    return 1e3 * moved / bytes_per_second
+    repeats = max(1, 2**24 // source.numel())
+
+    def copies():
+        for _ in range(repeats):
+            target.copy_(source)
+
+    copies()
+    return 2 * 4 * source.numel() * repeats / (min(clock(copies) for _ in range(7)) / 1e3)
 
 
 def measure(repeats, **functions):
