@@ -306,6 +306,19 @@ def test_shapes_that_do_not_fit_are_named(library):
         library.backward(grad[:, :1], value, flat(shapes), locations, weights)
 
 
+def test_without_a_library_one_log_line_says_what_runs(monkeypatch, caplog):
+    monkeypatch.delenv("GDINO_MSDA_LIBRARY", raising=False)
+    monkeypatch.setattr(msda_c.importlib.util, "find_spec", lambda name: None)
+    msda_c.load.cache_clear()
+    try:
+        assert msda_c.load() is None
+        assert msda_c.load() is None
+        assert len(caplog.records) == 1
+        assert "PyTorch's own operations (GDINO_MSDA=torch)" in caplog.text
+    finally:
+        msda_c.load.cache_clear()
+
+
 def test_a_library_that_cannot_be_loaded_is_one_log_line(tmp_path, monkeypatch, caplog):
     broken = tmp_path / "_msda_cpu.so"
     broken.write_bytes(b"not a library")
