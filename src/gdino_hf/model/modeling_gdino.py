@@ -23,6 +23,7 @@ from .heads import BoxHead, ContrastiveHead
 from .image_geometry import image_geometry
 from .inference_gdino import PromptCache
 from .losses import detection_losses
+from .ms_deform_attn import MSDeformAttn
 from .msda_hub import allow as allow_hub_kernel
 from .outputs_gdino import GDinoImageFeatures, GDinoModelOutput, GDinoObjectDetectionOutput, GDinoTextFeatures
 from .pairing import check_trainable, pair
