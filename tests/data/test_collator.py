@@ -1,5 +1,6 @@
 """Claims about batches: what the model is told about an image is what its row says."""
 
+import io
 import random
 
 import pytest
@@ -80,6 +81,23 @@ def short_processor(tiny_processor, tiny_tokenizer):
     from gdino_hf.model.processing_gdino import GDinoProcessor
 
     return GDinoProcessor(tiny_processor.image_processor, tiny_tokenizer, max_text_len=12)
+
+
+def test_a_picture_stored_on_its_side_is_upright_before_it_is_transformed(tiny_processor):
+    # The camera stored 48 x 64 turned by 90 degrees; boxes are pixels of the upright 64 x 48.
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    Image.new("RGB", (48, 64), (90, 120, 30)).save(file, "jpeg", exif=exif)
+    example = {**row([[0, 0, 16, 48]], ["cat"]), "image": Image.open(file)}
+    batch = GDinoDataCollator(tiny_processor, labels=["cat"], transform=RandomHorizontalFlip(1.0))([example])
+    assert batch["labels"][0]["boxes"].tolist() == [[56 / 64, 0.5, 0.25, 1.0]]
+
+
+def test_a_label_of_another_case_is_no_absent_one(short_processor):
+    labels = ["ball", "bird", "cup", "person", "hat", "lion", "table", "chair", "Dog"]
+    batch = GDinoDataCollator(short_processor, labels=labels)([row([[0, 0, 32, 24]], ["dog"])])
+    assert batch["labels"][0]["boxes"].shape == (1, 4)
 
 
 def test_absent_labels_give_way_when_a_prompt_is_full(short_processor):

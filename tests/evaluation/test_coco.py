@@ -124,3 +124,17 @@ def test_batches_give_what_single_images_give(write, tiny_model, tiny_processor)
 def test_limit_looks_at_the_first_images_only(write, tiny_model, tiny_processor):
     truth = write([(0, 0, (10, 10, 40, 40), 0)])
     assert {item["image_id"] for item in detect_coco(tiny_model, tiny_processor, truth, limit=1)} == {5}
+
+
+def test_boxes_of_a_picture_stored_on_its_side_are_pixels_of_the_upright_one(write, tiny_model, tiny_processor):
+    truth = write([(0, 0, (10, 10, 40, 40), 0)])
+    folder = truth.parent / "images"
+    stored = next(iter(sorted(folder.iterdir())))
+    upright = detect_coco(tiny_model, tiny_processor, truth, limit=1)
+    with Image.open(stored) as picture:
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be turned by 90 degrees to the right
+        turned = picture.transpose(Image.Transpose.ROTATE_90)
+    turned.save(stored, exif=exif)
+    for one, other in zip(upright, detect_coco(tiny_model, tiny_processor, truth, limit=1), strict=True):
+        assert one["bbox"] == pytest.approx(other["bbox"], abs=0.01)

@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from PIL import ImageOps
+
+from .negatives import name_key
 
 
 class GDinoDataCollator:
@@ -58,7 +61,8 @@ class GDinoDataCollator:
             ValueError: A name is not among the fixed labels.
         """
         rng = self._random()
-        examples = [dict(row) for row in rows]
+        # Upright before any transform: annotated boxes are pixels of the picture as people see it.
+        examples = [{**row, "image": ImageOps.exif_transpose(row["image"])} for row in rows]
         if self.transform is not None:
             examples = [self.transform(example, rng) for example in examples]
         found = [_objects(example) for example in examples]
@@ -76,7 +80,7 @@ class GDinoDataCollator:
                     "annotations": [
                         {"bbox": [x1, y1, x2 - x1, y2 - y1], "label": name}
                         for (x1, y1, x2, y2), name in zip(boxes.tolist(), names, strict=True)
-                        if kept is None or name in kept
+                        if kept is None or name_key(name) in kept
                     ]
                 }
             )
@@ -86,13 +90,13 @@ class GDinoDataCollator:
 
     def _fit(self, text: list[str], names: Sequence[str]) -> tuple[list[str], set[str] | None]:
         """Leave labels out until one prompt holds them: absent ones first. Also which names are left, None if all."""
-        positives = set(names)
+        positives = {name_key(name) for name in names}
         while len(self._prompt(text).chunks) > 1:
-            absent = [label for label in text if label not in positives]
+            absent = [label for label in text if name_key(label) not in positives]
             if not absent:
                 first = self._prompt(text).chunks[0]
                 text = [text[index] for index in first.label_indices]
-                return text, set(text)
+                return text, {name_key(label) for label in text}
             dropped = set(absent[-max(1, len(absent) // 8) :])
             text = [label for label in text if label not in dropped]
         return text, None

@@ -41,13 +41,14 @@ class PromptSampler:
         positives = list(dict.fromkeys(names))
         wanted = rng.randint(*self.num_labels)
         # Compared without case: "Cat" as a negative of a "cat" image would punish the right answer.
-        held = {_key(name) for name in positives}
-        absent = [name for name in self.vocabulary if _key(name) not in held]
+        held = {name_key(name) for name in positives}
+        absent = [name for name in self.vocabulary if name_key(name) not in held]
         labels = positives + rng.sample(absent, min(len(absent), max(0, wanted - len(positives))))
         rng.shuffle(labels)
         # An image without boxes and a vocabulary of its own names only: still a prompt.
         return labels
 
 
-def _key(name: str) -> str:
+def name_key(name: str) -> str:
+    """What two spellings of one name share: the processor compares names this way too."""
     return " ".join(name.lower().split())

@@ -70,7 +70,7 @@ def detect_coco(
     Returns:
         Detections as `average_precision` takes them.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     content = json.loads(Path(annotations).read_text(encoding="utf-8"))
     folder = Path(images) if images is not None else Path(annotations).parent / "images"
@@ -84,7 +84,8 @@ def detect_coco(
         pictures = []
         for record in batch:
             with Image.open(folder / record["file_name"]) as picture:
-                pictures.append(picture.convert("RGB"))
+                # Upright, as the processor sees it: boxes are pixels of that picture.
+                pictures.append(ImageOps.exif_transpose(picture).convert("RGB"))
         inputs = processor(images=pictures, text=names).to(model.device)
         outputs = model(**inputs)
         results = processor.post_process_grounded_object_detection(
