@@ -1,5 +1,7 @@
 """Annotated pictures: where the lines are, which colours, and that nothing of the original is lost."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from gdino_hf.visualize import draw_detections, label_color, text_color
 
 # A box is tinted with a tenth of its colour.
 TINT = 0.10
+INFINITY = float("inf")
 
 
 def result(*found):
@@ -109,6 +112,54 @@ def test_boxes_beyond_the_picture_are_drawn_at_its_border(box):
     drawn = draw_detections(grey(200, 150), result(("cat", 0.9, box)))
     assert drawn.size == (200, 150)
     assert rows_of(drawn, label_color("cat")).any()
+
+
+@pytest.mark.parametrize(
+    ("box", "as_if"),
+    [
+        ([-INFINITY, 60, 120, INFINITY], [0, 60, 120, 150]),
+        ([50, -INFINITY, INFINITY, 110], [50, 0, 200, 110]),
+        ([-INFINITY, -INFINITY, INFINITY, INFINITY], [0, 0, 200, 150]),
+    ],
+)
+def test_sides_without_end_are_the_borders(box, as_if):
+    drawn, expected = (draw_detections(grey(200, 150), result(("cat", 0.9, each))) for each in (box, as_if))
+    assert np.array_equal(drawn, expected)
+
+
+def test_a_box_with_a_side_that_is_no_number_is_left_out():
+    nowhere, somewhere = ("cat", 0.9, [10, float("nan"), 60, 50]), ("dog", 0.8, [10, 30, 60, 50])
+    drawn = draw_detections(grey(80, 60), result(nowhere, somewhere))
+    assert np.array_equal(drawn, draw_detections(grey(80, 60), result(somewhere)))
+
+
+def test_where_boxes_overlap_the_photograph_is_tinted_once_by_the_most_confident():
+    found = [("dog", 0.4 + 0.01 * number, [10, 20, 190, 140]) for number in range(40)]
+    found += [("cat", 0.9, [100, 20, 190, 140]), ("cup", 0.3, [60, 60, 150, 130])]
+    drawn = np.asarray(draw_detections(grey(200, 150), result(*found), line_width=1, font_size=8)).astype(int)
+    for place, label in (((135, 50), "dog"), ((135, 130), "cat")):
+        tinted = [128 * (1 - TINT) + channel * TINT for channel in label_color(label)]
+        assert np.abs(drawn[place] - tinted).max() <= 1
+
+
+def test_many_large_boxes_cost_hardly_more_than_one():
+    """Blending box by box on 12 megapixels, 60 boxes would take about 30 times as long as one."""
+    rng = np.random.default_rng(0)
+    picture = grey(4000, 3000)
+    corners = [[*rng.uniform(0, 700, 2), *rng.uniform(2300, 3000, 2)] for _ in range(60)]
+
+    def seconds(boxes):
+        found = result(*[("cat", 0.5, box) for box in boxes])
+        times = []
+        for _ in range(3):
+            begin = time.process_time()
+            draw_detections(picture, found)
+            times.append(time.process_time() - begin)
+        return min(times)
+
+    draw_detections(picture, result(("cat", 0.5, corners[0])))
+    # lines and labels of 60 boxes are drawn all the same; a busy machine slows both sides
+    assert seconds(corners) < 8 * seconds(corners[:1])
 
 
 @pytest.mark.parametrize("size", [(1, 1), (10_000, 8), (8, 3000), (3, 3)])

@@ -75,6 +75,35 @@ def clock(function):
     return 1e3 * (time.perf_counter() - start)
 
 
+def bandwidth_limit(value, locations, backward):
+    """Milliseconds that moving the data takes, with nothing computed.
+
+    A sample reads four corners of Dh float32 each, from a block of one head's values that a cache holds or nearly so;
+    values, locations, weights and output pass through memory once. The backward pass reads the corners again and reads
+    and writes their gradients. Speeds are those of copies here: of blocks of a head's size, and of 256 MB.
+    """
+    batch, tokens, heads, width = value.shape
+    in_cache, in_memory = copy_speed(tokens * width), copy_speed(2**26)
+    corners = 4 * locations.numel() // 2 * width * 4
+    streams = value.numel() * value.element_size() + locations.numel() * 6
+    streams += batch * locations.shape[1] * heads * width * value.element_size()
+    return 1e3 * (corners / in_cache + streams / in_memory) * (1 if not backward else 1 + 3)
+
+
+def copy_speed(numbers):
+    """Bytes read and written each second by copies of so many float32 numbers, the best of many."""
+    source = torch.ones(torch.get_num_threads(), numbers)
+    target = torch.empty_like(source)
+    repeats = max(1, 2**24 // source.numel())
+
+    def copies():
+        for _ in range(repeats):
+            target.copy_(source)
+
+    copies()
+    return 2 * 4 * source.numel() * repeats / (min(clock(copies) for _ in range(7)) / 1e3)
+
+
 def measure(repeats, **functions):
     times = {name: [] for name in functions}
     for function in functions.values():
@@ -100,7 +129,7 @@ def main():
         raise SystemExit("The C library is not built: run kernels/msda/cpu/build.sh or install the package.")
     library.limit_isa(args.isa)
     print(f"{library.path}: {library.isa}, {args.threads} threads, medians of {args.repeats}, milliseconds")
-    print(f"{'shape':28}{'dtype':10}{'pass':10}{'grid_sample':>12}{'c':>9}{'ratio':>8}")
+    print(f"{'shape':28}{'dtype':10}{'pass':10}{'grid_sample':>12}{'c':>9}{'ratio':>8}{'limit':>9}")
     rows = []
     for name, shape in SHAPES.items():
         if args.only not in name:
@@ -123,9 +152,12 @@ def main():
             )
             for label, times in (("forward", forward), ("both", both)):
                 ratio = times["grid_sample"] / times["c"]
-                rows.append({"shape": name, "dtype": str(dtype)[6:], "pass": label, **times, "ratio": ratio})
+                limit = bandwidth_limit(value, locations, label == "both")
+                row = {"shape": name, "dtype": str(dtype)[6:], "pass": label, **times, "ratio": ratio, "limit": limit}
+                rows.append(row)
                 print(
                     f"{name:28}{str(dtype)[6:]:10}{label:10}{times['grid_sample']:12.2f}{times['c']:9.2f}{ratio:7.1f}x"
+                    f"{limit:9.2f}"
                 )
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:

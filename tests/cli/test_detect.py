@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -76,14 +77,14 @@ def everything(tmp_path_factory, tiny_folder):
     return folder / "photo.png", report, printed
 
 
-def without_torch(tmp_path, *arguments, stdout=subprocess.PIPE):
-    """Run `python -m gdino_hf` where importing torch or transformers fails."""
+def without_torch(tmp_path, *arguments, stdout=subprocess.PIPE, through=()):
+    """Run `python -m gdino_hf`, maybe through another command, where importing torch or transformers fails."""
     for name in ("torch", "transformers"):
         (tmp_path / "poison").mkdir(exist_ok=True)
         (tmp_path / "poison" / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')")
     paths = [str(tmp_path / "poison"), str(Path(sys.modules["gdino_hf"].__file__).parents[1])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8"}
-    command = [sys.executable, "-m", "gdino_hf", *arguments]
+    command = [*through, sys.executable, "-m", "gdino_hf", *arguments]
     return subprocess.run(command, env=environment, cwd=tmp_path, stdout=stdout, stderr=subprocess.PIPE, text=True)
 
 
@@ -118,6 +119,7 @@ def test_json_says_image_size_box_format_and_settings(detect, photo, tiny_folder
         "text_threshold": 0.2,
         "nms": 0.5,
         "box_format": "xyxy",
+        "finished": True,
         "failed": [],
     }
     assert (image["image"], image["width"], image["height"]) == (str(photo), 120, 80)
@@ -357,7 +359,7 @@ def test_pictures_from_a_web_address(detect, photo, picture, monkeypatch):
         address = f"http://127.0.0.1:{server.server_port}"
         try:
             status, report, _, _ = detect(
-                f"{address}/photo.png?size=full", f"{address}/absent.png", f"{address}/empty.jpg", *EVERYTHING
+                f"{address.upper()}/photo.png?size=full", f"{address}/absent.png", f"{address}/empty.jpg", *EVERYTHING
             )
         finally:
             server.shutdown()
@@ -385,8 +387,8 @@ def test_a_server_that_is_not_there_is_an_input_that_failed(detect, photo, monke
     [
         ("", "--labels '' holds no label"),
         (" , ", "holds no label"),
-        ("x" * 10_000, "has 10000 characters but a prompt of 256 tokens takes at most"),
-        ("cat, " + "a b " * 200, "tokens but a prompt of 256 takes at most"),
+        ("x" * 10_000, "has 10000 characters but a prompt of 64 tokens takes at most"),
+        ("cat, " + "a b " * 200, "tokens but a prompt of 64 takes at most"),
         ("cat, ?", "The label '?' has nothing to look for in it"),
         ("@no/such/file.txt", "the label file cannot be read"),
     ],
@@ -435,7 +437,8 @@ def test_a_command_line_that_is_incomplete_exits_with_2(arguments, capsys):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--model", "no/such/folder/here"], "--model no/such/folder/here cannot be loaded"),
+        (["--model", "no/such/folder/here"], "--model no/such/folder/here cannot be loaded (there is no such folder)"),
+        (["--model", "./absent"], "--model ./absent cannot be loaded (there is no such folder)"),
         (["--device", "cuda:99"], "--device cuda:99 cannot be used here"),
         (["--device", "toaster"], "--device toaster cannot be used here"),
     ],
@@ -458,6 +461,57 @@ def test_a_model_of_another_architecture_is_refused(photo, tmp_path, capsys):
     assert "its model_type is 'bert'" in capsys.readouterr().err
 
 
+@pytest.fixture
+def damaged(tmp_path, tiny_folder):
+    """A copy of the tiny model's folder, to take something out of."""
+    return Path(shutil.copytree(tiny_folder, tmp_path / "damaged"))
+
+
+def test_a_checkpoint_without_all_weights_is_refused(damaged, photo, tmp_path):
+    weights = safetensors.torch.load_file(damaged / "model.safetensors")
+    missing = [name for name in weights if ".decoder." in name]
+    kept = {name: tensor for name, tensor in weights.items() if name not in missing}
+    safetensors.torch.save_file(kept, damaged / "model.safetensors", metadata={"format": "pt"})
+    status, report, _, complaint = run_detect(damaged, tmp_path / "out", photo)
+    assert (status, report) == (2, None)
+    sentence = complaint.splitlines()[-1]
+    assert f"--model {damaged} cannot be loaded (its files lack {len(missing)} weights" in sentence
+    assert min(missing) in sentence
+
+
+def test_a_model_without_its_tokenizer_is_refused(damaged, photo, tmp_path):
+    for file in [*damaged.glob("*token*"), *damaged.glob("vocab*")]:
+        file.unlink()
+    status, report, _, complaint = run_detect(damaged, tmp_path / "out", photo)
+    assert (status, report) == (2, None)
+    assert f"--model {damaged} cannot be loaded (its tokenizer knows no words" in complaint.splitlines()[-1]
+
+
+def test_boxes_end_at_the_borders_of_the_picture(damaged, photo, tmp_path):
+    weights = safetensors.torch.load_file(damaged / "model.safetensors")
+    for name, tensor in weights.items():
+        if name.startswith("bbox_embed.") and name.endswith(".layers.2.bias"):
+            # boxes that are nearly as large as the picture, wherever their centres are
+            tensor[2:] += 8
+    safetensors.torch.save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
+    _, report, printed, _ = run_detect(damaged, tmp_path / "out", photo, *EVERYTHING)
+    boxes = np.array([item["box"] for item in report["images"][0]["detections"]])
+    assert ((boxes >= 0) & (boxes <= [120, 80, 120, 80])).all()
+    assert (boxes[:, 0] == 0).any()
+    assert (boxes[:, 2] == 120).any()
+    row = next(line for line in printed.splitlines() if line.startswith(str(photo)))
+    assert row.split()[-4:] == [str(round(side)) for side in boxes[0]]
+
+
+def test_labels_beyond_what_the_model_reads_at_once_are_looked_for_too(detect, photo, tiny_model):
+    # the processor alone would put 80 tokens into one prompt, the model reads 64
+    words = sorted({f"{first}{second}" for first in "abcd" for second in "efghij"})
+    assert tiny_model.config.max_text_len < 3 * len(words)
+    status, report, _, complaints = detect(photo, *EVERYTHING, labels=", ".join(words))
+    assert status == 0, complaints
+    assert report["images"][0]["detections"]
+
+
 def test_results_that_cannot_be_written_are_said_before_the_work(detect, photo, tmp_path, tiny_folder):
     (tmp_path / "file").write_text("")
     status, _, _, complaint = run_detect(tiny_folder, tmp_path / "file" / "below", photo)
@@ -467,6 +521,63 @@ def test_results_that_cannot_be_written_are_said_before_the_work(detect, photo, 
     status, _, _, complaint = detect(photo, json_path=tmp_path / "folder.json")
     assert status == 2
     assert "is a folder" in complaint
+
+
+@contextlib.contextmanager
+def at_pipes(action, *pipes):
+    """Do something each time the command opens one of the pipes, when all inputs before it are done.
+
+    The pipes are empty pictures: inputs that fail.
+    """
+
+    def wait():
+        for pipe in pipes:
+            with pipe.open("wb"):
+                action()
+
+    for pipe in pipes:
+        os.mkfifo(pipe)
+    watcher = threading.Thread(target=wait, daemon=True)
+    watcher.start()
+    yield
+    watcher.join(timeout=60)
+    assert not watcher.is_alive(), "the command did not open every pipe"
+
+
+@pytest.fixture
+def earlier_report(tmp_path):
+    path = tmp_path / "out" / "detections.json"
+    path.parent.mkdir()
+    path.write_text("an earlier report")
+    return path
+
+
+def test_results_are_on_disk_before_the_last_image_is_done(detect, photo, earlier_report, tmp_path, monkeypatch):
+    monkeypatch.setattr("gdino_hf.cli.report_file.WRITE_EVERY_SECONDS", 0)
+    first, last = tmp_path / "first.png", tmp_path / "last.png"
+    seen = []
+    with at_pipes(lambda: seen.append(json.loads(earlier_report.read_text())), first, last):
+        status, finished, _, _ = detect(first, photo, last, *EVERYTHING)
+    before, between = seen
+    assert (before["images"], before["finished"]) == ([], False)
+    assert between["images"] == finished["images"]
+    assert (status, between["finished"], finished["finished"]) == (1, False, True)
+    assert [Path(item["image"]).name for item in between["failed"]] == ["first.png"]
+
+
+def test_an_earlier_report_stays_until_there_are_new_results(detect, photo, earlier_report, tmp_path):
+    seen = []
+    with at_pipes(lambda: seen.append(earlier_report.read_text()), tmp_path / "pipe.png"):
+        detect(tmp_path / "pipe.png", photo)
+    assert seen == ["an earlier report"]
+
+
+def test_results_that_can_no_longer_be_written_are_one_sentence(detect, photo, tmp_path):
+    with at_pipes((tmp_path / "out" / "detections.json").mkdir, tmp_path / "pipe.png"):
+        status, _, _, complaint = detect(photo, tmp_path / "pipe.png")
+    assert status == 1
+    assert "the results cannot be written" in complaint.splitlines()[-1]
+    assert "Traceback" not in complaint
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -498,6 +609,37 @@ def test_a_reader_that_stops_early_is_no_traceback(tmp_path):
     assert "Traceback" not in stopped.stderr
     assert "Exception" not in stopped.stderr
     assert json.loads((tmp_path / "detections" / "detections.json").read_text())["failed"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_output_on_a_full_disk_is_one_sentence(tmp_path):
+    with open("/dev/full", "w") as full:
+        stopped = without_torch(tmp_path, "detect", "x.jpg", "--labels", "cat", stdout=full)
+    assert stopped.returncode == 1
+    failed, complaint = stopped.stderr.splitlines()
+    assert failed.startswith("gdino detect: x.jpg: ")
+    assert complaint.startswith("gdino detect: error: the output cannot be written (")
+    assert json.loads((tmp_path / "detections" / "detections.json").read_text())["failed"]
+
+
+@pytest.mark.skipif(shutil.which("sh") is None, reason="there is no shell to close a stream with")
+@pytest.mark.parametrize("stream", ["1", "2"])
+def test_a_closed_stream_is_one_that_nobody_reads(tmp_path, stream):
+    through = ["sh", "-c", f'exec "$@" {stream}>&-', "sh"]
+    done = without_torch(tmp_path, "detect", "x.jpg", "--labels", "cat", through=through)
+    heard = {"1": done.stderr, "2": done.stdout}[stream]
+    silent = {"1": done.stdout, "2": done.stderr}[stream]
+    expected = {"1": "gdino detect: x.jpg: there is no such file or folder", "2": "0 detections in 0 images"}[stream]
+    assert (done.returncode, silent) == (1, "")
+    assert expected in heard
+    assert "Traceback" not in heard
+    assert json.loads((tmp_path / "detections" / "detections.json").read_text())["failed"]
+
+
+def test_help_says_what_a_period_does(capsys):
+    with pytest.raises(SystemExit):
+        main(["detect", "--help"])
+    assert '"a cat. a dog" is one label' in " ".join(capsys.readouterr().out.split())
 
 
 def test_python_m_gdino_hf_is_the_command(photo, tiny_folder, tmp_path):

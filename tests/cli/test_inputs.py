@@ -54,6 +54,23 @@ def test_an_image_named_twice_is_one_image(folder):
     assert len(collect_images([str(folder / "a.jpg"), str(folder), str(folder / "*.jpg")])) == 3
 
 
+def test_a_file_spelt_in_two_ways_is_one_image(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    spellings = ["a.jpg", str(folder / "a.jpg"), "./a.jpg", "deep/../a.jpg", "*.jpg"]
+    assert sources(collect_images(spellings)) == ["a.jpg"]
+
+
+def test_a_link_that_leads_nowhere_is_named_wherever_it_lies(folder):
+    link = folder / "deep" / "gone.jpg"
+    link.symlink_to("no-such-file.jpg")
+    for argument in (folder, folder / "deep" / "*.jpg", link):
+        (gone,) = [image for image in collect_images([str(argument)]) if image.source == str(link)]
+        assert "leads nowhere (no-such-file.jpg)" in gone.error
+        assert all(
+            image.error is None for image in collect_images([str(argument)]) if image is not gone and image != gone
+        )
+
+
 def test_order_is_the_one_given(folder):
     given = [str(folder / "deep" / "a.jpg"), str(folder / "a.jpg")]
     assert sources(collect_images(given)) == given
@@ -84,6 +101,7 @@ def test_a_folder_without_pictures_says_so(tmp_path):
     ("address", "name"),
     [
         ("http://host/photos/red%20car.jpg?size=2", "red car.jpg"),
+        ("HTTPS://HOST/Photo.JPG", "Photo.JPG"),
         ("https://host/", "image"),
         ("https://host", "image"),
         ("http://host/a/..", "image"),
@@ -104,6 +122,7 @@ def test_an_address_is_filed_under_a_harmless_name(address, name):
         ("cat, dog, cat", ["cat", "dog"]),
         ("a cat. a remote control.", ["a cat", "a remote control"]),
         ("St. Bernard", ["St. Bernard"]),
+        ("a cat. a dog", ["a cat. a dog"]),
         ("St. Bernard, cat.", ["St. Bernard", "cat."]),
         ("кошка, 猫, 🐈", ["кошка", "猫", "🐈"]),
     ],
@@ -122,6 +141,12 @@ def test_labels_from_a_file_stand_one_per_line(tmp_path):
 def test_no_label_is_a_usage_error(text):
     with pytest.raises(UsageError, match=r"--negative .* holds no label"):
         parse_labels(text, "--negative")
+
+
+@pytest.mark.parametrize("text", ["\udcff", "cat, d\udcffg"])
+def test_bytes_that_are_no_text_are_a_usage_error(text):
+    with pytest.raises(UsageError, match=r"--labels: the label '.*\\udcff.*' holds bytes that are no text"):
+        parse_labels(text)
 
 
 def test_a_label_file_that_cannot_be_read_is_a_usage_error(tmp_path):

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from gdino_hf.model.configuration_gdino import GDinoConfig
 from gdino_hf.model.fusion import BiAttention, FusionLayer, drop_path
@@ -204,3 +205,48 @@ def test_a_dropped_branch_leaves_the_normalized_features():
     assert (same_vision != same_text).any()
     kept = layer.eval()(vision[:1], text[:1], vision_mask[:1], text_mask[:1])[0] - normal[:1]
     assert torch.allclose(new_vision[~same_vision] - normal[~same_vision], 2 * kept, rtol=0, atol=TOLERANCE)
+
+
+class Adapter(nn.Module):
+    """Stands in a projection's place, as adapters and quantized layers do."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.linear = linear
+        self.down, self.up = nn.Linear(WIDTH, 2).double(), nn.Linear(2, INNER).double()
+
+    def forward(self, x):
+        return self.linear(x) + self.up(self.down(x))
+
+
+def test_a_projection_that_was_replaced_is_called():
+    attn = make_layer().attn
+    inputs = make_inputs()
+    before = attn(*inputs)
+    adapter = Adapter(attn.vision_proj)
+    attn.vision_proj = adapter
+    for parameter in (*adapter.down.parameters(), *adapter.up.parameters()):
+        nn.init.zeros_(parameter)
+    for ours, theirs in zip(attn(*inputs), before, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
+    nn.init.ones_(adapter.up.bias)
+    nn.init.ones_(adapter.down.bias)
+    nn.init.ones_(adapter.up.weight)
+    assert not torch.allclose(attn(*inputs)[0], before[0])
+    attn(*inputs)[0].sum().backward()
+    assert adapter.up.weight.grad.abs().sum() > 0
+
+
+def test_dropout_of_fusion_keeps_the_mean():
+    """Dropped weights are made up for by the others, the values' bias included."""
+    attn = make_layer(fusion_dropout=0.3).attn
+    inputs = make_inputs()
+    expected = attn(*inputs)
+    attn.train()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        runs = [attn(*inputs) for _ in range(3000)]
+    for side in (0, 1):
+        mean = torch.stack([run[side] for run in runs]).mean(0)
+        # The standard error of 3000 runs of a spread below 1.
+        torch.testing.assert_close(mean, expected[side], rtol=0, atol=0.1)

@@ -9,6 +9,7 @@ import torch
 from gdino_hf.model import msda_backends
 from gdino_hf.model.ms_deform_attn import MSDeformAttn
 from gdino_hf.model.msda_backends import ms_deform_attn, ms_deform_attn_reference
+from gdino_hf.model.msda_c import load
 
 SHAPES = [(3, 4), (2, 1)]
 FLAT_SHAPES = [side for shape in SHAPES for side in shape]
@@ -105,6 +106,32 @@ def test_operator_equals_the_reference_whatever_the_backend(monkeypatch):
 def test_operator_passes_torchs_own_checks():
     value, locations, weights = (x.requires_grad_() for x in make_case(queries=2))
     torch.library.opcheck(torch.ops.gdino_hf.ms_deform_attn.default, (value, FLAT_SHAPES, locations, weights))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_c_operator_passes_torchs_own_checks(monkeypatch, dtype):
+    if load() is None:
+        pytest.skip("the C kernels are not built here")
+    monkeypatch.setenv("GDINO_MSDA", "c")
+    value, locations, weights = (x.float() for x in make_case(queries=2))
+    inputs = (value.to(dtype).requires_grad_(), FLAT_SHAPES, locations.requires_grad_(), weights.requires_grad_())
+    assert msda_backends.backend_for(inputs[0], inputs[2]) == "c"
+    torch.library.opcheck(torch.ops.gdino_hf.ms_deform_attn.default, inputs)
+
+
+def test_c_operator_compiles_to_one_graph_with_its_gradients(monkeypatch):
+    if load() is None:
+        pytest.skip("the C kernels are not built here")
+    monkeypatch.setenv("GDINO_MSDA", "c")
+    torch._dynamo.reset()
+    compiled = torch.compile(ms_deform_attn, fullgraph=True, backend="aot_eager")
+    results = []
+    for function in (ms_deform_attn, compiled):
+        value, locations, weights = (x.float().requires_grad_() for x in make_case())
+        found = function(value, FLAT_SHAPES, locations, weights)
+        results.append((found, *torch.autograd.grad(found.square().sum(), (value, locations, weights))))
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.usefixtures("reference_backend")

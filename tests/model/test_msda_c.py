@@ -306,6 +306,19 @@ def test_shapes_that_do_not_fit_are_named(library):
         library.backward(grad[:, :1], value, flat(shapes), locations, weights)
 
 
+def test_without_a_library_one_log_line_says_what_runs(monkeypatch, caplog):
+    monkeypatch.delenv("GDINO_MSDA_LIBRARY", raising=False)
+    monkeypatch.setattr(msda_c.importlib.util, "find_spec", lambda name: None)
+    msda_c.load.cache_clear()
+    try:
+        assert msda_c.load() is None
+        assert msda_c.load() is None
+        assert len(caplog.records) == 1
+        assert "PyTorch's own operations (GDINO_MSDA=torch)" in caplog.text
+    finally:
+        msda_c.load.cache_clear()
+
+
 def test_a_library_that_cannot_be_loaded_is_one_log_line(tmp_path, monkeypatch, caplog):
     broken = tmp_path / "_msda_cpu.so"
     broken.write_bytes(b"not a library")
@@ -342,3 +355,46 @@ def test_it_compiles_without_openmp_and_without_a_warning(tmp_path):
     single = msda_c.CpuLibrary(output)
     assert not single.has_threads
     assert_matches(single, make_case(13))
+
+
+@pytest.mark.parametrize("axes", [2, 4], ids=["points", "boxes"])
+@pytest.mark.parametrize("seed", range(8))
+def test_projected_forward_is_softmax_offsets_and_forward(any_isa, axes, seed):
+    choose = random.Random(2000 + seed)
+    batch, queries, heads = choose.randint(1, 3), choose.randint(1, 30), choose.randint(1, 5)
+    width, levels, points = choose.choice((8, 9, 16, 20, 32, 64)), choose.randint(1, 5), choose.randint(1, 8)
+    value, shapes, *_ = make_case(
+        seed, batch=batch, queries=queries, heads=heads, width=width, levels=levels, points=points
+    )
+    generator = torch.Generator().manual_seed(seed)
+    samples = heads * levels * points
+    projected = 3 * torch.randn(batch, queries, 3 * samples, generator=generator)
+    reference_points = torch.rand(choose.choice((1, batch)), queries, levels, axes, generator=generator)
+    offsets = projected[..., : 2 * samples].double().view(batch, queries, heads, levels, points, 2)
+    weights = projected[..., 2 * samples :].double().view(batch, queries, heads, levels * points).softmax(-1)
+    centres = reference_points[:, :, None, :, None, :2].double()
+    if axes == 2:
+        locations = centres + offsets / torch.tensor([[w, h] for h, w in shapes], dtype=torch.float64)[:, None]
+    else:
+        locations = centres + offsets / points * reference_points[:, :, None, :, None, 2:].double() / 2
+    found = any_isa.forward_projected(value, flat(shapes), projected, reference_points, points)
+    theirs = reference(value.double(), shapes, locations, weights.view(locations.shape[:-1]))
+    torch.testing.assert_close(found.double(), theirs, rtol=0, atol=FORWARD_TOLERANCE)
+
+
+def test_projected_logits_may_be_large_and_locations_far(library):
+    """The largest logit is taken off before the exponential; a softmax of one point is one."""
+    value = torch.ones(1, 4, 1, 16)
+    projected = torch.tensor([[[0.0, 0.0, 0.0, 0.0, 500.0, -500.0]], [[1e30, 0.0, 0.0, 0.0, 300.0, 300.0]]])
+    centre = torch.full((1, 1, 1, 2), 0.5)
+    found = library.forward_projected(value.expand(2, -1, -1, -1), [2, 2], projected, centre, 2)
+    torch.testing.assert_close(found[0], torch.ones(1, 16))
+    torch.testing.assert_close(found[1], torch.full((1, 16), 0.5))
+
+
+def test_projected_shapes_that_do_not_fit_are_named(library):
+    value = torch.ones(1, 4, 1, 16)
+    with pytest.raises(ValueError, match="do not fit"):
+        library.forward_projected(value, [2, 2], torch.zeros(1, 1, 7), torch.zeros(1, 1, 1, 2), 2)
+    with pytest.raises(ValueError, match="do not fit"):
+        library.forward_projected(value, [2, 3], torch.zeros(1, 1, 6), torch.zeros(1, 1, 1, 2), 2)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from .errors import INTERRUPTED, UsageError
+from .errors import INTERRUPTED, OutputError, UsageError
 
 VERBS = ("detect", "convert", "bench")
 
@@ -40,9 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the program's name; None takes the process's own.
 
     Returns:
-        The exit status: 0, 1 when an input failed, 2 when the command line cannot be used (then nothing was done), 130
-        when the user stopped it.
+        The exit status: 0, 1 when an input or the output failed, 2 when the command line cannot be used (then nothing
+        was done), 130 when the user stopped it.
     """
+    # A stream that the caller closed is one that nobody reads.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  as long-lived as the process
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     args = build_parser().parse_args(argv)
     if hasattr(sys.stdout, "reconfigure"):
         # A label or file name that the terminal's encoding lacks is shown by its codes.
@@ -54,9 +57,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"{args.parser.prog}: error: {error}", file=sys.stderr)
         return 2
+    except OutputError as error:
+        print(f"{args.parser.prog}: error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # `gdino ... | head` has read enough; what Python still flushes at exit goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # `gdino ... | head` has read enough.
+        _discard_stdout()
         return INTERRUPTED
+    except OSError as error:
+        try:
+            # Was it the output, on a full disk for instance, that failed, and not the work?
+            print(flush=True)
+        except OSError:
+            _discard_stdout()
+            print(f"{args.parser.prog}: error: the output cannot be written ({error})", file=sys.stderr)
+            return 1
+        raise
+
+
+def _discard_stdout() -> None:
+    """Let what Python still flushes at exit go nowhere, where it would fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

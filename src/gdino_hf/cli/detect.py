@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from .errors import INTERRUPTED, UsageError
+from .errors import INTERRUPTED, OutputError, UsageError
 from .inputs import ImageInput, collect_images, parse_labels
+from .report_file import ReportFile
 
 HELP = "find what the labels name in photographs"
 TEXT_THRESHOLD = 0.25
@@ -22,7 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--labels",
         required=True,
-        help='"cat, remote control", "a cat. a remote control.", or @FILE with one label per line',
+        help='"cat, remote control", "a cat. a remote control.", or @FILE with one label per line; without a comma, '
+        'periods part labels only if the text ends in one: "a cat. a dog" is one label, as "St. Bernard" is',
     )
     parser.add_argument("--negative", metavar="LABELS", help="labels that compete but are left out of the results")
     parser.add_argument("--model", default="nano", help="Hub id, folder or nano (default: %(default)s)")
@@ -54,10 +55,12 @@ def run(args: argparse.Namespace) -> int:
     """Detect in every image; returns 0, or 1 when an image could not be used.
 
     The JSON holds "images", each with "image", "width" and "height" (upright, in pixels), "annotated" and "detections"
-    of "label", "label_index", "score" and "box" (xyxy in pixels); "failed" with "image" and "error"; and the settings.
+    of "label", "label_index", "score" and "box" (xyxy in pixels, inside the picture); "failed" with "image" and
+    "error"; "finished", true once every image had its turn; and the settings. It is written as the work goes on.
 
     Raises:
         UsageError: The labels, the model, the device or the output folder cannot be used.
+        OutputError: The results could be written at the beginning, but not at the end.
     """
     labels = parse_labels(args.labels)
     if args.text_threshold is None:
@@ -77,18 +80,22 @@ def run(args: argparse.Namespace) -> int:
         "text_threshold": args.text_threshold,
         "nms": args.nms,
         "box_format": "xyxy",
+        "finished": False,
         "images": [],
         "failed": [],
     }
     # Without an image to look at, a model need not be loaded to say so.
     detector = _load(args, labels, negative_labels) if any(image.error is None for image in images) else None
-    _prepare_output(args.out, json_path, images, report)
-    finished = _detect_all(args, detector, images, report)
-    _write_json(json_path, report)
+    report_file = _prepare_output(args.out, json_path, images)
+    report["finished"] = _detect_all(args, detector, images, report, report_file)
+    try:
+        report_file.write(report)
+    except OSError as error:
+        raise OutputError(f"{json_path}: the results cannot be written ({error})") from error
     print(_table(report["images"]))
     print(f"\n{_count(report)}")
     print(f"results: {json_path}")
-    if not finished:
+    if not report["finished"]:
         print("stopped; what was done so far is written", file=sys.stderr)
         return INTERRUPTED
     return 1 if report["failed"] else 0
@@ -104,19 +111,20 @@ def _load(args: argparse.Namespace, labels: list[str], negative_labels: list[str
     return Detector(args.model, labels, negative_labels=negative_labels, device=args.device, dtype=args.dtype)
 
 
-def _prepare_output(out: Path, json_path: Path, images: list[ImageInput], report: dict[str, Any]) -> None:
+def _prepare_output(out: Path, json_path: Path, images: list[ImageInput]) -> ReportFile:
     """Find out before the work, not after it, whether results can be written."""
     if json_path.resolve() in {Path(image.source).resolve() for image in images}:
         raise UsageError(f"--json {json_path} is one of the images; name another file")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-        _write_json(json_path, report)
+        return ReportFile(json_path)
     except OSError as error:
         raise UsageError(f"the results cannot be written ({error}); choose another --out or --json") from error
 
 
-def _detect_all(args: argparse.Namespace, detector: Any, images: list[ImageInput], report: dict[str, Any]) -> bool:
+def _detect_all(
+    args: argparse.Namespace, detector: Any, images: list[ImageInput], report: dict[str, Any], report_file: ReportFile
+) -> bool:
     """Fill the report image by image; False when the user stopped it."""
     from tqdm import tqdm
 
@@ -124,6 +132,7 @@ def _detect_all(args: argparse.Namespace, detector: Any, images: list[ImageInput
     try:
         # disable=None: no bar where stderr is not a terminal
         for image in tqdm(images, desc="detect", unit="image", disable=None, leave=False):
+            report_file.write_if_due(report)
             if image.error is not None:
                 _fail(report, image, image.error)
                 continue
@@ -152,7 +161,7 @@ def _detect_one(args: argparse.Namespace, detector: Any, image: ImageInput, name
             "label": label,
             "label_index": int(index),
             "score": round(float(score), 4),
-            "box": [round(float(side), 2) for side in box],
+            "box": _inside(box, picture.size),
         }
         for label, index, score, box in zip(
             result["text_labels"], result["labels"], result["scores"], result["boxes"], strict=True
@@ -165,6 +174,11 @@ def _detect_one(args: argparse.Namespace, detector: Any, image: ImageInput, name
         "annotated": str(target),
         "detections": detections,
     }
+
+
+def _inside(box: Any, size: tuple[int, int]) -> list[float]:
+    """A box cut at the borders of its picture: the model may place a side a little beyond."""
+    return [round(min(max(float(side), 0.0), limit), 2) for side, limit in zip(box, size * 2, strict=True)]
 
 
 class _OutputNames:
@@ -198,17 +212,6 @@ def _fail(report: dict[str, Any], image: ImageInput, error: object) -> None:
     reason = " ".join(str(error).split()) or type(error).__name__
     report["failed"].append({"image": image.source, "error": reason})
     tqdm.write(f"gdino detect: {image.source}: {reason}", file=sys.stderr)
-
-
-def _write_json(path: Path, report: dict[str, Any]) -> None:
-    """Write the whole file or none: a reader never sees half a report."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder")
-    partial = path.with_name(path.name + ".part")
-    text = json.dumps(report, ensure_ascii=False, indent=2) + "\n"
-    # backslashreplace: a file name that is not UTF-8 becomes JSON's own escapes
-    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-    partial.replace(path)
 
 
 def _table(images: list[dict[str, Any]]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +66,17 @@ class Detector:
         register_auto_classes()
         where = NANO if model == "nano" else model
         try:
-            _check_model_type(where)
+            config = _read_config(where)
             self.processor = GDinoProcessor.from_pretrained(where)
+            _check_tokenizer(self.processor.tokenizer)
+            # Labels beyond what the model reads at once go to further prompts.
+            self.processor.max_text_len = min(self.processor.max_text_len, config.max_text_len)
             # The tokenizer is read in no time: it judges the labels before the weights are loaded or downloaded.
             self._prepare(None)
-            self.model = GDinoForObjectDetection.from_pretrained(where, dtype=getattr(torch, dtype))
+            self.model, loading = GDinoForObjectDetection.from_pretrained(
+                where, config=config, dtype=getattr(torch, dtype), output_loading_info=True
+            )
+            _check_weights(loading["missing_keys"])
             self.model.to(self.device).eval()
         except UsageError:
             raise
@@ -129,15 +135,41 @@ class Detector:
             raise
 
 
-def _check_model_type(where: str) -> None:
-    """Refuse checkpoints of other architectures, which would load as random weights."""
+def _read_config(where: str) -> Any:
+    """The model's configuration; other architectures, which would load as random weights, are refused."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
     from gdino_hf import GDinoConfig
 
+    if not Path(where).exists():
+        try:
+            validate_repo_id(where)
+        except HFValidationError as error:
+            raise ValueError("there is no such folder") from error
     config, _ = GDinoConfig.get_config_dict(where)
     if not config:
         raise ValueError("there is no config.json in it")
     if config.get("model_type") != _MODEL_TYPE:
         raise ValueError(f"its model_type is {config.get('model_type')!r}, not one of Grounding DINO")
+    return GDinoConfig.from_dict(config)
+
+
+def _check_tokenizer(tokenizer: Any) -> None:
+    """Refuse the empty tokenizer that is made where the files of the real one are missing."""
+    from gdino_hf.model.text_prompt import special_token_ids
+
+    try:
+        special_token_ids(tokenizer)
+    except ValueError as error:
+        raise ValueError("its tokenizer knows no words; tokenizer.json or vocab.txt is missing") from error
+
+
+def _check_weights(missing: Collection[str]) -> None:
+    """Refuse a checkpoint that lacks weights, in whose place the model has random ones."""
+    if missing:
+        number = f"{len(missing)} weight{'s' * (len(missing) != 1)}"
+        raise ValueError(f"its files lack {number}, for instance {min(missing)}")
 
 
 def _device(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What a verb raises when the command line, not an input, is at fault, and how it ends when it is stopped."""
+"""What a verb raises when no input is at fault, but the command line or the output, and how it ends when stopped."""
 
 INTERRUPTED = 130
 """Exit status of a command that the user stopped, as shells have it."""
@@ -6,3 +6,7 @@ INTERRUPTED = 130
 
 class UsageError(Exception):
     """The command line cannot be used: the message says what, the limit and the remedy; the exit status is 2."""
+
+
+class OutputError(Exception):
+    """The work is done but its results cannot be written: the message says why; the exit status is 1."""

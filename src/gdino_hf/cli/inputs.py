@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 import urllib.parse
 import urllib.request
@@ -35,11 +36,13 @@ class ImageInput:
 
 def is_url(text: str) -> bool:
     """Whether the text is a web address."""
-    return text.startswith(("http://", "https://"))
+    return text.lower().startswith(("http://", "https://"))
 
 
 def collect_images(arguments: Sequence[str], exclude: Path | None = None) -> list[ImageInput]:
     """Expand files, folders (with their sub-folders), globs and URLs, each image once, in the order given.
+
+    A file named in two ways, by its relative and its absolute path, say, is one image.
 
     Args:
         arguments: What the user typed.
@@ -51,8 +54,16 @@ def collect_images(arguments: Sequence[str], exclude: Path | None = None) -> lis
     found: dict[str, ImageInput] = {}
     for argument in arguments:
         for image in _expand(argument, exclude):
-            found.setdefault(image.source, image)
+            found.setdefault(_identity(image), image)
     return list(found.values())
+
+
+def _identity(image: ImageInput) -> str:
+    """What two spellings of one file have in common; a link to a file is a file of its own."""
+    if is_url(image.source) or image.error is not None:
+        return image.source
+    path = Path(image.source)
+    return str(path.parent.resolve() / path.name)
 
 
 def _expand(argument: str, exclude: Path | None) -> list[ImageInput]:
@@ -77,7 +88,7 @@ def _name_of(address: str) -> str:
 def _expand_path(argument: str, exclude: Path | None) -> list[ImageInput]:
     path = Path(argument).expanduser()
     if path.is_dir():
-        images = [ImageInput(str(file), str(file.relative_to(path))) for file in _files_below(path, exclude)]
+        images = [_image(file, file.relative_to(path)) for file in _files_below(path, exclude)]
         return images or [ImageInput(argument, path.name, f"the folder has no images ({', '.join(IMAGE_SUFFIXES)})")]
     if path.exists():
         return [ImageInput(str(path), path.name)]
@@ -87,27 +98,35 @@ def _expand_path(argument: str, exclude: Path | None) -> list[ImageInput]:
         return [ImageInput(argument, path.name, reason)]
     images = []
     for match in matches:
-        if Path(match).is_dir():
-            images += [
-                ImageInput(str(file), str(file.relative_to(Path(match).parent)))
-                for file in _files_below(Path(match), exclude)
-            ]
-        else:
-            images.append(ImageInput(match, Path(match).name))
+        file = Path(match)
+        below = _files_below(file, exclude) if file.is_dir() else [file]
+        images += [_image(each, each.relative_to(file.parent)) for each in below]
     return images or [ImageInput(argument, path.name, "the pattern matches folders without images")]
 
 
+def _image(file: Path, name: Path) -> ImageInput:
+    return ImageInput(str(file), str(name), None if file.exists() else f"this link leads nowhere ({os.readlink(file)})")
+
+
 def _files_below(folder: Path, exclude: Path | None) -> list[Path]:
-    """Image files in a folder and its sub-folders, sorted, without hidden ones and those in `exclude`."""
+    """Image files in a folder and its sub-folders, sorted, without hidden ones and those in `exclude`.
+
+    Links that lead nowhere are among them: the user is told about those.
+    """
     skip = exclude.resolve() if exclude is not None and exclude.resolve() != folder.resolve() else None
     files = []
     for file in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        if hidden or file.suffix.lower() not in IMAGE_SUFFIXES or not file.is_file():
+        if hidden or file.suffix.lower() not in IMAGE_SUFFIXES or not (file.is_file() or _is_dangling(file)):
             continue
-        if skip is None or skip not in file.resolve().parents:
+        place = file.parent.resolve()
+        if skip is None or skip not in (place, *place.parents):
             files.append(file)
     return files
+
+
+def _is_dangling(file: Path) -> bool:
+    return file.is_symlink() and not file.exists()
 
 
 def read_url(address: str) -> bytes:
@@ -134,6 +153,8 @@ def read_url(address: str) -> bytes:
 def parse_labels(text: str, option: str = "--labels") -> list[str]:
     """Labels out of an option's value: separated by commas, closed by periods, or one per line of a file.
 
+    Periods part labels only where the text has no comma and ends in one: "St. Bernard" is one label.
+
     Args:
         text: "cat, remote control", "a cat. a remote control." or "@labels.txt".
         option: Its name, for messages.
@@ -142,7 +163,7 @@ def parse_labels(text: str, option: str = "--labels") -> list[str]:
         The labels in order, without blanks around them, each once.
 
     Raises:
-        UsageError: The file cannot be read or there is no label.
+        UsageError: The file cannot be read, there is no label, or a label holds bytes that are no text.
     """
     if text.startswith("@"):
         try:
@@ -156,4 +177,8 @@ def parse_labels(text: str, option: str = "--labels") -> list[str]:
     labels = list(dict.fromkeys(piece.strip() for piece in pieces if piece.strip()))
     if not labels:
         raise UsageError(f'{option} {text!r} holds no label; write for instance {option} "cat, remote control"')
+    for label in labels:
+        # What the shell passes on without knowing how to read it arrives as lone surrogates.
+        if any("\ud800" <= character <= "\udfff" for character in label):
+            raise UsageError(f"{option}: the label {label!r} holds bytes that are no text; write it in UTF-8")
     return labels

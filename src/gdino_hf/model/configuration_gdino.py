@@ -40,18 +40,23 @@ _MM = {
 }
 
 
+def _swin(shape: dict[str, Any], out_indices: list[int]) -> SwinConfig:
+    """A configuration that shares no list with the next one."""
+    return SwinConfig(**copy.deepcopy(shape), out_indices=out_indices)
+
+
 def _preset_fields(name: str) -> dict[str, Any]:
     """Fresh constructor arguments of a preset: sub-configs are objects, so they are made per call."""
     if name == "tiny":
-        return {"backbone_config": SwinConfig(**_SWIN_TINY, out_indices=[2, 3, 4]), **_ORIGINAL}
+        return {"backbone_config": _swin(_SWIN_TINY, [2, 3, 4]), **_ORIGINAL}
     if name == "base":
-        return {"backbone_config": SwinConfig(**_SWIN_BASE, out_indices=[2, 3, 4]), **_ORIGINAL}
+        return {"backbone_config": _swin(_SWIN_BASE, [2, 3, 4]), **_ORIGINAL}
     if name == "mm-tiny":
-        return {"backbone_config": SwinConfig(**_SWIN_TINY, out_indices=[2, 3, 4]), **_MM}
+        return {"backbone_config": _swin(_SWIN_TINY, [2, 3, 4]), **_MM}
     if name == "mm-base":
-        return {"backbone_config": SwinConfig(**_SWIN_BASE, out_indices=[2, 3, 4]), **_MM}
+        return {"backbone_config": _swin(_SWIN_BASE, [2, 3, 4]), **_MM}
     if name == "mm-large":
-        backbone_config = SwinConfig(**_SWIN_LARGE, out_indices=[1, 2, 3, 4])
+        backbone_config = _swin(_SWIN_LARGE, [1, 2, 3, 4])
         return {"backbone_config": backbone_config, "num_feature_levels": 5, **_MM}
     if name == "nano":
         text_config = BertConfig(
@@ -181,7 +186,7 @@ class GDinoConfig(PreTrainedConfig):
     is_encoder_decoder: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.backbone_config = _as_config(self.backbone_config, SwinConfig(**_SWIN_TINY, out_indices=[2, 3, 4]))
+        self.backbone_config = _as_config(self.backbone_config, _swin(_SWIN_TINY, [2, 3, 4]))
         self.text_config = _as_config(self.text_config, BertConfig())
         self.special_token_ids = [int(i) for i in self.special_token_ids]
         if self.decoder_inverse_sigmoid_eps is None:

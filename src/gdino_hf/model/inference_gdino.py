@@ -60,8 +60,24 @@ def pack_model(model: Any) -> None:
             pack_layers(getattr(model, name))
     if type(getattr(model, "enc_output", None)) is nn.Linear:
         model.enc_output = PackedLinear(model.enc_output)
-    if PackedSwin.knows(model.backbone.conv_encoder.model):
-        model.backbone.fast_forward = PackedSwin(model.backbone.conv_encoder.model)
+    backbone = model.backbone.conv_encoder.model
+    model.backbone.fast_forward = PackedSwin(backbone) if PackedSwin.knows(backbone) else ChannelsLast(backbone)
+
+
+class ChannelsLast:
+    """A convolutional backbone's forward with channels last in memory, which saves reordering around every layer.
+
+    Args:
+        backbone: The backbone, whose weights stay as they are.
+    """
+
+    def __init__(self, backbone: Any) -> None:
+        self.backbone = backbone
+
+    def __call__(self, pixel_values: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) to a list of (B, C_l, h_l, w_l), fine to coarse."""
+        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        return list(self.backbone(pixel_values).feature_maps)
 
 
 class PromptCache:

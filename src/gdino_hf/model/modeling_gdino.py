@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
-from transformers import initialization as init
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from .backbone import Backbone, check_image_sizes, input_projections, project, project_by_size, resize_mask
@@ -20,111 +19,19 @@ from .configuration_gdino import GDinoConfig
 from .decoder import Decoder
 from .denoising import make_denoising_queries
 from .encoder import Encoder
-from .fusion import FusionLayer
-from .heads import PRIOR_BIAS, BoxHead, ContrastiveHead
+from .heads import BoxHead, ContrastiveHead
 from .image_geometry import image_geometry
-from .inference_gdino import PromptCache, pack_layers, pack_model
+from .inference_gdino import PromptCache
 from .losses import detection_losses
 from .ms_deform_attn import MSDeformAttn
 from .msda_hub import allow as allow_hub_kernel
 from .outputs_gdino import GDinoImageFeatures, GDinoModelOutput, GDinoObjectDetectionOutput, GDinoTextFeatures
 from .pairing import check_trainable, pair
 from .position_encoding import token_position_embedding
+from .pretrained_gdino import GDinoPreTrainedModel
 from .query_selection import select_queries
-from .stored_model import StoredModel
 from .targets import prepare_targets
 from .text_prompt import phrase_structure
-
-
-class GDinoPreTrainedModel(StoredModel):
-    """Initialization, loading and what transformers must know of the architecture."""
-
-    config_class = GDinoConfig
-    base_model_prefix = "model"
-    main_input_name = "pixel_values"
-    input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flex_attn = False
-    _supports_flash_attn = False
-    _no_split_modules = ["EncoderLayer", "DecoderLayer"]
-    # Derived tables, and copies of tied heads, that other writers of these layouts store beside the weights.
-    _keys_to_ignore_on_load_unexpected = [
-        r"relative_position_index$",
-        r"position_ids$",
-        r"text_backbone\.pooler\.",
-        r"model\.decoder\.(bbox|class)_embed\.",
-    ]
-    # Learned only where training asks for it; no public checkpoint of these layouts holds it.
-    _keys_to_ignore_on_load_missing = [r"denoising_label_embedding"]
-
-    def _initialize_weights(self, module: nn.Module, *args: Any, **kwargs: Any) -> None:
-        # For classes outside transformers the stock method passes over modules without parameters of their own, such as
-        # BoxHead and MSDeformAttn; the functions of `init` ask every parameter itself whether it was loaded.
-        super()._initialize_weights(module)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight)
-        elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, MSDeformAttn):
-            init.zeros_(module.sampling_offsets.weight)
-            init.copy_(module.sampling_offsets.bias, module.initial_offsets())
-            init.zeros_(module.attention_weights.weight)
-        elif isinstance(module, FusionLayer) and module.kind == "bi_attention":
-            init.constant_(module.vision_param, module.initial_scale)
-            init.constant_(module.text_param, module.initial_scale)
-        elif isinstance(module, BoxHead):
-            # Untrained heads leave every box where it is.
-            init.zeros_(module.layers[-1].weight)
-        elif isinstance(module, ContrastiveHead):
-            if module.kind != "dot":
-                init.constant_(module.bias, PRIOR_BIAS)
-            if module.kind == "cosine":
-                init.constant_(module.log_temperature, module.initial_log_temperature)
-        elif isinstance(module, GDinoModel):
-            init.normal_(module.level_embed)
-
-    _optimized = False
-
-    def optimize_for_inference(self) -> Any:
-        """Lay the weights out for this machine's CPU, which runs several times faster, and keep what repeats.
-
-        Linear layers run through oneDNN in its own layout, a Swin backbone window by window, and text features of the
-        last prompts are kept. Results differ in rounding only. The published weights stay beside their copies (about
-        240 MB more for Grounding DINO-T in float32), so `state_dict` and `save_pretrained` give what they gave before.
-        Under torch.compile and on other devices the usual operations run.
-
-        Returns:
-            The model itself, in eval mode and without gradients; it does not train any more.
-        """
-        self.eval()
-        core = self.model if isinstance(self, GDinoForObjectDetection) else self
-        for module in (self, core):
-            module._optimized = True
-            module.requires_grad_(False)
-        pack_model(core)
-        if core is not self:
-            pack_layers(self.bbox_embed)
-        core._prompts = PromptCache()
-        return self
-
-    def train(self, mode: bool = True) -> Any:
-        """As in torch; a model optimized for inference refuses.
-
-        Raises:
-            ValueError: The model was optimized for inference.
-        """
-        if mode and self._optimized:
-            raise ValueError("train() on a model optimized for inference: load it again with from_pretrained to train.")
-        return super().train(mode)
 
 
 class GDinoModel(GDinoPreTrainedModel):

@@ -204,7 +204,10 @@ def load() -> CpuLibrary | None:
     """The compiled library, or None where there is none; the reason is logged once."""
     path = find_library()
     if path is None:
-        logger.info("The C kernels of deformable attention are not built here; PyTorch's own operations are used.")
+        logger.warning(
+            "Deformable attention on a CPU runs by PyTorch's own operations (GDINO_MSDA=torch): its C kernels, several "
+            "times faster, are not built here. Install gdino-hf again where there is a C compiler."
+        )
         return None
     try:
         return CpuLibrary(path)

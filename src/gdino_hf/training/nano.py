@@ -56,8 +56,6 @@ RARE = 0.03
 EMA_DECAY = 0.998
 SAVE_EVERY_SECONDS = 240.0
 AVERAGE_FILE = "average.safetensors"
-# The quality focal loss is small beside the focal loss it accompanies.
-DENSE_CLASS_WEIGHT = 4.0
 
 
 def build(
@@ -229,11 +227,15 @@ class NanoTrainer(Trainer):
         *args: As in Trainer.
         teacher: The image backbone's own detector head.
         names: Its names in its order.
+        teacher_weight: Of its class term, whose quality focal loss is small beside the focal loss it accompanies.
         **kwargs: As in Trainer.
     """
 
-    def __init__(self, *args: Any, teacher: ClosedSetHead, names: Sequence[str], **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, teacher: ClosedSetHead, names: Sequence[str], teacher_weight: float, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self.teacher_weight = teacher_weight
         self.teacher = teacher.to(self.args.device)
         self.classes = {name: index for index, name in enumerate(names)}
         self._parts: dict[str, Tensor] = {}
@@ -266,7 +268,7 @@ class NanoTrainer(Trainer):
         )
         config = self.model.config
         loss = outputs.loss + (
-            DENSE_CLASS_WEIGHT * config.class_loss_coefficient * dense.ce
+            self.teacher_weight * config.class_loss_coefficient * dense.ce
             + config.bbox_loss_coefficient * dense.bbox
             + config.giou_loss_coefficient * dense.giou
         )
@@ -361,6 +363,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         model=model,
         teacher=teacher,
         names=names,
+        teacher_weight=args.teacher_weight,
         args=TrainingArguments(
             output_dir=str(output),
             per_device_train_batch_size=args.batch_size,
@@ -426,6 +429,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--learning-rate", type=float, default=4e-4, help="peak")
     parser.add_argument("--least-labels", type=int, default=20, help="of a prompt")
     parser.add_argument("--most-labels", type=int, default=60, help="of a prompt")
+    parser.add_argument("--teacher-weight", type=float, default=16, help="of the teacher's class scores in the loss")
     parser.add_argument("--workers", type=int, default=0, help="processes that load photographs")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--seed", type=int, default=0)
