@@ -51,8 +51,6 @@ from ..model.processing_gdino import GDinoProcessor
 from ..model.text_prompt import phrase_structure, special_token_ids
 from .closed_set import ClosedSetHead, dense_loss, start_from_classifier
 
-# Names on fewer images than this share are drawn more often.
-RARE = 0.03
 EMA_DECAY = 0.998
 SAVE_EVERY_SECONDS = 240.0
 AVERAGE_FILE = "average.safetensors"
@@ -380,7 +378,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
             dataloader_num_workers=args.workers,
             disable_tqdm=True,
         ),
-        train_dataset=Repeated(rows, repeat_factors(rows["names"], RARE), args.seed),
+        train_dataset=Repeated(rows, repeat_factors(rows["names"], args.rare), args.seed),
         data_collator=collator,
         optimizers=(optimizer, schedule),
         callbacks=[average],
@@ -429,6 +427,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--learning-rate", type=float, default=4e-4, help="peak")
     parser.add_argument("--least-labels", type=int, default=20, help="of a prompt")
     parser.add_argument("--most-labels", type=int, default=60, help="of a prompt")
+    parser.add_argument("--rare", type=float, default=0.3, help="names on a smaller share of images come more often")
     parser.add_argument("--teacher-weight", type=float, default=16, help="of the teacher's class scores in the loss")
     parser.add_argument("--workers", type=int, default=0, help="processes that load photographs")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
