@@ -78,7 +78,7 @@ class BiAttention(nn.Module):
 
         Text tokens are few, so W_q goes to the text's side of the scores, q . k = v . (W_q k) + b_q . k, W_ov to the
         text's values, and W_vv to what the text has pooled from the image. An image token then costs 3 * M * T * D
-        multiplications instead of 3 * inner * (D + T): a fortieth for short prompts, and never more up to 256 tokens.
+        multiplications instead of 3 * inner * (D + T): a fortieth for seven tokens, and never more up to 256 of them.
         """
         heads, num_tokens = self.num_heads, text.shape[1]
         key = self._split(self.text_proj(text)) * (self.vision_proj.out_features // heads) ** -0.5
