@@ -68,7 +68,8 @@ def test_load_state_dict_takes_the_names_of_files(tiny_config, tmp_path, name, r
     file = load_file(tmp_path / "source" / "model.safetensors")
     assert file.keys() != source.state_dict().keys(), "the case has no differing names to test"
     keys = target.load_state_dict(file, strict=False)
-    assert keys.unexpected_keys == [] and keys.missing_keys == []
+    assert keys.unexpected_keys == []
+    assert keys.missing_keys == []
     assert_same_weights(target, source)
 
 
@@ -88,7 +89,8 @@ def test_names_in_memory_still_load_and_unknown_ones_are_reported(tiny_config):
     state = {**source.state_dict(), "model.backbone.nothing": torch.zeros(1)}
     kept = list(state)
     keys = target.load_state_dict(state, strict=False)
-    assert keys.unexpected_keys == ["model.backbone.nothing"] and keys.missing_keys == []
+    assert keys.unexpected_keys == ["model.backbone.nothing"]
+    assert keys.missing_keys == []
     assert_same_weights(target, source)
     assert list(state) == kept
 

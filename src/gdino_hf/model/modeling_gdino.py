@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from .backbone import Backbone, check_image_sizes, input_projections, project, project_by_size, resize_mask
 from .blocks import by_blocks
@@ -31,6 +29,7 @@ from .position_encoding import token_position_embedding
 from .pretrained_gdino import GDinoPreTrainedModel
 from .query_selection import select_queries
 from .targets import prepare_targets
+from .text_backbone import build_text_backbone, first_position
 from .text_prompt import phrase_structure
 
 
@@ -52,7 +51,7 @@ class GDinoModel(GDinoPreTrainedModel):
         width = config.d_model
         self.backbone = Backbone(config)
         self.input_proj_vision = input_projections(self.backbone.channels, config.num_feature_levels, width)
-        self.text_backbone = _text_backbone(config)
+        self.text_backbone = build_text_backbone(config)
         self._prompts: PromptCache | None = None
         self._text_arguments = set(inspect.signature(self.text_backbone.forward).parameters)
         self.text_projection = nn.Linear(self.text_backbone.config.hidden_size, width)
@@ -156,12 +155,12 @@ class GDinoModel(GDinoPreTrainedModel):
     ) -> GDinoTextFeatures:
         real = attention_mask.bool()
         phrases = phrase_structure(input_ids, attention_mask, self.config.special_token_ids)
-        dtype = self.text_projection.weight.dtype
+        dtype = self.level_embed.dtype
         blocked = torch.zeros_like(phrases.phrase_mask, dtype=dtype)
         blocked = blocked.masked_fill(~phrases.phrase_mask, torch.finfo(dtype).min)[:, None]
         arguments: dict[str, Any] = {"attention_mask": blocked}
         if "position_ids" in self._text_arguments:
-            arguments["position_ids"] = phrases.position_ids
+            arguments["position_ids"] = phrases.position_ids + first_position(self.text_backbone)
         if "token_type_ids" in self._text_arguments:
             arguments["token_type_ids"] = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         hidden = self.text_backbone(input_ids=input_ids, **arguments).last_hidden_state
@@ -503,13 +502,3 @@ class GDinoForObjectDetection(GDinoPreTrainedModel):
 
 def _per_layer(heads: nn.ModuleList, num_layers: int) -> list[nn.Module]:
     return [heads[0] if len(heads) == 1 else heads[layer] for layer in range(num_layers)]
-
-
-def _text_backbone(config: GDinoConfig) -> PreTrainedModel:
-    """Any AutoModel text encoder, without the pooler it may have: nothing would train it."""
-    try:
-        text_class = MODEL_MAPPING[type(config.text_config)]
-        takes_pooler = "add_pooling_layer" in inspect.signature(text_class.__init__).parameters
-    except (KeyError, AttributeError):
-        takes_pooler = False
-    return AutoModel.from_config(config.text_config, **({"add_pooling_layer": False} if takes_pooler else {}))
