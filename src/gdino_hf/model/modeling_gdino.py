@@ -104,10 +104,16 @@ class GDinoModel(GDinoPreTrainedModel):
             The projected feature maps and their masks.
 
         Raises:
-            ValueError: pixel_values is not (B, 3, H, W), or the mask's or the images' sizes do not fit it.
+            ValueError: pixel_values is not (B, 3, H, W), B at least 1, or the mask's or the images' sizes do not fit it.
         """
         if pixel_values.ndim != 4:
             raise ValueError(f"pixel_values must be (B, 3, H, W), got {tuple(pixel_values.shape)}; add a batch axis.")
+        channels = getattr(self.config.backbone_config, "num_channels", 3)
+        if pixel_values.shape[0] == 0 or pixel_values.shape[1] != channels:
+            raise ValueError(
+                f"pixel_values must hold at least one image of {channels} channels, got {tuple(pixel_values.shape)}; "
+                "let the processor convert images."
+            )
         if pixel_mask is not None and pixel_mask.shape != (pixel_values.shape[0], *pixel_values.shape[2:]):
             raise ValueError(
                 f"pixel_mask is {tuple(pixel_mask.shape)} but pixel_values is {tuple(pixel_values.shape)}; give one "
@@ -137,8 +143,10 @@ class GDinoModel(GDinoPreTrainedModel):
             The projected features and the phrases.
 
         Raises:
-            ValueError: T is larger than config.max_text_len.
+            ValueError: T is larger than config.max_text_len, or a shape is wrong.
         """
+        if input_ids.ndim != 2 or 0 in input_ids.shape:
+            raise ValueError(f"input_ids must be (R, T) with at least one prompt, got {tuple(input_ids.shape)}.")
         if input_ids.shape[1] > self.config.max_text_len:
             raise ValueError(
                 f"The prompt has {input_ids.shape[1]} tokens but max_text_len is {self.config.max_text_len}; let the "
@@ -146,6 +154,11 @@ class GDinoModel(GDinoPreTrainedModel):
             )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        if attention_mask.shape != input_ids.shape:
+            raise ValueError(
+                f"attention_mask is {tuple(attention_mask.shape)} but input_ids is {tuple(input_ids.shape)}; give one "
+                "number per token."
+            )
         if self._prompts is not None and not torch.compiler.is_compiling():
             return self._prompts.get(self, input_ids, attention_mask, token_type_ids)
         return self._text_features(input_ids, attention_mask, token_type_ids)
