@@ -104,7 +104,7 @@ class GDinoModel(GDinoPreTrainedModel):
             The projected feature maps and their masks.
 
         Raises:
-            ValueError: pixel_values is not (B, 3, H, W), B at least 1, or the mask's or the images' sizes do not fit it.
+            ValueError: pixel_values is not (B, 3, H, W), B at least 1, or masks or sizes of images do not fit it.
         """
         if pixel_values.ndim != 4:
             raise ValueError(f"pixel_values must be (B, 3, H, W), got {tuple(pixel_values.shape)}; add a batch axis.")
