@@ -141,3 +141,52 @@ def test_box_head_gives_four_numbers_from_three_layers():
     head = BoxHead(GDinoConfig(d_model=WIDTH))
     assert [tuple(layer.weight.shape) for layer in head.layers] == [(WIDTH, WIDTH), (WIDTH, WIDTH), (4, WIDTH)]
     assert head(torch.zeros(2, 3, WIDTH)).shape == (2, 3, 4)
+
+
+class Adapter(torch.nn.Module):
+    """A layer and a low-rank correction, which shows the layer's parameters as its own, as adapters do."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+        self.down = torch.nn.Linear(base.in_features, 2, bias=False)
+        self.up = torch.nn.Linear(2, base.out_features, bias=False)
+
+    weight = property(lambda self: self.base.weight)
+    bias = property(lambda self: self.base.bias)
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_adapter_on_the_last_box_layer_acts(dtype):
+    torch.manual_seed(0)
+    head = BoxHead(GDinoConfig(d_model=WIDTH)).to(dtype)
+    x = torch.randn(3, WIDTH, dtype=dtype)
+    before = head(x)
+    adapter = Adapter(head.layers[-1]).to(dtype)
+    head.layers[-1] = adapter
+    hidden = x
+    for layer in head.layers[:-1]:
+        hidden = layer(hidden).relu()
+    after = head(x)
+    assert after.dtype == torch.float32
+    # bfloat16 layers round to 2^-8 of values below 1, twice; float32 far below that.
+    tolerance = 1e-6 if dtype == torch.float32 else 2**-6
+    correction = adapter.up(adapter.down(hidden)).float()
+    torch.testing.assert_close(after - before, correction, atol=tolerance, rtol=0)
+    assert correction.abs().max() > 4 * tolerance
+
+
+def test_a_dynamically_quantized_model_still_detects(tiny_model):
+    quantized = torch.ao.quantization.quantize_dynamic(copy.deepcopy(tiny_model), {torch.nn.Linear}, dtype=torch.qint8)
+    special = tiny_model.config.special_token_ids
+    inputs = {
+        "pixel_values": torch.randn(1, 3, 64, 64),
+        "input_ids": torch.tensor([[special[0], 60, *special[2:0:-1]]]),
+    }
+    with torch.no_grad():
+        boxes = quantized(**inputs).pred_boxes
+    assert torch.isfinite(boxes).all()
+    assert type(quantized.bbox_embed[0].layers[-1]) is not torch.nn.Linear

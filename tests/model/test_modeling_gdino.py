@@ -320,3 +320,28 @@ def test_prompts_and_images_that_do_not_pair_are_refused(model, tiny_tokenizer):
     _, batch = pixels((64, 64), (64, 64))
     with pytest.raises(ValueError, match="2 images and 3 prompts"):
         model(**batch, **tokens(tiny_tokenizer, "cat.", "dog.", "hat."))
+
+
+@pytest.mark.parametrize("boxes", [0, 1])
+def test_pixels_that_are_not_numbers_are_named(model, tiny_tokenizer, boxes):
+    inputs = {"pixel_values": torch.full((1, 3, 64, 64), torch.nan), **tokens(tiny_tokenizer, "cat.")}
+    labels = [{"class_labels": torch.zeros(boxes, dtype=torch.int64), "boxes": torch.full((boxes, 4), 0.5)}]
+    with pytest.raises(ValueError, match="NaN or infinity in pixel_values"):
+        model(**inputs, labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pixel_values": torch.zeros(1, 1, 64, 64)}, r"one image of 3 channels, got \(1, 1, 64, 64\)"),
+        ({"pixel_values": torch.zeros(0, 3, 64, 64)}, r"at least one image of 3 channels, got \(0, 3, 64, 64\)"),
+        ({"attention_mask": torch.ones(1, 2)}, r"attention_mask is \(1, 2\) but input_ids is \(1, 4\)"),
+        ({"input_ids": torch.zeros(0, 4, dtype=torch.int64)}, r"at least one prompt, got \(0, 4\)"),
+        ({"input_ids": torch.zeros(4, dtype=torch.int64)}, r"input_ids must be \(R, T\) .* got \(4,\)"),
+    ],
+)
+def test_wrong_shapes_are_refused(model, changes, message):
+    start, end, period, _ = model.config.special_token_ids
+    inputs = {"pixel_values": torch.zeros(1, 3, 64, 64), "input_ids": torch.tensor([[start, 60, period, end]])}
+    with pytest.raises(ValueError, match=message):
+        model(**{**inputs, **changes})

@@ -1,10 +1,12 @@
 """The configuration of every Grounding DINO variant: published, MM, LLMDet and gdino-nano."""
 
 import copy
+import math
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, BertConfig, PreTrainedConfig, SwinConfig
+from transformers.activations import ACT2FN
 
 from .csp_pan import CspPanConfig
 
@@ -82,6 +84,33 @@ def _preset_fields(name: str) -> dict[str, Any]:
         }
     known = "tiny, base, mm-tiny, mm-base, mm-large, nano"
     raise ValueError(f"There is no preset {name!r}; choose one of {known}.")
+
+
+# Fields, least and largest value; a least value of None stands for "above 0".
+_LIMITS: tuple[tuple[tuple[str, ...], float | None, float], ...] = (
+    (("num_queries", "encoder_layers", "decoder_layers", "num_feature_levels", "d_model", "max_text_len"), 1, math.inf),
+    (("encoder_ffn_dim", "decoder_ffn_dim", "encoder_attention_heads", "decoder_attention_heads"), 1, math.inf),
+    (("encoder_n_points", "decoder_n_points"), 1, math.inf),
+    (("num_denoising_queries", "denoising_box_noise", "denoising_label_embeddings"), 0, math.inf),
+    (("dropout", "attention_dropout", "activation_dropout", "fusion_dropout", "fusion_droppath"), 0, 1),
+    (("text_enhancer_dropout", "denoising_label_noise", "focal_alpha"), 0, 1),
+    (("focal_gamma", "class_cost", "bbox_cost", "giou_cost"), 0, math.inf),
+    (("class_loss_coefficient", "bbox_loss_coefficient", "giou_loss_coefficient"), 0, math.inf),
+    (("contrastive_loss_coefficient",), 0, math.inf),
+    (("class_head_temperature", "contrastive_temperature", "layer_norm_eps"), None, math.inf),
+    (("inverse_sigmoid_eps", "decoder_inverse_sigmoid_eps"), None, math.inf),
+    (("positional_embedding_temperature", "query_position_temperature", "text_position_temperature"), None, math.inf),
+)
+
+
+def _check_range(name: str, value: float, low: float | None, high: float) -> None:
+    """Refuse a number outside its limits, NaN among them."""
+    if (value > 0 if low is None else value >= low) and value <= high:
+        return
+    if low is None:
+        raise ValueError(f"{name} must be positive, got {value}.")
+    limit = f"within {low}..{high}" if high < math.inf else f"at least {low}"
+    raise ValueError(f"{name} must be {limit}, got {value}.")
 
 
 @strict
@@ -198,11 +227,21 @@ class GDinoConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Refuse settings that cannot be built, naming the field and its limit."""
-        sizes = ("num_queries", "encoder_layers", "decoder_layers", "num_feature_levels", "d_model", "max_text_len")
-        heads = ("encoder_attention_heads", "decoder_attention_heads", "encoder_n_points", "decoder_n_points")
-        for name in (*sizes, *heads):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for names, low, high in _LIMITS:
+            for name in names:
+                _check_range(name, getattr(self, name), low, high)
+        if self.fusion_droppath == 1:
+            raise ValueError("fusion_droppath must be below 1, got 1: what is kept is divided by what is left of it.")
+        if self.activation_function not in ACT2FN:
+            raise ValueError(
+                f"activation_function must be a name that transformers knows, such as 'relu' or 'gelu', got "
+                f"{self.activation_function!r}."
+            )
+        if len(self.special_token_ids) < 2:
+            raise ValueError(
+                "special_token_ids must hold at least 2 ids, those of [CLS] and [SEP], before the marks that part "
+                f"labels, got {self.special_token_ids}."
+            )
         if self.query_dim != 4:
             raise ValueError(f"query_dim must be 4 (cx, cy, w, h), got {self.query_dim}.")
         if self.d_model % 4 != 0:
@@ -224,14 +263,6 @@ class GDinoConfig(PreTrainedConfig):
             raise ValueError(f"position_embedding_type must be 'sine', got {self.position_embedding_type!r}.")
         if self.two_stage_bbox_embed_share and not self.decoder_bbox_embed_share:
             raise ValueError("two_stage_bbox_embed_share needs decoder_bbox_embed_share; set both or neither.")
-        eps = ("inverse_sigmoid_eps", "decoder_inverse_sigmoid_eps")
-        for name in ("class_head_temperature", "contrastive_temperature", *eps):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
-        if not 0 <= self.denoising_label_noise <= 1:
-            raise ValueError(f"denoising_label_noise must be within 0..1, got {self.denoising_label_noise}.")
-        if self.num_denoising_queries < 0:
-            raise ValueError(f"num_denoising_queries must be 0 or more, got {self.num_denoising_queries}.")
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "GDinoConfig":

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_gdino import GDinoConfig
+from .packed_linear import PackedLinear
 
 # The bias at which an untrained head answers 0.01, so that the many negatives do not swamp the first steps
 # (Lin et al. 2017, 3.3).
@@ -46,9 +47,15 @@ class BoxHead(MLP):
         """(..., D) to (..., 4) float32: in half precision a delta of 2 is off by two thirds of a pixel in 320."""
         for layer in self.layers[:-1]:
             x = layer(x).relu()
-        last = cast(nn.Linear, self.layers[-1])
+        last = self.layers[-1]
+        weight = getattr(last, "weight", None)
+        narrow = isinstance(weight, Tensor) and weight.is_floating_point() and weight.dtype != torch.float32
         with torch.autocast(device_type=x.device.type, enabled=False):
-            return F.linear(x.float(), last.weight.float(), last.bias.float())
+            if narrow and type(last) in (nn.Linear, PackedLinear):
+                bias = cast(Tensor, last.bias)
+                return F.linear(x.float(), cast(Tensor, weight).float(), bias.float())
+            # Adapters and quantized layers are called, never read; a narrow one is asked in its own dtype.
+            return last(x.to(cast(Tensor, weight).dtype) if narrow else x.float()).float()
 
 
 class ContrastiveHead(nn.Module):

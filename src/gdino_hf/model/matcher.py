@@ -14,6 +14,11 @@ from torch import Tensor
 from .box_ops import at_least_float32, cxcywh_to_xyxy, elementwise_giou
 from .targets import Targets
 
+_NOT_FINITE = (
+    "Predictions are NaN or infinite and cannot be matched; look for NaN or infinity in pixel_values, lower the "
+    "learning rate, clip gradients, or train in bfloat16 rather than float16."
+)
+
 
 def matching_cost(
     logits: Tensor,
@@ -100,10 +105,15 @@ def hungarian_match(
         than queries.
 
     Raises:
-        ValueError: if a cost is not finite, which NaN or infinite predictions make it.
+        ValueError: if predictions, or the costs they make, are NaN or infinite.
     """
     device = text_mask.device
     if targets.num_boxes == 0:
+        # Without a box there is no cost to look at, and the loss of the background would be NaN in silence.
+        shown = [x.masked_fill(~text_mask[:, None, :], 0) for x in logits]
+        finite = [x.isfinite().all() for x in (*shown, *pred_boxes)]
+        if not torch.stack(finite).all():
+            raise ValueError(_NOT_FINITE)
         empty = torch.zeros(0, dtype=torch.int64, device=device)
         return [(empty, empty) for _ in logits]
     costs = [
@@ -122,10 +132,7 @@ def hungarian_match(
     ]
     on_host = torch.cat([cost.flatten() for cost in costs]).cpu().numpy()
     if not np.isfinite(on_host).all():
-        raise ValueError(
-            "The matching cost is not finite because predictions are NaN or infinite; lower the learning rate, clip "
-            "gradients, or train in bfloat16 rather than float16."
-        )
+        raise ValueError(_NOT_FINITE)
     starts = np.cumsum([0, *targets.sizes])
     pairs: list[np.ndarray] = []
     position = 0

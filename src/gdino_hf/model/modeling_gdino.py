@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from .backbone import Backbone, check_image_sizes, input_projections, project, project_by_size, resize_mask
 from .blocks import by_blocks
@@ -31,6 +29,7 @@ from .position_encoding import token_position_embedding
 from .pretrained_gdino import GDinoPreTrainedModel
 from .query_selection import select_queries
 from .targets import prepare_targets
+from .text_backbone import build_text_backbone, first_position
 from .text_prompt import phrase_structure
 
 
@@ -52,7 +51,7 @@ class GDinoModel(GDinoPreTrainedModel):
         width = config.d_model
         self.backbone = Backbone(config)
         self.input_proj_vision = input_projections(self.backbone.channels, config.num_feature_levels, width)
-        self.text_backbone = _text_backbone(config)
+        self.text_backbone = build_text_backbone(config)
         self._prompts: PromptCache | None = None
         self._text_arguments = set(inspect.signature(self.text_backbone.forward).parameters)
         self.text_projection = nn.Linear(self.text_backbone.config.hidden_size, width)
@@ -105,10 +104,16 @@ class GDinoModel(GDinoPreTrainedModel):
             The projected feature maps and their masks.
 
         Raises:
-            ValueError: pixel_values is not (B, 3, H, W), or the mask's or the images' sizes do not fit it.
+            ValueError: pixel_values is not (B, 3, H, W), B at least 1, or masks or sizes of images do not fit it.
         """
         if pixel_values.ndim != 4:
             raise ValueError(f"pixel_values must be (B, 3, H, W), got {tuple(pixel_values.shape)}; add a batch axis.")
+        channels = getattr(self.config.backbone_config, "num_channels", 3)
+        if pixel_values.shape[0] == 0 or pixel_values.shape[1] != channels:
+            raise ValueError(
+                f"pixel_values must hold at least one image of {channels} channels, got {tuple(pixel_values.shape)}; "
+                "let the processor convert images."
+            )
         if pixel_mask is not None and pixel_mask.shape != (pixel_values.shape[0], *pixel_values.shape[2:]):
             raise ValueError(
                 f"pixel_mask is {tuple(pixel_mask.shape)} but pixel_values is {tuple(pixel_values.shape)}; give one "
@@ -138,8 +143,10 @@ class GDinoModel(GDinoPreTrainedModel):
             The projected features and the phrases.
 
         Raises:
-            ValueError: T is larger than config.max_text_len.
+            ValueError: T is larger than config.max_text_len, or a shape is wrong.
         """
+        if input_ids.ndim != 2 or 0 in input_ids.shape:
+            raise ValueError(f"input_ids must be (R, T) with at least one prompt, got {tuple(input_ids.shape)}.")
         if input_ids.shape[1] > self.config.max_text_len:
             raise ValueError(
                 f"The prompt has {input_ids.shape[1]} tokens but max_text_len is {self.config.max_text_len}; let the "
@@ -147,6 +154,11 @@ class GDinoModel(GDinoPreTrainedModel):
             )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        if attention_mask.shape != input_ids.shape:
+            raise ValueError(
+                f"attention_mask is {tuple(attention_mask.shape)} but input_ids is {tuple(input_ids.shape)}; give one "
+                "number per token."
+            )
         if self._prompts is not None and not torch.compiler.is_compiling():
             return self._prompts.get(self, input_ids, attention_mask, token_type_ids)
         return self._text_features(input_ids, attention_mask, token_type_ids)
@@ -156,12 +168,12 @@ class GDinoModel(GDinoPreTrainedModel):
     ) -> GDinoTextFeatures:
         real = attention_mask.bool()
         phrases = phrase_structure(input_ids, attention_mask, self.config.special_token_ids)
-        dtype = self.text_projection.weight.dtype
+        dtype = self.level_embed.dtype
         blocked = torch.zeros_like(phrases.phrase_mask, dtype=dtype)
         blocked = blocked.masked_fill(~phrases.phrase_mask, torch.finfo(dtype).min)[:, None]
         arguments: dict[str, Any] = {"attention_mask": blocked}
         if "position_ids" in self._text_arguments:
-            arguments["position_ids"] = phrases.position_ids
+            arguments["position_ids"] = phrases.position_ids + first_position(self.text_backbone)
         if "token_type_ids" in self._text_arguments:
             arguments["token_type_ids"] = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         hidden = self.text_backbone(input_ids=input_ids, **arguments).last_hidden_state
@@ -503,13 +515,3 @@ class GDinoForObjectDetection(GDinoPreTrainedModel):
 
 def _per_layer(heads: nn.ModuleList, num_layers: int) -> list[nn.Module]:
     return [heads[0] if len(heads) == 1 else heads[layer] for layer in range(num_layers)]
-
-
-def _text_backbone(config: GDinoConfig) -> PreTrainedModel:
-    """Any AutoModel text encoder, without the pooler it may have: nothing would train it."""
-    try:
-        text_class = MODEL_MAPPING[type(config.text_config)]
-        takes_pooler = "add_pooling_layer" in inspect.signature(text_class.__init__).parameters
-    except (KeyError, AttributeError):
-        takes_pooler = False
-    return AutoModel.from_config(config.text_config, **({"add_pooling_layer": False} if takes_pooler else {}))

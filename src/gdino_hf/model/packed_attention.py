@@ -26,6 +26,7 @@ class PackedMSDeformAttn(MSDeformAttn):
         )
         self.sampling_offsets, self.attention_weights = attention.sampling_offsets, attention.attention_weights
         self.value_proj, self.output_proj = PackedLinear(attention.value_proj), PackedLinear(attention.output_proj)
+        self.custom_kernels = attention.custom_kernels
         self._joint: tuple[tuple, PackedLinear] | None = None
         self.train(attention.training)
 

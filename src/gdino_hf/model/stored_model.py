@@ -1,5 +1,6 @@
 """Weights on disk and on the Hub: copies of heads that files hold besides, auto classes, the model card."""
 
+import copy
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import PrefixChange, WeightConverter, WeightRenaming, rename_source_key
 
 from .configuration_gdino import GDinoConfig
 from .model_card import write_model_card
@@ -33,6 +36,18 @@ class StoredModel(PreTrainedModel):
                 ", ".join(differing),
             )
         return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Trainer resumes, and returns to the best checkpoint, by load_state_dict(file, strict=False), which would pass
+        # over every weight of a backbone whose names in files are not those in memory.
+        own = self.state_dict().keys()
+        stored = {key: key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)}
+        stored = {key: name for key, name in stored.items() if name not in own}
+        renamed = named_as_in_memory(self, {name: state_dict[key] for key, name in stored.items()}) if stored else {}
+        for key in stored:
+            del state_dict[key]
+        state_dict.update({prefix + name: tensor for name, tensor in renamed.items()})
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> Any:
         """As in transformers; also writes a model card, and as Hub custom code names both auto classes.
@@ -59,6 +74,41 @@ class StoredModel(PreTrainedModel):
         # The last step before files leave for the Hub, after transformers has put its placeholder over the card.
         write_model_card(working_dir, self.config, name=repo_id, replace_placeholder=True)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+
+
+def named_as_in_memory(model: PreTrainedModel, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as files name and split them, as transformers 5 names and joins them in memory: from_pretrained's way.
+
+    Args:
+        model: The model that is to take them.
+        stored: Tensors by their names on disk.
+
+    Returns:
+        Tensors by the model's names; what the model has no place for keeps its name.
+    """
+    conversions = getattr(model, "_weight_conversions", None)
+    if conversions is None:
+        # As save_pretrained decides for a model that was not loaded: neither legacy names nor prefixes are written.
+        conversions = get_model_conversion_mapping(model, add_legacy=False)
+        conversions = [x for x in conversions if not isinstance(x, PrefixChange)]
+    renamings = [x for x in conversions if isinstance(x, WeightRenaming)]
+    converters = [x for x in conversions if isinstance(x, WeightConverter)]
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    own = model.state_dict().keys()
+    result: dict[str, Tensor] = {}
+    parts: dict[str, WeightConverter] = {}
+    for key, tensor in stored.items():
+        name, pattern = rename_source_key(key, renamings, converters)
+        if name not in own:
+            result[key] = tensor
+        elif pattern is None:
+            result[name] = tensor
+        else:
+            parts.setdefault(name, copy.deepcopy(by_pattern[pattern])).add_tensor(name, key, pattern, tensor)
+    for name, converter in parts.items():
+        for target, value in converter.convert(name, model=model, config=model.config).items():
+            result[target] = value[0] if isinstance(value, list) else value
+    return result
 
 
 def differing_copies(
