@@ -13,7 +13,7 @@ from .fusion import BiAttention
 from .ms_deform_attn import MSDeformAttn
 from .outputs_gdino import GDinoTextFeatures
 from .packed_attention import PackedMSDeformAttn
-from .packed_linear import PackedLinear, bfloat16_is_slower, can_pack, state_of
+from .packed_linear import PackedLinear, can_pack, state_of
 from .swin_inference import PackedSwin
 
 logger = logging.getLogger(__name__)
@@ -53,8 +53,6 @@ def pack_model(model: Any) -> None:
     if not can_pack(dtype):
         logger.warning("Packed linear layers for %s are not part of this build of torch: the usual ones run.", dtype)
         return
-    if bfloat16_is_slower() and str(dtype) == "torch.bfloat16":
-        logger.info("This CPU multiplies float32 faster than bfloat16: bfloat16 weights are widened in products.")
     for name in ("encoder", "decoder", "encoder_output_bbox_embed"):
         if hasattr(model, name):
             pack_layers(getattr(model, name))

@@ -83,12 +83,8 @@ class PackedLinear(nn.Linear):
             return _ACTIVATIONS[self.activation](F.linear(x, weight, self.bias))
         key = state_of(weight)
         if self._packed is None or self._packed[0] != key:
-            wide = weight.dtype == torch.bfloat16 and bfloat16_is_slower()
-            dtype = torch.float32 if wide else weight.dtype
-            bias = None if self.bias is None else self.bias.detach().to(dtype)
-            self._packed = (key, dtype, pack(weight.to(dtype)), bias)
-        _, dtype, packed, bias = self._packed
-        return packed_linear(x.to(dtype), packed, bias, self.activation).to(x.dtype)
+            self._packed = (key, pack(weight))
+        return packed_linear(x, self._packed[1], self.bias, self.activation)
 
 
 def side_by_side(layers: Sequence[nn.Linear]) -> PackedLinear:

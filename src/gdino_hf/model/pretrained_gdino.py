@@ -1,5 +1,6 @@
 """What all models of the family share: initialization, and inference laid out for the machine."""
 
+import logging
 from typing import Any
 
 import torch
@@ -11,7 +12,10 @@ from .fusion import FusionLayer
 from .heads import PRIOR_BIAS, BoxHead, ContrastiveHead
 from .inference_gdino import PromptCache, pack_layers, pack_model
 from .ms_deform_attn import MSDeformAttn
+from .packed_linear import bfloat16_is_slower
 from .stored_model import StoredModel
+
+logger = logging.getLogger(__name__)
 
 
 class GDinoPreTrainedModel(StoredModel):
@@ -78,12 +82,16 @@ class GDinoPreTrainedModel(StoredModel):
         Linear layers run through oneDNN in its own layout, a Swin backbone window by window, and text features of the
         last prompts are kept. Results differ in rounding only. The published weights stay beside their copies (about
         240 MB more for Grounding DINO-T in float32), so `state_dict` and `save_pretrained` give what they gave before.
-        Under torch.compile and on other devices the usual operations run.
+        Under torch.compile and on other devices the usual operations run. A bfloat16 model becomes float32 where this
+        CPU computes that faster, which a log line says; it is then saved as float32.
 
         Returns:
             The model itself, in eval mode and without gradients; it does not train any more.
         """
         self.eval()
+        if self.device.type == "cpu" and self.dtype == torch.bfloat16 and bfloat16_is_slower():
+            logger.warning("This CPU multiplies float32 faster than bfloat16: the model now computes in float32.")
+            self.float()
         core = self.base_model
         for module in (self, core):
             module._optimized = True
