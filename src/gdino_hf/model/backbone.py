@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoBackbone
 
+from . import swin_export
 from .configuration_gdino import GDinoConfig
 
 
@@ -97,6 +98,8 @@ class Backbone(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
         """(B, 3, H, W) to a list of (B, C_l, h_l, w_l), fine to coarse."""
+        if torch.compiler.is_exporting() and swin_export.knows(self.conv_encoder.model):
+            return swin_export.export_forward(self.conv_encoder.model, pixel_values)
         if self.fast_forward is not None:
             return self.fast_forward(pixel_values)
         return list(self.conv_encoder.model(pixel_values).feature_maps)
