@@ -11,6 +11,9 @@ from transformers import AutoBackbone
 from . import swin_export
 from .configuration_gdino import GDinoConfig
 
+# torch 2.6 does not tell exporting from compiling.
+is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
 
 class FrozenBatchNorm2d(nn.Module):
     """Batch normalization by stored statistics that training never touches: detection batches are too small for it."""
@@ -98,7 +101,7 @@ class Backbone(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
         """(B, 3, H, W) to a list of (B, C_l, h_l, w_l), fine to coarse."""
-        if torch.compiler.is_exporting() and swin_export.knows(self.conv_encoder.model):
+        if is_exporting() and swin_export.knows(self.conv_encoder.model):
             return swin_export.export_forward(self.conv_encoder.model, pixel_values)
         if self.fast_forward is not None:
             return self.fast_forward(pixel_values)

@@ -13,20 +13,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import SwinBackbone
 
+# Parts that other releases of transformers name otherwise.
+_BLOCK = ("attention", "layernorm_before", "layernorm_after", "mlp", "shift_size", "window_size")
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "relative_position_bias", "num_attention_heads")
+
 
 def knows(backbone: Any) -> bool:
     """Whether `export_forward` gives what a backbone gives: a SwinBackbone, in evaluation, with parts named as here."""
     if type(backbone) is not SwinBackbone or backbone.training:
         return False
-    try:
-        embeddings, layers = backbone.swin.embeddings, backbone.swin.encoder.layers
-        parts = [(x.layernorm_before, x.layernorm_after, x.mlp, x.shift_size) for s in layers for x in s.blocks]
-        attentions = [x.attention for stage in layers for x in stage.blocks]
-        parts += [(x.q_proj, x.k_proj, x.v_proj, x.o_proj, x.relative_position_bias) for x in attentions]
-        parts += [(x.downsample.norm, x.downsample.reduction) for x in layers if x.downsample is not None]
-        return bool(parts) and embeddings.position_embeddings is None
-    except AttributeError:
+    if backbone.swin.embeddings.position_embeddings is not None:
         return False
+    blocks = [block for stage in backbone.swin.encoder.layers for block in stage.blocks]
+    return all(hasattr(block, name) for block in blocks for name in _BLOCK) and all(
+        hasattr(block.attention, name) for block in blocks for name in _ATTENTION
+    )
 
 
 def export_forward(backbone: Any, pixel_values: Tensor) -> list[Tensor]:
@@ -34,8 +35,8 @@ def export_forward(backbone: Any, pixel_values: Tensor) -> list[Tensor]:
 
     Args:
         backbone: A SwinBackbone that `knows` accepts.
-        pixel_values: (B, 3, H, W). The example of an export needs H and W above 32, since the exporter takes a side of
-            one cell for a constant; its graph then takes any batch, height and width.
+        pixel_values: (B, 3, H, W). In an export H and W must be above 32 (four stages at stride 4), in the example and
+            later: the exporter treats a coarsest map one cell wide or high as another graph. Eagerly any size will do.
 
     Returns:
         The backbone's maps (B, C_l, h_l, w_l), fine to coarse.
