@@ -7,22 +7,28 @@ import copy
 import pytest
 import torch
 from torch.export import Dim
+from transformers import ResNetConfig, SwinConfig
 
 from gdino_hf import GDinoForObjectDetection
+from gdino_hf.model.csp_pan import CspPanConfig
 
 # Fused kernels sum in another order than eager ones.
 ROUNDING = 1e-4
 
 
-@pytest.fixture
-def model(tiny_config):
+def make_model(config):
     torch.manual_seed(0)
-    model = GDinoForObjectDetection(copy.deepcopy(tiny_config)).eval()
+    model = GDinoForObjectDetection(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "backbone" not in name:
                 parameter.add_(0.05 * torch.randn_like(parameter))
     return model
+
+
+@pytest.fixture
+def model(tiny_config):
+    return make_model(copy.deepcopy(tiny_config))
 
 
 def make_inputs(tokenizer, batch=2, height=64, width=96, prompts=("cat. dog.", "person. remote control.")):
@@ -107,26 +113,59 @@ class Exportable(torch.nn.Module):
         return outputs.logits, outputs.pred_boxes
 
 
+def swin(window_size):
+    """Windows with and without a shift in every stage."""
+    return SwinConfig(
+        embed_dim=8,
+        depths=[2, 2, 2, 2],
+        num_heads=[1, 1, 2, 2],
+        window_size=window_size,
+        out_features=["stage2", "stage3", "stage4"],
+    )
+
+
+BACKBONES = {
+    "swin, window 4": lambda: swin(4),
+    # The example's coarsest map, 5 x 7 cells, is one window: its count must not become a constant of the graph.
+    "swin, window 7": lambda: swin(7),
+    "resnet": lambda: ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 8, 16, 16],
+        depths=[1, 1, 1, 1],
+        layer_type="basic",
+        out_features=["stage2", "stage3", "stage4"],
+    ),
+    "csp_pan": lambda: CspPanConfig(stem_width=4, stage_widths=[4, 4, 8, 8], stage_depths=[1, 1, 1, 1], pan_width=8),
+}
+
+
 @pytest.mark.slow
-def test_exports_with_dynamic_batch_image_size_and_text_length(model, tiny_tokenizer):
-    batch, height, width, tokens = Dim.AUTO, Dim.AUTO, Dim.AUTO, Dim.AUTO
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_exports_with_dynamic_batch_image_size_and_text_length(tiny_config, tiny_tokenizer, backbone):
+    config = copy.deepcopy(tiny_config)
+    config.backbone_config = BACKBONES[backbone]()
+    model = make_model(config)
     shapes = {
-        "pixel_values": {0: batch, 2: height, 3: width},
-        "pixel_mask": {0: batch, 1: height, 2: width},
-        "input_ids": {0: batch, 1: tokens},
-        "attention_mask": {0: batch, 1: tokens},
+        "pixel_values": {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO},
+        "pixel_mask": {0: Dim.AUTO, 1: Dim.AUTO, 2: Dim.AUTO},
+        "input_ids": {0: Dim.AUTO, 1: Dim.AUTO},
+        "attention_mask": {0: Dim.AUTO, 1: Dim.AUTO},
     }
-    # Large enough that no dimension of the example is 1 in any stage: the exporter takes ones for constants.
+    # Large enough that no side of the example is one cell in any stage: the exporter takes ones for constants.
     inputs = make_inputs(tiny_tokenizer, 2, 160, 224)
+    three = ("cat. dog. hat.", "a big red dog. person. cup.", "tree.")
     with torch.no_grad():
-        program = torch.export.export(Exportable(model), (), inputs, dynamic_shapes=shapes, strict=False)
+        exported = torch.export.export(Exportable(model), (), inputs, dynamic_shapes=shapes, strict=False).module()
         for other in (
             inputs,
-            make_inputs(tiny_tokenizer, 3, 192, 256, ("cat. dog. hat.", "a big red dog. person. cup.", "tree.")),
-            make_inputs(tiny_tokenizer, 2, 224, 160, ("remote control. tree.", "dog.")),
+            make_inputs(tiny_tokenizer, 1, 223, 151),
+            make_inputs(tiny_tokenizer, 3, 333, 500, three),
+            make_inputs(tiny_tokenizer, 2, 128, 130, ("remote control. tree.", "dog.")),
+            make_inputs(tiny_tokenizer, 1, 480, 320, ("a big red dog.",)),
         ):
-            logits, boxes = program.module()(**other)
+            logits, boxes = exported(**other)
             expected = model(**other)
             finite = torch.isfinite(expected.logits)
+            assert torch.equal(torch.isfinite(logits), finite)
             torch.testing.assert_close(logits[finite], expected.logits[finite], rtol=0, atol=ROUNDING)
             torch.testing.assert_close(boxes, expected.pred_boxes, rtol=0, atol=ROUNDING)
