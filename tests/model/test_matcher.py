@@ -80,5 +80,5 @@ def test_without_boxes_predictions_that_are_not_finite_are_named_too(value, wher
     logits, boxes, targets = make(counts=(0, 0))
     assert [len(query) for _, query in hungarian_match(logits, boxes, targets, MASK > 0, **COSTS)] == [0, 0]
     (logits if where == "logits" else boxes)[1, 0, 0, 0] = value
-    with pytest.raises(ValueError, match="NaN or infinite .* look for NaN or infinity in pixel_values"):
+    with pytest.raises(ValueError, match=r"NaN or infinite .* look for NaN or infinity in pixel_values"):
         hungarian_match(logits, boxes, targets, MASK > 0, **COSTS)
