@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoBackbone
 
-from . import swin_export
 from .configuration_gdino import GDinoConfig
+from .swin_export import export_forward, knows
 
 # torch 2.6 does not tell exporting from compiling.
 is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
@@ -101,8 +101,8 @@ class Backbone(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
         """(B, 3, H, W) to a list of (B, C_l, h_l, w_l), fine to coarse."""
-        if is_exporting() and swin_export.knows(self.conv_encoder.model):
-            return swin_export.export_forward(self.conv_encoder.model, pixel_values)
+        if is_exporting() and knows(self.conv_encoder.model):
+            return export_forward(self.conv_encoder.model, pixel_values)
         if self.fast_forward is not None:
             return self.fast_forward(pixel_values)
         return list(self.conv_encoder.model(pixel_values).feature_maps)
