@@ -1,5 +1,7 @@
 """Claims about the loss: each term against its formula, and a batch against its images one by one."""
 
+import os
+import socket
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -208,13 +210,15 @@ def toy_step(rank, world_size, counts, folder):
     labels, features = make_labels(counts, generator), torch.randn(2, 6, 5, generator=generator)
     model, rows = Toy(), slice(0, 2)
     if world_size > 1:
-        torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=world_size)
+        torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
         model, rows = torch.nn.parallel.DistributedDataParallel(model), slice(rank, rank + 1)
     loss, _ = run(labels[rows], *model(features[rows], rows), rows=rows)
     loss.backward()
     gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
     torch.save((loss.detach(), gradient), f"{folder}/{world_size}-{rank}.pt")
     if world_size > 1:
+        # Neither may leave while the other still talks to it.
+        torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 
@@ -232,7 +236,14 @@ def test_two_processes_equal_one(counts, tmp_path):
         "toy = importlib.util.module_from_spec(spec); spec.loader.exec_module(toy); "
         f"toy.start_toy(int(sys.argv[3]), 2, {counts!r}, pathlib.Path(sys.argv[2]))"
     )
-    workers = [subprocess.Popen([sys.executable, "-c", call, __file__, str(tmp_path), str(rank)]) for rank in range(2)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    workers = [
+        subprocess.Popen([sys.executable, "-c", call, __file__, str(tmp_path), str(rank)], env=environment)
+        for rank in range(2)
+    ]
     assert [worker.wait(timeout=180) for worker in workers] == [0, 0]
     toy_step(0, 1, counts, tmp_path)
     loss, gradient = torch.load(tmp_path / "1-0.pt")
