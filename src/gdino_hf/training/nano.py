@@ -1,7 +1,7 @@
 """Train gdino-nano: a small open-vocabulary detector for a CPU.
 
     python -m gdino_hf.training.nano --data everyday --backbone csp_pan_head --text minilm \
-        --output runs/nano --export runs/gdino-nano --minutes 65
+        --output runs/nano --export runs/gdino-nano --minutes 110
 
 Grounding DINO (Liu et al. 2023, arXiv:2303.05499) with 2 encoder and 3 decoder layers, width 128 and 100 queries, on
 320x320 pixels. The image backbone (a detection-trained CSPNet + PAN, 256 channels a level) and the text encoder
@@ -16,7 +16,7 @@ Grounding DINO (Liu et al. 2023, arXiv:2303.05499) with 2 encoder and 3 decoder 
 - Schedule: AdamW 4e-4, batch 8, level to half of the time, then straight down to a fiftieth; weights are averaged.
   Time, not steps, drives it, so the same command suits any machine. Interrupted and started again, it goes on from the
   last checkpoint, at most four minutes old, until the minutes are used up.
-- Cost: 65 minutes on two cores, about 1.4 s for a step of 8 photographs.
+- Cost: 110 minutes on one core, about 2.5 s for a step of 8 photographs.
 - Result: the model in float16 in `--export`; COCO's AP on val.json in `--output`/figures.json, the loss in log.jsonl.
   What to expect stands in gdino-nano's model card.
 """
@@ -421,7 +421,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--output", required=True, help="checkpoints and logs")
     parser.add_argument("--start", help="folder of an earlier model to go on from instead of random weights")
     parser.add_argument("--export", help="where the finished model goes")
-    parser.add_argument("--minutes", type=float, default=65, help="of training, over all runs")
+    parser.add_argument("--minutes", type=float, default=110, help="of training, over all runs")
     parser.add_argument("--image-size", type=int, default=320, help="side of the square photographs become, in pixels")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=4e-4, help="peak")
