@@ -345,3 +345,9 @@ def test_wrong_shapes_are_refused(model, changes, message):
     inputs = {"pixel_values": torch.zeros(1, 3, 64, 64), "input_ids": torch.tensor([[start, 60, period, end]])}
     with pytest.raises(ValueError, match=message):
         model(**{**inputs, **changes})
+
+
+def test_what_no_output_depends_on_stays_frozen_after_loading(tiny_folder):
+    for loaded in (GDinoForObjectDetection.from_pretrained(tiny_folder), GDinoModel.from_pretrained(tiny_folder)):
+        frozen = [name for name, parameter in loaded.named_parameters() if not parameter.requires_grad]
+        assert [name.rpartition("swin.")[2] for name in frozen] == ["layernorm.weight", "layernorm.bias"]

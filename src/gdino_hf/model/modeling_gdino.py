@@ -71,6 +71,8 @@ class GDinoModel(GDinoPreTrainedModel):
             nn.Embedding(config.denoising_label_embeddings, width) if config.denoising_label_embeddings > 0 else None
         )
         self._choose_kernels()
+        # Parts of the backbones that nothing reads: waiting for their gradients would stall data-parallel training.
+        self._never_trained = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
         self.post_init()
 
     def _choose_kernels(self) -> None:

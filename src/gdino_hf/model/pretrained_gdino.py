@@ -74,6 +74,24 @@ class GDinoPreTrainedModel(StoredModel):
         elif hasattr(module, "level_embed"):
             init.normal_(module.level_embed)
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; what no output depends on stays frozen, which loading would undo.
+
+        Args:
+            *args: As in transformers.
+            **kwargs: As in transformers.
+
+        Returns:
+            The model, or with `output_loading_info` the model and the information.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        core = model.base_model
+        for name in core._never_trained:
+            core.get_parameter(name).requires_grad_(False)
+        return loaded
+
     _optimized = False
 
     def optimize_for_inference(self) -> Any:
