@@ -51,11 +51,10 @@ def build(desk: Desk) -> None:
             labels = parts.labels_field()
             labels.elem_id = "gd-labels"
             detect = gr.Button("Detect", variant="primary", elem_id="gd-detect")
-            mode = gr.Radio([EVERY, GROUND], value=EVERY, label="Mode")
-            negatives = parts.negatives_field()
-            model = parts.model_field(desk)
-            if desk.examples:
-                gr.Examples(desk.examples, [image, labels], label="Examples")
+            with gr.Accordion("Mode, negative labels, model", open=False, elem_id="gd-more"):
+                mode = gr.Radio([EVERY, GROUND], value=EVERY, label="Mode", elem_id="gd-mode")
+                negatives = parts.negatives_field()
+                model = parts.model_field(desk)
         with gr.Column(scale=6, min_width=320):
             status = gr.HTML(_EMPTY, elem_id="gd-status")
             figure = gr.HTML(
@@ -73,6 +72,8 @@ def build(desk: Desk) -> None:
                 parts.download_button("Download JSON", _Download(desk, "json"), [key, *settings], "gd-json")
                 parts.download_button("Download COCO", _Download(desk, "coco"), [key, *settings], "gd-coco")
                 parts.download_button("Download PNG", _Download(desk, "png"), [key, *settings], "gd-png")
+    if desk.examples:
+        gr.Examples(desk.examples, [image, labels], label="Examples")
 
     def on_detect(
         image: Picture | None, labels: str, negatives: str, mode: str, model: str, threshold: float, nms: float,

@@ -113,6 +113,8 @@ def _get(parts: urllib.parse.SplitResult, deadline: float) -> tuple[http.client.
         if time.monotonic() > deadline:
             raise TimeoutError
         return response, data
+    except Refused:
+        raise
     except (OSError, http.client.HTTPException, ValueError) as error:
         if time.monotonic() > deadline or isinstance(error, TimeoutError):
             raise Refused(f"The web server took more than {SECONDS:.0f} seconds; upload the file instead.") from error

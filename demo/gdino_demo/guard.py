@@ -110,12 +110,18 @@ class GuardedBlocks(gr.Blocks):
 class _NoDownloads:
     """A component that takes files of the upload folder and no web addresses."""
 
-    is_template = True
-
     async def async_move_resource_to_block_cache(self, url_or_file_path: Any) -> str | None:
+        """As in gradio, which would download an address without a limit of size or time."""
         if str(url_or_file_path or "").lower().startswith(("http:", "https:")):
             raise Refused("Files are not fetched from web addresses here; upload it or use the field for addresses.")
         return await super().async_move_resource_to_block_cache(url_or_file_path)  # type: ignore[misc]
+
+    def get_block_name(self) -> str:
+        """What the browser shows it as: the component it guards."""
+        guarded = next(each for each in type(self).__mro__ if each.__module__.startswith("gradio."))
+        return guarded.__name__.lower()
+
+    get_block_class = get_block_name
 
 
 class GuardedImage(_NoDownloads, gr.Image):
