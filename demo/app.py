@@ -19,7 +19,9 @@ def main() -> None:
         where = NANO if name.strip() == "nano" else name.strip()
         model = GDinoForObjectDetection.from_pretrained(where).to(device)
         loaded[name.strip()] = (model, GDinoProcessor.from_pretrained(where))
-    Page(loaded).launch()
+    page = Page(loaded)
+    page.launch()
+    page.close()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,6 +82,9 @@ class Page:
         Raises:
             OSError: The port is taken.
         """
+        if wait:
+            # A host that ends the server asks for it in this way; files are removed then too.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         self.sweeper.start()
         _, address, _ = self.blocks.launch(
             server_port=port,
