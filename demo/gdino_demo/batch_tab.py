@@ -25,7 +25,10 @@ def build(desk: Desk) -> None:
     with gr.Row():
         with gr.Column(scale=4, min_width=320):
             files = GuardedFiles(
-                label=f"Pictures, up to {MOST_PICTURES}", file_count="multiple", file_types=["image"], elem_id="gd-files"
+                label=f"Pictures, up to {MOST_PICTURES}",
+                file_count="multiple",
+                file_types=["image"],
+                elem_id="gd-files",
             )
             labels = parts.labels_field()
             negatives = parts.negatives_field()
@@ -58,7 +61,12 @@ def build(desk: Desk) -> None:
 
     query = [files, labels, negatives, model, threshold, nms]
     start.click(
-        on_start, query, [status, gallery, file], api_visibility="private", show_progress_on=status, **parts.RUNS_A_MODEL
+        on_start,
+        query,
+        [status, gallery, file],
+        api_visibility="private",
+        show_progress_on=status,
+        **parts.RUNS_A_MODEL,
     )
     parts.endpoint(batch_endpoint, query, "batch")
 

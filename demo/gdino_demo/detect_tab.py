@@ -58,7 +58,12 @@ def build(desk: Desk) -> None:
         with gr.Column(scale=6, min_width=320):
             status = gr.HTML(_EMPTY, elem_id="gd-status")
             figure = gr.HTML(
-                "", html_template=render.FIGURE_TEMPLATE, picture="", elem_id="gd-figure", js_on_load=None, label="Boxes"
+                "",
+                html_template=render.FIGURE_TEMPLATE,
+                picture="",
+                elem_id="gd-figure",
+                js_on_load=None,
+                label="Boxes",
             )
             shown = gr.CheckboxGroup([], value=[], label="Labels shown", visible=False, elem_id="gd-shown")
             threshold = parts.threshold_field(desk)

@@ -30,7 +30,6 @@ _Message = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[_Message]]
 _Send = Callable[[_Message], Awaitable[None]]
 
-
 class Border:
     """ASGI middleware: bodies have a declared and bounded size, and the server fetches nothing for anyone.
 
@@ -85,7 +84,6 @@ class Border:
             return 413, f"The request has {size // MEGABYTE} MB; at most {limit // MEGABYTE} MB are taken at once."
         return None
 
-
 class GuardedBlocks(gr.Blocks):
     """Blocks whose every failure is a plain sentence for the visitor and a line in the log for the host."""
 
@@ -106,7 +104,6 @@ class GuardedBlocks(gr.Blocks):
             logger.exception("A request failed")
             raise Refused("Something went wrong while working on this; the page goes on, try again.") from error
 
-
 class _NoDownloads:
     """A component that takes files of the upload folder and no web addresses."""
 
@@ -117,8 +114,6 @@ class _NoDownloads:
             raise Refused("Files are not fetched from web addresses here; upload it or use the field for addresses.")
         return await super().async_move_resource_to_block_cache(url_or_file_path)  # type: ignore[misc]
 
-from gradio.events import Dependency
-
 class GuardedImage(_NoDownloads, gr.Image):
     """An image field whose file is checked before it is decoded; functions get a `Picture`."""
 
@@ -127,12 +122,14 @@ class GuardedImage(_NoDownloads, gr.Image):
         if payload is None:
             return None
         return read_picture(_own(payload.path), payload.orig_name or Path(payload.path).name)
-    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from collections.abc import Callable, Sequence
+    from typing import TYPE_CHECKING, Any, Literal
+
     from gradio.blocks import Block
+
     if TYPE_CHECKING:
         from gradio.components import Timer
         from gradio.components.base import Component
-
 
 class GuardedFiles(_NoDownloads, gr.File):
     """A field of many files; functions get (path, name) pairs and read them one at a time."""
@@ -142,12 +139,14 @@ class GuardedFiles(_NoDownloads, gr.File):
         files = getattr(payload, "root", payload) or []
         files = files if isinstance(files, list) else [files]
         return [(_own(file.path), file.orig_name or Path(file.path).name) for file in files]
-    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from collections.abc import Callable, Sequence
+    from typing import TYPE_CHECKING, Any, Literal
+
     from gradio.blocks import Block
+
     if TYPE_CHECKING:
         from gradio.components import Timer
         from gradio.components.base import Component
-
 
 class GuardedVideo(_NoDownloads, gr.Video):
     """A video field; functions get the path, and no program is run over the file before they check it."""
@@ -155,12 +154,14 @@ class GuardedVideo(_NoDownloads, gr.Video):
     def preprocess(self, payload: Any) -> Any:
         """The path, or None."""
         return None if payload is None else _own(payload.path)
-    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from collections.abc import Callable, Sequence
+    from typing import TYPE_CHECKING, Any, Literal
+
     from gradio.blocks import Block
+
     if TYPE_CHECKING:
         from gradio.components import Timer
         from gradio.components.base import Component
-
 
 def _own(path: str | None) -> str:
     """The path of a file that was uploaded to this page."""
@@ -169,7 +170,6 @@ def _own(path: str | None) -> str:
     if not Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve()):
         raise Refused(_NOT_UPLOADED)
     return path
-
 
 class Sweeper:
     """Removes what was uploaded or made, a while after it was last used.
@@ -211,7 +211,6 @@ class Sweeper:
     def _run(self) -> None:
         while not self._stop.wait(min(_SWEEP_SECONDS, self.seconds)):
             self.sweep()
-
 
 def _kept_for_ever(block: Any) -> set[str]:
     return getattr(block, "keep_in_cache", None) or set()

@@ -34,7 +34,9 @@ def build(desk: Desk) -> None:
             start = gr.Button("Detect in the video", variant="primary", elem_id="gd-video-start")
         with gr.Column(scale=6, min_width=320):
             status = gr.HTML("", elem_id="gd-video-status")
-            annotated = gr.Video(label="Annotated video", interactive=False, elem_id="gd-video-out", buttons=["download"])
+            annotated = gr.Video(
+                label="Annotated video", interactive=False, elem_id="gd-video-out", buttons=["download"]
+            )
             file = gr.File(label="Detections of every frame, JSON", elem_id="gd-video-json")
 
     def on_start(

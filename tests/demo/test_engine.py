@@ -107,4 +107,6 @@ def test_the_newest_is_kept_even_if_it_is_large(outputs):
 
 def test_a_picture_without_its_file_is_looked_at_too(models, photograph):
     frame = Picture(photograph.image, b"", "frame")
-    assert torch.equal(models.run("tiny", frame, ["cat"]).raw.pred_boxes, models.run("tiny", photograph, ["cat"]).raw.pred_boxes)
+    assert torch.equal(
+        models.run("tiny", frame, ["cat"]).raw.pred_boxes, models.run("tiny", photograph, ["cat"]).raw.pred_boxes
+    )

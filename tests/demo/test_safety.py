@@ -111,7 +111,17 @@ def test_labels_are_a_comma_list_or_a_sentence(text, labels):
 
 @pytest.mark.parametrize(
     "text",
-    ["", " , ", None, "!!!", "<script>alert(1)</script>", "cat, a>b", "a\x00b", "x" * 4001, ", ".join(map(str, range(101)))],
+    [
+        "",
+        " , ",
+        None,
+        "!!!",
+        "<script>alert(1)</script>",
+        "cat, a>b",
+        "a\x00b",
+        "x" * 4001,
+        ", ".join(map(str, range(101))),
+    ],
     ids=["empty", "commas", "none", "marks", "script", "angle", "control", "long", "many"],
 )
 def test_labels_that_cannot_be_used_are_refused(text):

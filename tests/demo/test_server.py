@@ -2,6 +2,7 @@
 
 import base64
 import concurrent.futures
+import contextlib
 import ctypes
 import gc
 import io
@@ -161,10 +162,8 @@ def test_many_clients_at_once_lose_and_mix_up_nothing(page, example_folder, tmp_
 def memory():
     """Bytes of this process, server included, without what the C library keeps for later."""
     gc.collect()
-    try:
+    with contextlib.suppress(OSError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except OSError:
-        pass
     return psutil.Process().memory_info().rss
 
 
@@ -225,8 +224,17 @@ def test_a_message_may_not_carry_a_file(page):
 
 @pytest.mark.parametrize(
     "address",
-    ["file:///etc/passwd", "http://127.0.0.1/", "http://[::1]:7860/", "http://2130706433/", "http://0x7f.0.0.1/"]
-    + ["http://0177.0.0.1/", "http://169.254.169.254/latest/meta-data/", "http://localhost/", "ftp://example.org/a"],
+    [
+        "file:///etc/passwd",
+        "http://127.0.0.1/",
+        "http://[::1]:7860/",
+        "http://2130706433/",
+        "http://0x7f.0.0.1/",
+        "http://0177.0.0.1/",
+        "http://169.254.169.254/latest/meta-data/",
+        "http://localhost/",
+        "ftp://example.org/a",
+    ],
 )
 @pytest.mark.usefixtures("still_serving")
 def test_addresses_of_this_machine_are_refused(page, client, address):

@@ -137,7 +137,8 @@ def test_a_clean_environment_with_the_requirements_starts_it(space, tmp_path):
     python = tmp_path / "venv" / "bin" / "python"
     # Not on an index yet: the checkout takes the package's place, the rest is as the file says.
     text = (space / "requirements.txt").read_text()
-    (space / "requirements.txt").write_text(re.sub(r"^gdino-hf(\[.*?\])?.*$", rf"{REPOSITORY}\1", text, flags=re.MULTILINE))
+    text = re.sub(r"^gdino-hf(\[.*?\])?.*$", rf"{REPOSITORY}\1", text, flags=re.MULTILINE)
+    (space / "requirements.txt").write_text(text)
     pip = [python, "-m", "pip", "install", "-q", "-c", REPOSITORY / "constraints.txt"]
     subprocess.run([*pip, "torch"], check=True)
     subprocess.run([*pip, "-r", space / "requirements.txt"], check=True)
