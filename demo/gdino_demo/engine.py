@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import secrets
 import threading
 import time
@@ -143,7 +144,7 @@ class Models:
     def __init__(self, loaded: Mapping[str, tuple[Any, Any]]) -> None:
         if not loaded:
             raise ValueError("There is no model to show; load at least one.")
-        self._loaded = dict(loaded)
+        self._loaded = {name: (model, _fitted(processor, model)) for name, (model, processor) in loaded.items()}
         self._lock = threading.Lock()
         self._on_device = GPU(self._forward)
         self.forwards = 0
@@ -265,6 +266,13 @@ class Kept:
                 return
             self._entries.popitem(last=False)
             total -= outputs.num_bytes
+
+
+def _fitted(processor: Any, model: Any) -> Any:
+    """A processor whose prompts are no longer than the model reads; more labels go to further prompts."""
+    processor = copy.copy(processor)
+    processor.max_text_len = min(processor.max_text_len, model.config.max_text_len)
+    return processor
 
 
 def _backend(model: Any) -> str:

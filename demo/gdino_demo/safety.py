@@ -189,6 +189,7 @@ _BETWEEN = frozenset(
         "whose",
         "there",
         "here",
+        "front",
         "is",
         "are",
         "was",
@@ -221,6 +222,10 @@ _BETWEEN = frozenset(
         "walking",
         "plays",
         "playing",
+        "left",
+        "right",
+        "top",
+        "bottom",
         "it",
         "its",
         "this",
@@ -234,14 +239,9 @@ _BETWEEN = frozenset(
         "their",
         "him",
         "them",
-        "front",
-        "left",
-        "right",
-        "top",
-        "bottom",
     ]
 )
-_ARTICLES = frozenset(["a", "an", "the", "some", "any", "one", "two", "three"])
+_ARTICLES = frozenset(("a", "an", "the", "some", "any", "one", "two", "three"))
 
 
 def parse_phrases(text: str | None) -> list[str]:

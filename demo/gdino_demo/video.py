@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,7 +74,7 @@ class Reader:
         """Whether there were more than `MOST_FRAMES`."""
 
     def __iter__(self) -> Iterator[Frame]:
-        """Frames in order; damage in the middle ends the video there.
+        """Frames in order, without those that are damaged.
 
         Raises:
             Refused: Not one frame can be decoded.
@@ -81,7 +82,7 @@ class Reader:
         given = 0
         with self._open() as (container, stream):
             try:
-                for number, frame in enumerate(container.decode(stream)):
+                for number, frame in enumerate(_decode(container, stream)):
                     if number % self.stride:
                         continue
                     if given == MOST_FRAMES:
@@ -113,6 +114,13 @@ class Reader:
                 stream = container.streams.video[0]
                 stream.thread_type = "AUTO"
                 yield container, stream
+
+
+def _decode(container: Any, stream: Any) -> Iterator[Any]:
+    """All frames that can be decoded."""
+    for packet in container.demux(stream):
+        with contextlib.suppress(av.error.InvalidDataError):
+            yield from packet.decode()
 
 
 class Writer:

@@ -54,7 +54,7 @@ def build(desk: Desk) -> None:
     def video_endpoint(
         video: str | None, labels: str, negatives: str, model: str, stride: float, threshold: float, nms: float
     ) -> dict[str, Any]:
-        """Find what the labels name in every n-th frame of a video: "frames", each with its number, time, detections."""
+        """Find what the labels name in every n-th frame of a video: for each its number, time and detections."""
         return _run(desk, video, labels, negatives, model, int(stride), threshold, nms, None, None)
 
     query = [video, labels, negatives, model, stride, threshold, nms]

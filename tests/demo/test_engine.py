@@ -1,6 +1,7 @@
 """Kept outputs: thresholds, switches and advice without a model, and how much is kept."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -34,7 +35,10 @@ def test_thresholds_nms_and_switches_run_no_model(models, outputs):
     assert "person" not in {detection.label for detection in every}
     middle = sorted(detection.score for detection in every)[len(every) // 2]
     assert outputs.detections(Settings(threshold=middle)) == [each for each in every if each.score > middle]
-    assert 0 < len(outputs.detections(Settings(threshold=0.0, nms=0.05))) < len(every)
+    twice = SimpleNamespace(**{name: torch.cat((x, x), dim=1) for name, x in vars(outputs.raw).items()})
+    doubled = dataclasses.replace(outputs, raw=twice)
+    assert len(doubled.detections(Settings(threshold=0.0))) == 2 * len(every)
+    assert doubled.detections(Settings(threshold=0.0, nms=0.9)) == every
     label = every[0].label
     shown = outputs.detections(Settings(threshold=0.0, hidden=frozenset([label])))
     assert shown == [detection for detection in every if detection.label != label]

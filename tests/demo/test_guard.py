@@ -8,6 +8,8 @@ import gradio as gr
 import pytest
 from gdino_demo.guard import Border, GuardedBlocks, Sweeper
 from gdino_demo.safety import LARGEST_REQUEST, Refused
+from gradio_client import handle_file
+from PIL import Image
 
 
 def age(path, seconds):
@@ -35,13 +37,13 @@ def test_old_files_go_and_fresh_ones_and_those_of_the_page_stay(tmp_path):
     assert not (tmp_path / "old").exists()
 
 
-def test_an_upload_that_is_used_again_lives_on(page, client, example_folder):
-    from gradio_client import handle_file
-
-    client.predict(image=handle_file(example_folder / "cat.jpg"), labels="cat", api_name="/detect")
-    (stored,) = page.folder.glob("*/cat.jpg")
+def test_an_upload_that_is_used_again_lives_on(page, client, tmp_path):
+    upload = tmp_path / "mine.png"
+    Image.new("RGB", (40, 30), "red").save(upload)
+    client.predict(image=handle_file(upload), labels="cat", api_name="/detect")
+    (stored,) = page.folder.glob("*/mine.png")
     age(stored, page.sweeper.seconds - 30)
-    client.predict(image=handle_file(example_folder / "cat.jpg"), labels="cat", api_name="/detect")
+    client.predict(image=handle_file(upload), labels="cat", api_name="/detect")
     page.sweeper.sweep()
     assert stored.exists()
     age(stored, page.sweeper.seconds + 30)

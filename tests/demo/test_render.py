@@ -43,9 +43,15 @@ def detections():
 @pytest.fixture
 def outputs():
     return SimpleNamespace(
-        name="a.png", size=SIZE, model="nano", labels=("cat", "dog", "bird"), negatives=(), seconds=0.1234, device="CPU",
+        name="a.png",
+        size=SIZE,
+        model="nano",
+        labels=("cat", "dog", "bird"),
+        negatives=(),
+        seconds=0.1234,
+        device="CPU",
         backend="C",
-    )  # fmt: skip
+    )
 
 
 def test_boxes_lie_inside_in_per_cent_and_say_what_they_are(detections):

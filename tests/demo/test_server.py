@@ -22,7 +22,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-# The page lays the weights out for the CPU, which rounds differently; scores are near 0.3 and boxes in hundreds of pixels.
+# The page lays the weights out for the CPU, which rounds differently; scores are near 0.3, sides hundreds of pixels.
 SCORE_ROUNDING, BOX_ROUNDING = 1e-4, 0.1
 CLIENTS, REQUESTS = 8, 50
 

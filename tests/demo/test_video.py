@@ -83,12 +83,17 @@ def test_what_is_no_video_is_refused(tmp_path, data, sentence):
         list(Reader(str(path), 1))
 
 
-def test_a_video_that_breaks_off_gives_what_it_has(clip, tmp_path):
-    data = bytearray(clip.read_bytes())
-    data[len(data) * 3 // 4 :] = bytes(len(data) - len(data) * 3 // 4)
+def test_a_video_that_breaks_off_gives_what_it_has(tmp_path):
     path = tmp_path / "broken.mp4"
+    noise = np.random.default_rng(0).integers(0, 256, (20, 48, 64, 3), dtype=np.uint8)
+    writer = Writer(path, Fraction(10))
+    for pixels in noise:
+        writer.add(Image.fromarray(pixels))
+    writer.close()
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
     path.write_bytes(data)
-    assert 0 < len(list(Reader(str(path), 1))) <= 10
+    assert 0 < len(list(Reader(str(path), 1))) <= 20
 
 
 def test_a_program_gets_the_detections_of_every_frame(client, example_folder, tmp_path):
