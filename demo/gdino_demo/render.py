@@ -181,7 +181,8 @@ def coco(results: Sequence[tuple[Outputs, Sequence[Detection]]]) -> dict[str, An
     """
     names = list(dict.fromkeys(label for outputs, _ in results for label in outputs.labels))
     number = {name: index for index, name in enumerate(names, start=1)}
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image_id, (outputs, detections) in enumerate(results, start=1):
         width, height = outputs.size
         images.append({"id": image_id, "file_name": outputs.name, "width": width, "height": height})

@@ -88,7 +88,8 @@ def _run(
     settings = parts.read_settings(threshold, nms)
     reader = Reader(video, stride)
     writer = Writer(target, reader.rate / reader.stride) if target is not None else None
-    frames, size = [], (0, 0)
+    frames: list[dict[str, Any]] = []
+    size = (0, 0)
     try:
         for frame in reader:
             if progress is not None:

@@ -46,10 +46,9 @@ def test_mistakes_are_one_line(arguments, sentence):
 
 def test_without_gradio_the_remedy_is_named(tmp_path):
     (tmp_path / "gradio.py").write_text("raise ModuleNotFoundError(\"No module named 'gradio'\", name='gradio')")
-    program = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from gdino_hf.cli import main; sys.exit(main(['demo']))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "gdino_hf", "demo"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
     assert done.returncode == 2
     assert 'the page needs gradio; install it with pip install "gdino-hf[demo]"' in done.stderr
 

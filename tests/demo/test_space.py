@@ -113,14 +113,16 @@ def test_the_folder_alone_starts_with_what_its_requirements_name(space, tmp_path
     start.write_text(
         textwrap.dedent(f"""
         import runpy, sys
+        from importlib.machinery import PathFinder
 
-        class Hide:
+        class Visible(PathFinder):
             hidden = {hidden!r}
-            def find_spec(self, name, path=None, target=None):
-                if name.partition(".")[0] in self.hidden:
-                    raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
-        sys.meta_path.insert(0, Hide())
+            @classmethod
+            def find_spec(cls, name, path=None, target=None):
+                return None if name.partition(".")[0] in cls.hidden else super().find_spec(name, path, target)
+
+        sys.meta_path = [Visible if finder is PathFinder else finder for finder in sys.meta_path]
         sys.path[0] = {str(space)!r}
         sys.path.insert(1, {str(REPOSITORY / "src")!r})
         runpy.run_path("app.py", run_name="__main__")
