@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio import component_meta
 from gradio.exceptions import InvalidPathError
 from gradio.utils import get_upload_folder
 
@@ -25,6 +26,9 @@ _LARGEST_MESSAGE = MEGABYTE
 _NOT_UPLOADED = "This file was not uploaded to this page; upload it."
 # Multipart bodies carry a little more than the file.
 _MARGIN = 64 * 1024
+
+# gradio writes a stub beside every module that defines a component: into site-packages, and never the same as the code.
+component_meta.create_or_modify_pyi = lambda *_: None
 
 _Message = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[_Message]]
