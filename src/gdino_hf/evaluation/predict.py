@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -77,7 +78,9 @@ def predict(
             inputs = inputs.to(model.device)
             features = model.get_image_features(inputs["pixel_values"], inputs["pixel_mask"], inputs["image_sizes"])
             detections = [
-                _detect(model, processor, features, part, inputs.original_sizes, score, max_per_prompt or max_detections)
+                _detect(
+                    model, processor, features, part, inputs.original_sizes, score, max_per_prompt or max_detections
+                )
                 for part in parts
             ]
             for place, item in enumerate(batch):
@@ -141,7 +144,7 @@ def read_batches(
             batch.append(Picture(image_id, _read(row["image"]), row))
         # Bulk work: whatever is wrong with one image is its own affair, the others go on.
         except Exception as error:
-            _fail(image_id, error, results, store)
+            fail(image_id, error, results, store)
         if len(batch) == batch_size:
             yield batch
             batch = []
@@ -172,7 +175,7 @@ def prepare_images(processor: Any, batch: list[Picture], results: Predictions, s
                 processor(images=[item.image])
             except (TypeError, ValueError) as error:
                 batch.remove(item)
-                _fail(item.image_id, error, results, store)
+                fail(item.image_id, error, results, store)
         return processor(images=[item.image for item in batch]) if batch else None
 
 
@@ -183,9 +186,10 @@ def keep(entry: dict[str, Any], results: Predictions, store: PredictionFile | No
         store.append(entry)
 
 
-def _fail(image_id: Any, error: Exception, results: Predictions, store: PredictionFile | None) -> None:
+def fail(image_id: Any, error: Exception, results: Predictions, store: PredictionFile | None) -> None:
+    """Name an image that is left out on the terminal, and list it."""
     reason = " ".join(str(error).split()) or type(error).__name__
-    tqdm.write(f"image {image_id} is left out: {reason}")
+    tqdm.write(f"image {image_id} is left out: {reason}", file=sys.stderr)
     entry = {"image_id": image_id, "error": reason}
     results.failed.append(entry)
     if store is not None:
@@ -220,13 +224,17 @@ class _PromptPart:
 def _prompt_parts(model: Any, processor: Any, asked: list[str], labels_per_prompt: int | None) -> list[_PromptPart]:
     step = labels_per_prompt or len(asked)
     if step < 1 or not asked:
-        raise ValueError(f"There are {len(asked)} labels and {labels_per_prompt} per prompt; give at least one of each.")
+        raise ValueError(
+            f"There are {len(asked)} labels and {labels_per_prompt} per prompt; give at least one of each."
+        )
     max_text_len = min(processor.max_text_len, model.config.max_text_len)
     parts = []
     for start in range(0, len(asked), step):
         whole = build_prompt(asked[start : start + step], processor.tokenizer, max_text_len)
         for chunk in whole.chunks:
-            prompt = build_prompt([whole.labels[index] for index in chunk.label_indices], processor.tokenizer, max_text_len)
+            prompt = build_prompt(
+                [whole.labels[index] for index in chunk.label_indices], processor.tokenizer, max_text_len
+            )
             ids = torch.tensor([prompt.chunks[0].input_ids], device=model.device)
             indices = np.array(chunk.label_indices, dtype=np.int64) + start
             parts.append(_PromptPart(prompt, indices, model.get_text_features(ids)))
