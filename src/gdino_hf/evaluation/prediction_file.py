@@ -40,6 +40,10 @@ class PredictionFile:
         path: The file; its folder is made.
         header: How the predictions are made. A file that exists must have been begun with the same.
 
+    Attributes:
+        header: The same as it is read back.
+        earlier: What the file had already.
+
     Raises:
         OSError: It cannot be written.
         ValueError: The file is none of predictions, or was begun with another header.
@@ -49,21 +53,21 @@ class PredictionFile:
         self.path = Path(path)
         self.earlier = Predictions()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        first = {"format": FORMAT, "version": VERSION, **header}
+        # As it is read back: tuples are lists there.
+        self.header = json.loads(json.dumps({"format": FORMAT, "version": VERSION, **header}))
         if self.path.exists() and self.path.stat().st_size:
             self._cut_to_whole_lines()
             self.earlier = read_predictions(self.path)
-            written = json.loads(json.dumps(first))
-            differing = [name for name in written if self.earlier.header.get(name) != written[name]]
+            differing = [name for name in self.header if self.earlier.header.get(name) != self.header[name]]
             if differing:
                 name = differing[0]
                 raise ValueError(
                     f"{self.path} was begun with another {name} ({_short(self.earlier.header.get(name))}, not "
-                    f"{_short(written[name])}); give the same, or begin anew elsewhere."
+                    f"{_short(self.header[name])}); give the same, or begin anew elsewhere."
                 )
         self._file = self.path.open("a", encoding="utf-8")
         if not self.earlier.header:
-            self._write(first)
+            self._write(self.header)
 
     def __enter__(self) -> PredictionFile:
         return self
