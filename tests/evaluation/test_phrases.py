@@ -80,13 +80,14 @@ def test_batches_of_different_captions_give_what_single_ones_give(tiny_model, ti
 
 
 def test_captions_that_cannot_be_used_are_named_and_skipped(tiny_model, tiny_processor, capsys):
-    rows = [row(0), row(1, "cat " * 80), row(2, " . "), row(3, CAPTION, ((3, 4),))]
-    found = predict_phrases(tiny_model, tiny_processor, rows, batch_size=4)
+    rows = [row(0), row(1, "cat " * 80), row(2, " . "), row(3, CAPTION, ((3, 4),)), {**row(4), "caption": None}]
+    found = predict_phrases(tiny_model, tiny_processor, rows, batch_size=5)
     assert [item["image_id"] for item in found.images] == [0]
     reasons = {item["image_id"]: item["error"] for item in found.failed}
     assert "the model takes 64" in reasons[1]
     assert "names nothing" in reasons[2]
     assert "no word" in reasons[3]
+    assert "no caption" in reasons[4]
     assert "image 1 is left out" in capsys.readouterr().err
 
 

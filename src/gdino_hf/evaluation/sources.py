@@ -31,7 +31,7 @@ def open_truth(path: str | Path, images: str | Path | None = None) -> Truth:
     from ..data.formats import open_dataset  # type: ignore[import-not-found]
 
     rows, labels = open_dataset(path, images)
-    if labels:
+    if labels is not None:
         return rows_truth(rows, labels)
     return captions_truth(rows)
 
