@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -204,6 +205,69 @@ def test_a_table_of_data_sets_ends_in_their_average(data, tiny_folder, tmp_path)
     lines = list(csv.reader((folder / "table.csv").open()))
     assert [line[0] for line in lines] == ["data set", "one", "two", "average"]
     assert "average of 2 of 3" in printed
+
+
+@pytest.mark.parametrize(("protocol", "metric"), [("auto", "recall@1 any-box"), ("referring", "accuracy")])
+def test_captions_are_judged_by_their_phrases(data, tiny_folder, tmp_path, protocol, metric):
+    pytest.importorskip("gdino_hf.data.formats")
+    lines = [
+        {
+            "filename": f"{number}.png",
+            "width": 200,
+            "height": 100,
+            "grounding": {
+                "caption": "a cat left the dog",
+                "regions": [{"bbox": [10, 10, 70, 50], "phrase": "a cat", "tokens_positive": [[0, 5]]}],
+            },
+        }
+        for number in range(3)
+    ]
+    captions = tmp_path / "set" / "captions.jsonl"
+    captions.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    status, printed, _ = run(captions, "--model", tiny_folder, "--protocol", protocol)
+    report = metrics(tmp_path / "work/runs/eval/captions")
+    assert (status, report["images"]) == (0, 3)
+    assert 0 <= report["metrics"][metric] <= 1
+    assert metric.split()[0] in printed
+    stored = tmp_path / "work/runs/eval/captions/predictions.jsonl"
+    assert run(captions, "--predictions", stored, "--protocol", protocol, "--name", "again")[0] == 0
+    assert metrics(tmp_path / "work/runs/eval/again")["metrics"] == report["metrics"]
+
+
+def test_detections_in_odvg_lines_are_judged_as_boxes(data, tiny_folder, tmp_path):
+    pytest.importorskip("gdino_hf.data.formats")
+    truth = coco_truth(data)
+    lines = [
+        {
+            "filename": f"{number}.png",
+            "width": 200,
+            "height": 100,
+            "detection": {
+                "instances": [
+                    {"bbox": box, "label": int(label), "category": NAMES[label]}
+                    for box, label in zip(reference["boxes"].tolist(), reference["labels"], strict=True)
+                ]
+            },
+        }
+        for number, reference in enumerate(truth.references.values())
+    ]
+    path = tmp_path / "set" / "val.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    assert run(path, "--model", tiny_folder, "--name", "odvg")[0] == 0
+    assert run(data, "--model", tiny_folder, "--name", "coco")[0] == 0
+    odvg, coco = (metrics(tmp_path / "work/runs/eval" / name)["metrics"] for name in ("odvg", "coco"))
+    assert odvg == pytest.approx(coco)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_a_full_disk_is_one_line_and_keeps_what_was_there(data, tiny_folder, tmp_path):
+    folder = tmp_path / "full"
+    folder.mkdir()
+    (folder / "predictions.jsonl").symlink_to("/dev/full")
+    status, _, complained = run(data, "--model", tiny_folder, "--resume", folder)
+    assert status == 1
+    assert "No space left" in complained.splitlines()[-1]
+    assert "Traceback" not in complained
 
 
 @pytest.mark.parametrize(
