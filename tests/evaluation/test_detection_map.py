@@ -27,7 +27,7 @@ def load(name):
     return module
 
 
-synthetic = load("synthetic")
+cases = load("random_cases")
 
 
 @pytest.fixture
@@ -38,12 +38,12 @@ def metric(tmp_path):
 @pytest.mark.parametrize("seed", range(12))
 def test_equals_pycocotools_on_adversarial_cases(metric, seed):
     pytest.importorskip("pycocotools")
-    predictions, references = synthetic.random_case(seed)
-    stats = synthetic.pycocotools_stats(
-        synthetic.coco_annotations(references),
-        synthetic.coco_annotations(predictions),
+    predictions, references = cases.random_case(seed)
+    stats = cases.pycocotools_stats(
+        cases.coco_annotations(references),
+        cases.coco_annotations(predictions),
         list(range(len(references))),
-        list(range(synthetic.LABELS)),
+        list(range(cases.LABELS)),
     )
     figures = metric.compute(predictions=predictions, references=references)
     figures.pop("per_class")
@@ -63,7 +63,7 @@ def test_equals_pycocotools_on_fractional_corners(metric):
         references=[{"boxes": corners[:3], "labels": [0] * 3}],
     )
     figures.pop("per_class")
-    assert list(figures.values()) == pytest.approx(synthetic.pycocotools_stats(truths, found, [0], [0]), abs=ROUNDING)
+    assert list(figures.values()) == pytest.approx(cases.pycocotools_stats(truths, found, [0], [0]), abs=ROUNDING)
 
 
 def test_equals_pycocotools_on_predictions_of_gdino_nano(shared, metric, tmp_path):
@@ -102,7 +102,7 @@ def test_equals_pycocotools_on_predictions_of_gdino_nano(shared, metric, tmp_pat
         for item in found
         for (x1, y1, x2, y2), label, score in zip(item["boxes"], item["labels"], item["scores"], strict=True)
     ]
-    stats = synthetic.pycocotools_stats(content["annotations"], detections, chosen, ids)
+    stats = cases.pycocotools_stats(content["annotations"], detections, chosen, ids)
     assert len(found) == len(meant) == 16
     assert list(figures.values()) == pytest.approx(stats, abs=1e-6)
     assert 0.05 < figures["AP"] < 0.9
@@ -111,7 +111,7 @@ def test_equals_pycocotools_on_predictions_of_gdino_nano(shared, metric, tmp_pat
 
 
 def test_loads_by_path_and_says_the_same(metric, tmp_path):
-    predictions, references = synthetic.random_case(3)
+    predictions, references = cases.random_case(3)
     loaded = evaluate.load(detection_map.__file__, cache_dir=str(tmp_path / "loaded"))
     assert type(loaded).__module__ != DetectionMap.__module__
     for prediction, reference in zip(predictions, references, strict=True):
