@@ -13,7 +13,7 @@ from importlib import import_module
 
 from .errors import INTERRUPTED, OutputError, UsageError
 
-VERBS = ("detect", "convert", "bench", "demo")
+VERBS = ("detect", "eval", "convert", "bench", "demo")
 
 
 def build_parser() -> argparse.ArgumentParser:
