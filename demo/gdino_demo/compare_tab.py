@@ -31,7 +31,9 @@ def build(desk: Desk) -> None:
     )
     models, labels, outputs = [], [], []
     start = gr.Button("Compare", variant="primary", elem_id="gd-compare", render=False)
-    threshold = gr.Slider(0, 1, value=desk.threshold, step=0.01, label="Score threshold", render=False)
+    threshold = gr.Slider(
+        0, 1, value=desk.threshold, step=0.01, label="Score threshold", render=False, elem_id="gd-compare-threshold"
+    )
     nms = gr.Slider(0, 1, value=desk.nms, step=0.01, label="Overlap limit (NMS)", render=False)
     with gr.Row():
         for index, (side, prompt) in enumerate((("left", "cat, person, cup"), ("right", "animal, face, drink"))):

@@ -1,9 +1,12 @@
 """The page in a real browser, at the width of a desk and of a phone."""
 
+import contextlib
 import json
 import re
+from fractions import Fraction
 
 import pytest
+from gdino_demo.video import Writer
 from PIL import Image
 
 DESK, PHONE = (1280, 900), (390, 844)
@@ -11,11 +14,11 @@ DESK, PHONE = (1280, 900), (390, 844)
 PATIENCE = 60_000
 
 
-@pytest.fixture(params=[DESK, PHONE], ids=["desk", "phone"])
-def tab(request, page, browser):
+@contextlib.contextmanager
+def window(page, browser, size):
     """The page in a new window; at the end there must have been no error in its console."""
-    width, height = request.param
-    scheme = "light" if request.param == DESK else "dark"
+    width, height = size
+    scheme = "light" if size == DESK else "dark"
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
     tab = context.new_page()
     tab.set_default_timeout(PATIENCE)
@@ -30,6 +33,18 @@ def tab(request, page, browser):
     context.close()
     assert errors == []
     assert abroad == [], "the page asks other servers for something"
+
+
+@pytest.fixture(params=[DESK, PHONE], ids=["desk", "phone"])
+def tab(request, page, browser):
+    with window(page, browser, request.param) as tab:
+        yield tab
+
+
+@pytest.fixture
+def desk_tab(page, browser):
+    with window(page, browser, DESK) as tab:
+        yield tab
 
 
 def _is_abroad(url):
@@ -107,3 +122,43 @@ def test_markup_in_a_label_is_refused_and_a_field_can_be_reached_by_its_name(tab
     assert tab.locator("#gd-figure img").get_attribute("alt") == "The picture cup.jpg"
     tab.locator("#gd-figure .gd-box").first.focus()
     assert tab.evaluate("document.activeElement.getAttribute('aria-label')").startswith("cup")
+
+
+def test_the_other_tabs_take_many_pictures_a_video_and_two_prompts(desk_tab, page, example_folder, tmp_path):
+    tab = desk_tab
+    tab.get_by_role("tab", name="Batch").click()
+    (tmp_path / "notes.png").write_text("no picture")
+    files = [example_folder / "cat.jpg", tmp_path / "notes.png", example_folder / "cup.jpg"]
+    tab.set_input_files("#gd-files input[type=file]", [str(file) for file in files])
+    tab.get_by_text("notes.png").wait_for()
+    tab.click("#gd-batch")
+    tab.get_by_text("in 2 pictures").wait_for()
+    assert "notes.png is not a picture" in tab.inner_text("#gd-batch-status")
+    tab.wait_for_function("document.querySelectorAll('#gd-gallery img').length >= 2")
+    tab.wait_for_selector("#gd-batch-coco a[download]")
+
+    writer = Writer(tmp_path / "cat.mp4", Fraction(10))
+    with Image.open(example_folder / "cat.jpg") as cat:
+        for _ in range(10):
+            writer.add(cat)
+    writer.close()
+    tab.get_by_role("tab", name="Video").click()
+    tab.set_input_files("#gd-video input[type=file]", str(tmp_path / "cat.mp4"))
+    tab.wait_for_selector("#gd-video video")
+    tab.click("#gd-video-start")
+    tab.get_by_text("2 frames looked at, every 5").wait_for()
+    tab.wait_for_function("document.querySelector('#gd-video-out video')?.readyState >= 1")
+    tab.wait_for_selector("#gd-video-json a[download]")
+
+    tab.get_by_role("tab", name="Compare").click()
+    tab.set_input_files("#gd-compare-picture input[type=file]", str(example_folder / "cup.jpg"))
+    tab.wait_for_selector("#gd-compare-picture img")
+    tab.click("#gd-compare")
+    tab.wait_for_selector("#gd-left .gd-box")
+    assert tab.locator("#gd-right img").count() == 1
+    forwards = page.models.forwards
+    threshold = tab.locator("#gd-compare-threshold input[type=number]")
+    threshold.fill("1")
+    threshold.press("Enter")
+    tab.wait_for_function("document.querySelectorAll('#gd-left .gd-box').length === 0")
+    assert page.models.forwards == forwards
