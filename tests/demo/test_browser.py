@@ -130,7 +130,7 @@ def test_the_other_tabs_take_many_pictures_a_video_and_two_prompts(desk_tab, pag
     (tmp_path / "notes.png").write_text("no picture")
     files = [example_folder / "cat.jpg", tmp_path / "notes.png", example_folder / "cup.jpg"]
     tab.set_input_files("#gd-files input[type=file]", [str(file) for file in files])
-    tab.get_by_text("notes.png").wait_for()
+    tab.locator("#gd-files").get_by_text("notes").first.wait_for()
     tab.click("#gd-batch")
     tab.get_by_text("in 2 pictures").wait_for()
     assert "notes.png is not a picture" in tab.inner_text("#gd-batch-status")

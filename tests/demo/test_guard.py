@@ -1,6 +1,7 @@
 """Files live as long as they are used; bodies are measured before they are read; failures are sentences."""
 
 import asyncio
+import concurrent.futures
 import os
 import time
 
@@ -51,6 +52,12 @@ def test_an_upload_that_is_used_again_lives_on(page, client, tmp_path):
     assert not stored.exists()
 
 
+def run(work):
+    """Result of a coroutine, in a thread of its own: a browser under test has its loop in this one."""
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
+
+
 def through_the_border(path, headers, method="POST"):
     """Status that a request gets, and whether it went through."""
     went, sent = [], []
@@ -66,7 +73,7 @@ def through_the_border(path, headers, method="POST"):
 
     encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "method": method, "path": path, "headers": encoded}
-    asyncio.run(Border(behind)(scope, receive, send))
+    run(Border(behind)(scope, receive, send))
     return (sent[0]["status"] if sent else None), bool(went)
 
 
@@ -100,6 +107,6 @@ def test_a_fault_inside_is_a_sentence_without_its_details():
     with GuardedBlocks() as blocks:
         gr.Button().click(fail)
     with pytest.raises(Refused) as refusal:
-        asyncio.run(blocks.process_api(0, []))
+        run(blocks.process_api(0, []))
     assert secret not in refusal.value.message
     assert "try again" in refusal.value.message
