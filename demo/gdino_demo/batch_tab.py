@@ -37,7 +37,7 @@ def build(desk: Desk) -> None:
             nms = parts.nms_field(desk)
             start = gr.Button("Detect in all", variant="primary", elem_id="gd-batch")
         with gr.Column(scale=6, min_width=320):
-            status = gr.HTML("", elem_id="gd-batch-status")
+            status = parts.html_field("gd-batch-status")
             gallery = gr.Gallery(label="Annotated pictures", columns=3, object_fit="contain", elem_id="gd-gallery")
             file = gr.File(label="COCO file", elem_id="gd-batch-coco")
 

@@ -47,16 +47,9 @@ def build(desk: Desk) -> None:
     with gr.Row():
         for side in ("left", "right"):
             with gr.Column(min_width=320):
-                status = gr.HTML("", elem_id=f"gd-{side}-status")
-                figure = gr.HTML(
-                    "",
-                    html_template=render.FIGURE_TEMPLATE,
-                    picture="",
-                    js_on_load=None,
-                    elem_id=f"gd-{side}",
-                    label=f"Boxes, {side}",
-                )
-                outputs.append((status, figure, gr.HTML("")))
+                status = parts.html_field(f"gd-{side}-status")
+                figure = parts.figure_field(f"gd-{side}", f"Boxes, {side}")
+                outputs.append((status, figure, parts.html_field(f"gd-{side}-table")))
 
     def on_start(
         image: Picture | None, left_model: str, left_labels: str, right_model: str, right_labels: str, threshold: float,

@@ -56,22 +56,15 @@ def build(desk: Desk) -> None:
                 negatives = parts.negatives_field()
                 model = parts.model_field(desk)
         with gr.Column(scale=6, min_width=320):
-            status = gr.HTML(_EMPTY, elem_id="gd-status")
-            figure = gr.HTML(
-                "",
-                html_template=render.FIGURE_TEMPLATE,
-                picture="",
-                elem_id="gd-figure",
-                js_on_load=None,
-                label="Boxes",
-            )
+            status = parts.html_field("gd-status", _EMPTY)
+            figure = parts.figure_field("gd-figure", "Boxes")
             shown = gr.CheckboxGroup([], value=[], label="Labels shown", visible=False, elem_id="gd-shown")
             threshold = parts.threshold_field(desk)
             threshold.elem_id = "gd-threshold"
             nms = parts.nms_field(desk)
             info = "The best word of a label scores at least this."
             text_threshold = gr.Slider(0, 1, value=0.0, step=0.01, label="Word threshold", info=info)
-            found = gr.HTML("", elem_id="gd-table")
+            found = parts.html_field("gd-table")
             settings = [threshold, nms, text_threshold, mode, shown]
             with gr.Row(elem_classes="gd-downloads"):
                 parts.download_button("Download JSON", _Download(desk, "json"), [key, *settings], "gd-json")

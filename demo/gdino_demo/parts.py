@@ -12,6 +12,7 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from .engine import Kept, Models, Settings
+from .render import FIGURE_TEMPLATE
 from .safety import parse_labels, parse_phrases
 
 EVERY, GROUND = "Find every label", "Ground the phrases of a sentence"
@@ -110,6 +111,24 @@ def nms_field(desk: Desk) -> gr.Slider:
     """The highest overlap."""
     info = "Of two boxes of a label that overlap more, the better stays; 1 keeps both."
     return gr.Slider(0, 1, value=desk.nms, step=0.01, label="Overlap limit (NMS)", info=info)
+
+
+def html_field(elem_id: str, value: str = "") -> gr.HTML:
+    """Where a status or a table is shown, in the style of the page and not of a text."""
+    return gr.HTML(value, elem_id=elem_id, apply_default_css=False, js_on_load=None)
+
+
+def figure_field(elem_id: str, label: str) -> gr.HTML:
+    """Where a photograph and its boxes are shown."""
+    return gr.HTML(
+        "",
+        html_template=FIGURE_TEMPLATE,
+        picture="",
+        label=label,
+        elem_id=elem_id,
+        apply_default_css=False,
+        js_on_load=None,
+    )
 
 
 def write_file(name: str, content: str | bytes) -> str:

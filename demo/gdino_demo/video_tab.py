@@ -33,7 +33,7 @@ def build(desk: Desk) -> None:
             nms = parts.nms_field(desk)
             start = gr.Button("Detect in the video", variant="primary", elem_id="gd-video-start")
         with gr.Column(scale=6, min_width=320):
-            status = gr.HTML("", elem_id="gd-video-status")
+            status = parts.html_field("gd-video-status")
             annotated = gr.Video(
                 label="Annotated video", interactive=False, elem_id="gd-video-out", buttons=["download"]
             )
