@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MIXED = "it is one of grounding, but the first line is one of detection; keep them in two files"
+
 # Parts of a file that the workers of a data loader share among themselves.
 _NUM_PARTS = 64
 
@@ -93,7 +95,7 @@ def odvg_names(annotations: str | Path, label_map: str | Path | Mapping[Any, str
     if names:
         return [names[number] for number in sorted(names)]
     found: dict[str, float] = {}
-    for _, line in _lines(Path(annotations)):
+    for _, line in odvg_lines(Path(annotations)):
         try:
             instances = parse_line(line).get("detection", {}).get("instances", [])
             for item in instances:
@@ -118,7 +120,7 @@ def has_captions(annotations: str | Path) -> bool:
     Raises:
         ValueError: The file cannot be read, or no line of it is ODVG.
     """
-    for _, line in _lines(Path(annotations)):
+    for _, line in odvg_lines(Path(annotations)):
         try:
             content = parse_line(line)
         except ValueError:
@@ -202,34 +204,64 @@ def locate_phrase(caption: str, phrase: str) -> list[int]:
     return [found[0].start(), found[0].end()]
 
 
-def boxes_of_line(
-    content: Mapping[str, Any], names: Mapping[int, str]
-) -> Iterator[tuple[list[tuple[float, float, float, float]], str, list[list[int]]]]:
-    """What is annotated in a line, judged one by one as it is asked for.
+def line_entries(content: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], str | None]:
+    """What is annotated in a line.
 
     Args:
         content: A line.
-        names: Names by label number.
 
-    Yields:
-        Boxes xyxy as annotated, their name or phrase, and the phrase's characters in the caption, none for detection.
+    Returns:
+        Its instances and None, or its regions and the caption they refer to.
 
     Raises:
-        ValueError: An entry cannot be used.
+        ValueError: It has neither, or no caption.
     """
-    grounding = content.get("grounding")
-    if grounding is None:
-        for item in _dicts(content.get("detection"), "detection", "instances"):
-            yield [corners(item.get("bbox"), "xyxy")], _category(item, names), []
-        return
-    regions = _dicts(grounding, "grounding", "regions")
-    caption = text(grounding.get("caption"), "the caption")
-    for region in regions:
-        phrase = text(region.get("phrase"), "a phrase")
-        bbox: Any = region.get("bbox")
-        several = isinstance(bbox, list) and len(bbox) > 0 and isinstance(bbox[0], list)
-        boxes = [corners(box, "xyxy") for box in (bbox if several else [bbox])]
-        yield boxes, phrase, _pairs(region.get("tokens_positive"), caption, phrase)
+    if "grounding" in content:
+        regions = _dicts(content["grounding"], "grounding", "regions")
+        return regions, text(content["grounding"].get("caption"), "the caption")
+    return _dicts(content.get("detection"), "detection", "instances"), None
+
+
+def entry_boxes(entry: Mapping[str, Any]) -> list[tuple[float, float, float, float]]:
+    """Boxes of an instance or a region.
+
+    Args:
+        entry: From `line_entries`.
+
+    Returns:
+        xyxy as annotated; a phrase may have several.
+
+    Raises:
+        ValueError: One is not four finite numbers.
+    """
+    bbox: Any = entry.get("bbox")
+    several = isinstance(bbox, list) and len(bbox) > 0 and isinstance(bbox[0], list)
+    return [corners(box, "xyxy") for box in (bbox if several else [bbox])]
+
+
+def entry_name(entry: Mapping[str, Any], names: Mapping[int, str], caption: str | None) -> tuple[str, list[list[int]]]:
+    """What an instance or a region is.
+
+    Args:
+        entry: From `line_entries`.
+        names: Names by label number.
+        caption: Of the line; None for an instance.
+
+    Returns:
+        Its name or phrase, and the phrase's [start, end) characters in the caption.
+
+    Raises:
+        ValueError: A number has no name, or it is not known where in the caption the phrase stands.
+    """
+    if caption is not None:
+        phrase = text(entry.get("phrase"), "a phrase")
+        return phrase, _pairs(entry.get("tokens_positive"), caption, phrase)
+    if entry.get("category") is not None:
+        return text(entry["category"], "a category"), []
+    number = whole(entry.get("label"), "an instance has no category and its label", 0)
+    if number not in names:
+        raise ValueError(f"label {number} is not in the label map and has no category")
+    return names[number], []
 
 
 def _dicts(part: Any, name: str, entries: str) -> list[Mapping[str, Any]]:
@@ -239,15 +271,6 @@ def _dicts(part: Any, name: str, entries: str) -> list[Mapping[str, Any]]:
     if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
         raise ValueError(f"its {entries} are not a list of dicts")
     return items
-
-
-def _category(item: Mapping[str, Any], names: Mapping[int, str]) -> str:
-    if item.get("category") is not None:
-        return text(item["category"], "a category")
-    number = whole(item.get("label"), "an instance has no category and its label", 0)
-    if number not in names:
-        raise ValueError(f"label {number} is not in the label map and has no category")
-    return names[number]
 
 
 def _pairs(given: Any, caption: str, phrase: str) -> list[list[int]]:
@@ -269,13 +292,13 @@ def _row(line: bytes, number: int, folder: str, names: Mapping[int, str], captio
     width = whole(content.get("width"), "its width", 1, LARGEST_SIDE)
     height = whole(content.get("height"), "its height", 1, LARGEST_SIDE)
     row: dict[str, Any] = {"image": str(path), "image_id": number, "width": width, "height": height}
-    row |= {"boxes": [], "names": [], "crowd": [], "spans": [], "caption": None}
-    if "grounding" in content:
-        if not captions:
-            raise ValueError("it is one of grounding, but the first line is one of detection; keep them in two files")
-        row["caption"] = content["grounding"].get("caption") if isinstance(content["grounding"], Mapping) else None
-    for boxes, name, pairs in boxes_of_line(content, names):
-        for box in boxes:
+    row |= {"boxes": [], "names": [], "crowd": [], "spans": []}
+    entries, row["caption"] = line_entries(content)
+    if row["caption"] is not None and not captions:
+        raise ValueError(MIXED)
+    for entry in entries:
+        name, pairs = entry_name(entry, names, row["caption"])
+        for box in entry_boxes(entry):
             inside = clip(box, width, height)
             if inside is not None:
                 row["boxes"].append(inside)
@@ -288,7 +311,7 @@ def _row(line: bytes, number: int, folder: str, names: Mapping[int, str], captio
 
 
 def _all_rows(annotations: str, folder: str, names: Mapping[int, str], captions: bool) -> Iterator[dict[str, Any]]:
-    for number, line in _lines(Path(annotations)):
+    for number, line in odvg_lines(Path(annotations)):
         try:
             yield _row(line, number, folder, names, captions)
         except ValueError as error:
@@ -299,7 +322,7 @@ def _stream(
     annotations: str, folder: str, names: Mapping[int, str], captions: bool, parts: list[tuple[int, int, int]]
 ) -> Iterator[dict[str, Any]]:
     for begin, end, first in parts:
-        for number, line in _lines(Path(annotations), begin, end, first):
+        for number, line in odvg_lines(Path(annotations), begin, end, first):
             try:
                 row = _row(line, number, folder, names, captions)
             except ValueError as error:
@@ -308,8 +331,20 @@ def _stream(
             yield row
 
 
-def _lines(path: Path, begin: int = 0, end: int | None = None, first: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Numbers and bytes of the lines that are not blank, of those that begin at bytes begin..end."""
+def odvg_lines(path: Path, begin: int = 0, end: int | None = None, first: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Lines of a file that are not blank.
+
+    Args:
+        path: The file.
+        begin, end: Only lines that begin at these bytes or between them; `begin` must begin one.
+        first: Number of the line at `begin`.
+
+    Yields:
+        Number and bytes of each line.
+
+    Raises:
+        ValueError: The file cannot be read.
+    """
     try:
         with path.open("rb") as file:
             file.seek(begin)
