@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import UnidentifiedImageError
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
@@ -99,14 +100,18 @@ def read_json(path: str | Path, what: str) -> Any:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what went wrong, without its period.
+    """What went wrong in a line, without the file's path, which messages name themselves, and without a period.
 
     Args:
         error: Any exception.
 
     Returns:
-        Its message, or its type's name where it has none.
+        The first line of its message, or its type's name where it has none.
     """
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no picture"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
