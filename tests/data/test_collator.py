@@ -70,6 +70,15 @@ def test_crowds_are_no_targets(tiny_processor):
     assert batch["labels"][0]["class_labels"].tolist() == [0]
 
 
+def test_what_is_there_as_a_crowd_is_not_taught_to_be_absent(tiny_processor):
+    collator = GDinoDataCollator(tiny_processor, labels=["person", "cat", "cup"])
+    boxes = [[0, 0, 32, 24], [0, 0, 64, 48]]
+    assert words(tiny_processor, collator([row(boxes, ["cat", "person"], crowd=[False, True])]), 0) == ["cat", "cup"]
+    assert len(words(tiny_processor, collator([row(boxes, ["person", "person"], crowd=[False, True])]), 0)) == 3
+    alone = GDinoDataCollator(tiny_processor, labels=["person"])
+    assert words(tiny_processor, alone([row(boxes[:1], ["person"], crowd=[True])]), 0) == ["person"]
+
+
 def test_transform_is_applied_to_image_and_boxes(tiny_processor):
     batch = GDinoDataCollator(tiny_processor, labels=["cat", "cup"], transform=RandomHorizontalFlip(1.0))(ROWS[:1])
     assert batch["labels"][0]["boxes"].tolist() == [[0.75, 0.25, 0.5, 0.5], [0.375, 0.625, 0.75, 0.75]]
