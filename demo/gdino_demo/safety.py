@@ -76,8 +76,9 @@ def read_picture(source: str | os.PathLike | bytes, name: str = "picture") -> Pi
     if start.startswith((b"<svg", b"<?xml", b"<!doctype svg")) or b"<svg" in start:
         raise Refused(f"{name} is an SVG drawing, which is not made of pixels; save it as {_READABLE}.")
     try:
-        # PIL's own warning comes at a size that is refused here anyway.
-        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+        with warnings.catch_warnings():
+            # PIL's own comes at a size that is refused here anyway.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             opened = Image.open(io.BytesIO(data), formats=_FORMATS)
     except Image.DecompressionBombError as error:
         raise Refused(_too_many_pixels(name)) from error
