@@ -8,7 +8,7 @@ import pytest
 from gdino_hf.data.coco import read_coco
 from gdino_hf.data.scenes import COLOURS, OUTLINES, PAIRS, SEEN, UNSEEN, Scenes, write_coco
 
-# Largest less smallest channel: at most 0.12 * 255 = 31 in a background, at least 0.55 * 0.89 * 255 = 124 in a shape.
+# Largest less smallest channel: at most 0.12 * 255 = 31 in a background, at least 0.75 * 0.64 * 255 = 122 in a shape.
 CHROMA = 60
 
 
@@ -55,7 +55,7 @@ def test_every_shape_has_the_colour_of_its_name():
 
 
 def test_every_shape_covers_its_share_of_the_box():
-    # Areas of the upright figures in their boxes, by geometry: pi/4, 1, 1/2, 10 triangles of radii 1 and 0.4, and so on.
+    # Areas of the upright figures by geometry, as parts of their boxes; a star is ten triangles of radii 1 and 0.4.
     star = 10 * 0.5 * 0.4 * np.sin(np.pi / 5) / (2 * np.sin(2 * np.pi / 5) * (1 + np.cos(np.pi / 5)))
     expected = {"circle": np.pi / 4, "ring": np.pi / 4 * (1 - 0.55**2), "star": star}
     expected |= {"square": 1.0, "triangle": 0.5, "cross": 2 * 0.3 - 0.3**2}

@@ -1,7 +1,7 @@
 """Generated scenes: coloured shapes of many sizes with exact boxes, for experiments that need no photographs.
 
-A name is a colour and a shape, "red circle". A quarter of the pairs is set apart (UNSEEN), so that a model trained on the
-others (SEEN) knows every colour and every shape but never met these two together: what it then finds, it finds by
+A name is a colour and a shape, "red circle". A quarter of the pairs is set apart (UNSEEN), so that a model trained on
+the others (SEEN) knows every colour and every shape but never met these two together: what it then finds, it finds by
 reading the words.
 """
 

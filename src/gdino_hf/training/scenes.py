@@ -2,19 +2,22 @@
 
     python -m gdino_hf.training.scenes --output runs/scenes
 
-Everything starts from random weights: a small convolutional pyramid, a one-layer text encoder over some twenty words, and
-Grounding DINO's encoder and decoder around them. Nothing pretrained is read.
+Everything starts from random weights: a small convolutional pyramid, a one-layer text encoder that knows the 14 words,
+and Grounding DINO's encoder and decoder around them. Nothing pretrained is read.
 
-- Training: scenes of 36 colour-shape pairs, drawn on the fly; prompts of 12 to 36 of these pairs. The other 12 pairs occur
-  neither in a picture nor in a prompt.
-- Test: pictures with all 48 pairs mixed, and one prompt of all 48. So "red circle" (never seen) competes with "red
-  square" and "blue circle" (both seen) for every box. A model of class numbers would have no output for the unseen ones;
-  one that knows pairs by heart would give their boxes a seen name and score 0.
-- Figures: COCO's AP and AP50 over the 12 unseen and over the 36 seen pairs, in `--output`/figures.json; the loss goes to
-  log.jsonl, the model with the averaged weights to model/, the test set as COCO files to data/.
+- Training: scenes of 36 colour-shape pairs, drawn on the fly; prompts of 12 to 36 of these pairs. The other 12 pairs
+  occur neither in a picture nor in a prompt.
+- Test: pictures of all 48 pairs mixed, and one prompt of all 48. So "red circle" (never seen) competes with "red square"
+  and "blue circle" (both seen) for every box. A model of class numbers would have no output for the unseen pairs, and
+  one that knows pairs by heart would give their boxes a seen name.
+- Figures: COCO's AP and AP50 over the 12 unseen and over the 36 seen pairs, in `--output`/figures.json. The loss goes to
+  log.jsonl, the model with the averaged weights to model/, the test set as COCO files to data/, and four scenes of
+  unseen pairs with the model's boxes to unseen.png.
 - Schedule: AdamW, level to half of the run, then straight down. The run ends after `--steps` or `--minutes`, whichever
-  comes first, and the schedule follows whichever is nearer its end. Interrupted and started again, it goes on from the
-  last checkpoint, at most four minutes old.
+  comes first, and the schedule follows the one that is nearer its end. Interrupted and started again, it goes on from
+  the last checkpoint, at most four minutes old.
+- Cost: COST
+- Result: RESULT
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import BertConfig, BertTokenizerFast, Trainer, TrainingArguments
 
@@ -39,10 +43,12 @@ from ..model.image_processing_gdino import GDinoImageProcessor
 from ..model.modeling_gdino import GDinoForObjectDetection
 from ..model.processing_gdino import GDinoProcessor
 from ..model.text_prompt import special_token_ids
+from ..visualize import draw_detections
 from .nano import AVERAGE_FILE, Average, Clock, last_checkpoint, learning_rate
 
-# Scenes of the test set have another seed than any of the training set.
+# No seed of a training set reaches these.
 TEST_SEED = 2**31
+PICTURE_SEED = TEST_SEED + 1
 
 
 def build(image_size: int = 160, **overrides: Any) -> tuple[GDinoForObjectDetection, GDinoProcessor]:
@@ -84,9 +90,7 @@ def build(image_size: int = 160, **overrides: Any) -> tuple[GDinoForObjectDetect
     }
     config = GDinoConfig.preset("nano", **{**fields, **overrides})
     image_processor = GDinoImageProcessor(size={"height": image_size, "width": image_size})
-    processor = GDinoProcessor(
-        image_processor=image_processor, tokenizer=tokenizer, max_text_len=config.max_text_len
-    )
+    processor = GDinoProcessor(image_processor=image_processor, tokenizer=tokenizer, max_text_len=config.max_text_len)
     return GDinoForObjectDetection(config), processor
 
 
@@ -117,6 +121,35 @@ def measure(
     return figures
 
 
+@torch.no_grad()
+def picture(model: GDinoForObjectDetection, processor: GDinoProcessor, side: int = 320) -> Image.Image:
+    """Four scenes of unseen pairs, side by side, with what the model finds when asked for all pairs.
+
+    Args:
+        model: The model.
+        processor: Its processor.
+        side: Of each scene in pixels.
+
+    Returns:
+        The picture, four times as wide as high.
+    """
+    rows = list(Scenes(4, UNSEEN, seed=PICTURE_SEED, image_size=side, noise=0))
+    inputs = processor(images=[row["image"] for row in rows], text=list(PAIRS))
+    results = processor.post_process_grounded_object_detection(
+        model(**inputs),
+        inputs,
+        threshold=0.4,
+        text_threshold=0.0,
+        target_sizes=[(side, side)] * len(rows),
+        nms_threshold=0.5,
+        score="mean",
+    )
+    sheet = Image.new("RGB", (side * len(rows), side))
+    for column, (row, result) in enumerate(zip(rows, results, strict=True)):
+        sheet.paste(draw_detections(row["image"], result), (side * column, 0))
+    return sheet
+
+
 def train(args: argparse.Namespace) -> dict[str, Any]:
     """Train, or go on training, and measure; returns the figures."""
     torch.manual_seed(args.seed)
@@ -142,7 +175,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
             max_steps=args.steps,
             max_grad_norm=1.0,
             logging_steps=25,
-            save_strategy="no",
+            save_strategy="steps",
+            save_steps=args.steps,
             save_total_limit=2,
             remove_unused_columns=False,
             ignore_data_skip=True,
@@ -152,9 +186,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
             disable_tqdm=True,
         ),
         # A run that goes on must not repeat the scenes and prompts of its beginning.
-        train_dataset=Scenes(
-            args.steps * args.batch_size, SEEN, seed=args.seed + done, image_size=args.image_size
-        ),
+        train_dataset=Scenes(args.steps * args.batch_size, SEEN, seed=args.seed + done, image_size=args.image_size),
         data_collator=GDinoDataCollator(
             processor, prompt_sampler=PromptSampler(SEEN, (12, len(SEEN))), seed=args.seed + done
         ),
@@ -177,6 +209,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         "scenes": done * args.batch_size,
         **measure(model, processor, test),
     }
+    picture(model, processor).save(output / "unseen.png", optimize=True)
     (output / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return figures
 
@@ -186,7 +219,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, help="folder of checkpoints, logs, the model and the test set")
     parser.add_argument("--minutes", type=float, default=20, help="of training at most, over all runs of the folder")
-    parser.add_argument("--steps", type=int, default=1500, help="of training at most")
+    parser.add_argument("--steps", type=int, default=1000, help="of training at most")
     parser.add_argument("--image-size", type=int, default=160, help="side of the square pictures in pixels")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="peak")
