@@ -7,10 +7,11 @@ reading the words.
 
 from __future__ import annotations
 
+import cmath
 import colorsys
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from PIL import Image, ImageDraw
 Point = tuple[float, float]
 
 # Hue in degrees, saturation and value in 0..1.
-COLOURS = {
+COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0, 0.90, 0.88),
     "orange": (30, 0.95, 0.97),
     "yellow": (56, 0.90, 0.97),
@@ -73,7 +74,7 @@ UNSEEN = tuple(
 SEEN = tuple(pair for pair in PAIRS if pair not in UNSEEN)
 
 
-class Scenes(Sequence[dict[str, Any]]):
+class Scenes:
     """A data set of scenes, each drawn when it is asked for; the same seed and index give the same scene.
 
     Boxes do not overlap, so each bounds exactly the pixels of its shape.
@@ -128,7 +129,10 @@ class Scenes(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: Any) -> dict[str, Any]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[index] for index in range(self.count))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
         """Draw a scene.
 
         Args:
@@ -244,10 +248,10 @@ def _colour(name: str, rng: np.random.Generator) -> np.ndarray:
 
 def _stencil(shape: str, size: float, degrees: float) -> np.ndarray:
     """(height, width) bool: the turned shape, cut to its pixels, the longer side about `size` pixels."""
-    turn = np.exp(1j * math.radians(degrees))
+    turn = cmath.rect(1, math.radians(degrees))
     outlines = [turn * np.array([complex(x, y) for x, y in outline]) for outline in OUTLINES[shape]]
-    left, top = outlines[0].real.min(), outlines[0].imag.min()
-    scale = (size - 1) / max(outlines[0].real.max() - left, outlines[0].imag.max() - top)
+    left, top = float(outlines[0].real.min()), float(outlines[0].imag.min())
+    scale = (size - 1) / max(float(outlines[0].real.max()) - left, float(outlines[0].imag.max()) - top)
     side = math.ceil(size) + 1
     canvas = Image.new("L", (side, side))
     draw = ImageDraw.Draw(canvas)

@@ -7,11 +7,11 @@ and Grounding DINO's encoder and decoder around them. Nothing pretrained is read
 
 - Training: scenes of 36 colour-shape pairs, drawn on the fly; prompts of 12 to 36 of these pairs. The other 12 pairs
   occur neither in a picture nor in a prompt.
-- Test: pictures of all 48 pairs mixed, and one prompt of all 48. So "red circle" (never seen) competes with "red square"
-  and "blue circle" (both seen) for every box. A model of class numbers would have no output for the unseen pairs, and
-  one that knows pairs by heart would give their boxes a seen name.
-- Figures: COCO's AP and AP50 over the 12 unseen and over the 36 seen pairs, in `--output`/figures.json. The loss goes to
-  log.jsonl, the model with the averaged weights to model/, the test set as COCO files to data/, and four scenes of
+- Test: pictures of all 48 pairs mixed, and one prompt of all 48. So "red circle" (never seen) competes with "red
+  square" and "blue circle" (both seen) for every box. A model of class numbers would have no output for the unseen
+  pairs, and one that knows pairs by heart would give their boxes a seen name.
+- Figures: COCO's AP and AP50 over the 12 unseen and over the 36 seen pairs, in `--output`/figures.json. The loss goes
+  to log.jsonl, the model with the averaged weights to model/, the test set as COCO files to data/, and four scenes of
   unseen pairs with the model's boxes to unseen.png.
 - Schedule: AdamW, level to half of the run, then straight down. The run ends after `--steps` or `--minutes`, whichever
   comes first, and the schedule follows the one that is nearer its end. Interrupted and started again, it goes on from
@@ -138,7 +138,7 @@ def picture(model: GDinoForObjectDetection, processor: GDinoProcessor, side: int
     results = processor.post_process_grounded_object_detection(
         model(**inputs),
         inputs,
-        threshold=0.4,
+        threshold=0.35,
         text_threshold=0.0,
         target_sizes=[(side, side)] * len(rows),
         nms_threshold=0.5,
@@ -196,6 +196,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     if clock.fraction < 1 and done < args.steps:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
         done = trainer.state.global_step
+    minutes = clock.seconds / 60
     average.put_into(model)
     model.eval()
     model.save_pretrained(output / "model")
@@ -204,7 +205,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     test.parent.mkdir(exist_ok=True)
     write_coco(Scenes(args.test_scenes, PAIRS, seed=TEST_SEED, image_size=args.image_size), test)
     figures: dict[str, Any] = {
-        "minutes": round(clock.seconds / 60, 2),
+        "minutes": round(minutes, 2),
         "steps": done,
         "scenes": done * args.batch_size,
         **measure(model, processor, test),
