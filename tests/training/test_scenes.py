@@ -83,6 +83,16 @@ def test_every_word_is_a_token_of_its_own():
         assert tokenizer.unk_token_id not in ids
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("--steps", "0"), ("--minutes", "nan"), ("--image-size", "16"), ("--seed", "-1")]
+)
+def test_impossible_options_are_refused_in_one_line(option, value, capsys):
+    with pytest.raises(SystemExit) as stop:
+        recipe.parse_arguments(["--output", "anywhere", option, value])
+    assert stop.value.code == 2
+    assert f"{option} must be at least" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_trains_resumes_and_measures(tmp_path):
     from gdino_hf import GDinoForObjectDetection, GDinoProcessor
