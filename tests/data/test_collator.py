@@ -3,6 +3,7 @@
 import io
 import random
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -10,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from gdino_hf.data.collator import GDinoDataCollator
 from gdino_hf.data.negatives import PromptSampler
-from gdino_hf.data.transforms import RandomChoiceResize, RandomHorizontalFlip
+from gdino_hf.data.transforms import RandomChoiceResize, RandomColour, RandomHorizontalFlip
 from gdino_hf.model.text_prompt import phrase_structure, special_token_ids
 
 VOCABULARY = ["cat", "dog", "cup", "person", "ball", "bird"]
@@ -101,6 +102,17 @@ def test_a_picture_stored_on_its_side_is_upright_before_it_is_transformed(tiny_p
     example = {**row([[0, 0, 16, 48]], ["cat"]), "image": Image.open(file)}
     batch = GDinoDataCollator(tiny_processor, labels=["cat"], transform=RandomHorizontalFlip(1.0))([example])
     assert batch["labels"][0]["boxes"].tolist() == [[56 / 64, 0.5, 0.25, 1.0]]
+
+
+@pytest.mark.parametrize("mode", ["P", "RGBA", "I;16", "1"])
+def test_a_picture_of_any_mode_is_trained_on_as_it_is_asked_for(tiny_processor, mode):
+    picture = Image.effect_noise((64, 48), 90)
+    picture = Image.fromarray(np.asarray(picture) * np.uint16(257)) if mode == "I;16" else picture.convert(mode)
+    asked = tiny_processor(images=picture, text=["cat"])["pixel_values"]
+    example = {**row([[0, 0, 16, 48]], ["cat"]), "image": picture}
+    assert torch.equal(GDinoDataCollator(tiny_processor, labels=["cat"])([example])["pixel_values"], asked)
+    changed = GDinoDataCollator(tiny_processor, labels=["cat"], transform=RandomColour(probability=1.0))([example])
+    assert not torch.equal(changed["pixel_values"], asked)
 
 
 def test_a_label_of_another_case_is_no_absent_one(short_processor):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gdino_hf.data.augmentation import default_transform
 from gdino_hf.data.transforms import (
     Compose,
     RandomChoiceResize,
@@ -15,6 +16,7 @@ from gdino_hf.data.transforms import (
     RandomScaleCrop,
     crop,
 )
+from gdino_hf.model.image_processing_gdino import to_rgb
 
 
 def marked(width=60, height=40, box=(10, 5, 25, 20), names=("cat",)):
@@ -172,10 +174,39 @@ def test_resize_chooses_among_its_sizes():
     assert "resized" not in cut
 
 
-@pytest.mark.parametrize("mode", ["P", "1", "RGBA", "LA", "I;16", "CMYK"])
-def test_any_kind_of_picture_is_resized(mode):
-    example = {**marked(), "image": Image.new(mode, (60, 40))}
-    assert RandomChoiceResize([{"height": 20, "width": 20}])(example, random.Random(0))["image"].size == (20, 20)
+@pytest.mark.parametrize("mode", ["L", "P", "1", "RGBA", "LA", "I;16", "CMYK"])
+@pytest.mark.parametrize(
+    "transform",
+    [
+        RandomChoiceResize([{"height": 40, "width": 60}, {"height": 80, "width": 120}]),
+        RandomColour(strength=0.0, probability=1.0),
+        RandomHorizontalFlip(1.0),
+        RandomScaleCrop(scale=(0.5, 0.9), min_visibility=0.0, probability=1.0),
+    ],
+    ids=lambda transform: type(transform).__name__,
+)
+def test_pictures_of_any_mode_keep_box_and_pixels_together(transform, mode):
+    example = marked()
+    grey = np.asarray(example["image"])[..., 0]
+    picture = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else example["image"].convert(mode)
+    for seed in range(3):
+        changed = transform({**example, "image": picture}, random.Random(seed))
+        # Enlarged edges are blurred by less than a pixel of the original, which is two of the new ones.
+        assert white_extent(to_rgb(changed["image"])) == pytest.approx(list(changed["boxes"][0]), abs=2)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 200), (300, 1), (2, 3)])
+def test_pictures_of_a_pixel_go_through_everything(size):
+    example = {"image": Image.new("RGB", size), "boxes": [[0, 0, *size]], "names": ["cat"], "crowd": [False]}
+    everything = default_transform(
+        {"shortest_edge": 32, "longest_edge": 48}, flip=1, crop=1, colour=1, mosaic=1, rows=[example]
+    )
+    for seed in range(20):
+        changed = everything(example, random.Random(seed))
+        assert max(changed["image"].size) <= 48
+        boxes = changed["boxes"]
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+        assert (boxes[:, 2:] <= np.array(changed["image"].size) + 1e-3).all()
 
 
 def test_refuses_empty_choices():

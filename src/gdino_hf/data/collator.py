@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import ImageOps
 
 from ..model.caption_prompt import build_caption, phrase_tokens
+from ..model.image_processing_gdino import load_image
 from ..model.text_prompt import Prompt, build_prompt
 from .captions import fit_caption
 from .prompts import PromptRoom
@@ -88,8 +88,9 @@ class GDinoDataCollator:
         if self.labels is not None:
             for row in rows:
                 self._check_names(row)
-        # Upright before any transform: annotated boxes are pixels of the picture as people see it.
-        examples = [{**row, "image": ImageOps.exif_transpose(row["image"])} for row in rows]
+        # Upright and RGB before any transform: boxes are pixels of the picture as people see it, and palettes, 16 bits
+        # and transparency become colours as they do when the model is asked.
+        examples = [{**row, "image": load_image(row["image"])} for row in rows]
         if self.transform is not None:
             examples = [self.transform(example, rng) for example, rng in zip(examples, draws, strict=True)]
         examples = self._at_one_stage([_without_crowds(example) for example in examples])
@@ -102,7 +103,7 @@ class GDinoDataCollator:
             prompt, items = self._ask(example, everything, rng, turn)
             prompts.append(prompt)
             annotations.append({"annotations": items})
-        images = [example["image"].convert("RGB") for example in examples]
+        images = [example["image"] for example in examples]
         options = {"do_resize": False} if any(example.get("resized") for example in examples) else {}
         batch = dict(self.processor(images=images, text=prompts, annotations=annotations, **options))
         return {**batch, "text": [list(prompt.labels) for prompt in prompts]} if self.return_text else batch

@@ -6,8 +6,9 @@ import random
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from ..model.image_processing_gdino import load_image
 from .transforms import PADDING_COLOUR, Example, crop, resize
 
 
@@ -55,9 +56,7 @@ class Mosaic:
         for part, (left, top, right, bottom) in zip([example, *others], quarters, strict=True):
             if right <= left or bottom <= top:
                 continue
-            tile = self._fill(
-                {**part, "image": ImageOps.exif_transpose(part["image"])}, right - left, bottom - top, rng
-            )
+            tile = self._fill({**part, "image": load_image(part["image"])}, right - left, bottom - top, rng)
             canvas.paste(tile["image"], (left, top))
             boxes.append(tile["boxes"] + np.array([left, top] * 2, dtype=np.float32))
             names += tile["names"]

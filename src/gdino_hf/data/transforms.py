@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from ..model.image_processing_gdino import target_size
+from ..model.image_processing_gdino import target_size, to_rgb
 from .captions import swap_sides
 
 Example = dict[str, Any]
@@ -176,7 +176,7 @@ class RandomColour:
     def __call__(self, example: Example, rng: random.Random) -> Example:
         if rng.random() >= self.probability:
             return example
-        image = example["image"]
+        image = to_rgb(example["image"])
         for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
             image = enhancer(image).enhance(1 + rng.uniform(-self.strength, self.strength))
         return {**example, "image": image}
@@ -200,7 +200,7 @@ def crop(example: Example, window: tuple[int, int, int, int], min_visibility: fl
         cut = image.crop(window)
     else:
         cut = Image.new("RGB", (right - left, bottom - top), PADDING_COLOUR)
-        cut.paste(image, (-left, -top))
+        cut.paste(to_rgb(image), (-left, -top))
 
     boxes = _boxes(example)
     # Only the part of the window that shows the photograph can hold an object.
@@ -236,7 +236,7 @@ def resize(example: Example, width: int, height: int) -> Example:
     factors = np.array([width / image.width, height / image.height] * 2, dtype=np.float32)
     if image.size != (width, height):
         # A palette's numbers have no mean.
-        image = (image if image.mode in ("RGB", "L") else image.convert("RGB")).resize((width, height), BILINEAR)
+        image = to_rgb(image).resize((width, height), BILINEAR)
     return {**example, "image": image, "boxes": _boxes(example) * factors}
 
 
