@@ -259,6 +259,22 @@ def test_detections_in_odvg_lines_are_judged_as_boxes(data, tiny_folder, tmp_pat
     assert odvg == pytest.approx(coco)
 
 
+def test_a_photograph_missing_from_odvg_lines_is_named_and_skipped(data, tiny_folder, tmp_path):
+    line = {"width": 200, "height": 100, "detection": {"instances": [{"bbox": [1, 2, 9, 9], "category": "cat"}]}}
+    path = tmp_path / "set" / "val.jsonl"
+    path.write_text("".join(json.dumps({"filename": name, **line}) + "\n" for name in ("0.png", "gone.png")))
+    status, printed, complained = run(path, "--model", tiny_folder)
+    assert (status, "gone.png" in complained) == (1, True)
+    assert "1 image judged of 2; 1 could not be used" in printed
+
+
+def test_a_folder_is_judged_by_its_validation_part(data, tmp_path):
+    other = {**json.loads(data.read_text()), "images": [{"id": 99, "file_name": "9.png", "width": 9, "height": 9}]}
+    (data.parent / "train.json").write_text(json.dumps({**other, "annotations": []}))
+    assert run(data.parent, "--predictions", perfect(data, tmp_path / "p.jsonl"))[0] == 0
+    assert metrics(tmp_path / "work/runs/eval/set")["images"] == 4
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
 def test_a_full_disk_is_one_line_and_keeps_what_was_there(data, tiny_folder, tmp_path):
     folder = tmp_path / "full"

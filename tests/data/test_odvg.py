@@ -92,6 +92,23 @@ def test_grounding_rows_keep_their_characters(write):
     assert odvg_names(write(GROUNDING)) is None
 
 
+def test_a_phrase_in_pieces_is_one_phrase(write):
+    regions = [
+        {"bbox": [1, 2, 4, 6], "phrase": ["Cattle", "second cat"], "tokens_positive": [[0, 6], [24, 34]]},
+        {"bbox": [1, 2, 4, 6], "phrase": ["cattle", "second"]},
+    ]
+    lines = [{**GROUNDING[0], "grounding": {"caption": CAPTION, "regions": regions}}]
+    row = read_odvg(write(lines))[0]
+    assert row["names"] == ["Cattle second cat", "cattle second"]
+    assert row["spans"] == [[[0, 6], [24, 34]], [[0, 6], [24, 30]]]
+
+
+def test_names_that_begin_with_the_folder(write):
+    path = write(DETECTION[:1])
+    path.write_text(path.read_text().replace("a.png", "images/a.png"))
+    assert read_odvg(path)[0]["image"].size == (20, 10)
+
+
 def test_a_streamed_file_has_the_same_rows(write):
     for lines in (DETECTION * 40, GROUNDING * 3):
         path = write(lines)
@@ -134,6 +151,8 @@ def test_a_phrase_is_located_at_word_boundaries_only():
         ({"bbox": [1, 2, 3]}, "four finite numbers"),
         ({"bbox": [1, 2, float("nan"), 3]}, "four finite numbers"),
         ({"phrase": " "}, "a phrase"),
+        ({"phrase": []}, "a phrase"),
+        ({"phrase": ["cat", 3]}, "a phrase"),
     ],
 )
 def test_a_bad_region_is_one_sentence(write, change, what):

@@ -4,7 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from gdino_hf.data.checks import check_dataset
+from gdino_hf.data.coco import read_coco
 from gdino_hf.evaluation.table import average_row, read_table
 from gdino_hf.evaluation.truth import coco_truth, rows_truth
 
@@ -80,6 +83,37 @@ def test_predictions_meet_references_in_the_order_of_image_ids(write):
         truth.of([{"image_id": 5}])
 
 
+def test_image_ids_may_be_text(write):
+    truth = coco_truth(
+        write(images=[{"id": "b", "file_name": "b.jpg"}, {"id": 4, "file_name": "a.jpg"}], annotations=[])
+    )
+    assert [row["image_id"] for row in truth.rows] == ["b", 4]
+    found, _ = truth.of([{"image_id": "b"}, {"image_id": 4}])
+    assert [item["image_id"] for item in found] == [4, "b"]
+
+
+@pytest.mark.parametrize(
+    ("image", "stored", "folder"),
+    [
+        ({"file_name": "a.jpg"}, "images/a.jpg", None),
+        ({"file_name": "a.jpg"}, "a.jpg", None),
+        ({"file_name": "images/a.jpg"}, "images/a.jpg", None),
+        ({"file_name": "val2017/a.jpg"}, "coco/val2017/a.jpg", "coco"),
+        ({"coco_url": "http://images.cocodataset.org/val2017/a.jpg"}, "coco/val2017/a.jpg", "coco"),
+        ({"coco_url": "http://images.cocodataset.org/val2017/a.jpg"}, "coco/val2017/a.jpg", "coco/val2017"),
+        ({"coco_url": "http://images.cocodataset.org/val2017/a.jpg"}, "coco/a.jpg", "coco"),
+    ],
+)
+def test_photographs_are_found_where_training_finds_them(write, tmp_path, image, stored, folder):
+    path = write(images=[{"id": 9, "width": 8, "height": 6, **image}], annotations=[])
+    (tmp_path / stored).parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 6)).save(tmp_path / stored)
+    images = None if folder is None else tmp_path / folder
+    assert coco_truth(path, images).rows[0]["image"] == str(tmp_path / stored)
+    assert read_coco(path, images)[0]["image"].size == (8, 6)
+    assert check_dataset(path, images).errors == []
+
+
 def test_rows_of_the_readers_are_a_truth_too():
     rows = [
         {"image_id": 3, "boxes": [[0, 0, 4, 5], [1, 1, 2, 2]], "names": ["Cat", "unicorn"], "crowd": [True, False]},
@@ -97,8 +131,12 @@ def test_rows_of_the_readers_are_a_truth_too():
     [
         ({"images": None}, "is not a COCO detection file"),
         ({"annotations": [{"image_id": 9, "category_id": 99, "bbox": [0, 0, 1, 1]}]}, "category_id 99"),
-        ({"annotations": [{"image_id": 9, "category_id": 10}]}, "it lacks 'bbox'"),
-        ({"annotations": [{"image_id": 9, "category_id": 10, "bbox": [0, 0, 1]}]}, "is not a COCO detection file"),
+        ({"annotations": [{"image_id": 9, "category_id": 10}]}, "the box None is not four finite numbers"),
+        ({"annotations": [{"image_id": 9, "category_id": 10, "bbox": [0, 0, 1]}]}, "is not four finite numbers"),
+        ({"annotations": [{"image_id": 9, "category_id": 10, "bbox": [0, 0, 1, 1], "area": "x"}]}, "the area 'x'"),
+        ({"images": [{"id": [9], "file_name": "b.jpg"}]}, r"its id is \[9\]"),
+        ({"images": [{"id": 9}]}, "its file_name"),
+        ({"categories": [{"id": 10}]}, "its name"),
     ],
 )
 def test_a_file_that_is_not_coco_is_named_in_one_line(write, parts, message):

@@ -128,12 +128,12 @@ def _open(args: argparse.Namespace, data: Any, images: Any, labels: Sequence[str
     Raises:
         ValueError: It cannot be read, or not be judged as asked.
     """
-    from gdino_hf.evaluation.sources import has_captions, open_truth
+    from gdino_hf.evaluation.sources import open_truth
 
     truth = open_truth(data, images)
     if not truth.references:
         raise ValueError(f"{data} has no images; give a data set that has some")
-    captions = has_captions(truth)
+    captions = truth.has_captions
     protocol = args.protocol
     if protocol == "auto":
         protocol = "phrases" if captions else "lvis" if truth.is_federated else "coco"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from .coco import file_name, image_folder, load_coco
+from .coco import image_folder, load_coco, photograph
 from .formats import annotation_file, annotation_format
 from .negatives import name_key
 from .odvg import (
@@ -25,7 +26,7 @@ from .odvg import (
     parse_line,
     read_label_map,
 )
-from .rows import LARGEST_SIDE, clip, corners, is_file, reason, shown, text, whole
+from .rows import LARGEST_SIDE, clip, corners, is_file, picture_path, reason, shown, text, whole
 
 # How far a box may leave its picture, in pixels: the rounding of annotation tools.
 _TOLERANCE = 1.0
@@ -189,13 +190,13 @@ class _Check:
         if len(finding.examples) < self.max_examples:
             finding.examples.append(example)
 
-    def picture(self, name: str, width: int, height: int) -> None:
+    def picture(self, path: Path, width: int, height: int) -> None:
         """Look at a picture's file."""
+        name = os.path.relpath(path, self.folder)
         if name in self._files:
             self.add("repeated files", shown(name))
             return
         self._files.add(name)
-        path = self.folder / name
         if not is_file(path):
             self.add("missing files", shown(name))
             return
@@ -269,14 +270,14 @@ def _check_coco(check: _Check, file: Path) -> None:
         try:
             number = whole(image.get("id"), "its id", -(2**63))
             size = tuple(whole(image.get(side), f"its {side}", 1, LARGEST_SIDE) for side in ("width", "height"))
-            name = file_name(image)
+            path = photograph(image, check.folder)
         except ValueError as error:
             check.add("broken entries", f"image {place}: {error}")
             continue
         if number in sizes:
             check.add("repeated image ids", str(number))
         sizes[number] = (size[0], size[1])
-        check.picture(name, *sizes[number])
+        check.picture(path, *sizes[number])
     _check_annotations(check, content["annotations"], sizes, names)
 
 
@@ -327,7 +328,7 @@ def _check_odvg(check: _Check, file: Path) -> None:
         except ValueError as error:
             check.add("broken entries", f"{where}: {error}")
             continue
-        check.picture(name, width, height)
+        check.picture(picture_path(check.folder, name), width, height)
         try:
             entries, caption = line_entries(content)
             if caption is not None and not captions:

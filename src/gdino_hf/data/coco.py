@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from .rows import LARGEST_SIDE, clip, corners, is_file, make_dataset, make_stream, read_json, shown, text, whole
+from .rows import (
+    LARGEST_SIDE,
+    clip,
+    corners,
+    is_file,
+    make_dataset,
+    make_stream,
+    picture_path,
+    read_json,
+    shown,
+    text,
+    whole,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -53,8 +65,7 @@ def open_coco(
         ValueError: As in `read_coco`.
     """
     folder, content = str(image_folder(annotations, images)), load_coco(annotations)
-    names = _names(content, annotations)
-    listed = [names[number] for number in sorted(names)]
+    listed = list(names_by_id(content, annotations).values())
     if streaming:
         return make_stream(_read_rows, False, {"annotations": str(annotations), "folder": folder}), listed
     return make_dataset(_rows(content, annotations, folder), captions=False), listed
@@ -72,8 +83,7 @@ def category_names(annotations: str | Path) -> list[str]:
     Raises:
         ValueError: The json is not a COCO detection file, or a category has no name.
     """
-    names = _names(load_coco(annotations), annotations)
-    return [names[number] for number in sorted(names)]
+    return list(names_by_id(load_coco(annotations), annotations).values())
 
 
 def image_folder(annotations: str | Path, images: str | Path | None) -> Path:
@@ -118,31 +128,47 @@ def load_coco(annotations: str | Path) -> dict[str, Any]:
     return content
 
 
-def file_name(image: Mapping[str, Any]) -> str:
-    """The photograph's path below the folder.
+def photograph(image: Mapping[str, Any], folder: str | Path) -> Path:
+    """Where an image's file is.
 
     Args:
-        image: An entry of a COCO file's images; LVIS gives "coco_url" instead of "file_name".
+        image: An entry of a COCO file's images; LVIS gives "coco_url" instead of "file_name", an address whose last
+            parts are COCO's folder and name.
+        folder: Of the photographs, all in one or in COCO's folders.
 
     Returns:
-        The path, of an address its last part.
+        The file, which need not exist.
 
     Raises:
-        ValueError: There is none.
+        ValueError: The image has neither.
     """
-    if "file_name" not in image and isinstance(image.get("coco_url"), str):
-        return text(image["coco_url"].rsplit("/", 1)[-1], "its coco_url")
-    return text(image.get("file_name"), "its file_name")
+    if "file_name" in image or not isinstance(image.get("coco_url"), str):
+        return picture_path(folder, text(image.get("file_name"), "its file_name"))
+    address = PurePosixPath(text(image["coco_url"], "its coco_url"))
+    by_split = picture_path(folder, str(PurePosixPath(address.parent.name, address.name)))
+    return by_split if is_file(by_split) else Path(folder) / address.name
 
 
-def _names(content: Mapping[str, Any], annotations: str | Path) -> dict[int, str]:
+def names_by_id(content: Mapping[str, Any], annotations: str | Path) -> dict[int, str]:
+    """What a COCO file's category ids mean.
+
+    Args:
+        content: From `load_coco`.
+        annotations: The file, for messages.
+
+    Returns:
+        Names in the order of their ids.
+
+    Raises:
+        ValueError: A category has no whole number as its id, or no name.
+    """
     names = {}
     for category in content["categories"]:
         try:
             names[whole(category.get("id"), "its id", -LARGEST_SIDE)] = text(category.get("name"), "its name")
         except ValueError as error:
             raise ValueError(f"A category of {annotations} cannot be used: {error}; repair it.") from None
-    return names
+    return dict(sorted(names.items()))
 
 
 def _read_rows(annotations: str, folder: str) -> Iterator[dict[str, Any]]:
@@ -150,7 +176,7 @@ def _read_rows(annotations: str, folder: str) -> Iterator[dict[str, Any]]:
 
 
 def _rows(content: Mapping[str, Any], annotations: str | Path, folder: str) -> Iterator[dict[str, Any]]:
-    names = _names(content, annotations)
+    names = names_by_id(content, annotations)
     by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for annotation in content["annotations"]:
         number = annotation.get("image_id")
@@ -158,7 +184,7 @@ def _rows(content: Mapping[str, Any], annotations: str | Path, folder: str) -> I
     for place, image in enumerate(content["images"]):
         try:
             row = _row(image, by_image, names)
-            path = Path(folder) / file_name(image)
+            path = photograph(image, folder)
         except ValueError as error:
             raise ValueError(f"Image {place} of {annotations} cannot be used: {error}; repair it.") from None
         if not is_file(path):

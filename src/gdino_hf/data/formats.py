@@ -18,7 +18,6 @@ Format = Literal["coco", "odvg"]
 _SUFFIXES = (".json", ".jsonl", ".odvg")
 # What stands beside annotations without being any.
 _OTHERS = ("label_map.json",)
-_FIRST_CHOICE = "train"
 _HEAD_BYTES = 2**20
 _COCO_LIST = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')
 
@@ -48,17 +47,18 @@ def open_dataset(
     return rows, None if has_captions(file) else odvg_names(file) or []
 
 
-def annotation_file(path: str | Path) -> Path:
+def annotation_file(path: str | Path, first_choice: str = "train") -> Path:
     """The annotations a path means.
 
     Args:
         path: A file, or a folder with one annotation file.
+        first_choice: Of several, the one of this name is taken.
 
     Returns:
         The file.
 
     Raises:
-        ValueError: There is none, or there are several and none is named train.
+        ValueError: There is none, or there are several and none has that name.
     """
     path = Path(path).expanduser()
     if is_file(path):
@@ -72,7 +72,7 @@ def annotation_file(path: str | Path) -> Path:
         raise ValueError(f"{path} cannot be read ({reason(error)}).") from error
     if not found:
         raise ValueError(f"{path} holds no annotations; give a COCO json or ODVG json lines, {', '.join(_SUFFIXES)}.")
-    chosen = found if len(found) == 1 else [file for file in found if file.stem == _FIRST_CHOICE]
+    chosen = found if len(found) == 1 else [file for file in found if file.stem == first_choice]
     if len(chosen) != 1:
         names = ", ".join(file.name for file in found)
         raise ValueError(f"{path} holds several annotation files ({names}); give the path of one.")

@@ -18,6 +18,7 @@ from .rows import (
     is_file,
     make_dataset,
     make_stream,
+    picture_path,
     read_json,
     reason,
     shown,
@@ -46,7 +47,7 @@ def read_odvg(
 
     A line is {"filename", "width", "height"} with "detection": {"instances": [{"bbox" xyxy, "label", "category"}]} or
     "grounding": {"caption", "regions": [{"bbox", "phrase", "tokens_positive"}]}; a region's bbox may be a list of
-    boxes. tokens_positive are [start, end) characters of the caption; a phrase without them must stand in the caption
+    boxes, its phrase a list of pieces. tokens_positive are [start, end) characters of the caption; a phrase without them must stand in the caption
     once and only once, as a word of its own.
 
     Args:
@@ -76,6 +77,23 @@ def read_odvg(
     if streaming:
         return make_stream(_stream, captions, {**arguments, "parts": _parts(Path(annotations))})
     return make_dataset(_all_rows(**arguments), captions)
+
+
+def odvg_rows(annotations: str | Path, images: str | Path | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of `read_odvg` with the path of each photograph, which need not exist, instead of the picture.
+
+    Args:
+        annotations: The json lines.
+        images: As in `read_odvg`.
+
+    Yields:
+        One row per line.
+
+    Raises:
+        ValueError: A line cannot be used.
+    """
+    names, folder = read_label_map(annotations, None), image_folder(annotations, images)
+    yield from _all_rows(str(annotations), str(folder), names, has_captions(annotations), must_exist=False)
 
 
 def odvg_names(annotations: str | Path, label_map: str | Path | Mapping[Any, str] | None = None) -> list[str] | None:
@@ -254,8 +272,10 @@ def entry_name(entry: Mapping[str, Any], names: Mapping[int, str], caption: str 
         ValueError: A number has no name, or it is not known where in the caption the phrase stands.
     """
     if caption is not None:
-        phrase = text(entry.get("phrase"), "a phrase")
-        return phrase, _pairs(entry.get("tokens_positive"), caption, phrase)
+        phrase = entry.get("phrase")
+        # A phrase that the caption interrupts is published as a list of its pieces.
+        pieces = [text(piece, "a phrase") for piece in (phrase if isinstance(phrase, list) and phrase else [phrase])]
+        return " ".join(pieces), _pairs(entry.get("tokens_positive"), caption, pieces)
     if entry.get("category") is not None:
         return text(entry["category"], "a category"), []
     number = whole(entry.get("label"), "an instance has no category and its label", 0)
@@ -273,9 +293,9 @@ def _dicts(part: Any, name: str, entries: str) -> list[Mapping[str, Any]]:
     return items
 
 
-def _pairs(given: Any, caption: str, phrase: str) -> list[list[int]]:
+def _pairs(given: Any, caption: str, pieces: Sequence[str]) -> list[list[int]]:
     if not given:
-        return [locate_phrase(caption, phrase)]
+        return [locate_phrase(caption, piece) for piece in pieces]
     if not isinstance(given, Sequence):
         raise ValueError(f"tokens_positive is {shown(given)}, not a list of [start, end) pairs")
     for pair in given:
@@ -286,9 +306,11 @@ def _pairs(given: Any, caption: str, phrase: str) -> list[list[int]]:
     return [list(pair) for pair in given]
 
 
-def _row(line: bytes, number: int, folder: str, names: Mapping[int, str], captions: bool) -> dict[str, Any]:
+def _row(
+    line: bytes, number: int, folder: str, names: Mapping[int, str], captions: bool, must_exist: bool = True
+) -> dict[str, Any]:
     content = parse_line(line)
-    path = Path(folder) / text(content.get("filename"), "its filename")
+    path = picture_path(folder, text(content.get("filename"), "its filename"))
     width = whole(content.get("width"), "its width", 1, LARGEST_SIDE)
     height = whole(content.get("height"), "its height", 1, LARGEST_SIDE)
     row: dict[str, Any] = {"image": str(path), "image_id": number, "width": width, "height": height}
@@ -305,15 +327,17 @@ def _row(line: bytes, number: int, folder: str, names: Mapping[int, str], captio
                 row["names"].append(name)
                 row["spans"].append(pairs)
                 row["crowd"].append(False)
-    if not is_file(path):
+    if must_exist and not is_file(path):
         raise ValueError(f"its photograph {path} does not exist")
     return row
 
 
-def _all_rows(annotations: str, folder: str, names: Mapping[int, str], captions: bool) -> Iterator[dict[str, Any]]:
+def _all_rows(
+    annotations: str, folder: str, names: Mapping[int, str], captions: bool, must_exist: bool = True
+) -> Iterator[dict[str, Any]]:
     for number, line in odvg_lines(Path(annotations)):
         try:
-            yield _row(line, number, folder, names, captions)
+            yield _row(line, number, folder, names, captions, must_exist)
         except ValueError as error:
             raise ValueError(f"Line {number + 1} of {annotations} cannot be used: {error}; repair it.") from None
 

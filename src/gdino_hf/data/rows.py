@@ -130,6 +130,23 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def picture_path(folder: str | Path, name: str) -> Path:
+    """A photograph's file.
+
+    Args:
+        folder: Of the photographs.
+        name: What the annotations call it; some tools write the folder's own name before it.
+
+    Returns:
+        The file, which need not exist.
+    """
+    path = Path(folder) / name
+    if Path(name).parts[:1] == (Path(folder).name,) and not is_file(path):
+        beside = Path(folder).parent / name
+        return beside if is_file(beside) else path
+    return path
+
+
 def whole(value: Any, what: str, low: int, high: int = LARGEST_ID) -> int:
     """A whole number out of a file.
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..data.formats import annotation_file, annotation_format, open_dataset
+from ..data.formats import annotation_file, annotation_format
+from ..data.odvg import has_captions, odvg_names, odvg_rows
 from .phrases import phrase_reference
 from .truth import Truth, coco_truth, rows_truth
 
@@ -14,7 +15,7 @@ def open_truth(path: str | Path, images: str | Path | None = None) -> Truth:
     """The truth of a COCO or LVIS json, or of ODVG json lines.
 
     Args:
-        path: The file, or a folder that holds one.
+        path: The file, or a folder that holds one; of several, the one named val is taken.
         images: Folder of the photographs; see the readers in `data`.
 
     Returns:
@@ -23,13 +24,12 @@ def open_truth(path: str | Path, images: str | Path | None = None) -> Truth:
     Raises:
         ValueError: It cannot be read.
     """
-    file = annotation_file(path)
+    file = annotation_file(path, first_choice="val")
     if annotation_format(file) == "coco":
         return coco_truth(file, images)
-    rows, labels = open_dataset(file, images)
-    if labels is not None:
-        return rows_truth(rows, labels)
-    return captions_truth(rows)
+    # A photograph that is missing fails where it is read, by its name; stored predictions are judged without any.
+    rows = list(odvg_rows(file, images))
+    return captions_truth(rows) if has_captions(file) else rows_truth(rows, odvg_names(file) or [])
 
 
 def captions_truth(rows: Any) -> Truth:
@@ -48,8 +48,3 @@ def captions_truth(rows: Any) -> Truth:
         if row["caption"]
     }
     return Truth([], references, rows)
-
-
-def has_captions(truth: Truth) -> bool:
-    """Whether it holds phrases instead of labels."""
-    return any("phrases" in reference for reference in truth.references.values())

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..data.coco import image_folder, load_coco, names_by_id, photograph
 from ..data.negatives import name_key
+from ..data.rows import corners, shown
 
 
 @dataclass(frozen=True)
@@ -23,17 +26,24 @@ class Truth:
             "negative_labels" and "not_exhaustive_labels" (lists of numbers).
         rows: What `predict` takes: "image" and "image_id" each.
         frequencies: Of LVIS, "r", "c" or "f" per label: rare, common, frequent.
+        category_ids: Of a COCO file, the id of each label.
     """
 
     labels: list[str]
     references: dict[Any, dict[str, Any]]
     rows: Any
     frequencies: list[str] = field(default_factory=list)
+    category_ids: list[int] = field(default_factory=list)
 
     @property
     def is_federated(self) -> bool:
         """Whether only some labels were looked for in each image, as in LVIS."""
         return any("negative_labels" in reference for reference in self.references.values())
+
+    @property
+    def has_captions(self) -> bool:
+        """Whether it holds phrases of captions instead of labels."""
+        return any("phrases" in reference for reference in self.references.values())
 
     def of(self, predictions: Iterable[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[dict[str, Any]]]:
         """Predictions and references of the same images, in the order of image ids.
@@ -54,7 +64,8 @@ class Truth:
                 f"The predictions are of image {unknown[0]!r}, which the data set does not have; give the data set "
                 "they were made on."
             )
-        order = sorted(by_image)
+        # Numbers first: some files mix them with text.
+        order = sorted(by_image, key=lambda image: (isinstance(image, str), image))
         return [by_image[image] for image in order], [self.references[image] for image in order]
 
     def only(self, labels: Sequence[str]) -> Truth:
@@ -91,34 +102,36 @@ def coco_truth(annotations: str | Path, images: str | Path | None = None) -> Tru
 
     Args:
         annotations: The json, boxes as absolute xywh.
-        images: Folder of the photographs; the folder `images` beside the json by default.
+        images: Folder of the photographs, by default as `read_coco` finds it.
 
     Returns:
         The truth, labels in the order of their ids.
 
     Raises:
-        ValueError: It is not a COCO detection file.
+        ValueError: It is not a COCO detection file, or holds something that cannot be used.
     """
-    content = _load(annotations)
-    folder = Path(images) if images is not None else Path(annotations).parent / "images"
-    try:
-        categories = sorted(content["categories"], key=lambda category: category["id"])
-        number = {category["id"]: place for place, category in enumerate(categories)}
-        found: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
-        for annotation in content["annotations"]:
-            if annotation["image_id"] in found:
-                found[annotation["image_id"]].append(annotation)
-        references = {
-            image["id"]: _reference(found[image["id"]], number) | _looked_for(image, number)
-            for image in content["images"]
-        }
-        rows = [{"image": str(_photograph(image, folder)), "image_id": image["id"]} for image in content["images"]]
-        names = [str(category["name"]) for category in categories]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"{annotations} is not a COCO detection file ({reason}).") from error
-    frequencies = [str(category.get("frequency", "f")) for category in categories]
-    return Truth(names, references, rows, frequencies if any("frequency" in item for item in categories) else [])
+    content, folder = load_coco(annotations), image_folder(annotations, images)
+    names = names_by_id(content, annotations)
+    number = {category: place for place, category in enumerate(names)}
+    by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for annotation in content["annotations"]:
+        if isinstance(annotation.get("image_id"), (int, float, str)):
+            by_image[annotation["image_id"]].append(annotation)
+    references, rows = {}, []
+    for place, image in enumerate(content["images"]):
+        image_id = image.get("id")
+        try:
+            if not isinstance(image_id, (int, float, str)):
+                raise ValueError(f"its id is {shown(image_id)}, neither number nor text")
+            references[image_id] = _reference(by_image[image_id], number) | _looked_for(image, number)
+            rows.append({"image": str(photograph(image, folder)), "image_id": image_id})
+        except ValueError as error:
+            raise ValueError(f"Image {place} of {annotations} cannot be used: {error}; repair it.") from None
+    frequencies: list[str] = []
+    if any("frequency" in category for category in content["categories"]):
+        given = {category["id"]: str(category.get("frequency", "f")) for category in content["categories"]}
+        frequencies = [given[category] for category in names]
+    return Truth(list(names.values()), references, rows, frequencies, list(names))
 
 
 def rows_truth(rows: Iterable[Mapping[str, Any]], labels: Sequence[str]) -> Truth:
@@ -155,50 +168,38 @@ def _without_pictures(rows: Any) -> Any:
     return rows.remove_columns("image") if hasattr(rows, "remove_columns") else rows
 
 
-def _load(annotations: str | Path) -> dict[str, Any]:
-    try:
-        content = json.loads(Path(annotations).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{annotations} cannot be read as COCO json ({error}).") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{annotations} is not a COCO detection file: it holds a {type(content).__name__}.")
-    missing = {"images", "annotations", "categories"} - content.keys()
-    if missing:
-        raise ValueError(f"{annotations} is not a COCO detection file: it has no {', '.join(sorted(missing))}.")
-    return content
-
-
-def _reference(annotations: Sequence[Mapping[str, Any]], number: Mapping[int, int]) -> dict[str, Any]:
-    boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64).reshape(-1, 4)
-    areas = [annotation.get("area", box[2] * box[3]) for annotation, box in zip(annotations, boxes, strict=True)]
-    unknown = [annotation for annotation in annotations if annotation["category_id"] not in number]
-    if unknown:
-        raise ValueError(
-            f"annotation {unknown[0].get('id')} has category_id {unknown[0]['category_id']}, which is not among its "
-            "categories"
-        )
+def _reference(annotations: Sequence[Mapping[str, Any]], number: Mapping[Any, int]) -> dict[str, Any]:
+    boxes, labels, crowd, areas = [], [], [], []
+    for annotation in annotations:
+        category, area = annotation.get("category_id"), annotation.get("area")
+        try:
+            boxes.append(corners(annotation.get("bbox"), "xywh"))
+            if not isinstance(category, (int, float)) or category not in number:
+                raise ValueError(f"category_id {shown(category)} is not among the file's categories")
+            if area is not None and not (isinstance(area, (int, float)) and math.isfinite(area)):
+                raise ValueError(f"the area {shown(area)} is not a finite number")
+        except ValueError as error:
+            raise ValueError(f"in annotation {shown(annotation.get('id'))}, {error}") from None
+        labels.append(number[category])
+        crowd.append(bool(annotation.get("iscrowd", 0)))
+        areas.append(annotation["bbox"][2] * annotation["bbox"][3] if area is None else area)
     return {
-        "boxes": np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1),
-        "labels": np.array([number[annotation["category_id"]] for annotation in annotations], dtype=np.int64),
-        "crowd": np.array([bool(annotation.get("iscrowd", 0)) for annotation in annotations], dtype=bool),
+        "boxes": np.array(boxes, dtype=np.float64).reshape(-1, 4),
+        "labels": np.array(labels, dtype=np.int64),
+        "crowd": np.array(crowd, dtype=bool),
         "area": np.array(areas, dtype=np.float64),
     }
 
 
-def _looked_for(image: Mapping[str, Any], number: Mapping[int, int]) -> dict[str, list[int]]:
+def _looked_for(image: Mapping[str, Any], number: Mapping[Any, int]) -> dict[str, list[int]]:
     """LVIS: which labels are known to be absent, and of which not every object is annotated."""
     if "neg_category_ids" not in image:
         return {}
+    # A cut of the data set may have left out some of the categories.
     return {
-        "negative_labels": [number[category] for category in image["neg_category_ids"]],
-        "not_exhaustive_labels": [number[category] for category in image.get("not_exhaustive_category_ids", ())],
+        name: [number[category] for category in image.get(key) or () if category in number]
+        for name, key in (
+            ("negative_labels", "neg_category_ids"),
+            ("not_exhaustive_labels", "not_exhaustive_category_ids"),
+        )
     }
-
-
-def _photograph(image: Mapping[str, Any], folder: Path) -> Path:
-    """Where an image's file should be; LVIS gives an address, of which the last parts are COCO's folder and name."""
-    if "file_name" in image:
-        return folder / image["file_name"]
-    address = PurePosixPath(image["coco_url"])
-    with_split = folder / address.parent.name / address.name
-    return with_split if with_split.exists() else folder / address.name
