@@ -90,6 +90,78 @@ def test_stored_predictions_are_judged_without_a_model(data, tmp_path):
     assert printed.splitlines()[1].split()[:3] == ["1.000", "1.000", "1.000"]
 
 
+def test_coco_results_are_judged_as_pycocotools_does(data, tmp_path):
+    cocotools = pytest.importorskip("pycocotools.coco")
+    from pycocotools.cocoeval import COCOeval
+
+    rng = np.random.default_rng(0)
+    content = json.loads(data.read_text())
+    # Areas of segments, a crowd, and an image without anything found.
+    content["annotations"][0] |= {"area": 800.0, "iscrowd": 1}
+    content["annotations"][1]["area"] = 31.0**2
+    data.write_text(json.dumps(content))
+    found = [
+        {"image_id": image, "category_id": category, "bbox": box.round(2).tolist(), "score": round(score, 1)}
+        for image in (5, 6, 7)
+        for category in (10, 20, 30)
+        for box, score in zip(rng.normal((11, 11, 60, 40), 4, (9, 4)), rng.random(9).tolist(), strict=True)
+    ]
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    assert run(data, "--predictions", tmp_path / "results.json", "--model", "no/such-model")[0] == 0
+    report = metrics(tmp_path / "work/runs/eval/val")
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = cocotools.COCO(str(data))
+        judge = COCOeval(truth, truth.loadRes(found), "bbox")
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    assert report["images"] == 4
+    assert list(report["metrics"].values()) == pytest.approx(judge.stats.tolist(), abs=1e-9)
+    assert 0 < report["metrics"]["AP"] < 1
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ([{"image_id": 99, "category_id": 10, "bbox": [1, 1, 5, 5], "score": 0.5}], "image 99"),
+        ([{"image_id": 5, "category_id": 10, "bbox": [1, 1, 5], "score": 0.5}], "four finite numbers"),
+        ([{"image_id": 5, "category_id": 10, "bbox": [1, 1, -5, 5], "score": 0.5}], "negative side"),
+        ([{"image_id": 5, "category_id": 10, "segmentation": {}, "score": 0.5}], "the box None"),
+        ([{"image_id": 5, "category_id": 10, "bbox": [1, 1, 5, 5], "score": "high"}], "score is 'high'"),
+        ([{"image_id": 5, "bbox": [1, 1, 5, 5], "score": 1}], "category_id None"),
+        ([[1, 2]], "Detection 0"),
+    ],
+)
+def test_malformed_coco_results_are_one_line(data, tmp_path, results, message):
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    status, _, complained = run(data, "--predictions", tmp_path / "results.json")
+    assert status == 2
+    assert message in complained
+    assert complained.count("\n") == 1
+
+
+def test_predictions_of_other_labels_are_refused(data, tmp_path):
+    image = {"image_id": 5, "boxes": [[1, 1, 9, 9]], "scores": [0.5]}
+    for labels, label, message in ((["zebra"], 0, "other labels (zebra)"), (["cat"], 1, "none of the 1 in its header")):
+        path = tmp_path / f"{label}.jsonl"
+        with PredictionFile(path, {"kind": "boxes", "labels": labels}) as store:
+            store.append({**image, "labels": [label]})
+        status, _, complained = run(data, "--predictions", path)
+        assert (status, complained.count("\n")) == (2, 1)
+        assert message in complained
+    with PredictionFile(tmp_path / "empty.jsonl", {"kind": "boxes", "labels": list(NAMES)}):
+        pass
+    status, _, complained = run(data, "--predictions", tmp_path / "empty.jsonl")
+    assert (status, "predictions of no image" in complained) == (2, True)
+
+
+def test_the_folder_one_is_in_names_the_run(data, tmp_path, monkeypatch):
+    stored = perfect(data, tmp_path / "p.jsonl")
+    monkeypatch.chdir(data.parent)
+    assert run(".", "--predictions", stored, "--runs", tmp_path / "runs")[0] == 0
+    assert metrics(tmp_path / "runs/eval/set")["images"] == 4
+
+
 def test_predictions_of_the_model_give_the_same_figures_later(data, tiny_folder, tmp_path):
     status, _, _ = run(data, "--model", tiny_folder, "--batch", 2, "--name", "first")
     first = tmp_path / "work" / "runs" / "eval" / "first"

@@ -32,7 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="nano", help="Hub id, folder or nano (default: %(default)s)")
     parser.add_argument("--labels", help="only these of DATA's labels, as in gdino detect (default: all)")
     parser.add_argument(
-        "--predictions", metavar="FILE", help=f"judge the {PREDICTIONS} of an earlier run on DATA; no model is loaded"
+        "--predictions",
+        metavar="FILE",
+        help=f"judge the {PREDICTIONS} of an earlier run on DATA, or COCO results, a json list of {{image_id, "
+        "category_id, bbox, score}; no model is loaded",
     )
     parser.add_argument(
         "--table",
@@ -97,7 +100,7 @@ def _check_options(args: argparse.Namespace) -> None:
     if (args.data is None) == (args.table is None):
         raise UsageError("give DATA or --table YAML, one of them")
     if args.predictions:
-        for option in ("labels", "table", "resume"):
+        for option in ("labels", "table", "resume", "limit"):
             if getattr(args, option):
                 raise UsageError(f"--predictions FILE and --{option} exclude each other; leave one out")
     if args.table:
@@ -153,15 +156,14 @@ def _open(args: argparse.Namespace, data: Any, images: Any, labels: Sequence[str
 
 
 def _run_one(args: argparse.Namespace) -> int:
-    from gdino_hf.evaluation.prediction_file import read_predictions
-
     labels = None if args.labels is None else parse_labels(args.labels)
     try:
         task = _open(args, args.data, args.images, labels)
-        stored = read_predictions(args.predictions) if args.predictions else None
+        stored = _stored_predictions(args.predictions, task) if args.predictions else None
     except ValueError as error:
         raise UsageError(str(error).rstrip(".")) from error
-    name = args.name or Path(args.data).stem
+    # Of "." too.
+    name = args.name or Path(args.data).absolute().stem
     if stored is None:
         detector = _load(args, task.truth.labels or ["object"])
         folder = Path(args.resume) if args.resume else new_run_folder("eval", name, args.runs)
@@ -170,7 +172,6 @@ def _run_one(args: argparse.Namespace) -> int:
             return INTERRUPTED
     else:
         predictions = stored
-        _fit_to_predictions(task, predictions)
         folder = new_run_folder("eval", name, args.runs)
     try:
         evaluation = _judge(args, task, predictions, folder)
@@ -182,13 +183,29 @@ def _run_one(args: argparse.Namespace) -> int:
     return 1 if predictions.failed else 0
 
 
-def _fit_to_predictions(task: _Task, predictions: Any) -> None:
-    """Number the truth's labels as the predictions do."""
+def _stored_predictions(path: str, task: _Task) -> Any:
+    """Predictions from a file; the truth's labels are numbered as they are there.
+
+    Raises:
+        ValueError: The file cannot be read or is of something else.
+    """
+    from gdino_hf.evaluation.coco import are_coco_results, read_coco_results
+    from gdino_hf.evaluation.prediction_file import read_predictions
+
+    if are_coco_results(path):
+        return read_coco_results(path, task.truth)
+    predictions = read_predictions(path)
     kind, labels = predictions.header.get("kind", "boxes"), predictions.header.get("labels", [])
     if kind != task.kind:
-        raise UsageError(f"the predictions are {kind}, which --protocol {task.protocol} does not judge")
+        raise ValueError(f"{path} has predictions of {kind}, which --protocol {task.protocol} does not judge")
+    if not predictions.images:
+        raise ValueError(f"{path} has predictions of no image")
     if task.kind == "boxes" and labels != task.truth.labels:
         task.truth = task.truth.only(labels)
+        if not any(len(reference["labels"]) for reference in task.truth.references.values()):
+            few = ", ".join(labels[:3]) + ", ..." * (len(labels) > 3)
+            raise ValueError(f"{path} is of other labels ({few}), of which {task.data} has nothing")
+    return predictions
 
 
 def _run_table(args: argparse.Namespace) -> int:

@@ -47,8 +47,8 @@ def read_odvg(
 
     A line is {"filename", "width", "height"} with "detection": {"instances": [{"bbox" xyxy, "label", "category"}]} or
     "grounding": {"caption", "regions": [{"bbox", "phrase", "tokens_positive"}]}; a region's bbox may be a list of
-    boxes, its phrase a list of pieces. tokens_positive are [start, end) characters of the caption; a phrase without them must stand in the caption
-    once and only once, as a word of its own.
+    boxes, its phrase a list of pieces. tokens_positive are [start, end) characters of the caption; a phrase without
+    them must stand in the caption once and only once, as a word of its own.
 
     Args:
         annotations: The json lines.

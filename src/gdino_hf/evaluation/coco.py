@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ..data.rows import corners, read_json, reason, shown
 from .box_map import evaluate_boxes
 from .predict import predict
-from .truth import coco_truth
+from .prediction_file import Predictions
+from .truth import Truth, coco_truth
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
@@ -29,24 +32,78 @@ def average_precision(annotations: str | Path, detections: Sequence[dict[str, An
         ImportError: faster-coco-eval is not installed.
         ValueError: The file is not COCO's, or a detection is of an image that it does not have.
     """
-    truth, ids = coco_truth(annotations), _category_ids(annotations)
-    number = {category: label for label, category in enumerate(ids)}
-    # An image without any detection counts: what is in it was missed.
-    by_image: dict[Any, dict[str, list[Any]]] = {image: defaultdict(list) for image in truth.references}
-    for detection in detections:
-        if detection["image_id"] not in by_image:
-            raise ValueError(f"A detection is of image {detection['image_id']}, which {annotations} does not have.")
-        if detection["category_id"] in number:
-            x, y, width, height = detection["bbox"]
-            found = by_image[detection["image_id"]]
-            found["boxes"].append([x, y, x + width, y + height])
-            found["scores"].append(detection["score"])
-            found["labels"].append(number[detection["category_id"]])
-    predictions = [
-        {"image_id": image, **{name: found[name] for name in ("boxes", "scores", "labels")}}
-        for image, found in by_image.items()
-    ]
-    return evaluate_boxes(*truth.of(predictions)).summary()
+    truth = coco_truth(annotations)
+    return evaluate_boxes(*truth.of(coco_predictions(detections, truth).images)).summary()
+
+
+def are_coco_results(path: str | Path) -> bool:
+    """Whether a file of predictions begins as a json list does."""
+    try:
+        with Path(path).open(encoding="utf-8-sig") as file:
+            return file.read(1024).lstrip().startswith("[")
+    except (OSError, ValueError):
+        # Whoever reads the file says what is wrong with it.
+        return False
+
+
+def read_coco_results(path: str | Path, truth: Truth) -> Predictions:
+    """Read the results file that COCO's and LVIS' servers take, a json list of detections.
+
+    Args:
+        path: The file.
+        truth: From `coco_truth`.
+
+    Returns:
+        As `coco_predictions`.
+
+    Raises:
+        ValueError: The file is no json list, or as there.
+    """
+    content = read_json(path, "COCO results")
+    if not isinstance(content, list):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not COCO's list of detections.")
+    try:
+        return coco_predictions(content, truth)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be judged: {reason(error)}.") from None
+
+
+def coco_predictions(detections: Sequence[Any], truth: Truth) -> Predictions:
+    """Detections in COCO's form as predictions of every image of a data set.
+
+    Args:
+        detections: {"image_id", "category_id", "bbox" (xywh in pixels), "score"} each. As with COCO's tools, those of
+            categories that the data set does not have count nowhere, and an image without any is one where nothing
+            was found.
+        truth: From `coco_truth`.
+
+    Returns:
+        The predictions, labels numbered as in the truth.
+
+    Raises:
+        ValueError: The truth is none of a COCO file, or a detection is malformed or of an image it does not have.
+    """
+    if len(truth.category_ids) != len(truth.labels) or truth.has_captions:
+        raise ValueError("Detections in COCO's form have category ids, so they need a COCO file with the truth.")
+    number = {category: label for label, category in enumerate(truth.category_ids)}
+    by_image: dict[Any, list[tuple[float, int, tuple[float, ...]]]] = {image: [] for image in truth.references}
+    for place, detection in enumerate(detections):
+        try:
+            image, category, box, score = _detection(detection)
+            if image not in by_image:
+                raise ValueError(f"it is of image {shown(image)}, which the data set does not have")
+        except ValueError as error:
+            raise ValueError(f"Detection {place} cannot be used: {error}.") from None
+        if category in number:
+            by_image[image].append((score, number[category], box))
+    images = []
+    for image, items in by_image.items():
+        items.sort(key=lambda item: -item[0])
+        boxes = np.array([box for _, _, box in items], dtype=np.float64).reshape(-1, 4)
+        scores = np.array([score for score, _, _ in items], dtype=np.float64)
+        labels = np.array([label for _, label, _ in items], dtype=np.int64)
+        images.append({"image_id": image, "boxes": boxes, "scores": scores, "labels": labels})
+    return Predictions({"kind": "boxes", "labels": truth.labels}, images)
 
 
 def detect_coco(
@@ -72,7 +129,7 @@ def detect_coco(
     Returns:
         Detections as `average_precision` takes them.
     """
-    truth, ids = coco_truth(annotations, images), _category_ids(annotations)
+    truth = coco_truth(annotations, images)
     found = predict(
         model,
         processor,
@@ -86,7 +143,7 @@ def detect_coco(
     return [
         {
             "image_id": image["image_id"],
-            "category_id": ids[label],
+            "category_id": truth.category_ids[label],
             "bbox": [x1, y1, x2 - x1, y2 - y1],
             "score": score,
         }
@@ -97,7 +154,18 @@ def detect_coco(
     ]
 
 
-def _category_ids(annotations: str | Path) -> list[int]:
-    """In the order in which `Truth.labels` has their names."""
-    content = json.loads(Path(annotations).read_text(encoding="utf-8"))
-    return sorted(category["id"] for category in content["categories"])
+def _detection(detection: Any) -> tuple[Any, float, tuple[float, float, float, float], float]:
+    """Image id, category id, xyxy and score of a detection."""
+    if not isinstance(detection, Mapping):
+        raise ValueError(f"it is {shown(detection)}, not a dict with image_id, category_id, bbox and score")
+    # Scalars of numpy become Python's own.
+    names = ("image_id", "category_id", "bbox", "score")
+    image, category, bbox, score = (np.asarray(detection.get(name)).tolist() for name in names)
+    if not isinstance(image, (int, float, str)) or not isinstance(category, (int, float)):
+        raise ValueError(f"its image_id is {shown(image)} and its category_id {shown(category)}")
+    if not isinstance(score, (int, float)) or not math.isfinite(score):
+        raise ValueError(f"its score is {shown(score)}, not a finite number")
+    box = corners(bbox, "xywh")
+    if box[2] < box[0] or box[3] < box[1]:
+        raise ValueError(f"its bbox {shown(bbox)} has a negative side; give x, y, width, height")
+    return image, category, box, score

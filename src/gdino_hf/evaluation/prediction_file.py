@@ -122,6 +122,9 @@ def read_predictions(path: str | Path) -> Predictions:
     for number, entry in lines:
         try:
             by_image[entry["image_id"]] = entry if "error" in entry else _from_json(entry)
+            labels = by_image[entry["image_id"]].get("labels", ())
+            if len(labels) and not 0 <= min(labels) <= max(labels) < len(header.get("labels", ())):
+                raise ValueError(f"a label is none of the {len(header.get('labels', ()))} in its header")
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged in line {number} ({error}); make the predictions again.") from error
     return Predictions(
