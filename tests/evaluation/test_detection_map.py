@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,41 @@ def test_takes_tensors_arrays_and_empty_lists(metric):
     assert figures["per_class"]["cat"] == {"AP": -1.0, "AP50": -1.0, "AP75": -1.0, "AR": -1.0}
 
 
+def test_takes_half_precision_arrays_of_dicts_and_coco_marks_of_crowds(metric):
+    predictions = [
+        {
+            "boxes": torch.tensor([[0.0, 0, 10, 10]], dtype=torch.bfloat16, requires_grad=True),
+            "scores": torch.tensor([0.5], dtype=torch.float16),
+            "labels": torch.tensor([3.0]),
+            "text_labels": ["cat"],
+        }
+    ]
+    reference = {"boxes": [[0, 0, 10, 10], [50, 50, 90, 90]], "labels": np.array([3, 3], dtype=np.uint8)}
+    for crowd, expected in ((torch.tensor([0, 1]), 1.0), (torch.tensor([0, 0]), 0.5)):
+        target = {**reference, "iscrowd": crowd, "image_id": torch.tensor([7]), "area": torch.tensor([100.0, 1600.0])}
+        figures = metric.compute(
+            predictions=np.array(predictions), references=np.array([target]), label_names={"3": "cat", "5": "dog"}
+        )
+        assert figures["AR100"] == pytest.approx(expected)
+        assert list(figures["per_class"]) == ["cat", "dog"]
+
+
+def test_two_processes_give_the_figures_of_one(metric, tmp_path):
+    predictions, references = cases.random_case(5)
+    references = [{**reference, "image_id": image} for image, reference in enumerate(references)]
+    whole = metric.compute(predictions=predictions, references=references)
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        halves = [(rank, predictions[rank::2], references[rank::2], str(tmp_path)) for rank in range(2)]
+        assert pool.starmap(judge_half, halves, chunksize=1) == [whole, None]
+
+
+def judge_half(rank, predictions, references, folder):
+    """What one of two processes gets to see."""
+    half = DetectionMap(num_process=2, process_id=rank, experiment_id="two", cache_dir=folder)
+    half.add_batch(predictions=predictions, references=references)
+    return half.compute()
+
+
 def test_overlap_of_0_6_counts_at_three_of_ten_thresholds(metric):
     # 30 of 50 columns: IoU 0.6, met at 0.50, 0.55 and 0.60.
     figures = metric.compute(
@@ -171,6 +207,20 @@ def test_nothing_to_find_is_minus_one_and_nothing_found_is_zero(metric):
         ({"boxes": [], "labels": []}, {"boxes": [], "labels": []}, "lacks scores"),
         ({"boxes": [[0, 0, 1, 1]], "scores": [], "labels": [0]}, {"boxes": [], "labels": []}, "1 boxes but 0 scores"),
         ({"boxes": [[5, 0, 1, 1]], "scores": [1], "labels": [0]}, {"boxes": [], "labels": []}, "x1 <= x2"),
+        (
+            {"boxes": np.ones((4, 2)), "scores": [1, 1], "labels": [0, 0]},
+            {"boxes": [], "labels": []},
+            r"shape \(4, 2\)",
+        ),
+        ({"boxes": [0, 0, 1, 1], "scores": [1], "labels": [0]}, {"boxes": [], "labels": []}, r"shape \(4,\)"),
+        ({"boxes": [[0, 1], [0]], "scores": [1], "labels": [0]}, {"boxes": [], "labels": []}, "different lengths"),
+        ({"boxes": [[0, 0, 1, 1]], "scores": [1], "labels": [0.5]}, {"boxes": [], "labels": []}, "labels holds 0.5"),
+        (
+            {"boxes": [[0, 0, 1, 1]], "scores": [1], "labels": ["cat"]},
+            {"boxes": [], "labels": []},
+            "holds .*cat.*numbers",
+        ),
+        ({"boxes": None, "scores": [], "labels": []}, {"boxes": [], "labels": []}, "boxes holds None"),
         ({"boxes": [], "scores": [], "labels": []}, {"boxes": [[0, 0, 1, 1]], "labels": []}, "1 boxes but 0 labels"),
         (
             {"boxes": [[0, 0, 1, 1]], "scores": [float("nan")], "labels": [0]},
@@ -182,6 +232,13 @@ def test_nothing_to_find_is_minus_one_and_nothing_found_is_zero(metric):
 def test_malformed_input_is_named(metric, prediction, reference, message):
     with pytest.raises(ValueError, match=message):
         metric.compute(predictions=[prediction], references=[reference])
+
+
+def test_names_must_tell_all_labels_apart(metric):
+    image = {"boxes": [[0, 0, 1, 1]], "labels": [1]}
+    for names, message in ((["cat"], "no name for the label 1"), (["cat", "cat"], "'cat' twice")):
+        with pytest.raises(ValueError, match=message):
+            metric.compute(predictions=[{**image, "scores": [1]}], references=[image], label_names=names)
 
 
 def test_unequal_numbers_of_images_are_refused(metric):

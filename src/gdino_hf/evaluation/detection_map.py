@@ -10,7 +10,7 @@ metric.compute(label_names=["cat"])  # {"AP": ..., "AP50": ..., "per_class": {"c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -30,10 +30,11 @@ _INPUTS = """
 Args:
     predictions: One dict per image: "boxes" (N, 4) xyxy in pixels, "scores" (N,), "labels" (N,) int.
     references: One dict per image, in the same order: "boxes" (M, 4) xyxy in pixels, "labels" (M,) int; optionally
-        "crowd" (M,) bool: regions that excuse detections and need not be found;
+        "crowd" (M,) bool, or COCO's "iscrowd": regions that excuse detections and need not be found;
         "area" (M,) in square pixels, of the segment where one is annotated, else of the box: small, medium, large;
         "image_id" int: among equal scores the image with the lower id comes first, as in COCO's tools.
-    label_names: Names of the labels in "per_class"; numbers stand there without.
+    label_names: Names of the labels in "per_class", a list or {number: name} as `config.id2label`; numbers stand there
+        without.
     max_detections: Detections of an image and label that count, 100 by default.
 Returns:
     AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl in 0..1, -1 where there is nothing of that kind to
@@ -84,7 +85,8 @@ class DetectionMap(evaluate.Metric):
         Raises:
             ValueError: There are not as many predictions as references, or a dict lacks something.
         """
-        predictions, references = list(predictions or ()), list(references or ())
+        predictions = [] if predictions is None else list(predictions)
+        references = [] if references is None else list(references)
         if len(predictions) != len(references):
             raise ValueError(
                 f"There are predictions of {len(predictions)} images but references of {len(references)}; give one "
@@ -100,7 +102,7 @@ class DetectionMap(evaluate.Metric):
         self,
         predictions: Sequence[Mapping[str, Any]],
         references: Sequence[Mapping[str, Any]],
-        label_names: Sequence[str] | None = None,
+        label_names: Sequence[str] | Mapping[Any, str] | None = None,
         max_detections: int = 100,
     ) -> dict[str, Any]:
         # Images without an id, all of which have the same one here, keep the order they came in.
@@ -112,30 +114,43 @@ class DetectionMap(evaluate.Metric):
             named: dict[Any, dict[str, float]] = {str(label): figures for label, figures in per_label.items()}
         else:
             nothing = dict.fromkeys(("AP", "AP50", "AP75", "AR"), ANSWER_WITHOUT_TRUTH)
-            named = {name: per_label.get(label, nothing) for label, name in enumerate(label_names)}
+            named = {name: per_label.get(label, nothing) for label, name in _names(label_names, per_label).items()}
         return {**result.summary(), "per_class": named}
+
+
+def _names(label_names: Sequence[str] | Mapping[Any, str], known: Collection[int]) -> dict[int, str]:
+    """Names by number; each label has one of its own."""
+    pairs = label_names.items() if isinstance(label_names, Mapping) else enumerate(label_names)
+    names = {int(label): str(name) for label, name in pairs}
+    nameless = sorted(set(known) - names.keys())
+    if nameless:
+        raise ValueError(f"label_names has no name for the label {nameless[0]}; give one for each label there is.")
+    if len(set(names.values())) < len(names):
+        twice = next(name for name in names.values() if list(names.values()).count(name) > 1)
+        raise ValueError(f"label_names has {twice!r} twice; name the labels apart.")
+    return names
 
 
 def _prediction(item: Mapping[str, Any]) -> dict[str, Any]:
     _demand(item, ("boxes", "scores", "labels"), "prediction")
     return {
-        "boxes": _plain(item["boxes"], float, 4),
-        "scores": _plain(item["scores"], float),
-        "labels": _plain(item["labels"], int),
+        "boxes": _boxes(item["boxes"]),
+        "scores": _numbers(item["scores"], float, "scores"),
+        "labels": _numbers(item["labels"], int, "labels"),
     }
 
 
 def _reference(item: Mapping[str, Any]) -> dict[str, Any]:
     _demand(item, ("boxes", "labels"), "reference")
-    boxes = _plain(item["boxes"], float, 4)
-    crowd, area = item.get("crowd"), item.get("area")
+    boxes = _boxes(item["boxes"])
+    crowd, area = item.get("crowd", item.get("iscrowd")), item.get("area")
     return {
         "boxes": boxes,
-        "labels": _plain(item["labels"], int),
-        "crowd": [False] * len(boxes) if crowd is None else _plain(crowd, bool),
+        "labels": _numbers(item["labels"], int, "labels"),
+        "crowd": [False] * len(boxes) if crowd is None else _numbers(crowd, bool, "crowd"),
         # Nothing stands for the area of the box.
-        "area": [] if area is None else _plain(area, float),
-        "image_id": int(item.get("image_id", 0)),
+        "area": [] if area is None else _numbers(area, float, "area"),
+        "image_id": _numbers(item.get("image_id", 0), int, "image_id")[0],
     }
 
 
@@ -145,9 +160,31 @@ def _demand(item: Mapping[str, Any], names: Sequence[str], kind: str) -> None:
         raise ValueError(f"A {kind} lacks {', '.join(missing)}; it has {', '.join(map(str, item)) or 'nothing'}.")
 
 
-def _plain(values: Any, dtype: type, width: int | None = None) -> list[Any]:
-    """Nested lists out of lists, arrays or tensors on any device; nothing may be an empty list of any shape."""
+def _boxes(values: Any) -> list[list[float]]:
+    array = _array(values, "boxes")
+    # Nothing may be an empty list of any shape; four columns by accident would pair the wrong corners.
+    if array.size and (array.ndim != 2 or array.shape[1] != 4):
+        raise ValueError(f"boxes has the shape {array.shape}, not (N, 4); give xyxy, one row for each box.")
+    return array.astype(np.float64).reshape(-1, 4).tolist()
+
+
+def _numbers(values: Any, dtype: type, name: str) -> list[Any]:
+    array = _array(values, name).reshape(-1)
+    if dtype is int and (array != np.trunc(array)).any():
+        raise ValueError(f"{name} holds {array[array != np.trunc(array)][0]}; give whole numbers.")
+    return array.astype(dtype).tolist()
+
+
+def _array(values: Any, name: str) -> np.ndarray:
+    """An array of numbers out of lists, arrays, or tensors of any dtype on any device."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()
-    array: np.ndarray = np.asarray(values, dtype=dtype)
-    return array.reshape((-1,) if width is None else (-1, width)).tolist()
+        # numpy has no bfloat16.
+        values = values.double() if values.is_floating_point() else values
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise ValueError(f"{name} has rows of different lengths; give each the same.") from None
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} holds {array.reshape(-1)[0]!r}; give numbers.")
+    return array
