@@ -85,7 +85,7 @@ def coco_predictions(detections: Sequence[Any], truth: Truth) -> Predictions:
     """
     if len(truth.category_ids) != len(truth.labels) or truth.has_captions:
         raise ValueError("Detections in COCO's form have category ids, so they need a COCO file with the truth.")
-    number = {category: label for label, category in enumerate(truth.category_ids)}
+    number: dict[float, int] = {category: label for label, category in enumerate(truth.category_ids)}
     by_image: dict[Any, list[tuple[float, int, tuple[float, ...]]]] = {image: [] for image in truth.references}
     for place, detection in enumerate(detections):
         try:

@@ -1,4 +1,6 @@
-"""COCO's mean average precision as a metric of the `evaluate` library: `evaluate.load(<path of this file>)`.
+"""COCO's mean average precision as a metric of the `evaluate` library: `evaluate.load(<this file>)`.
+
+The folder of the same name beside it can be loaded too, where the package is installed; the file needs no package.
 
 ```python
 metric = evaluate.load("src/gdino_hf/evaluation/detection_map.py")  # or DetectionMap()
