@@ -1,0 +1,103 @@
+"""A data set with another one mixed in: the new to learn, the old to keep."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import Dataset
+
+Collator = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
+
+_SOURCE = "source"
+
+
+class Mixture(Dataset):
+    """Every row of a data set once per epoch, among rows of another that change from epoch to epoch.
+
+    Args:
+        rows: What is learned.
+        replay: What must not be forgotten.
+        share: Replayed rows among all, above 0 and below 1.
+        seed: Of the order in which replayed rows come.
+    """
+
+    def __init__(self, rows: Any, replay: Any, share: float, seed: int = 0) -> None:
+        self.rows, self.replay = rows, replay
+        self.num_replayed = max(1, round(len(rows) * share / (1 - share)))
+        self.order = list(range(len(replay)))
+        random.Random(seed).shuffle(self.order)
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the replayed rows of an epoch; data loaders of accelerate call this."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.rows) + self.num_replayed
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index < len(self.rows):
+            return {**self.rows[index], _SOURCE: 0}
+        place = self.epoch * self.num_replayed + index - len(self.rows)
+        return {**self.replay[self.order[place % len(self.order)]], _SOURCE: 1}
+
+
+class MixedCollator:
+    """One batch out of rows that each have their own way of becoming one.
+
+    Args:
+        *collators: One per data set of the mixture, in its order.
+    """
+
+    def __init__(self, *collators: Collator) -> None:
+        self.collators = collators
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Make a batch.
+
+        Args:
+            rows: Of a `Mixture`.
+
+        Returns:
+            The model's inputs, the rows of each data set together.
+        """
+        batches = []
+        for source, collator in enumerate(self.collators):
+            own = [{k: v for k, v in row.items() if k != _SOURCE} for row in rows if row[_SOURCE] == source]
+            if own:
+                batches.append(collator(own))
+        return join_batches(batches)
+
+
+def join_batches(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Several batches as one, padded with zeros at the right and the bottom.
+
+    Args:
+        batches: The model's inputs with equal keys.
+
+    Returns:
+        The inputs of all of them.
+
+    Raises:
+        ValueError: The keys differ.
+    """
+    if any(batch.keys() != batches[0].keys() for batch in batches):
+        raise ValueError(f"Batches with different keys cannot be joined: {[sorted(batch) for batch in batches]}.")
+    joined = {}
+    for key in batches[0]:
+        values = [batch[key] for batch in batches]
+        if isinstance(values[0], torch.Tensor):
+            sizes = [max(value.shape[axis] for value in values) for axis in range(1, values[0].ndim)]
+            joined[key] = torch.cat([_grow(value, sizes) for value in values])
+        else:
+            joined[key] = [item for value in values for item in value]
+    return joined
+
+
+def _grow(tensor: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    frame = [amount for axis, size in enumerate(sizes, 1) for amount in (size - tensor.shape[axis], 0)]
+    return F.pad(tensor, frame[::-1])
