@@ -48,9 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A stream that the caller closed is one that nobody reads.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  as long-lived as the process
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
-    args, args.rest = build_parser().parse_known_args(argv)
-    if args.rest and not args.reads_rest:
-        args.parser.error(f"unrecognized arguments: {' '.join(args.rest)}")
+    args, rest = build_parser().parse_known_args(argv)
+    if rest and not args.reads_rest:
+        args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.rest = rest
     if hasattr(sys.stdout, "reconfigure"):
         # A label or file name that the terminal's encoding lacks is shown by its codes.
         sys.stdout.reconfigure(errors="backslashreplace")

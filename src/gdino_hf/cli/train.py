@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,15 +69,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+@dataclass
 class _Options:
     """What the command line says, sorted."""
 
-    def __init__(self, data: Any, model: Any, training: Any, own: argparse.Namespace) -> None:
-        self.data, self.model, self.training = data, model, training
-        self.name: str | None = own.name
-        self.runs: str = own.runs
-        self.resume: str | None = own.resume
-        self.given: dict[str, Any] = own.given
+    data: Any
+    model: Any
+    training: Any
+    name: str | None
+    runs: str
+    resume: str | None
+    given: dict[str, Any]
 
 
 def _parse(rest: Sequence[str]) -> _Options:
@@ -116,12 +119,13 @@ def _parse(rest: Sequence[str]) -> _Options:
     if values["output_dir"]:
         raise UsageError("--output_dir is where a run's folder would be; give --runs and --name")
     fresh = HfArgumentParser(kinds)
-    namespace.given = {name: value for name, value in values.items() if value != fresh.get_default(name)}
+    given = {name: value for name, value in values.items() if value != fresh.get_default(name)}
     try:
         made = [kind(**{n: values[n] for n in kind.__dataclass_fields__ if n in values}) for kind in kinds]
+        data, model, training = made
     except (ImportError, TypeError, ValueError) as error:
         raise UsageError(_one_line(error)) from error
-    return _Options(*made, namespace)
+    return _Options(data, model, training, namespace.name, namespace.runs, namespace.resume, given)
 
 
 def _yaml(path: Path, parser: argparse.ArgumentParser, known: set[str]) -> dict[str, Any]:

@@ -28,8 +28,8 @@ class DataArguments:
     augment: Literal["photo", "any-way-up", "none"] = field(
         default="photo",
         metadata={
-            "help": "photo: mirror, scale, crop and colour; any-way-up: also upside down, as under a microscope or from "
-            "above"
+            "help": "photo: mirror, scale, crop and colour; any-way-up: also upside down, as under a microscope or "
+            "from above"
         },
     )
     least_labels: int = field(default=20, metadata={"help": "labels of a training prompt, absent ones included"})
@@ -98,7 +98,12 @@ class GDinoTrainingArguments(TrainingArguments):
 
     _argument_group_name = "training"
 
-    per_device_train_batch_size: int = field(default=4, metadata={"help": "photographs of a step, on each device"})
+    per_device_train_batch_size: int = field(
+        default=4, metadata={"help": "photographs of a step, on each device", "aliases": ["--batch-size"]}
+    )
+    num_train_epochs: float = field(
+        default=12.0, metadata={"help": "passes over the training set", "aliases": ["--epochs"]}
+    )
     learning_rate: float = field(default=1e-4, metadata={"help": "peak, of the trunk"})
     backbone_lr_factor: float = field(default=0.1, metadata={"help": "on the learning rate, for the image backbone"})
     text_lr_factor: float = field(default=0.1, metadata={"help": "on the learning rate, for the text encoder"})
@@ -118,7 +123,6 @@ class GDinoTrainingArguments(TrainingArguments):
     logging_steps: float = field(default=10, metadata={"help": "steps between two lines of the log"})
     save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints that stay"})
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "leave off: photographs are needed"})
-    report_to: None | str | list[str] = field(default="none", metadata={"help": "trackers, such as tensorboard"})
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "leave off: every trained parameter has a gradient in every step"}
     )

@@ -1,4 +1,4 @@
-"""A moving average of the weights (Polyak and Juditsky 1992), which is measured and shipped in place of the last step."""
+"""A moving average of the weights (Polyak and Juditsky 1992), measured and shipped in place of the last step."""
 
 from __future__ import annotations
 

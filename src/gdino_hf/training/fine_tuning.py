@@ -12,7 +12,7 @@ from ..data.negatives import PromptSampler
 from .arguments import DataArguments, GDinoTrainingArguments, ModelArguments
 from .lora import add_adapters, merge_adapters
 from .metrics import detection_metrics
-from .mixture import MixedCollator, Mixture
+from .mixture import Collator, MixedCollator, Mixture
 from .parts import count_parameters
 from .saving import last_checkpoint
 from .sources import Split, annotation_file, augmentation, find_split, read_split
@@ -137,7 +137,7 @@ def make_trainer(
         The trainer.
     """
 
-    def collator(split: Split) -> GDinoDataCollator:
+    def collator(split: Split) -> Collator:
         sampler = PromptSampler(split.labels, (data.least_labels, data.most_labels))
         return GDinoDataCollator(
             processor, prompt_sampler=sampler, transform=augmentation(data.augment), seed=args.seed

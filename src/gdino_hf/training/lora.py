@@ -42,7 +42,7 @@ def add_adapters(model: Any, rank: int, alpha: float | None = None, dropout: flo
         model,
         LoraConfig(
             r=rank,
-            lora_alpha=2 * rank if alpha is None else alpha,
+            lora_alpha=2 * rank if alpha is None else alpha,  # type: ignore[arg-type]  # any number will do
             lora_dropout=dropout,
             target_modules=targets,
             modules_to_save=heads,

@@ -87,7 +87,7 @@ def join_batches(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     if any(batch.keys() != batches[0].keys() for batch in batches):
         raise ValueError(f"Batches with different keys cannot be joined: {[sorted(batch) for batch in batches]}.")
-    joined = {}
+    joined: dict[str, Any] = {}
     for key in batches[0]:
         values = [batch[key] for batch in batches]
         if isinstance(values[0], torch.Tensor):

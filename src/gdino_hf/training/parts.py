@@ -1,4 +1,4 @@
-"""The parts of a model that train at their own pace: image backbone, text encoder, and the trunk that is all the rest."""
+"""The parts of a model that train at their own pace: image backbone, text encoder, and the trunk, all the rest."""
 
 from __future__ import annotations
 

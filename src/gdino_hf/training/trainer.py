@@ -39,7 +39,11 @@ class GDinoTrainer(Trainer):
         **kwargs: As in Trainer; `processing_class` is the processor, `eval_dataset` rows as `read_coco` gives them.
     """
 
+    # Assigned by the stock Trainer, which is read as Any.
     args: GDinoTrainingArguments
+    control: Any
+    optimizer: Any
+    lr_scheduler: Any
 
     def __init__(
         self,
