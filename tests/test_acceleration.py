@@ -200,3 +200,31 @@ def test_the_layer_has_no_state():
     assert layer.has_backward
     assert layer.can_torch_compile
     assert set(vars(layer)) == set(vars(nn.Module()))
+
+
+def test_kernelize_takes_the_layer():
+    """The kernels package puts it in the place of transformers' own, with its gradients."""
+    kernels = pytest.importorskip("kernels")
+    modeling = pytest.importorskip("transformers.models.deformable_detr.modeling_deformable_detr")
+
+    class Repository:
+        def load(self):
+            return MultiScaleDeformableAttention
+
+    stock_class = type("Stock", (modeling.MultiScaleDeformableAttention,), {})
+    kernels.replace_kernel_forward_from_hub(stock_class, "MultiScaleDeformableAttention")
+    shapes = [(3, 4), (2, 1)]
+    generator = torch.Generator().manual_seed(0)
+    value = torch.randn(1, 14, 2, 8, generator=generator, requires_grad=True)
+    locations = torch.rand(1, 5, 2, 2, 4, 2, generator=generator)
+    weights = torch.rand(1, 5, 2, 2, 4, generator=generator)
+    arguments = value, torch.tensor(shapes), shapes, torch.tensor([0, 12]), locations, weights, 64
+    layer = stock_class()
+    theirs = layer(*arguments)
+    with kernels.use_kernel_mapping({"MultiScaleDeformableAttention": {"cpu": Repository()}}):
+        layer = kernels.kernelize(layer, mode=kernels.Mode.TRAINING | kernels.Mode.TORCH_COMPILE, device="cpu")
+    assert layer.forward.__func__ is MultiScaleDeformableAttention.forward
+    ours = layer(*arguments)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    gradients = [torch.autograd.grad(x.square().sum(), value)[0] for x in (ours, theirs)]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)

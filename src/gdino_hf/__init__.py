@@ -75,7 +75,7 @@ def register_auto_classes() -> None:
 
 
 def _is_the_command() -> bool:
-    """Whether this process is `gdino` or `python -m gdino_hf`: these register when a verb runs, so --help is quick."""
+    """Whether this is `gdino` or `python -m gdino_hf`, which registers with its first class; --help is quick."""
     program = getattr(sys, "argv", [""])[0] if getattr(sys, "argv", None) else ""
     if program == "-m":
         return "gdino_hf" in sys.orig_argv[: sys.orig_argv.index("-m") + 2]
@@ -85,6 +85,8 @@ def _is_the_command() -> bool:
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Inside a command registration waited until here: a processor is loaded through the auto classes of its parts.
+    register_auto_classes()
     value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
     globals()[name] = value
     return value

@@ -56,6 +56,13 @@ def test_every_stage_has_its_time(tiny_folder, tmp_path, capsys):
     assert all(stage in printed for stage in STAGES)
 
 
+def test_the_backend_that_samples_is_named(tiny_folder, capsys, monkeypatch):
+    monkeypatch.setenv("GDINO_MSDA", "torch")
+    command = ["bench", "--model", str(tiny_folder), "--size", "64", "96", "--repeats", "1", "--device", "cpu"]
+    assert main(command) == 0
+    assert "deformable attention in torch" in capsys.readouterr().out
+
+
 def test_transformers_runs_in_turn(peer_folder, tmp_path, capsys):
     report = tmp_path / "report.json"
     command = ["bench", "--model", str(peer_folder), "--size", "64", "96", "--repeats", "1", "--device", "cpu"]

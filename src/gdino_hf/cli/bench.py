@@ -156,10 +156,25 @@ class _Bench:
             "batch": self.args.batch,
             "tokens": self.inputs["input_ids"].shape[1],
             "optimized": self.optimized,
+            "deformable_attention": self._backend(),
             "repeats": self.args.repeats,
             "stages": {name: self._figures(seconds) for name, seconds in stages.items()},
             "total": self._figures(total),
         }
+
+    def _backend(self) -> str:
+        """What samples: c, triton, hub or torch."""
+        import torch
+
+        from gdino_hf.model.msda_backends import backend_for
+
+        config = self.model.config
+        if config.disable_custom_kernels:
+            return "torch"
+        heads = config.encoder_attention_heads
+        value = torch.empty(1, 1, heads, config.d_model // heads, dtype=self.model.dtype, device=self.device)
+        locations = torch.empty(1, 1, heads, config.num_feature_levels, config.encoder_n_points, 2, device=self.device)
+        return backend_for(value, locations)
 
     def _figures(self, seconds: float) -> dict[str, float]:
         return {"milliseconds": 1e3 * seconds, "images_per_second": self.args.batch / max(seconds, 1e-9)}
@@ -312,7 +327,8 @@ def _table(report: dict[str, Any]) -> str:
     height, width = report["size"]
     head = (
         f"{report['model']}, {report['device']}, {report['dtype']}, {height}x{width}, batch {report['batch']}, "
-        f"{report['tokens']} tokens, {report['threads']} threads, medians of {report['repeats']}"
+        f"{report['tokens']} tokens, {report['threads']} threads, deformable attention in "
+        f"{report['deformable_attention']}, medians of {report['repeats']}"
     )
     lines = [f"{name:22}{x['milliseconds']:12.1f} ms{x['images_per_second']:12.2f} images/s" for name, x in rows]
     return "\n".join([head, *lines])

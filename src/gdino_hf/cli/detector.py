@@ -58,12 +58,11 @@ class Detector:
     ) -> None:
         import torch
 
-        from gdino_hf import NANO, GDinoForObjectDetection, GDinoProcessor, register_auto_classes
+        from gdino_hf import NANO, GDinoForObjectDetection, GDinoProcessor
 
         self.labels = list(labels)
         self.negative_labels = list(negative_labels)
         self.device = _device(device)
-        register_auto_classes()
         where = NANO if model == "nano" else model
         try:
             config = _read_config(where)

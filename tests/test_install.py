@@ -1,0 +1,36 @@
+"""What pip builds: with a C compiler and without one."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.slow
+def test_without_a_compiler_it_installs_and_says_which_backend_runs(tmp_path):
+    source = tmp_path / "source"
+    # What the build needs, without compiled files that lie beside the sources in a working copy.
+    leave_out = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__", "build", "*.egg-info")
+    shutil.copytree(ROOT / "src", source / "src", ignore=leave_out)
+    shutil.copytree(ROOT / "kernels" / "msda" / "cpu", source / "kernels" / "msda" / "cpu", ignore=leave_out)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, source)
+    command = [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
+    subprocess.run(command, cwd=source, env={**os.environ, "CC": "/bin/false"}, check=True, capture_output=True)
+
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert not [name for name in archive.namelist() if name.endswith(".so")]
+        archive.extractall(tmp_path / "installed")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    environment.pop("GDINO_REQUIRE_C", None)
+    command = [sys.executable, "-m", "gdino_hf", "bench", "--repeats", "1", "--size", "64", "64", "--device", "cpu"]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+    assert "deformable attention in torch" in run.stdout
+    assert run.stderr.count("PyTorch's own operations") == 1
