@@ -2,99 +2,168 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .rows import LARGEST_SIDE, clip, corners, is_file, make_dataset, make_stream, read_json, shown, text, whole
+
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
+
+_LISTS = ("images", "annotations", "categories")
 
 
-def read_coco(annotations: str | Path, images: str | Path | None = None) -> Dataset:
+def read_coco(
+    annotations: str | Path, images: str | Path | None = None, streaming: bool = False
+) -> Dataset | IterableDataset:
     """Read a COCO detection file; photographs are decoded when a row is read, not before.
 
     Args:
         annotations: The COCO json, boxes as absolute xywh.
-        images: Folder of the photographs; the folder `images` beside the json by default.
+        images: Folder of the photographs; the folder `images` beside the json by default, or where there is none, the
+            json's own.
+        streaming: Make rows one by one as the data set is walked through. The json itself is read whole, its format
+            leaves no choice; ODVG is the format for annotations larger than memory.
 
     Returns:
         One row per image, in file order: `image` (PIL), `image_id`, `width`, `height`, `boxes` ((N, 4) xyxy in
         pixels, clipped to the image), `names` (N) and `crowd` (N). Boxes without area are left out.
 
     Raises:
-        ValueError: The json is not a COCO detection file, or names a photograph that does not exist.
+        ValueError: The json is not a COCO detection file, holds something that cannot be trained on, or names a
+            photograph that does not exist. `check_dataset` lists all there is to repair.
     """
-    from datasets import Dataset, Features, Image, List, Value
-
-    content = _load(annotations)
-    folder = Path(images) if images is not None else Path(annotations).parent / "images"
-    names = {category["id"]: category["name"] for category in content["categories"]}
-    by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for annotation in content["annotations"]:
-        by_image[annotation["image_id"]].append(annotation)
-
-    rows = []
-    for image in content["images"]:
-        path = folder / image["file_name"]
-        if not path.is_file():
-            raise ValueError(f"{annotations} names the photograph {path}, which does not exist; pass images=FOLDER.")
-        rows.append({"image": str(path), **_row(image, by_image[image["id"]], names)})
-    features = Features(
-        {
-            "image": Image(),
-            "image_id": Value("int64"),
-            "width": Value("int32"),
-            "height": Value("int32"),
-            "boxes": List(List(Value("float32"), length=4)),
-            "names": List(Value("string")),
-            "crowd": List(Value("bool")),
-        }
-    )
-    return Dataset.from_list(rows, features=features)
+    folder = image_folder(annotations, images)
+    if streaming:
+        load_coco(annotations)
+        return make_stream(_rows, False, {"annotations": str(annotations), "folder": str(folder)})
+    return make_dataset(_rows(str(annotations), str(folder)), captions=False)
 
 
 def category_names(annotations: str | Path) -> list[str]:
-    """The category names of a COCO file, in the order of their ids."""
-    return [category["name"] for category in sorted(_load(annotations)["categories"], key=lambda c: c["id"])]
+    """The category names of a COCO file, in the order of their ids.
+
+    Args:
+        annotations: The COCO json.
+
+    Returns:
+        The names.
+
+    Raises:
+        ValueError: The json is not a COCO detection file, or a category has no name.
+    """
+    names = _names(load_coco(annotations), annotations)
+    return [names[number] for number in sorted(names)]
 
 
-def _load(annotations: str | Path) -> dict[str, Any]:
-    try:
-        content = json.loads(Path(annotations).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{annotations} cannot be read as COCO json ({error}).") from error
+def image_folder(annotations: str | Path, images: str | Path | None) -> Path:
+    """Where an annotation file's photographs are.
+
+    Args:
+        annotations: The file.
+        images: What the caller says, taken before anything else.
+
+    Returns:
+        The folder `images` beside the file, or its own where there is none.
+    """
+    if images is not None:
+        return Path(images)
+    beside = Path(annotations).parent / "images"
+    return beside if beside.is_dir() or not Path(annotations).parent.is_dir() else Path(annotations).parent
+
+
+def load_coco(annotations: str | Path) -> dict[str, Any]:
+    """The content of a COCO file, of which no more is known than that its three lists are lists of dicts.
+
+    Args:
+        annotations: The COCO json.
+
+    Returns:
+        The content.
+
+    Raises:
+        ValueError: The json is not a COCO detection file.
+    """
+    content = read_json(annotations, "COCO json")
     if not isinstance(content, dict):
         raise ValueError(
             f"{annotations} is not a COCO detection file: it holds a {type(content).__name__}, not a dict."
         )
-    missing = {"images", "annotations", "categories"} - content.keys()
+    missing = [name for name in _LISTS if name not in content]
     if missing:
-        raise ValueError(f"{annotations} is not a COCO detection file: it has no {', '.join(sorted(missing))}.")
+        raise ValueError(f"{annotations} is not a COCO detection file: it has no {', '.join(missing)}.")
+    for name in _LISTS:
+        if not isinstance(content[name], list) or not all(isinstance(item, dict) for item in content[name]):
+            raise ValueError(f"{annotations} is not a COCO detection file: its {name} are not a list of dicts.")
     return content
 
 
-def _row(image: dict[str, Any], annotations: list[dict[str, Any]], names: dict[int, str]) -> dict[str, Any]:
-    width, height = image["width"], image["height"]
-    boxes, labels, crowd = [], [], []
-    for annotation in annotations:
-        x, y, w, h = annotation["bbox"]
-        box = [max(0.0, x), max(0.0, y), min(float(width), x + w), min(float(height), y + h)]
-        if box[2] <= box[0] or box[3] <= box[1]:
+def file_name(image: Mapping[str, Any]) -> str:
+    """The photograph's path below the folder.
+
+    Args:
+        image: An entry of a COCO file's images; LVIS gives "coco_url" instead of "file_name".
+
+    Returns:
+        The path, of an address its last part.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if "file_name" not in image and isinstance(image.get("coco_url"), str):
+        return text(image["coco_url"].rsplit("/", 1)[-1], "its coco_url")
+    return text(image.get("file_name"), "its file_name")
+
+
+def _names(content: Mapping[str, Any], annotations: str | Path) -> dict[int, str]:
+    names = {}
+    for category in content["categories"]:
+        try:
+            names[whole(category.get("id"), "its id", -LARGEST_SIDE)] = text(category.get("name"), "its name")
+        except ValueError as error:
+            raise ValueError(f"A category of {annotations} cannot be used: {error}; repair it.") from None
+    return names
+
+
+def _rows(annotations: str, folder: str) -> Iterator[dict[str, Any]]:
+    content = load_coco(annotations)
+    names = _names(content, annotations)
+    by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for annotation in content["annotations"]:
+        number = annotation.get("image_id")
+        by_image[number if isinstance(number, (int, float)) else None].append(annotation)
+    for place, image in enumerate(content["images"]):
+        try:
+            row = _row(image, by_image, names)
+            path = Path(folder) / file_name(image)
+        except ValueError as error:
+            raise ValueError(f"Image {place} of {annotations} cannot be used: {error}; repair it.") from None
+        if not is_file(path):
+            raise ValueError(f"{annotations} names the photograph {path}, which does not exist; pass images=FOLDER.")
+        yield {"image": str(path), **row}
+
+
+def _row(
+    image: Mapping[str, Any], by_image: Mapping[Any, list[dict[str, Any]]], names: Mapping[int, str]
+) -> dict[str, Any]:
+    number = whole(image.get("id"), "its id", -(2**63))
+    width = whole(image.get("width"), "its width", 1, LARGEST_SIDE)
+    height = whole(image.get("height"), "its height", 1, LARGEST_SIDE)
+    row: dict[str, Any] = {"image_id": number, "width": width, "height": height, "boxes": [], "names": [], "crowd": []}
+    for annotation in by_image.get(number, ()):
+        where = f"annotation {shown(annotation.get('id'))}"
+        try:
+            box = clip(corners(annotation.get("bbox"), "xywh"), width, height)
+        except ValueError as error:
+            raise ValueError(f"of {where} {error}") from None
+        if box is None:
             continue
-        if annotation["category_id"] not in names:
-            raise ValueError(
-                f"Annotation {annotation.get('id')} has category_id {annotation['category_id']}, which is not among "
-                "the file's categories; add the category or drop the annotation."
-            )
-        boxes.append(box)
-        labels.append(names[annotation["category_id"]])
-        crowd.append(bool(annotation.get("iscrowd", 0)))
-    return {
-        "image_id": image["id"],
-        "width": width,
-        "height": height,
-        "boxes": boxes,
-        "names": labels,
-        "crowd": crowd,
-    }
+        category = annotation.get("category_id")
+        if not isinstance(category, (int, float)) or category not in names:
+            raise ValueError(f"{where} has category_id {shown(category)}, which is not among the file's categories")
+        row["boxes"].append(box)
+        row["names"].append(names[int(category)])
+        row["crowd"].append(bool(annotation.get("iscrowd", 0)))
+    return row

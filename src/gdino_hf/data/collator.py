@@ -1,7 +1,8 @@
-"""Rows of a detection data set to a batch the model trains on."""
+"""Rows of a detection or grounding data set to a batch the model trains on."""
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,19 +10,38 @@ from typing import Any
 import numpy as np
 from PIL import ImageOps
 
-from .negatives import name_key
+from ..model.caption_prompt import build_caption, phrase_tokens
+from ..model.text_prompt import Prompt, build_prompt
+from .captions import fit_caption
+from .prompts import PromptRoom
+from .rows import reason, shown
+from .transforms import RandomChoiceResize, Transform
+from .visits import row_random
+
+logger = logging.getLogger(__name__)
+
+# What an image without any name is asked for.
+_NO_NAME = "object"
 
 
 class GDinoDataCollator:
-    """Augment, choose each image's labels, and let the processor do the rest.
+    """Augment, choose each image's prompt, and let the processor do the rest.
+
+    A row with a caption is asked for its caption, and its boxes' targets are the tokens of their phrases. Other rows
+    are asked for labels: all of them where they fit `max_text_len`, else those the image holds and as many others,
+    drawn at random, as there is room for.
+
+    Rows from `VisitedRows` or `VisitedStream` are augmented the same whatever was done before, in a resumed run or in
+    another process; see visits.py. Rows without a visit take their randomness from this collator's own sequence, which
+    a resumed run begins anew.
 
     Args:
         processor: A GDinoProcessor.
         labels: The labels of every prompt; for evaluation, or a data set of few names.
         prompt_sampler: Chooses the labels of each prompt from the image's names; see `PromptSampler`. Without it and
             without labels, a prompt holds the names of its own batch.
-        transform: Augmentation of one row; see transforms.py.
-        seed: Of the collator's own random numbers. Workers of a data loader draw different ones.
+        transform: Augmentation of one row; see transforms.py and `default_transform`.
+        seed: Of all randomness.
         return_text: Also hand on each image's labels, as "text"; the model does not take them.
 
     Raises:
@@ -33,7 +53,7 @@ class GDinoDataCollator:
         processor: Any,
         labels: Sequence[str] | None = None,
         prompt_sampler: Callable[[Sequence[str], random.Random], list[str]] | None = None,
-        transform: Callable[[dict[str, Any], random.Random], dict[str, Any]] | None = None,
+        transform: Transform | None = None,
         seed: int = 0,
         return_text: bool = False,
     ) -> None:
@@ -45,14 +65,16 @@ class GDinoDataCollator:
         self.transform = transform
         self.seed = seed
         self.return_text = return_text
+        self._prompts = PromptRoom(processor.tokenizer, processor.max_text_len)
         self._rng: random.Random | None = None
+        self._label_keys: set[Any] | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Make a batch.
 
         Args:
             rows: Each with "image" (PIL), "boxes" (N, 4) xyxy in pixels, "names" (N) and optionally "crowd" (N); crowds
-                are left out.
+                are left out. Grounding rows have "caption" and "spans" (N lists of [start, end) characters).
 
         Returns:
             The model's inputs with `labels`, and "text" (B lists of labels) if asked for.
@@ -60,53 +82,91 @@ class GDinoDataCollator:
         Raises:
             ValueError: A name is not among the fixed labels.
         """
-        rng = self._random()
+        own = self._own_random()
+        draws = [row_random(row, self.seed) or own for row in rows]
+        if self.labels is not None:
+            for row in rows:
+                self._check_names(row)
         # Upright before any transform: annotated boxes are pixels of the picture as people see it.
         examples = [{**row, "image": ImageOps.exif_transpose(row["image"])} for row in rows]
         if self.transform is not None:
-            examples = [self.transform(example, rng) for example in examples]
-        found = [_objects(example) for example in examples]
-        everything = list(dict.fromkeys(name for _, names in found for name in names))
-        texts, annotations = [], []
-        for boxes, names in found:
-            if self.prompt_sampler is not None:
-                text = self.prompt_sampler(names, rng)
-            else:
-                text = self.labels if self.labels is not None else (everything or ["object"])
-            text, kept = self._fit(list(text), names)
-            texts.append(text)
-            annotations.append(
-                {
-                    "annotations": [
-                        {"bbox": [x1, y1, x2 - x1, y2 - y1], "label": name}
-                        for (x1, y1, x2, y2), name in zip(boxes.tolist(), names, strict=True)
-                        if kept is None or name_key(name) in kept
-                    ]
-                }
-            )
+            examples = [self.transform(example, rng) for example, rng in zip(examples, draws, strict=True)]
+        examples = self._at_one_stage([_without_crowds(example) for example in examples])
+        named = [example for example in examples if example.get("caption") is None]
+        everything = list(dict.fromkeys(name for example in named for name in example["names"]))
+        prompts, annotations = [], []
+        for example, rng in zip(examples, draws, strict=True):
+            # Without a visit there are no epochs to count, so chance decides what an overflowing prompt holds.
+            turn = example["visit"][0] if example.get("visit") is not None else rng.randrange(2**30)
+            prompt, items = self._ask(example, everything, rng, turn)
+            prompts.append(prompt)
+            annotations.append({"annotations": items})
         images = [example["image"].convert("RGB") for example in examples]
-        batch = dict(self.processor(images=images, text=texts, annotations=annotations))
-        return {**batch, "text": texts} if self.return_text else batch
+        options = {"do_resize": False} if any(example.get("resized") for example in examples) else {}
+        batch = dict(self.processor(images=images, text=prompts, annotations=annotations, **options))
+        return {**batch, "text": [list(prompt.labels) for prompt in prompts]} if self.return_text else batch
 
-    def _fit(self, text: list[str], names: Sequence[str]) -> tuple[list[str], set[str] | None]:
-        """Leave labels out until one prompt holds them: absent ones first. Also which names are left, None if all."""
-        positives = {name_key(name) for name in names}
-        while len(self._prompt(text).chunks) > 1:
-            absent = [label for label in text if name_key(label) not in positives]
-            if not absent:
-                first = self._prompt(text).chunks[0]
-                text = [text[index] for index in first.label_indices]
-                return text, {name_key(label) for label in text}
-            dropped = set(absent[-max(1, len(absent) // 8) :])
-            text = [label for label in text if label not in dropped]
-        return text, None
+    def _ask(
+        self, example: dict[str, Any], everything: Sequence[str], rng: random.Random, turn: int
+    ) -> tuple[Prompt, list[dict[str, Any]]]:
+        """An image's prompt and its annotations in terms of it."""
+        if example.get("caption") is not None:
+            return self._ask_caption(example, turn)
+        names = example["names"]
+        if self.prompt_sampler is not None:
+            text = self.prompt_sampler(names, rng)
+        else:
+            text = self.labels if self.labels is not None else list(everything)
+        text = self._prompts.choose(text, names, rng, turn) or [_NO_NAME]
+        place = {self._prompts.key(label): index for index, label in enumerate(text)}
+        keys = [self._prompts.key(name) for name in names]
+        items = [
+            {"bbox": _xywh(box), "category_id": place[key]}
+            for box, key in zip(example["boxes"], keys, strict=True)
+            if key is not None and key in place
+        ]
+        return build_prompt(text, self.processor.tokenizer, self.processor.max_text_len), items
 
-    def _prompt(self, text: list[str]) -> Any:
-        from ..model.text_prompt import build_prompt
+    def _ask_caption(self, example: dict[str, Any], turn: int) -> tuple[Prompt, list[dict[str, Any]]]:
+        tokenizer, max_text_len = self.processor.tokenizer, self.processor.max_text_len
+        caption, spans = fit_caption(example["caption"], list(example["spans"]), tokenizer, max_text_len, turn)
+        try:
+            prompt = build_caption(caption, tokenizer, max_text_len)
+        except ValueError as error:
+            logger.warning("A caption is left out with its boxes: %s.", reason(error))
+            return build_prompt([_NO_NAME], tokenizer, max_text_len), []
+        items = []
+        for box, name, pairs in zip(example["boxes"], example["names"], spans, strict=True):
+            # None are left where the phrase stands in a part of the caption that is for another epoch.
+            if not pairs:
+                continue
+            try:
+                phrase_tokens(prompt, pairs)
+            except ValueError as error:
+                logger.warning("The phrase %s is left out with its box: %s.", shown(name), reason(error))
+                continue
+            items.append({"bbox": _xywh(box), "tokens_positive": pairs})
+        return prompt, items
 
-        return build_prompt(text, self.processor.tokenizer, self.processor.max_text_len)
+    def _check_names(self, row: Mapping[str, Any]) -> None:
+        """Refuse names outside the fixed labels, before a transform puts "right" for "left" in them."""
+        if row.get("caption") is not None:
+            return
+        if self._label_keys is None:
+            self._label_keys = {self._prompts.key(label) for label in self.labels or ()}
+        crowd = row.get("crowd") or [False] * len(row["names"])
+        for name, is_crowd in zip(row["names"], crowd, strict=True):
+            if not is_crowd and self._prompts.key(str(name)) not in self._label_keys:
+                raise ValueError(f"The annotated class {shown(name)} is not among the labels; add it to them.")
 
-    def _random(self) -> random.Random:
+    def _at_one_stage(self, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Where a transform brought some images to the model's size and left others, bring those to the usual one."""
+        if not any(example.get("resized") for example in examples):
+            return examples
+        usual = RandomChoiceResize([self.processor.image_processor.size])
+        return [example if example.get("resized") else usual(example, random.Random(0)) for example in examples]
+
+    def _own_random(self) -> random.Random:
         if self._rng is None:
             from torch.utils.data import get_worker_info
 
@@ -115,12 +175,17 @@ class GDinoDataCollator:
         return self._rng
 
 
-def _objects(example: Mapping[str, Any]) -> tuple[np.ndarray, list[str]]:
-    """Boxes (N, 4) and names of what is not a crowd."""
-    boxes = np.asarray(example["boxes"], dtype=np.float64).reshape(-1, 4)
-    names = [str(name) for name in example["names"]]
+def _without_crowds(example: Mapping[str, Any]) -> dict[str, Any]:
+    """An example of single objects, its boxes (N, 4) float64."""
     crowd = example.get("crowd")
-    if crowd is None:
-        return boxes, names
-    single = [index for index, flag in enumerate(crowd) if not flag]
-    return boxes[single], [names[index] for index in single]
+    boxes = np.asarray(example["boxes"], dtype=np.float64).reshape(-1, 4)
+    single = [index for index in range(len(boxes)) if crowd is None or not crowd[index]]
+    kept: dict[str, Any] = {**example, "boxes": boxes[single], "names": [str(example["names"][i]) for i in single]}
+    if example.get("spans") is not None:
+        kept["spans"] = [example["spans"][index] for index in single]
+    return kept
+
+
+def _xywh(box: np.ndarray) -> list[float]:
+    x1, y1, x2, y2 = box.tolist()
+    return [x1, y1, x2 - x1, y2 - y1]

@@ -1,24 +1,32 @@
 """Augmentations that keep boxes true: each takes and returns {"image", "boxes", "names", ...}.
 
-An example's `boxes` are (N, 4) xyxy in pixels of its image; `names` has one entry per box. Randomness comes from the
-`random.Random` handed in, so an example and a seed give one result.
+An example's `boxes` are (N, 4) xyxy in pixels of its image; `names`, `crowd` and `spans` have one entry per box, and
+`spans` are [start, end) characters of its `caption`. `resized` marks an image that has the size the model shall see.
+Randomness comes from the `random.Random` handed in, so an example and a seed give one result.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance
+
+from ..model.image_processing_gdino import target_size
+from .captions import swap_sides
 
 Example = dict[str, Any]
 Transform = Callable[[Example, random.Random], Example]
 
 # Padding becomes about zero after normalization with the ImageNet mean.
 PADDING_COLOUR = (124, 116, 104)
+
+BILINEAR = Image.Resampling.BILINEAR
+
+_ONE_PER_BOX = ("names", "crowd", "spans")
 
 
 class Compose:
@@ -34,7 +42,7 @@ class Compose:
 
 
 class RandomHorizontalFlip:
-    """Mirror the image left to right.
+    """Mirror the image left to right, and "left" and "right" in its names and its caption with it.
 
     Args:
         probability: How often, 0..1.
@@ -49,7 +57,13 @@ class RandomHorizontalFlip:
         image = example["image"].transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         boxes = _boxes(example).copy()
         boxes[:, [0, 2]] = image.width - boxes[:, [2, 0]]
-        return {**example, "image": image, "boxes": boxes}
+        mirrored = {**example, "image": image, "boxes": boxes}
+        if "names" in example:
+            mirrored["names"] = [swap_sides(name)[0] for name in example["names"]]
+        if example.get("caption") is not None:
+            mirrored["caption"], move = swap_sides(example["caption"])
+            mirrored["spans"] = [[move(*pair) for pair in pairs] for pairs in example["spans"]]
+        return mirrored
 
 
 class RandomScaleCrop:
@@ -94,8 +108,61 @@ class RandomScaleCrop:
         return crop(example, (left, top, left + width, top + height), self.min_visibility)
 
 
+class RandomCrop:
+    """Cut out a window of random sides, so that objects are seen at other scales once the image is resized.
+
+    Args:
+        least, most: Bounds of each side as a part of the image's, 0..1.
+        min_visibility: Least visible part of a box's area for it to stay, 0..1.
+        probability: How often, 0..1.
+
+    Raises:
+        ValueError: The bounds are not 0 < least <= most <= 1.
+    """
+
+    def __init__(
+        self, least: float = 0.5, most: float = 1.0, min_visibility: float = 0.35, probability: float = 0.5
+    ) -> None:
+        if not 0 < least <= most <= 1:
+            raise ValueError(f"least and most must be in rising order within 0..1, got {least} and {most}.")
+        self.least = least
+        self.most = most
+        self.min_visibility = min_visibility
+        self.probability = probability
+
+    def __call__(self, example: Example, rng: random.Random) -> Example:
+        if rng.random() >= self.probability:
+            return example
+        image = example["image"]
+        width = max(1, round(image.width * rng.uniform(self.least, self.most)))
+        height = max(1, round(image.height * rng.uniform(self.least, self.most)))
+        left, top = _offset(image.width, width, rng), _offset(image.height, height, rng)
+        return crop(example, (left, top, left + width, top + height), self.min_visibility)
+
+
+class RandomChoiceResize:
+    """Bring the image to one of several sizes; the processor then takes it as it is. Stands last.
+
+    Args:
+        sizes: Each as the image processor's `size`: {"shortest_edge", "longest_edge"} or {"height", "width"}.
+
+    Raises:
+        ValueError: There is no size.
+    """
+
+    def __init__(self, sizes: Sequence[Mapping[str, int]]) -> None:
+        if not sizes:
+            raise ValueError("There is no size to choose from; give one at least.")
+        self.sizes = [dict(size) for size in sizes]
+
+    def __call__(self, example: Example, rng: random.Random) -> Example:
+        image = example["image"]
+        height, width = target_size((image.height, image.width), rng.choice(self.sizes))
+        return {**resize(example, width, height), "resized": True}
+
+
 class RandomColour:
-    """Change brightness, contrast and saturation a little.
+    """Change brightness, contrast and saturation a little; hues stay, since captions and names tell colours.
 
     Args:
         strength: Largest relative change of each, 0..1.
@@ -119,7 +186,7 @@ def crop(example: Example, window: tuple[int, int, int, int], min_visibility: fl
     """Cut a window, which may reach over the image's edge, out of an example.
 
     Args:
-        example: {"image", "boxes", "names", ...}; every other (N)-long list named "crowd" is cut along.
+        example: {"image", "boxes", "names", ...}; what else has one entry per box is cut along.
         window: xyxy in pixels.
         min_visibility: Boxes that keep less than this part of their area are dropped, 0..1.
 
@@ -146,10 +213,31 @@ def crop(example: Example, window: tuple[int, int, int, int], min_visibility: fl
     clipped = clipped - np.array([left, top] * 2, dtype=np.float32)
 
     result = {**example, "image": cut, "boxes": clipped[keep]}
-    for name in ("names", "crowd"):
-        if name in example:
+    # A window has no longer the size that was chosen for the model.
+    result.pop("resized", None)
+    for name in _ONE_PER_BOX:
+        if example.get(name) is not None:
             result[name] = [value for value, kept in zip(example[name], keep, strict=True) if kept]
     return result
+
+
+def resize(example: Example, width: int, height: int) -> Example:
+    """Bring an example's image to a size, and its boxes along.
+
+    Args:
+        example: {"image", "boxes", ...}.
+        width, height: New size in pixels.
+
+    Returns:
+        The example.
+    """
+    image = example["image"]
+    # What was rounded in the size is not rounded in the boxes: both sides have a factor of their own.
+    factors = np.array([width / image.width, height / image.height] * 2, dtype=np.float32)
+    if image.size != (width, height):
+        # A palette's numbers have no mean.
+        image = (image if image.mode in ("RGB", "L") else image.convert("RGB")).resize((width, height), BILINEAR)
+    return {**example, "image": image, "boxes": _boxes(example) * factors}
 
 
 def _boxes(example: Example) -> np.ndarray:

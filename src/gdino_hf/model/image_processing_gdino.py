@@ -417,7 +417,7 @@ def _checked_size(size: Any) -> dict[str, int]:
 def _prepare(picture: Image.Image, options: dict[str, Any], unit: bool) -> np.ndarray:
     """One RGB picture, given in 0..1 if unit, to (3, H, W) float32."""
     if options["do_resize"]:
-        height, width = _target_size((picture.height, picture.width), options["size"])
+        height, width = target_size((picture.height, picture.width), options["size"])
         if (width, height) != picture.size:
             picture = picture.resize((width, height), resample=options["resample"])
     pixels: np.ndarray = np.asarray(picture, dtype=np.float32)
@@ -431,8 +431,13 @@ def _prepare(picture: Image.Image, options: dict[str, Any], unit: bool) -> np.nd
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _target_size(original: tuple[int, int], size: dict[str, int]) -> tuple[int, int]:
-    """(height, width) after resizing, at least one pixel each however long and thin the picture is."""
+def target_size(original: tuple[int, int], size: dict[str, int]) -> tuple[int, int]:
+    """(height, width) after resizing, at least one pixel each however long and thin the picture is.
+
+    Args:
+        original: (height, width) in pixels.
+        size: As in `GDinoImageProcessor`.
+    """
     if "height" in size:
         return size["height"], size["width"]
     if "max_height" in size:

@@ -10,6 +10,7 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import TextKwargs
 
 from .box_ops import batched_nms, cxcywh_to_xyxy, nms
+from .caption_prompt import phrase_tokens
 from .image_processing_gdino import GDinoImageProcessor, as_list, box_scale, category_id, check_options
 from .text_prompt import Prompt, build_prompt, parse_labels, spans_from_ids, special_token_ids
 
@@ -69,7 +70,7 @@ class GDinoProcessor(ProcessorMixin):
     def __call__(
         self,
         images: Any = None,
-        text: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
+        text: str | Sequence[str] | Sequence[Sequence[str] | Prompt] | None = None,
         annotations: Any = None,
         negative_labels: Sequence[str] | None = None,
         categories: Mapping[int, str] | Sequence[Mapping[str, Any]] | None = None,
@@ -82,9 +83,11 @@ class GDinoProcessor(ProcessorMixin):
             images: One image or a list; see `GDinoImageProcessor.preprocess`. None prepares text alone.
             text: Labels for all images (["cat", "remote control"], or "a cat. a remote control."), or one list or
                 string per image ([["cat"], ["dog", "hat"]]). Strings that all end in a period, as many as there are
-                images, are prompts one per image too (["a cat. a dog.", "a hat."]). None prepares images alone.
+                images, are prompts one per image too (["a cat. a dog.", "a hat."]). An image's entry may also be a
+                prompt that `build_prompt` or `build_caption` made. None prepares images alone.
             annotations: COCO annotations of each image ({"annotations": [{"bbox", "category_id", ...}]}); they become
-                `labels`.
+                `labels`. Where the image's text is from `build_caption`, an annotation has "tokens_positive" instead
+                of a class: the [start, end) characters of its phrase, one pair or more.
             negative_labels: Labels that compete for every box but are left out of results; every prompt has them.
             categories: What category_id means: COCO's list of {"id", "name"}, or {id: name}; the names must be among
                 the image's labels. Without it, category_id is the label's place in the image's labels. An
@@ -134,8 +137,9 @@ class GDinoProcessor(ProcessorMixin):
     def _prompts(self, text: Any, num_images: int | None, negative_labels: Sequence[str]) -> list[Prompt]:
         """One prompt per image (or per entry of text, without images)."""
         for item in (text, *(text if isinstance(text, (list, tuple)) else ())):
-            if not isinstance(item, Sequence) or isinstance(item, bytes):
+            if not isinstance(item, (Sequence, Prompt)) or isinstance(item, bytes):
                 raise TypeError(f"Labels must be a string or a list of strings, got {item!r}.")
+        text = [text] if isinstance(text, Prompt) else text
         per_image = not isinstance(text, str) and any(not isinstance(item, str) for item in text)
         # A list of caption strings, one per image, each closed by a period, is what other processors are given.
         captions = (
@@ -149,7 +153,12 @@ class GDinoProcessor(ProcessorMixin):
         count = num_images if num_images is not None else len(entries)
         if len(entries) not in (1, count):
             raise ValueError(f"There are labels for {len(entries)} images but {count} images; give one list each.")
-        built = [build_prompt(entry, self.tokenizer, self.max_text_len, negative_labels) for entry in entries]
+        built = [
+            entry
+            if isinstance(entry, Prompt)
+            else build_prompt(entry, self.tokenizer, self.max_text_len, negative_labels)
+            for entry in entries
+        ]
         return built * count if len(built) == 1 else built
 
     def _tokens(self, prompts: list[Prompt]) -> dict[str, Tensor]:
@@ -181,14 +190,18 @@ class GDinoProcessor(ProcessorMixin):
         for annotation, size, prompt in zip(annotations, sizes, prompts, strict=True):
             if not isinstance(annotation, Mapping) or "annotations" not in annotation:
                 raise ValueError("An annotation must be a dict with the list 'annotations', as COCO has it.")
-            positives = prompt.labels[: prompt.num_positives]
-            place = {_key(label): index for index, label in reversed(list(enumerate(positives)))}
-            items = [
-                {**item, "category_id": _class_index(item, names, place, prompt)}
-                for item in annotation["annotations"]
-                if not item.get("iscrowd", 0)
-            ]
-            labels.append(self.image_processor.boxes_from_coco({"annotations": items}, size))
+            items = [item for item in annotation["annotations"] if not item.get("iscrowd", 0)]
+            named = _named(items, names, prompt)
+            # Boxes without area go, so every box carries its own number until that is done.
+            numbered = [{**item, "category_id": number} for number, item in enumerate(items)]
+            label = self.image_processor.boxes_from_coco({"annotations": numbered}, size)
+            kept = label["class_labels"].tolist()
+            label["class_labels"] = torch.tensor([named[number][0] for number in kept], dtype=torch.int64)
+            if prompt.offsets is not None:
+                label["positive_map"] = torch.zeros(len(kept), len(prompt.offsets), dtype=torch.bool)
+                for row, number in enumerate(kept):
+                    label["positive_map"][row, named[number][1]] = True
+            labels.append(label)
         return labels
 
     def post_process_grounded_object_detection(
@@ -380,6 +393,19 @@ def _category_names(categories: Any) -> dict[int, str] | None:
     if isinstance(categories, Mapping):
         return {int(number): str(name) for number, name in categories.items()}
     return {int(category["id"]): str(category["name"]) for category in categories}
+
+
+def _named(
+    items: Sequence[Mapping[str, Any]], names: dict[int, str] | None, prompt: Prompt
+) -> list[tuple[int, list[int]]]:
+    """Of each annotation its label's place in the prompt and, in a caption, the tokens of its phrase."""
+    if prompt.offsets is not None:
+        return [phrase_tokens(prompt, item.get("tokens_positive") or ()) for item in items]
+    if any("tokens_positive" in item for item in items):
+        raise ValueError("tokens_positive are characters of a caption; give build_caption(text, ...) as the text.")
+    positives = prompt.labels[: prompt.num_positives]
+    place = {_key(label): index for index, label in reversed(list(enumerate(positives)))}
+    return [(_class_index(item, names, place, prompt), []) for item in items]
 
 
 def _class_index(item: Mapping[str, Any], names: dict[int, str] | None, place: dict[str, int], prompt: Prompt) -> int:

@@ -85,11 +85,13 @@ class Prompt:
         labels: The caller's labels in the caller's spelling, negative ones at the end.
         num_negatives: How many of them compete but are left out of results.
         chunks: The tokens; more than one chunk where the labels do not fit one prompt.
+        offsets: Of a caption, the (start, end) characters of each token; None where labels make the prompt.
     """
 
     labels: tuple[str, ...]
     num_negatives: int
     chunks: tuple[PromptChunk, ...]
+    offsets: tuple[tuple[int, int], ...] | None = None
 
     @property
     def num_positives(self) -> int:
@@ -117,7 +119,7 @@ def parse_labels(text: str | Sequence[str]) -> list[str]:
             raise ValueError(f"The text {text!r} names nothing; write for instance 'cat. remote control.'.")
         return labels
     if not isinstance(text, Sequence) or not all(isinstance(label, str) for label in text):
-        raise TypeError(f"Labels must be a string or a list of strings, got {_short(text)}.")
+        raise TypeError(f"Labels must be a string or a list of strings, got {shorten(text)}.")
     if len(text) == 0:
         raise ValueError("The list of labels is empty; name at least one thing to look for.")
     labels = [label.strip() for label in text]
@@ -162,24 +164,24 @@ def build_prompt(
     for label, word in zip(every, words, strict=True):
         if len(word) > most:
             raise ValueError(
-                f"The label {_short(label)} has {len(label)} characters but a prompt of {max_text_len} tokens takes at "
-                f"most {most}; shorten it."
+                f"The label {shorten(label)} has {len(label)} characters but a prompt of {max_text_len} tokens takes "
+                f"at most {most}; shorten it."
             )
     tokenized = []
     for label, tokens in zip(every, tokenizer(words, add_special_tokens=False)["input_ids"], strict=True):
         tokenized.append([token for token in tokens if token not in special] + [period])
         if len(tokenized[-1]) == 1:
-            raise ValueError(f"The label {_short(label)} has nothing to look for in it; use words.")
+            raise ValueError(f"The label {shorten(label)} has nothing to look for in it; use words.")
         if len(tokenized[-1]) > room:
             raise ValueError(
-                f"The label {_short(label)} has {len(tokenized[-1]) - 1} tokens but a prompt of {max_text_len} takes "
+                f"The label {shorten(label)} has {len(tokenized[-1]) - 1} tokens but a prompt of {max_text_len} takes "
                 f"at most {room - 1}; shorten it."
             )
     taken = sum(len(tokens) for tokens in tokenized[len(positives) :])
     longest = max(range(len(positives)), key=lambda index: len(tokenized[index]))
     if taken + len(tokenized[longest]) > room:
         raise ValueError(
-            f"The negative labels have {taken} tokens and the label {_short(every[longest])} has "
+            f"The negative labels have {taken} tokens and the label {shorten(every[longest])} has "
             f"{len(tokenized[longest])}, but a prompt of {max_text_len} holds {room} and every prompt needs the "
             "negative labels; give fewer of them."
         )
@@ -250,6 +252,15 @@ def spans_from_ids(input_ids: Sequence[int], special_ids: Sequence[int], num_tok
     return spans
 
 
-def _short(value: object, limit: int = 40) -> str:
+def shorten(value: object, limit: int = 40) -> str:
+    """A value as a message shows it.
+
+    Args:
+        value: Anything.
+        limit: Most characters.
+
+    Returns:
+        Its repr, cut where it is longer.
+    """
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,78 @@
+"""Four pictures in one: small data sets show objects in more company, at more scales and in more places."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from .transforms import PADDING_COLOUR, Example, crop, resize
+
+
+class Mosaic:
+    """Put the image beside three others of its data set, around a random point.
+
+    Each of them is enlarged or reduced until it fills its quarter, and cut there. What the others hold must be named
+    by the same rules, so captions, which name what one picture shows, are left alone.
+
+    Args:
+        rows: The data set, whose rows are read when they are drawn; `VisitedRows` to deal with damaged pictures.
+        probability: How often, 0..1.
+        zoom: Largest enlargement beyond filling the quarter.
+        min_visibility: Least visible part of a box's area for it to stay, 0..1.
+
+    Raises:
+        ValueError: There are no rows, or zoom is below 1.
+    """
+
+    def __init__(self, rows: Any, probability: float = 0.5, zoom: float = 1.5, min_visibility: float = 0.35) -> None:
+        if len(rows) == 0:
+            raise ValueError("A mosaic needs rows to choose from, and there are none.")
+        if zoom < 1:
+            raise ValueError(f"zoom must be at least 1, got {zoom}.")
+        self.rows = rows
+        self.probability = probability
+        self.zoom = zoom
+        self.min_visibility = min_visibility
+
+    def __call__(self, example: Example, rng: random.Random) -> Example:
+        if rng.random() >= self.probability or example.get("caption") is not None:
+            return example
+        others = [self.rows[rng.randrange(len(self.rows))] for _ in range(3)]
+        if any(other.get("caption") is not None for other in others):
+            return example
+        width, height = example["image"].size
+        # The point where the four meet, away from the edges so that every quarter shows something.
+        x, y = (max(1, round(side * rng.uniform(0.3, 0.7))) for side in (width, height))
+        quarters = [(0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height)]
+        rng.shuffle(quarters)
+        canvas = Image.new("RGB", (width, height), PADDING_COLOUR)
+        boxes: list[np.ndarray] = []
+        names: list[str] = []
+        crowd: list[bool] = []
+        for part, (left, top, right, bottom) in zip([example, *others], quarters, strict=True):
+            if right <= left or bottom <= top:
+                continue
+            tile = self._fill(
+                {**part, "image": ImageOps.exif_transpose(part["image"])}, right - left, bottom - top, rng
+            )
+            canvas.paste(tile["image"], (left, top))
+            boxes.append(tile["boxes"] + np.array([left, top] * 2, dtype=np.float32))
+            names += tile["names"]
+            crowd += tile.get("crowd") or [False] * len(tile["names"])
+        result = {**example, "image": canvas, "boxes": np.concatenate(boxes), "names": names, "crowd": crowd}
+        result.pop("resized", None)
+        return result
+
+    def _fill(self, part: Example, width: int, height: int, rng: random.Random) -> Example:
+        """A picture cut to a quarter's size."""
+        image = part["image"]
+        scale = max(width / image.width, height / image.height) * rng.uniform(1.0, self.zoom)
+        # Long thin pictures would become enormous before they are cut.
+        scale = min(scale, 4 * max(width, height) / min(image.size))
+        part = resize(part, max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+        left = rng.randint(0, part["image"].width - width)
+        top = rng.randint(0, part["image"].height - height)
+        return crop(part, (left, top, left + width, top + height), self.min_visibility)

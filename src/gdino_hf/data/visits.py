@@ -1,0 +1,232 @@
+"""Reproducible epochs: the sampler says which row is seen for which time, and all randomness follows from that.
+
+A training that is killed and resumed, or parted among processes, draws for every row what an unbroken single process
+would have drawn, since nothing depends on what a process did before:
+
+    rows = VisitedRows(dataset)                               # train_dataset
+    sampler = VisitSampler(len(rows), seed=0)                 # Trainer._get_train_sampler returns it
+    collator = GDinoDataCollator(processor, labels=names, transform=..., seed=0)
+
+The sampler yields `Visit(epoch, row, copy)`, a row fetched with it carries it as "visit", and the collator seeds the
+row's augmentation and its choice of negatives with (seed, visit). Workers need nothing more: the visit travels with the
+index. Resuming needs `sampler.set_epoch(epoch)` and the batches of that epoch already trained on skipped, both of
+which Trainer and accelerate do by themselves in one process; with several, accelerate's skipping hides the sampler, so
+a callback calls `sampler.set_epoch(int(state.epoch or 0))` in `on_epoch_begin`. Batches must be made of single rows'
+randomness alone: give the collator `labels` or a `prompt_sampler`, without which a prompt holds its own batch's names.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from .rows import reason
+
+logger = logging.getLogger(__name__)
+
+OnError = Literal["stop", "skip"]
+
+
+class Visit(NamedTuple):
+    """One look at one row.
+
+    Attributes:
+        epoch: Which pass over the data, from 0.
+        row: Its index.
+        copy: How often the row came before in this epoch.
+    """
+
+    epoch: int
+    row: int
+    copy: int = 0
+
+
+class VisitSampler(torch.utils.data.Sampler[Visit]):
+    """Every row once an epoch, in an order that follows from seed and epoch alone.
+
+    Args:
+        num_rows: Rows of the data set.
+        seed: Of the order.
+        shuffle: Whether the order changes; otherwise it is that of the rows.
+        weights: How often each row comes in an epoch, for rare names: a fraction is a probability, drawn anew each
+            epoch. The number of visits is the same in every epoch, the rounded sum.
+
+    Raises:
+        ValueError: There is no row, or not one weight for each.
+    """
+
+    def __init__(
+        self, num_rows: int, seed: int = 0, shuffle: bool = True, weights: Sequence[float] | None = None
+    ) -> None:
+        if num_rows < 1:
+            raise ValueError("The data set has no rows, so there is nothing to train on.")
+        if weights is not None and (len(weights) != num_rows or min(weights) < 0 or sum(weights) < 0.5):
+            raise ValueError(f"There must be {num_rows} weights of at least 0, some above it; got {len(weights)}.")
+        self.num_rows = num_rows
+        self.seed = seed
+        self.shuffle = shuffle
+        self.weights = list(weights) if weights is not None else None
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch is walked through next.
+
+        Args:
+            epoch: From 0.
+        """
+        self.epoch = int(epoch)
+
+    def __len__(self) -> int:
+        return self.num_rows if self.weights is None else round(sum(self.weights))
+
+    def __iter__(self) -> Iterator[Visit]:
+        rng = random.Random(f"order {self.seed} {self.epoch}")
+        order = list(range(self.num_rows)) if self.weights is None else _systematic(self.weights, len(self), rng)
+        visits, seen = [], Counter[int]()
+        for index in order:
+            visits.append(Visit(self.epoch, index, seen[index]))
+            seen[index] += 1
+        if self.shuffle:
+            rng.shuffle(visits)
+        return iter(visits)
+
+
+class VisitedRows(torch.utils.data.Dataset[dict[str, Any]]):
+    """Rows that know their visit, and pictures that cannot be read dealt with.
+
+    Args:
+        rows: A `datasets.Dataset` or any sequence of rows.
+        on_error: What a picture that cannot be read does: "stop" raises one clear ValueError, "skip" names it in the
+            log and takes the next row's instead.
+    """
+
+    def __init__(self, rows: Any, on_error: OnError = "stop") -> None:
+        if on_error not in ("stop", "skip"):
+            raise ValueError(f"on_error must be 'stop' or 'skip', got {on_error!r}.")
+        self.rows = rows
+        self.on_error = on_error
+        self._named: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, item: Visit | int) -> dict[str, Any]:
+        """A row.
+
+        Args:
+            item: From a `VisitSampler`, or the plain index, which gives a row without "visit".
+
+        Returns:
+            The row; one taken in another's place has that one's visit.
+
+        Raises:
+            ValueError: The picture cannot be read.
+        """
+        if isinstance(item, tuple):
+            visit = Visit(*item)
+            return {**self._read(visit.row), "visit": visit}
+        return self._read(item)
+
+    def _read(self, index: int) -> dict[str, Any]:
+        for step in range(len(self.rows)):
+            place = (index + step) % len(self.rows)
+            try:
+                return dict(self.rows[place])
+            # Decoders raise whatever a damaged file leads them to.
+            except Exception as error:
+                fault = f"The picture {self._name(place)} cannot be read ({reason(error)})"
+                if self.on_error == "stop":
+                    raise ValueError(f"{fault}; repair it, or skip such pictures.") from error
+                if place not in self._named:
+                    self._named.add(place)
+                    logger.warning("%s; the next row's is taken.", fault)
+        raise ValueError(f"None of the {len(self.rows)} pictures can be read; see the log.")
+
+    def _name(self, index: int) -> str:
+        try:
+            from datasets import Image
+
+            return str(self.rows.cast_column("image", Image(decode=False))[index]["image"]["path"])
+        # Other rows than those of `datasets` have no such column.
+        except Exception:
+            return f"of row {index}"
+
+
+class VisitedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
+    """The same for rows that are streamed: the visit's row is its `image_id`.
+
+    Args:
+        rows: A `datasets.IterableDataset` of this package.
+        seed: Of the order.
+        buffer: Rows held for drawing the next one from at random; 0 keeps the file's order.
+        on_error: As in `VisitedRows`; "skip" leaves the row out.
+    """
+
+    def __init__(self, rows: Any, seed: int = 0, buffer: int = 1000, on_error: OnError = "stop") -> None:
+        from datasets import Image
+
+        if on_error not in ("stop", "skip"):
+            raise ValueError(f"on_error must be 'stop' or 'skip', got {on_error!r}.")
+        # Decoded here, where a damaged picture can be told from the end of the data.
+        rows = rows.cast_column("image", Image(decode=False))
+        self.rows = rows.shuffle(seed=seed, buffer_size=buffer) if buffer else rows
+        self.on_error = on_error
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch is walked through next.
+
+        Args:
+            epoch: From 0.
+        """
+        self.epoch = int(epoch)
+        self.rows.set_epoch(self.epoch)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        from datasets import Image
+
+        decoder = Image()
+        for row in self.rows:
+            try:
+                image = decoder.decode_example(row["image"])
+            # As above.
+            except Exception as error:
+                fault = f"The picture {row['image'].get('path')} cannot be read ({reason(error)})"
+                if self.on_error == "stop":
+                    raise ValueError(f"{fault}; repair it, or skip such pictures.") from error
+                logger.warning("%s; it is left out.", fault)
+                continue
+            yield {**row, "image": image, "visit": Visit(self.epoch, row["image_id"])}
+
+
+def row_random(row: Mapping[str, Any], seed: int) -> random.Random | None:
+    """The randomness of one visit.
+
+    Args:
+        row: From `VisitedRows` or `VisitedStream`.
+        seed: Of the training.
+
+    Returns:
+        A generator that depends on seed and visit only; None for a row without a visit.
+    """
+    visit = row.get("visit")
+    return None if visit is None else random.Random(f"row {seed} {tuple(visit)}")
+
+
+def _systematic(weights: Iterable[float], total: int, rng: random.Random) -> list[int]:
+    """As many indices as asked for, each at its weight's frequency: evenly spaced marks on the weights' sum."""
+    weights = list(weights)
+    spacing = sum(weights) / total
+    mark, passed = rng.random() * spacing, 0.0
+    chosen: list[int] = []
+    for index, weight in enumerate(weights):
+        passed += weight
+        while mark < passed and len(chosen) < total:
+            chosen.append(index)
+            mark += spacing
+    return chosen + [len(weights) - 1] * (total - len(chosen))

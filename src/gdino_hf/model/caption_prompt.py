@@ -1,0 +1,121 @@
+"""Captions as prompts: characters of a phrase to tokens, by the tokenizer's own offsets and never by searching."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from .text_prompt import Prompt, PromptChunk, shorten, spans_from_ids, special_token_ids
+
+
+def caption_tokens(caption: str, tokenizer: Any) -> list[tuple[int, int, int]]:
+    """Tokens of a caption and the characters each of them stands for.
+
+    Args:
+        caption: Any text. Periods and question marks inside it part its phrases.
+        tokenizer: Fast tokenizer of the model's text encoder.
+
+    Returns:
+        (token, start, end) each, `caption[start:end]` being what the token was made from; without [CLS] and [SEP].
+
+    Raises:
+        TypeError: The caption is not a string.
+        ValueError: The tokenizer gives no offsets.
+    """
+    if not isinstance(caption, str):
+        raise TypeError(f"A caption must be a string, got {shorten(caption)}.")
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(f"{type(tokenizer).__name__} does not tell characters of tokens; load the fast tokenizer.")
+    ends = special_token_ids(tokenizer)[:2]
+    encoded = tokenizer(caption, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return [
+        (token, start, end)
+        for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        # "[SEP]" written in a caption would end the prompt.
+        if token not in ends
+    ]
+
+
+def build_caption(caption: str, tokenizer: Any, max_text_len: int = 256) -> Prompt:
+    """A caption as the prompt of one image; annotations point into it with `tokens_positive`.
+
+    Its labels are its phrases in the sense of attention: what stands between periods and question marks. The last one
+    is closed by a period where the caption does not close it.
+
+    Args:
+        caption: The text the annotated characters refer to.
+        tokenizer: Fast tokenizer of the model's text encoder.
+        max_text_len: Most tokens of the prompt.
+
+    Returns:
+        The prompt, of one chunk, with `offsets`.
+
+    Raises:
+        TypeError: The caption is not a string.
+        ValueError: It holds no word, or more tokens than a prompt takes.
+    """
+    special = special_token_ids(tokenizer)
+    tokens = caption_tokens(caption, tokenizer)
+    if tokens and tokens[-1][0] not in special:
+        tokens.append((special[2], len(caption), len(caption)))
+    if len(tokens) > max_text_len - 2:
+        raise ValueError(
+            f"The caption {shorten(caption)} has {len(tokens)} tokens but a prompt of {max_text_len} takes at most "
+            f"{max_text_len - 2}; shorten it."
+        )
+    input_ids = (special[0], *(token for token, _, _ in tokens), special[1])
+    spans = spans_from_ids(input_ids, special, len(input_ids))
+    if not spans:
+        raise ValueError(f"The caption {shorten(caption)} has nothing to look for in it; use words.")
+    offsets = ((0, 0), *((start, end) for _, start, end in tokens), (len(caption), len(caption)))
+    labels = tuple(caption[offsets[start][0] : offsets[end - 1][1]] for start, end in spans)
+    chunk = PromptChunk(input_ids, tuple(range(len(spans))), tuple(spans))
+    return Prompt(labels, 0, (chunk,), offsets)
+
+
+def phrase_tokens(prompt: Prompt, characters: Iterable[Sequence[int]]) -> tuple[int, list[int]]:
+    """Tokens that a phrase of a caption consists of.
+
+    Args:
+        prompt: From `build_caption`.
+        characters: [start, end) pairs of the caption's characters; a phrase may have several.
+
+    Returns:
+        Index of the label in which the phrase begins, and the places of its tokens in the prompt, delimiters left out.
+        A token that the phrase covers in part belongs to it.
+
+    Raises:
+        ValueError: The prompt is no caption, a pair is not two whole numbers or empty or outside the caption, or the
+            characters hold no token.
+    """
+    if prompt.offsets is None:
+        raise ValueError("tokens_positive are characters of a caption; give build_caption(text, ...) as the text.")
+    length = prompt.offsets[-1][1]
+    pairs = list(characters)
+    for pair in pairs:
+        check_pair(pair, length)
+    found = [
+        (label, place)
+        for label, span in enumerate(prompt.chunks[0].spans)
+        for place in range(*span)
+        if any(prompt.offsets[place][0] < end and start < prompt.offsets[place][1] for start, end in pairs)
+    ]
+    if not found:
+        raise ValueError(f"The characters {pairs} of the caption hold no word; repair tokens_positive.")
+    return found[0][0], [place for _, place in found]
+
+
+def check_pair(pair: Any, length: int) -> None:
+    """Refuse what is no range of characters.
+
+    Args:
+        pair: What should be [start, end).
+        length: Characters of the caption.
+
+    Raises:
+        ValueError: It is not two whole numbers with 0 <= start < end <= length.
+    """
+    whole = isinstance(pair, Sequence) and len(pair) == 2 and all(type(number) is int for number in pair)
+    if not whole or not 0 <= pair[0] < pair[1] <= length:
+        raise ValueError(
+            f"The pair {shorten(pair)} of tokens_positive is no [start, end) of a caption of {length} characters; "
+            "repair it."
+        )
