@@ -1,18 +1,18 @@
-"""Average precision as COCO defines it (Lin et al. 2014), on a COCO file and with its names as the prompt."""
+"""A COCO file in, detections and average precision in COCO's own form out."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from tqdm import tqdm
+from .box_map import evaluate_boxes
+from .predict import predict
+from .truth import coco_truth
 
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
 def average_precision(annotations: str | Path, detections: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -23,27 +23,32 @@ def average_precision(annotations: str | Path, detections: Sequence[dict[str, An
         detections: {"image_id", "category_id", "bbox" (xywh in pixels), "score"} each.
 
     Returns:
-        AP, AP50, AP75, APs, APm, APl, AR1, AR10 and AR100 in 0..1; -1 where the file has nothing of that size.
+        The METRICS in 0..1; -1 where the file has nothing of that size.
 
     Raises:
         ImportError: faster-coco-eval is not installed.
+        ValueError: The file is not COCO's, or a detection is of an image that it does not have.
     """
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError as error:
-        raise ImportError('Average precision needs faster-coco-eval; pip install "gdino-hf[train]".') from error
-    if not detections:
-        return dict.fromkeys(METRICS, 0.0)
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(annotations))
-        evaluation = COCOeval_faster(truth, truth.loadRes(list(detections)), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return {name: float(value) for name, value in zip(METRICS, evaluation.stats, strict=False)}
+    truth, ids = coco_truth(annotations), _category_ids(annotations)
+    number = {category: label for label, category in enumerate(ids)}
+    # An image without any detection counts: what is in it was missed.
+    by_image: dict[Any, dict[str, list[Any]]] = {image: defaultdict(list) for image in truth.references}
+    for detection in detections:
+        if detection["image_id"] not in by_image:
+            raise ValueError(f"A detection is of image {detection['image_id']}, which {annotations} does not have.")
+        if detection["category_id"] in number:
+            x, y, width, height = detection["bbox"]
+            found = by_image[detection["image_id"]]
+            found["boxes"].append([x, y, x + width, y + height])
+            found["scores"].append(detection["score"])
+            found["labels"].append(number[detection["category_id"]])
+    predictions = [
+        {"image_id": image, **{name: found[name] for name in ("boxes", "scores", "labels")}}
+        for image, found in by_image.items()
+    ]
+    return evaluate_boxes(*truth.of(predictions)).summary()
 
 
-@torch.no_grad()
 def detect_coco(
     model: Any,
     processor: Any,
@@ -53,10 +58,7 @@ def detect_coco(
     max_detections: int = 100,
     limit: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Run the model over a COCO file with all its names as the prompt.
-
-    Every pair of query and name counts, scored by the mean of the name's tokens, the best 100 per image: the
-    convention of the published zero-shot figures.
+    """Run the model over a COCO file with all its names as the prompt; see `predict`.
 
     Args:
         model: A GDinoForObjectDetection.
@@ -70,44 +72,32 @@ def detect_coco(
     Returns:
         Detections as `average_precision` takes them.
     """
-    from PIL import Image, ImageOps
-
-    content = json.loads(Path(annotations).read_text(encoding="utf-8"))
-    folder = Path(images) if images is not None else Path(annotations).parent / "images"
-    categories = sorted(content["categories"], key=lambda category: category["id"])
-    names = [category["name"] for category in categories]
-    records = content["images"][:limit]
-    model.eval()
-    detections = []
-    for start in tqdm(range(0, len(records), batch_size), desc="evaluate", disable=None, leave=False):
-        batch = records[start : start + batch_size]
-        pictures = []
-        for record in batch:
-            with Image.open(folder / record["file_name"]) as picture:
-                # Upright, as the processor sees it: boxes are pixels of that picture.
-                pictures.append(ImageOps.exif_transpose(picture).convert("RGB"))
-        inputs = processor(images=pictures, text=names).to(model.device)
-        outputs = model(**inputs)
-        results = processor.post_process_grounded_object_detection(
-            outputs,
-            inputs,
-            threshold=0.0,
-            text_threshold=0.0,
-            target_sizes=[(picture.height, picture.width) for picture in pictures],
-            score="mean",
-            multi_label=True,
-            top_k=max_detections,
+    truth, ids = coco_truth(annotations, images), _category_ids(annotations)
+    found = predict(
+        model,
+        processor,
+        truth.rows,
+        truth.labels,
+        batch_size=batch_size,
+        max_detections=max_detections,
+        limit=limit,
+        progress="evaluate",
+    )
+    return [
+        {
+            "image_id": image["image_id"],
+            "category_id": ids[label],
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "score": score,
+        }
+        for image in found.images
+        for (x1, y1, x2, y2), label, score in zip(
+            image["boxes"].tolist(), image["labels"].tolist(), image["scores"].tolist(), strict=True
         )
-        for record, result in zip(batch, results, strict=True):
-            for score, label, (x1, y1, x2, y2) in zip(
-                result["scores"].tolist(), result["labels"].tolist(), result["boxes"].tolist(), strict=True
-            ):
-                detections.append(
-                    {
-                        "image_id": record["id"],
-                        "category_id": categories[label]["id"],
-                        "bbox": [x1, y1, x2 - x1, y2 - y1],
-                        "score": score,
-                    }
-                )
-    return detections
+    ]
+
+
+def _category_ids(annotations: str | Path) -> list[int]:
+    """In the order in which `Truth.labels` has their names."""
+    content = json.loads(Path(annotations).read_text(encoding="utf-8"))
+    return sorted(category["id"] for category in content["categories"])

@@ -1,0 +1,203 @@
+"""Pictures of a training and of an evaluation; none of them touches matplotlib's global state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ..visualize import draw_detections
+from .box_map import RECALL_POINTS
+
+_MOST_NAMED_CURVES = 10
+_MOST_WRITTEN_CELLS = 20
+_MOSAIC_TILE = 320
+_MARGIN = 6
+_BACKGROUND = (250, 250, 250)
+
+
+def plot_curves(log_history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Draw the training loss and, where there were evaluations, their AP and AP50 over the steps.
+
+    Args:
+        log_history: `trainer.state.log_history`: dicts with "step" and "loss", "eval_loss", "eval_AP", "eval_AP50".
+        path: The PNG.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    losses = {name: _series(log_history, name) for name in ("loss", "eval_loss")}
+    metrics = {name: _series(log_history, f"eval_{name}") for name in ("AP", "AP50")}
+    with_metrics = any(len(steps) for steps, _ in metrics.values())
+    figure = _figure(11 if with_metrics else 6, 4)
+    axes = figure.subplots(1, 2 if with_metrics else 1, squeeze=False)[0]
+    for name, (steps, values) in losses.items():
+        if len(steps):
+            axes[0].plot(steps, values, label={"loss": "training", "eval_loss": "evaluation"}[name], **_marks(steps))
+    axes[0].set(xlabel="step", ylabel="loss", title="Loss")
+    if with_metrics:
+        for name, (steps, values) in metrics.items():
+            if len(steps):
+                axes[1].plot(steps, values, label=name, **_marks(steps))
+        axes[1].set(xlabel="step", ylabel="average precision", title="Evaluation", ylim=(0, None))
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend()
+    _save(figure, path)
+
+
+def plot_precision_recall(curves: Mapping[str, np.ndarray], path: str | Path) -> None:
+    """Draw precision over recall at IoU 0.5, a thin line per label and a thick one for their mean.
+
+    Args:
+        curves: Name of a label to its precision (101,) at recall 0, 0.01, ..., 1.
+        path: The PNG.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    figure = _figure(6.5, 5)
+    axis = figure.subplots()
+    named = sorted(curves, key=lambda name: -float(np.mean(curves[name])))
+    for place, name in enumerate(named):
+        label = f"{name} {np.mean(curves[name]):.3f}" if len(named) <= _MOST_NAMED_CURVES else None
+        axis.plot(RECALL_POINTS, curves[name], color=f"C{place % 10}", linewidth=0.8, alpha=0.7, label=label)
+    if named:
+        mean = np.mean([curves[name] for name in named], axis=0)
+        title = "labels" if len(named) != 1 else "label"
+        axis.plot(RECALL_POINTS, mean, color="black", linewidth=2.2, label=f"{len(named)} {title} {mean.mean():.3f}")
+        axis.legend(title="AP50", fontsize="small")
+    axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), title="Precision and recall, IoU 0.5")
+    axis.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def plot_confusion_matrix(matrix: np.ndarray, names: Sequence[str], path: str | Path) -> None:
+    """Draw what true boxes were taken for, as a share of each row; the numbers are counts.
+
+    Args:
+        matrix: (N + 1, N + 1) of `confusion_matrix`.
+        names: N labels.
+        path: The PNG.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    ticks = [*names, "background"]
+    side = min(4 + 0.32 * len(ticks), 24)
+    figure = _figure(side + 1, side)
+    axis = figure.subplots()
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    image = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    size = "small" if len(ticks) <= 40 else "xx-small"
+    axis.set_xticks(range(len(ticks)), ticks, rotation=90, fontsize=size)
+    axis.set_yticks(range(len(ticks)), ticks, fontsize=size)
+    axis.set(xlabel="predicted", ylabel="true", title="Confusion, IoU 0.5")
+    if len(ticks) <= _MOST_WRITTEN_CELLS:
+        for row, column in np.argwhere(matrix > 0):
+            color = "white" if share[row, column] > 0.5 else "black"
+            axis.text(column, row, str(matrix[row, column]), ha="center", va="center", color=color, fontsize="x-small")
+    figure.colorbar(image, label="share of the row", fraction=0.046)
+    _save(figure, path)
+
+
+def prediction_mosaic(
+    items: Iterable[tuple[Image.Image, Mapping[str, Any], Mapping[str, Any]]],
+    names: Sequence[str],
+    path: str | Path,
+    threshold: float = 0.3,
+    columns: int = 2,
+) -> None:
+    """Draw truth and predictions of some images side by side on one sheet.
+
+    Args:
+        items: Photograph, its reference and its prediction, both as in `evaluate_boxes`.
+        names: The labels.
+        path: The PNG.
+        threshold: Lowest score of a prediction that is drawn, 0..1.
+        columns: Pairs beside each other.
+
+    Raises:
+        ValueError: There is no item.
+    """
+    tiles = [
+        (
+            _tile(image, reference["boxes"], reference["labels"], None, names),
+            _tile(image, *_above(prediction, threshold), names),
+        )
+        for image, reference, prediction in items
+    ]
+    if not tiles:
+        raise ValueError("There is no image to draw; give at least one.")
+    pair, header = 2 * _MOSAIC_TILE + _MARGIN, 22
+    columns = min(columns, len(tiles))
+    rows = math.ceil(len(tiles) / columns)
+    width = columns * pair + (columns + 1) * 2 * _MARGIN
+    sheet = Image.new("RGB", (width, header + rows * (_MOSAIC_TILE + _MARGIN) + _MARGIN), _BACKGROUND)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for column in range(columns):
+        left = 2 * _MARGIN + column * (pair + 2 * _MARGIN)
+        draw.text((left, 3), "truth", fill=(0, 0, 0), font=font)
+        draw.text((left + _MOSAIC_TILE + _MARGIN, 3), f"predicted, score {threshold:.2f} and more", (0, 0, 0), font)
+    for place, (truth, predicted) in enumerate(tiles):
+        left = 2 * _MARGIN + place % columns * (pair + 2 * _MARGIN)
+        top = header + place // columns * (_MOSAIC_TILE + _MARGIN)
+        sheet.paste(truth, (left, top))
+        sheet.paste(predicted, (left + _MOSAIC_TILE + _MARGIN, top))
+    sheet.save(path)
+
+
+def _tile(image: Image.Image, boxes: Any, labels: Any, scores: Any, names: Sequence[str]) -> Image.Image:
+    """The picture with its boxes in a square of the mosaic's size."""
+    scale = _MOSAIC_TILE / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    zoom = np.array([size[0] / image.width, size[1] / image.height] * 2)
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * zoom
+    result = {
+        "boxes": boxes,
+        "scores": np.ones(len(boxes)) if scores is None else scores,
+        "text_labels": [names[int(label)] for label in labels],
+    }
+    picture = draw_detections(image.convert("RGB").resize(size), result, show_scores=scores is not None, font_size=11)
+    tile = Image.new("RGB", (_MOSAIC_TILE, _MOSAIC_TILE), (225, 225, 225))
+    tile.paste(picture, ((_MOSAIC_TILE - size[0]) // 2, (_MOSAIC_TILE - size[1]) // 2))
+    return tile
+
+
+def _above(prediction: Mapping[str, Any], threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes, labels and scores of what is drawn."""
+    scores = np.asarray(prediction["scores"], dtype=np.float64)
+    keep = scores >= threshold
+    return np.asarray(prediction["boxes"]).reshape(-1, 4)[keep], np.asarray(prediction["labels"])[keep], scores[keep]
+
+
+def _series(log_history: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    points = [(entry["step"], entry[name]) for entry in log_history if name in entry and "step" in entry]
+    array = np.array(points, dtype=np.float64).reshape(-1, 2)
+    return array[:, 0], array[:, 1]
+
+
+def _marks(steps: np.ndarray) -> dict[str, Any]:
+    """A line of few points shows them."""
+    return {"marker": "o", "markersize": 3} if len(steps) < 30 else {}
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('Curves need matplotlib; pip install "gdino-hf[train]".') from error
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Any, path: str | Path) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
