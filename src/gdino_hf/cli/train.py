@@ -7,6 +7,7 @@ trains on several processes.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,11 @@ def run(args: argparse.Namespace) -> int:
         sets = read_data(data)
     except (OSError, ValueError) as error:
         raise UsageError(_one_line(error)) from error
-    detector = Detector(model_arguments.model, sets.train.labels, device="cpu")
+    if not any(split.labels for split in sets):
+        raise UsageError("no data set has labels, which measuring needs; name one that has with --val")
+    for remark in (remark for split in sets for remark in split.remarks):
+        print(f"warning: {remark}", file=sys.stderr)
+    detector = Detector(model_arguments.model, sets.train.labels or ["object"], device="cpu")
     repository = training.hub_model_id if training.push_to_hub else None
     # The finished model is pushed, with its figures, and not every checkpoint.
     training.push_to_hub = False

@@ -82,9 +82,7 @@ def lvis_fixed_ap(
 
 def _by_images(truths: Sequence[Mapping[str, Any]]) -> dict[int, str]:
     images = Counter(label for _, label in {(truth["image_id"], truth["category_id"]) for truth in truths})
-    return {
-        label: "r" if number <= _RARE else "c" if number <= _COMMON else "f" for label, number in images.items()
-    }
+    return {label: "r" if number <= _RARE else "c" if number <= _COMMON else "f" for label, number in images.items()}
 
 
 def _best_of_each_label(

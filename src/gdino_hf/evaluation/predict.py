@@ -77,7 +77,9 @@ def predict(
             inputs = inputs.to(model.device)
             features = model.get_image_features(inputs["pixel_values"], inputs["pixel_mask"], inputs["image_sizes"])
             detections = [
-                _detect(model, processor, features, part, inputs.original_sizes, score, max_per_prompt or max_detections)
+                _detect(
+                    model, processor, features, part, inputs.original_sizes, score, max_per_prompt or max_detections
+                )
                 for part in parts
             ]
             for place, item in enumerate(batch):
@@ -220,13 +222,17 @@ class _PromptPart:
 def _prompt_parts(model: Any, processor: Any, asked: list[str], labels_per_prompt: int | None) -> list[_PromptPart]:
     step = labels_per_prompt or len(asked)
     if step < 1 or not asked:
-        raise ValueError(f"There are {len(asked)} labels and {labels_per_prompt} per prompt; give at least one of each.")
+        raise ValueError(
+            f"There are {len(asked)} labels and {labels_per_prompt} per prompt; give at least one of each."
+        )
     max_text_len = min(processor.max_text_len, model.config.max_text_len)
     parts = []
     for start in range(0, len(asked), step):
         whole = build_prompt(asked[start : start + step], processor.tokenizer, max_text_len)
         for chunk in whole.chunks:
-            prompt = build_prompt([whole.labels[index] for index in chunk.label_indices], processor.tokenizer, max_text_len)
+            prompt = build_prompt(
+                [whole.labels[index] for index in chunk.label_indices], processor.tokenizer, max_text_len
+            )
             ids = torch.tensor([prompt.chunks[0].input_ids], device=model.device)
             indices = np.array(chunk.label_indices, dtype=np.int64) + start
             parts.append(_PromptPart(prompt, indices, model.get_text_features(ids)))

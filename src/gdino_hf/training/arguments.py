@@ -25,11 +25,14 @@ class DataArguments:
     images: str | None = field(default=None, metadata={"help": "folder of the photographs; images/ beside the file"})
     val: str | None = field(default=None, metadata={"help": "measured while training; val beside the training file"})
     test: str | None = field(default=None, metadata={"help": "measured at the end; test beside the training file"})
-    augment: Literal["photo", "any-way-up", "none"] = field(
+    streaming: bool = field(
+        default=False, metadata={"help": "read rows as they are needed, of a set larger than memory; needs max_steps"}
+    )
+    augment: Literal["photo", "any-way-up", "small-set", "none"] = field(
         default="photo",
         metadata={
             "help": "photo: mirror, scale, crop and colour; any-way-up: also upside down, as under a microscope or "
-            "from above"
+            "from above; small-set: several sizes and mosaics of four"
         },
     )
     least_labels: int = field(default=20, metadata={"help": "labels of a training prompt, absent ones included"})
@@ -38,6 +41,10 @@ class DataArguments:
         default=None, metadata={"help": "data set of what the model must not forget, mixed in; COCO json or a folder"}
     )
     replay_share: float = field(default=0.25, metadata={"help": "replayed photographs among all, above 0 and below 1"})
+    start_share: float = field(
+        default=0.0,
+        metadata={"help": "part of the starting weights in the finished ones, 0..1: more of it forgets less"},
+    )
     zero_shot: str | None = field(
         default=None, metadata={"help": "data set whose AP before and after goes into the report: what was forgotten"}
     )
@@ -45,6 +52,10 @@ class DataArguments:
     def __post_init__(self) -> None:
         if not 0 < self.replay_share < 1:
             raise ValueError(f"replay_share must be above 0 and below 1, got {self.replay_share}.")
+        if not 0 <= self.start_share < 1:
+            raise ValueError(f"start_share must be at least 0 and below 1, got {self.start_share}.")
+        if self.streaming and self.replay is not None:
+            raise ValueError("streaming and replay exclude each other; leave one of them out.")
         if not 1 <= self.least_labels <= self.most_labels:
             raise ValueError(
                 f"least_labels and most_labels must be 1 <= least <= most, got {self.least_labels} and "

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..data.collator import GDinoDataCollator
 from ..data.negatives import PromptSampler
+from ..data.visits import VisitedRows, VisitedStream
 from .arguments import DataArguments, GDinoTrainingArguments, ModelArguments
+from .guard import blend, starting_weights
 from .lora import add_adapters, merge_adapters
-from .metrics import detection_metrics
+from .metrics import Measurement, measure
 from .mixture import Collator, MixedCollator, Mixture
 from .parts import count_parameters
 from .saving import last_checkpoint
-from .sources import Split, annotation_file, augmentation, find_split, read_split
+from .sources import Split, augmentation, find_split, read_split, split_file
 from .trainer import GDinoTrainer
 
 MODEL_FOLDER = "model"
@@ -29,7 +32,7 @@ class DataSets:
     Attributes:
         train: Learned from.
         val: Measured while training.
-        test: Measured at the end; `val` where there is no other.
+        test: Measured at the end; where there is none, `val` is.
         replay: Mixed in against forgetting.
         zero_shot: Measured before and after.
     """
@@ -40,19 +43,30 @@ class DataSets:
     replay: Split | None = None
     zero_shot: Split | None = None
 
+    @property
+    def final(self) -> Split | None:
+        """What the finished model is measured on."""
+        return self.test or self.val
+
+    def __iter__(self) -> Iterator[Split]:
+        everything = (self.train, self.val, self.test, self.replay, self.zero_shot)
+        return iter([split for split in everything if split is not None])
+
 
 @dataclass
 class Outcome:
     """What a run came to.
 
     Attributes:
-        metrics: COCO's metrics by data set: "before" (of the last one measured), "test", "zero_shot_before",
-            "zero_shot_after"; only what was asked for.
+        metrics: COCO's metrics, of what was asked for: "before" and "after" on the last data set measured,
+            "zero_shot_before" and "zero_shot_after".
+        final: The finished model on the last data set measured.
         history: What was logged, in order.
-        facts: Steps, minutes, seed and settings that tell one run from another.
+        facts: Steps, minutes, seed and the like.
     """
 
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    final: Measurement | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -71,28 +85,24 @@ def read_data(arguments: DataArguments) -> DataSets:
     """
     if not arguments.data:
         raise ValueError("There is no data set to learn from; name a COCO json, or a folder with train.json.")
-    train = annotation_file(arguments.data, "train", "DATA")
+    train = split_file(arguments.data, "train", "DATA")
 
     def other(named: str | None, split: str) -> Split | None:
         if named is not None:
-            return read_split(annotation_file(named, split, f"--{split}"), arguments.images)
+            return read_split(split_file(named, split, f"--{split}"), arguments.images)
         beside = find_split(train, split)
         return read_split(beside, arguments.images) if beside is not None and beside != train else None
 
-    sets = DataSets(
-        train=read_split(train, arguments.images),
+    def apart(named: str | None, split: str, option: str) -> Split | None:
+        return None if named is None else read_split(split_file(named, split, option))
+
+    return DataSets(
+        train=read_split(train, arguments.images, arguments.streaming),
         val=other(arguments.val, "val"),
         test=other(arguments.test, "test"),
-        replay=_named(arguments.replay, "train", "--replay"),
-        zero_shot=_named(arguments.zero_shot, "val", "--zero-shot"),
+        replay=apart(arguments.replay, "train", "--replay"),
+        zero_shot=apart(arguments.zero_shot, "val", "--zero-shot"),
     )
-    if not any(sets.train.rows["names"]):
-        raise ValueError(f"{train} holds no box; give a data set with some.")
-    return sets
-
-
-def _named(place: str | None, split: str, option: str) -> Split | None:
-    return None if place is None else read_split(annotation_file(place, split, option))
 
 
 def fit_model(model: Any, processor: Any, arguments: ModelArguments) -> Any:
@@ -137,20 +147,28 @@ def make_trainer(
         The trainer.
     """
 
-    def collator(split: Split) -> Collator:
-        sampler = PromptSampler(split.labels, (data.least_labels, data.most_labels))
-        return GDinoDataCollator(
-            processor, prompt_sampler=sampler, transform=augmentation(data.augment), seed=args.seed
-        )
+    size = processor.image_processor.size
 
-    rows, collate = sets.train.rows, collator(sets.train)
-    if sets.replay is not None:
-        rows = Mixture(rows, sets.replay.rows, data.replay_share, args.seed)
+    def collator(split: Split) -> Collator:
+        # Captions bring their own prompts.
+        sampler = PromptSampler(split.labels, (data.least_labels, data.most_labels)) if split.labels else None
+        transform = augmentation(data.augment, size, split.rows)
+        return GDinoDataCollator(processor, prompt_sampler=sampler, transform=transform, seed=args.seed)
+
+    collate, weights = collator(sets.train), None
+    if data.streaming:
+        rows: Any = VisitedStream(sets.train.rows, seed=args.seed)
+    elif sets.replay is not None:
+        mixture = Mixture(sets.train.rows, sets.replay.rows)
+        rows, weights = VisitedRows(mixture), mixture.weights(data.replay_share)
         collate = MixedCollator(collate, collator(sets.replay))
+    else:
+        rows = VisitedRows(sets.train.rows)
     return GDinoTrainer(
         model,
         args,
-        labels=sets.train.labels,
+        labels=sets.val.labels if sets.val is not None else sets.train.labels,
+        row_weights=weights,
         train_dataset=rows,
         eval_dataset=None if sets.val is None else sets.val.rows,
         processing_class=processor,
@@ -186,16 +204,22 @@ def fine_tune(
         OSError: A photograph cannot be read, or a checkpoint not be written.
     """
     folder = Path(args.output_dir)
-    outcome = Outcome(metrics=_before(model, processor, sets, folder, args))
+    outcome = Outcome(metrics=_before(model, processor, sets, args))
+    start = starting_weights(model) if data.start_share else None
     model = fit_model(model, processor, model_arguments)
     trainer = make_trainer(model, processor, sets, data, args)
     last = last_checkpoint(folder) if resume else None
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    parameters = count_parameters(trainer.model)
     trainer.average_into_model()
-    detector = merge_adapters(trainer.accelerator.unwrap_model(trainer.model)).eval()
-    for name, split in (("test", sets.test or sets.val), ("zero_shot_after", sets.zero_shot)):
-        if split is not None:
-            outcome.metrics[name] = _measure(detector, processor, split, args)
+    detector = merge_adapters(trainer.model).eval()
+    if start is not None:
+        blend(detector, start, data.start_share)
+    if sets.final is not None:
+        outcome.final = _measure(detector, processor, sets.final, args)
+        outcome.metrics["after"] = outcome.final.figures
+    if sets.zero_shot is not None:
+        outcome.metrics["zero_shot_after"] = _measure(detector, processor, sets.zero_shot, args).figures
     if args.should_save:
         detector.save_pretrained(folder / MODEL_FOLDER)
         processor.save_pretrained(folder / MODEL_FOLDER)
@@ -204,27 +228,27 @@ def fine_tune(
         "steps": trainer.state.global_step,
         "minutes": round(trainer.clock.seconds / 60, 2),
         "seed": args.seed,
-        "photographs": len(sets.train.rows),
         "labels": sets.train.labels,
-        "parameters": count_parameters(trainer.model),
+        "parameters": {part: dict(zip(("all", "trained"), counts, strict=True)) for part, counts in parameters.items()},
     }
     return outcome
 
 
-def _before(
-    model: Any, processor: Any, sets: DataSets, folder: Path, args: GDinoTrainingArguments
-) -> dict[str, dict[str, float]]:
+def _before(model: Any, processor: Any, sets: DataSets, args: GDinoTrainingArguments) -> dict[str, dict[str, float]]:
     """What the model finds before it learns, measured once for all the runs of a folder."""
-    path = folder / _BEFORE_FILE
+    path = Path(args.output_dir) / _BEFORE_FILE
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
     model.to(args.device)
-    wanted = {"before": sets.test or sets.val, "zero_shot_before": sets.zero_shot}
-    metrics = {name: _measure(model, processor, split, args) for name, split in wanted.items() if split is not None}
+    wanted = {"before": sets.final, "zero_shot_before": sets.zero_shot}
+    metrics = {
+        name: _measure(model, processor, split, args).figures for name, split in wanted.items() if split is not None
+    }
     if args.should_save:
         path.write_text(json.dumps(metrics) + "\n", encoding="utf-8")
     return metrics
 
 
-def _measure(model: Any, processor: Any, split: Split, args: GDinoTrainingArguments) -> dict[str, float]:
-    return detection_metrics(model, processor, split.rows, split.labels, batch_size=args.per_device_eval_batch_size)
+def _measure(model: Any, processor: Any, split: Split, args: GDinoTrainingArguments) -> Measurement:
+    batch_size = args.per_device_eval_batch_size
+    return measure(model, processor, split.rows, split.labels, batch_size, progress=f"measure {split.name}")

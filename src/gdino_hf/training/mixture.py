@@ -2,48 +2,52 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.utils.data import Dataset
 
 Collator = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
 
 _SOURCE = "source"
 
 
-class Mixture(Dataset):
-    """Every row of a data set once per epoch, among rows of another that change from epoch to epoch.
+class Mixture:
+    """Rows of a data set, then those of another, each with "source", 0 or 1.
 
     Args:
         rows: What is learned.
         replay: What must not be forgotten.
-        share: Replayed rows among all, above 0 and below 1.
-        seed: Of the order in which replayed rows come.
     """
 
-    def __init__(self, rows: Any, replay: Any, share: float, seed: int = 0) -> None:
+    def __init__(self, rows: Any, replay: Any) -> None:
         self.rows, self.replay = rows, replay
-        self.num_replayed = max(1, round(len(rows) * share / (1 - share)))
-        self.order = list(range(len(replay)))
-        random.Random(seed).shuffle(self.order)
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the replayed rows of an epoch; data loaders of accelerate call this."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.rows) + self.num_replayed
+        return len(self.rows) + len(self.replay)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if index < len(self.rows):
             return {**self.rows[index], _SOURCE: 0}
-        place = self.epoch * self.num_replayed + index - len(self.rows)
-        return {**self.replay[self.order[place % len(self.order)]], _SOURCE: 1}
+        return {**self.replay[index - len(self.rows)], _SOURCE: 1}
+
+    def cast_column(self, name: str, feature: Any) -> Mixture:
+        """As a Dataset's, which `VisitedRows` asks for the file of a picture that cannot be read."""
+        return Mixture(self.rows.cast_column(name, feature), self.replay.cast_column(name, feature))
+
+    def weights(self, share: float) -> list[float]:
+        """How often a sampler takes each row in an epoch: all that is learned once, and as many replayed as to be this
+        share of all.
+
+        Args:
+            share: Above 0 and below 1.
+
+        Returns:
+            One weight per row.
+        """
+        replayed = max(1.0, len(self.rows) * share / (1 - share))
+        return [1.0] * len(self.rows) + [replayed / len(self.replay)] * len(self.replay)
 
 
 class MixedCollator:
@@ -67,7 +71,7 @@ class MixedCollator:
         """
         batches = []
         for source, collator in enumerate(self.collators):
-            own = [{k: v for k, v in row.items() if k != _SOURCE} for row in rows if row[_SOURCE] == source]
+            own = [row for row in rows if row[_SOURCE] == source]
             if own:
                 batches.append(collator(own))
         return join_batches(batches)

@@ -43,17 +43,16 @@ def summary(outcome: Outcome, sets: DataSets) -> str:
     """
     rows = []
     for split, before, after in (
-        (sets.test or sets.val, "before", "test"),
+        (sets.final, "before", "after"),
         (sets.zero_shot, "zero_shot_before", "zero_shot_after"),
     ):
         if split is None or after not in outcome.metrics:
             continue
-        name = f"{split.path.parent.name}/{split.path.stem}"
         for title, key in (("before", before), ("after", after)):
             metrics = outcome.metrics.get(key)
             if metrics is not None:
                 figures = " | ".join(f"{metrics[metric]:.3f}" for metric in _CARD_METRICS)
-                rows.append(f"| {name} | {title} | {figures} |")
+                rows.append(f"| {split.name} | {title} | {figures} |")
     if not rows:
         return ""
     return "\n".join([f"| data | fine-tuning | {' | '.join(_CARD_METRICS)} |", "|---|---|---|---|---|", *rows])
@@ -68,27 +67,25 @@ def _complete_card(path: Path, outcome: Outcome, sets: DataSets) -> None:
     section = [
         "## Fine-tuning",
         "",
-        f"{facts['photographs']} photographs with {len(train.labels)} names ({', '.join(train.labels[:20])}"
+        f"{train.name} with {len(train.labels)} names ({', '.join(train.labels[:20])}"
         f"{', ...' if len(train.labels) > 20 else ''}), {facts['steps']} steps in {facts['minutes']:.1f} minutes, seed "
         f"{facts['seed']}.",
     ]
     if sets.replay is not None:
-        section.append(f"Rows of {sets.replay.path.parent.name} were mixed in against forgetting.")
+        section.append(f"Rows of {sets.replay.name} were mixed in against forgetting.")
     section += ["", summary(outcome, sets), ""]
     head, found, tail = card.text.partition(_FILL_IN)
     card.text = f"{head.rstrip()}\n\n" + "\n".join(section) + (f"\n{found}{tail}" if found else "")
-    if "test" in outcome.metrics:
-        split = sets.test or sets.val
-        assert split is not None
+    if sets.final is not None:
         card.data.model_name = card.data.model_name or path.parent.parent.name
         card.data.eval_results = [
             EvalResult(
                 task_type="zero-shot-object-detection",
                 dataset_type="coco",
-                dataset_name=f"{split.path.parent.name}/{split.path.stem}",
+                dataset_name=sets.final.name,
                 metric_type=metric.lower(),
                 metric_name=metric,
-                metric_value=round(outcome.metrics["test"][metric], 4),
+                metric_value=round(outcome.metrics["after"][metric], 4),
             )
             for metric in _CARD_METRICS
         ]

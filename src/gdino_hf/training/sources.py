@@ -1,8 +1,9 @@
-"""From what the user names to rows: the splits of a folder, their labels, and how they are augmented."""
+"""From what the user names to rows: the splits of a folder, what is wrong with them, and how they are augmented."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..data.coco import category_names, read_coco
+from ..data.augmentation import default_transform
+from ..data.checks import check_dataset
+from ..data.formats import open_dataset
 from ..data.transforms import Compose, Example, RandomColour, RandomHorizontalFlip, RandomScaleCrop, Transform
 
-_SUFFIXES = (".json", ".jsonl")
+_SUFFIXES = (".json", ".jsonl", ".odvg")
 _SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
@@ -23,32 +26,42 @@ class Split:
 
     Attributes:
         path: Its annotation file.
-        rows: As `read_coco` gives them.
-        labels: Its names.
+        rows: As `open_dataset` gives them.
+        labels: Its names; none where captions say what to look for.
+        remarks: What is odd about it and stops nothing, a line each.
     """
 
     path: Path
     rows: Any
     labels: list[str]
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Its folder and file, as reports call it."""
+        return f"{self.path.parent.name}/{self.path.stem}"
 
 
-def read_split(path: str | Path, images: str | Path | None = None) -> Split:
-    """Read an annotation file.
+def read_split(path: str | Path, images: str | Path | None = None, streaming: bool = False) -> Split:
+    """Check and read an annotation file.
 
     Args:
-        path: COCO json.
+        path: COCO json or ODVG json lines.
         images: Folder of the photographs; images/ beside the file by default.
+        streaming: Read rows as they are walked through.
 
     Returns:
         Its rows and labels.
 
     Raises:
-        ValueError: It cannot be read, holds no photograph, or names one that does not exist.
+        ValueError: It cannot be trained on or measured with, or holds no photograph.
     """
-    rows = read_coco(path, images)
-    if len(rows) == 0:
+    report = check_dataset(path, images)
+    report.raise_for_errors()
+    if report.num_images == 0:
         raise ValueError(f"{path} holds no photograph; give a data set with some.")
-    return Split(Path(path), rows, category_names(path))
+    rows, labels = open_dataset(path, images, streaming)
+    return Split(Path(path), rows, labels or [], tuple(f"{path}: {finding}" for finding in report.warnings))
 
 
 def find_split(place: str | Path, split: str) -> Path | None:
@@ -63,14 +76,11 @@ def find_split(place: str | Path, split: str) -> Path | None:
     """
     folder = Path(place)
     folder = folder if folder.is_dir() else folder.parent
-    for name in _SPLITS[split]:
-        for suffix in _SUFFIXES:
-            if (folder / f"{name}{suffix}").is_file():
-                return folder / f"{name}{suffix}"
-    return None
+    names = [f"{name}{suffix}" for name in _SPLITS[split] for suffix in _SUFFIXES]
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def annotation_file(place: str | Path, split: str, option: str) -> Path:
+def split_file(place: str | Path, split: str, option: str) -> Path:
     """What an option names: a file as it is, or the file of a split where a folder is named.
 
     Args:
@@ -91,7 +101,7 @@ def annotation_file(place: str | Path, split: str, option: str) -> Path:
         raise ValueError(f"{option} {place} does not exist; give an annotation file, or a folder that holds one.")
     found = find_split(path, split)
     if found is None:
-        wanted = " or ".join(f"{name}{suffix}" for name in _SPLITS[split] for suffix in _SUFFIXES)
+        wanted = " or ".join(f"{name}{suffix}" for name in _SPLITS[split] for suffix in _SUFFIXES[:2])
         raise ValueError(f"{option} {place} has no {split} split; put {wanted} there, or name the file itself.")
     return found
 
@@ -115,18 +125,22 @@ class RandomHalfTurn:
         return {**example, "image": image, "boxes": turned}
 
 
-def augmentation(kind: str) -> Transform | None:
+def augmentation(kind: str, size: Mapping[str, int], rows: Any) -> Transform | None:
     """The transform of a kind of pictures.
 
     Args:
-        kind: "photo", "any-way-up" or "none".
+        kind: "photo", "any-way-up", "small-set" or "none".
+        size: The image processor's `size`.
+        rows: What a mosaic takes other pictures from.
 
     Returns:
         The transform, None for none.
     """
     if kind == "none":
         return None
-    turn = [RandomHalfTurn()] if kind == "any-way-up" else []
+    if kind == "small-set":
+        return default_transform(size, colour=0.5, mosaic=0.3, rows=rows)
+    turn: list[Transform] = [RandomHalfTurn()] if kind == "any-way-up" else []
     return Compose(
         [
             RandomHorizontalFlip(),

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import ProgressCallback, Trainer, TrainerCallback, get_scheduler
 
+from ..data.visits import VisitedRows, VisitSampler
 from .arguments import GDinoTrainingArguments
 from .average import AVERAGE_FILE, WeightAverage
 from .budget import Clock, by_time, ticks
-from .metrics import detection_metrics
+from .metrics import measure
 from .parts import freeze, parameter_groups
 from .progress import ShortProgress
 from .saving import UNFINISHED, publish, saving
@@ -29,6 +30,7 @@ class GDinoTrainer(Trainer):
     - With `args.ema_decay`, evaluation, checkpoints and `average_into_model()` use averaged weights; training goes on
       from its own.
     - The parts of the loss are logged, each the mean over all steps since the last log and over all processes.
+    - With `train_dataset` of VisitedRows, a resumed run sees what an unbroken one would have seen; see data/visits.py.
     - A checkpoint is written under another name and renamed: whatever stops it, the last one stays whole.
     - `args.minutes` ends the training after so much time and lays the learning rate out over it.
 
@@ -36,7 +38,8 @@ class GDinoTrainer(Trainer):
         model: The model, or one with adapters around it.
         args: What Trainer takes and more.
         labels: The names to detect in evaluation.
-        **kwargs: As in Trainer; `processing_class` is the processor, `eval_dataset` rows as `read_coco` gives them.
+        row_weights: How often each row of `train_dataset` comes in an epoch; once by default.
+        **kwargs: As in Trainer; `processing_class` is the processor, `eval_dataset` rows as `open_dataset` gives them.
     """
 
     # Assigned by the stock Trainer, which is read as Any.
@@ -57,6 +60,8 @@ class GDinoTrainer(Trainer):
         self.frozen = freeze(_plain(model), args.freeze)
         super().__init__(model, args, **kwargs)
         self.labels = list(labels)
+        self.row_weights = row_weights
+        self.sampler: VisitSampler | None = None
         self.clock = Clock(args.minutes)
         self.average = WeightAverage(self.model, args.ema_decay) if args.ema_decay else None
         self.add_callback(_Steps(self))
@@ -65,6 +70,13 @@ class GDinoTrainer(Trainer):
             self.add_callback(ShortProgress)
         self._parts: dict[str, Tensor] = {}
         self._num_losses = 0
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if not isinstance(self.train_dataset, VisitedRows):
+            return super()._get_train_sampler(train_dataset)
+        weights = self.row_weights
+        self.sampler = VisitSampler(len(self.train_dataset), seed=self.args.seed, weights=weights)
+        return self.sampler
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """One group per part and kind of parameter; see `parameter_groups`."""
@@ -148,13 +160,8 @@ class GDinoTrainer(Trainer):
             raise ValueError("There is nothing to evaluate on; give eval_dataset.")
         was_training = self.model.training
         with self.averaged():
-            found = detection_metrics(
-                _plain(self.model),
-                self.processing_class,
-                rows,
-                self.labels,
-                batch_size=self.args.per_device_eval_batch_size,
-            )
+            batch_size = self.args.per_device_eval_batch_size
+            found = measure(_plain(self.model), self.processing_class, rows, self.labels, batch_size).figures
         self.model.train(was_training)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(metrics)
@@ -203,6 +210,11 @@ class _Steps(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.clock.start()
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Where a resumed run of several processes skips batches, the data loader does not find the sampler.
+        if self.trainer.sampler is not None:
+            self.trainer.sampler.set_epoch(int(state.epoch or 0))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
