@@ -13,7 +13,7 @@ from importlib import import_module
 
 from .errors import INTERRUPTED, OutputError, UsageError
 
-VERBS = ("detect", "convert", "bench", "train")
+VERBS = ("detect", "train", "eval", "convert", "bench")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -60,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
             detector.model, detector.processor, sets, data, model_arguments, training, resume=options.resume is not None
         )
         if training.should_save:
-            write_report(folder, outcome, sets)
+            for remark in write_report(folder, outcome, sets):
+                print(f"warning: {remark}", file=sys.stderr)
             print(summary(outcome, sets))
             print(f"{folder / 'model'}: the finished model; figures and curves beside it")
             if repository is not None:

@@ -32,14 +32,12 @@ class BoxMap:
     Attributes:
         labels: (K,) the labels that have a truth.
         precision: (T, R, K, A) interpolated, at IOU_THRESHOLDS, RECALL_POINTS, the labels and SIZES.
-        scores: (T, R, K, A) the score at which that recall is reached, 0 where it never is.
         recall: (T, K, A, M) the highest reached, with the M limits of detections.
         limits: Most detections per image of a label: 1, 10 and the highest.
     """
 
     labels: np.ndarray
     precision: np.ndarray
-    scores: np.ndarray
     recall: np.ndarray
     limits: tuple[int, ...]
 
@@ -74,24 +72,6 @@ class BoxMap:
         """Precision (R,) at IoU 0.5 over RECALL_POINTS, of every label that has something to find."""
         found = {int(label): self.precision[0, :, k, 0] for k, label in enumerate(self.labels)}
         return {label: curve for label, curve in found.items() if (curve > ANSWER_WITHOUT_TRUTH).all()}
-
-    def best_threshold(self) -> float:
-        """The score whose F1 at IoU 0.5, averaged over the labels, is highest; 0 where nothing is found."""
-        if not self.curves():
-            return 0.0
-        precision, scores = self.precision[0, :, :, 0], self.scores[0, :, :, 0]
-        known = (precision > ANSWER_WITHOUT_TRUTH).all(axis=0)
-        precision, scores = precision[:, known], scores[:, known]
-        f1 = 2 * precision * RECALL_POINTS[:, None] / np.maximum(precision + RECALL_POINTS[:, None], 1e-12)
-        candidates = np.unique(scores[scores > 0])
-        if not len(candidates):
-            return 0.0
-        # At a threshold, a label stands at the highest recall whose score still passes.
-        totals = np.zeros(len(candidates))
-        for column in range(scores.shape[1]):
-            passing = (scores[:, column][:, None] >= candidates).sum(axis=0)
-            totals += np.where(passing > 0, f1[np.maximum(passing - 1, 0), column], 0.0)
-        return float(candidates[totals.argmax()])
 
 
 def evaluate_boxes(
@@ -231,7 +211,7 @@ def accumulate(
     labels = np.array([category["id"] for category in categories], dtype=np.int64)
     if not len(labels):
         shape = (len(IOU_THRESHOLDS), len(RECALL_POINTS), 0, len(SIZES))
-        return BoxMap(labels, np.empty(shape), np.empty(shape), np.empty((shape[0], 0, shape[3], len(limits))), limits)
+        return BoxMap(labels, np.empty(shape), np.empty((shape[0], 0, shape[3], len(limits))), limits)
 
     def index(annotations: Sequence[dict[str, Any]]) -> Any:
         collection = COCO()
@@ -260,7 +240,6 @@ def accumulate(
     return BoxMap(
         labels=labels,
         precision=np.asarray(result["precision"])[..., -1],
-        scores=np.asarray(result["scores"])[..., -1],
         recall=np.asarray(result["recall"]),
         limits=limits,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,17 +33,44 @@ def confusion_matrix(
         the last column counts what was missed and the last row what was made up.
     """
     matrix = np.zeros((num_labels + 1, num_labels + 1), dtype=np.int64)
+    background = num_labels
     for prediction, reference in zip(predictions, references, strict=True):
-        scores = np.asarray(prediction["scores"], dtype=np.float64)
-        order = np.argsort(-scores, kind="stable")
-        order = order[scores[order] >= threshold]
-        boxes = np.asarray(prediction["boxes"], dtype=np.float64).reshape(-1, 4)[order]
-        labels = np.asarray(prediction["labels"], dtype=np.int64)[order]
-        true_boxes = np.asarray(reference["boxes"], dtype=np.float64).reshape(-1, 4)
-        true_labels = np.asarray(reference["labels"], dtype=np.int64)
-        crowd = np.asarray(reference.get("crowd", np.zeros(len(true_boxes))), dtype=bool)
-        _count(matrix, boxes, labels, true_boxes, true_labels, crowd, iou_threshold)
+        image = _match(prediction, reference, threshold, iou_threshold)
+        for place, true in enumerate(image.taken):
+            if true >= 0:
+                matrix[image.true_labels[true], image.labels[place]] += 1
+            elif not image.excused[place]:
+                matrix[background, image.labels[place]] += 1
+        np.add.at(matrix, (image.true_labels[image.free], background), 1)
     return matrix
+
+
+def best_threshold(
+    predictions: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]], iou_threshold: float = 0.5
+) -> float:
+    """The score from which on detections have the highest F1 over all true boxes.
+
+    Args:
+        predictions: As in `evaluate_boxes`.
+        references: As in `evaluate_boxes`.
+        iou_threshold: Least overlap, 0..1.
+
+    Returns:
+        The score of the last detection to count, 0 where none is right.
+    """
+    scores, right, num_true = [], [], 0
+    for prediction, reference in zip(predictions, references, strict=True):
+        image = _match(prediction, reference, 0.0, iou_threshold, of_any_label=False)
+        counts = ~image.excused | (image.taken >= 0)
+        scores.append(image.scores[counts])
+        right.append(image.taken[counts] >= 0)
+        num_true += int((~image.crowd).sum())
+    score, hit = np.concatenate([*scores, []]), np.concatenate([*right, []])
+    if not hit.any():
+        return 0.0
+    order = np.argsort(-score, kind="stable")
+    f1 = 2 * np.cumsum(hit[order]) / (np.arange(1, len(order) + 1) + num_true)
+    return float(score[order][f1.argmax()])
 
 
 def overlaps(boxes: np.ndarray, others: np.ndarray, of_first: bool = False) -> np.ndarray:
@@ -64,31 +92,50 @@ def overlaps(boxes: np.ndarray, others: np.ndarray, of_first: bool = False) -> n
     return np.divide(inside, whole, out=np.zeros_like(inside), where=whole > 0)
 
 
-def _count(
-    matrix: np.ndarray,
-    boxes: np.ndarray,
-    labels: np.ndarray,
-    true_boxes: np.ndarray,
-    true_labels: np.ndarray,
-    crowd: np.ndarray,
+@dataclass(frozen=True)
+class _Matched:
+    """One image: detections, highest score first, and the true boxes they took."""
+
+    scores: np.ndarray
+    labels: np.ndarray
+    taken: np.ndarray
+    excused: np.ndarray
+    true_labels: np.ndarray
+    crowd: np.ndarray
+    free: np.ndarray
+
+
+def _match(
+    prediction: Mapping[str, Any],
+    reference: Mapping[str, Any],
+    threshold: float,
     iou_threshold: float,
-) -> None:
-    """Add one image; detections come with the highest score first."""
-    background = len(matrix) - 1
-    iou = overlaps(boxes, true_boxes)
-    same = labels[:, None] == true_labels[None]
-    free = ~crowd
-    taken = np.full(len(boxes), -1)
-    for allowed in (same, ~same):
-        for place in np.flatnonzero(taken < 0):
-            candidates = np.where(allowed[place] & free, iou[place], -1.0)
-            if len(candidates) and candidates.max() >= iou_threshold:
-                taken[place] = candidates.argmax()
-                free[taken[place]] = False
-    excused = (same & crowd & (overlaps(boxes, true_boxes, of_first=True) >= iou_threshold)).any(axis=1)
-    for place, true in enumerate(taken):
-        if true >= 0:
-            matrix[true_labels[true], labels[place]] += 1
-        elif not excused[place]:
-            matrix[background, labels[place]] += 1
-    np.add.at(matrix, (true_labels[free], background), 1)
+    of_any_label: bool = True,
+) -> _Matched:
+    scores = np.asarray(prediction["scores"], dtype=np.float64)
+    order = np.argsort(-scores, kind="stable")
+    order = order[scores[order] >= threshold]
+    boxes = np.asarray(prediction["boxes"], dtype=np.float64).reshape(-1, 4)[order]
+    labels = np.asarray(prediction["labels"], dtype=np.int64)[order]
+    true_boxes = np.asarray(reference["boxes"], dtype=np.float64).reshape(-1, 4)
+    true_labels = np.asarray(reference["labels"], dtype=np.int64)
+    crowd = np.asarray(reference.get("crowd", np.zeros(len(true_boxes))), dtype=bool)
+    iou, same = overlaps(boxes, true_boxes), labels[:, None] == true_labels[None]
+    free, taken = ~crowd, np.full(len(boxes), -1)
+    for allowed in (same, ~same) if of_any_label else (same,):
+        possible = allowed & (iou >= iou_threshold)
+        for place in np.flatnonzero((taken < 0) & possible.any(axis=1)):
+            candidates = np.flatnonzero(possible[place] & free)
+            if len(candidates):
+                best = candidates[iou[place, candidates].argmax()]
+                taken[place], free[best] = best, False
+    in_crowd = overlaps(boxes, true_boxes, of_first=True) >= iou_threshold
+    return _Matched(
+        scores=scores[order],
+        labels=labels,
+        taken=taken,
+        excused=(same & crowd & in_crowd).any(axis=1),
+        true_labels=true_labels,
+        crowd=crowd,
+        free=free & ~crowd,
+    )

@@ -87,7 +87,8 @@ class DetectionMap(evaluate.Metric):
         predictions, references = list(predictions or ()), list(references or ())
         if len(predictions) != len(references):
             raise ValueError(
-                f"There are predictions of {len(predictions)} images but references of {len(references)}; give one each."
+                f"There are predictions of {len(predictions)} images but references of {len(references)}; give one "
+                "each."
             )
         super().add_batch(
             predictions=[_prediction(item) for item in predictions],
@@ -104,9 +105,8 @@ class DetectionMap(evaluate.Metric):
     ) -> dict[str, Any]:
         # Images without an id, all of which have the same one here, keep the order they came in.
         order = sorted(range(len(references)), key=lambda place: references[place]["image_id"])
-        result = evaluate_boxes(
-            [predictions[place] for place in order], [references[place] for place in order], max_detections
-        )
+        meant = [{**references[place], "area": references[place]["area"] or None} for place in order]
+        result = evaluate_boxes([predictions[place] for place in order], meant, max_detections)
         per_label = result.per_label()
         if label_names is None:
             named: dict[Any, dict[str, float]] = {str(label): figures for label, figures in per_label.items()}
@@ -133,7 +133,8 @@ def _reference(item: Mapping[str, Any]) -> dict[str, Any]:
         "boxes": boxes,
         "labels": _plain(item["labels"], int),
         "crowd": [False] * len(boxes) if crowd is None else _plain(crowd, bool),
-        "area": [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes] if area is None else _plain(area, float),
+        # Nothing stands for the area of the box.
+        "area": [] if area is None else _plain(area, float),
         "image_id": int(item.get("image_id", 0)),
     }
 
@@ -148,5 +149,5 @@ def _plain(values: Any, dtype: type, width: int | None = None) -> list[Any]:
     """Nested lists out of lists, arrays or tensors on any device; nothing may be an empty list of any shape."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()
-    array = np.asarray(values, dtype=dtype)
+    array: np.ndarray = np.asarray(values, dtype=dtype)
     return array.reshape((-1,) if width is None else (-1, width)).tolist()

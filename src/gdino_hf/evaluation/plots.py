@@ -78,7 +78,7 @@ def plot_precision_recall(curves: Mapping[str, np.ndarray], path: str | Path) ->
 
 
 def plot_confusion_matrix(matrix: np.ndarray, names: Sequence[str], path: str | Path) -> None:
-    """Draw what true boxes were taken for, as a share of each row; the numbers are counts.
+    """Draw what true boxes were taken for, as a share of each row; numbers are counts, labels without any are left out.
 
     Args:
         matrix: (N + 1, N + 1) of `confusion_matrix`.
@@ -88,7 +88,10 @@ def plot_confusion_matrix(matrix: np.ndarray, names: Sequence[str], path: str | 
     Raises:
         ImportError: matplotlib is not installed.
     """
-    ticks = [*names, "background"]
+    # Labels that are neither there nor predicted would only make the others small.
+    shown = [*np.flatnonzero((matrix[:-1].sum(axis=1) + matrix[:, :-1].sum(axis=0)) > 0), len(names)]
+    matrix = matrix[np.ix_(shown, shown)]
+    ticks = [[*names, "background"][place] for place in shown]
     side = min(4 + 0.32 * len(ticks), 24)
     figure = _figure(side + 1, side)
     axis = figure.subplots()

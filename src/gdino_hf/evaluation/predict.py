@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -143,7 +144,7 @@ def read_batches(
             batch.append(Picture(image_id, _read(row["image"]), row))
         # Bulk work: whatever is wrong with one image is its own affair, the others go on.
         except Exception as error:
-            _fail(image_id, error, results, store)
+            fail(image_id, error, results, store)
         if len(batch) == batch_size:
             yield batch
             batch = []
@@ -174,7 +175,7 @@ def prepare_images(processor: Any, batch: list[Picture], results: Predictions, s
                 processor(images=[item.image])
             except (TypeError, ValueError) as error:
                 batch.remove(item)
-                _fail(item.image_id, error, results, store)
+                fail(item.image_id, error, results, store)
         return processor(images=[item.image for item in batch]) if batch else None
 
 
@@ -185,9 +186,10 @@ def keep(entry: dict[str, Any], results: Predictions, store: PredictionFile | No
         store.append(entry)
 
 
-def _fail(image_id: Any, error: Exception, results: Predictions, store: PredictionFile | None) -> None:
+def fail(image_id: Any, error: Exception, results: Predictions, store: PredictionFile | None) -> None:
+    """Name an image that is left out on the terminal, and list it."""
     reason = " ".join(str(error).split()) or type(error).__name__
-    tqdm.write(f"image {image_id} is left out: {reason}")
+    tqdm.write(f"image {image_id} is left out: {reason}", file=sys.stderr)
     entry = {"image_id": image_id, "error": reason}
     results.failed.append(entry)
     if store is not None:

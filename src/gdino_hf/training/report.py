@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
-from typing import Any
 
+from ..evaluation.plots import plot_curves
+from ..evaluation.report import evaluate_predictions, write_csv
+from ..evaluation.report import write_report as write_evaluation
 from .fine_tuning import MODEL_FOLDER, DataSets, Outcome
 
+EVALUATION_FOLDER = "evaluation"
 _CARD_METRICS = ("AP", "AP50", "AP75")
 _FILL_IN = "## Fill in before sharing"
 
 
-def write_report(folder: Path, outcome: Outcome, sets: DataSets) -> None:
+def write_report(folder: Path, outcome: Outcome, sets: DataSets) -> list[str]:
     """Write everything but the model, and complete the model's card.
 
     Args:
         folder: Of the run; the model is in it.
         outcome: Of the training.
         sets: What was learned from and measured on.
+
+    Returns:
+        What could not be drawn and why, a line each.
     """
     content = {**outcome.facts, "metrics": outcome.metrics}
     (folder / "metrics.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    _write_csv(
-        folder / "metrics.csv",
-        [{"data": name, **metrics} for name, metrics in outcome.metrics.items()],
-    )
-    _write_csv(folder / "log.csv", outcome.history)
+    names = list(dict.fromkeys(name for metrics in outcome.metrics.values() for name in metrics))
+    figures = ((title, *(metrics[name] for name in names)) for title, metrics in outcome.metrics.items())
+    write_csv(folder / "metrics.csv", ("measured", *names), figures)
+    columns = list(dict.fromkeys(name for line in outcome.history for name in line))
+    write_csv(folder / "log.csv", columns, ([line.get(name, "") for name in columns] for line in outcome.history))
     _complete_card(folder / MODEL_FOLDER / "README.md", outcome, sets)
+    remarks = []
+    try:
+        plot_curves(outcome.history, folder / "curves.png")
+    except ImportError as error:
+        remarks.append(str(error).rstrip("."))
+    if outcome.final is not None:
+        details = folder / EVALUATION_FOLDER
+        details.mkdir(exist_ok=True)
+        truth, predictions = outcome.final.truth, outcome.final.predictions
+        remarks += write_evaluation(details, evaluate_predictions(truth, predictions), truth, predictions)
+    return list(dict.fromkeys(remarks))
 
 
 def summary(outcome: Outcome, sets: DataSets) -> str:
@@ -90,14 +106,6 @@ def _complete_card(path: Path, outcome: Outcome, sets: DataSets) -> None:
             for metric in _CARD_METRICS
         ]
     path.write_text(str(card), encoding="utf-8")
-
-
-def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def push(folder: Path, repository: str) -> str:

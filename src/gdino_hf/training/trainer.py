@@ -54,6 +54,7 @@ class GDinoTrainer(Trainer):
         args: GDinoTrainingArguments | None = None,
         *,
         labels: Sequence[str] = (),
+        row_weights: Sequence[float] | None = None,
         **kwargs: Any,
     ) -> None:
         args = args or GDinoTrainingArguments()

@@ -1,0 +1,386 @@
+"""Measure how well a model finds what is annotated; write figures, curves and predictions.
+
+DATA is a COCO or LVIS json or ODVG json lines. Results go to runs/eval/NAME, never over earlier ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import INTERRUPTED, OutputError, UsageError
+from .inputs import parse_labels
+from .run_folder import new_run_folder
+
+HELP = "measure a model on annotated images, or stored predictions without it"
+PREDICTIONS = "predictions.jsonl"
+_MAX_DETECTIONS = 100
+_LVIS_PER_PROMPT, _LVIS_LABELS = 300, 80
+_MOST_PRINTED_LABELS = 20
+_TABLE_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's options."""
+    parser.add_argument("data", nargs="?", metavar="DATA", help="COCO or LVIS json, or ODVG json lines")
+    parser.add_argument("--images", metavar="DIR", help="the photographs (default: images/ beside DATA)")
+    parser.add_argument("--model", default="nano", help="Hub id, folder or nano (default: %(default)s)")
+    parser.add_argument("--labels", help="only these of DATA's labels, as in gdino detect (default: all)")
+    parser.add_argument(
+        "--predictions", metavar="FILE", help=f"judge the {PREDICTIONS} of an earlier run on DATA; no model is loaded"
+    )
+    parser.add_argument(
+        "--table",
+        metavar="YAML",
+        help="instead of DATA: a list of data sets with name, annotations and, where wanted, images, labels and "
+        "prompts ({label: what to call it}); a table with their average is written",
+    )
+    parser.add_argument(
+        "--protocol",
+        default="auto",
+        choices=("auto", "coco", "lvis", "phrases", "referring"),
+        help="COCO's AP, LVIS' fixed AP, recall of a caption's phrases, or accuracy of referring expressions (default: "
+        "what DATA is annotated for; referring has to be asked for)",
+    )
+    parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N images")
+    parser.add_argument("--batch", type=_positive, default=8, help="images at once (default: %(default)s)")
+    parser.add_argument(
+        "--max-detections",
+        type=_positive,
+        metavar="N",
+        help=f"kept per image (default: {_MAX_DETECTIONS}; of LVIS all that its prompts give, {_LVIS_PER_PROMPT} each)",
+    )
+    parser.add_argument(
+        "--labels-per-prompt",
+        type=_positive,
+        metavar="N",
+        help=f"most labels of one prompt (default: as many as it holds; of LVIS {_LVIS_LABELS})",
+    )
+    parser.add_argument(
+        "--score",
+        choices=("mean", "max"),
+        help="a label's score from its tokens' (default: mean, as published; max for referring expressions)",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=_fraction,
+        help="score from which on detections count in the confusion matrix and are drawn, 0..1 (default: where F1 is "
+        "highest)",
+    )
+    parser.add_argument("--name", help="of the run (default: that of the file)")
+    parser.add_argument("--runs", default="runs", metavar="DIR", help="folder of all runs (default: %(default)s)")
+    parser.add_argument("--resume", metavar="DIR", help="go on with a run that was stopped, in its folder")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predict, judge, write; returns 0, or 1 when an image or a data set could not be used.
+
+    Raises:
+        UsageError: The data, the predictions, the model or an option cannot be used.
+        OutputError: The results cannot be written.
+    """
+    _check_options(args)
+    try:
+        return _run_table(args) if args.table else _run_one(args)
+    except ImportError as error:
+        raise UsageError(str(error).rstrip(".")) from error
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    if (args.data is None) == (args.table is None):
+        raise UsageError("give DATA or --table YAML, one of them")
+    if args.predictions:
+        for option in ("labels", "table", "resume"):
+            if getattr(args, option):
+                raise UsageError(f"--predictions FILE and --{option} exclude each other; leave one out")
+    if args.table:
+        for option in ("images", "labels"):
+            if getattr(args, option):
+                raise UsageError(f"--{option} belongs to one data set; write {option} in {args.table}")
+    if args.resume and not any(Path(args.resume).rglob(PREDICTIONS)):
+        raise UsageError(f"--resume {args.resume} holds no {PREDICTIONS}; give the folder of a run that was stopped")
+
+
+@dataclass
+class _Task:
+    """A data set and how it is judged."""
+
+    data: str
+    truth: Any
+    protocol: str
+    prompts: list[str] | None = None
+
+    @property
+    def kind(self) -> str:
+        return "phrases" if self.protocol in ("phrases", "referring") else "boxes"
+
+
+def _open(args: argparse.Namespace, data: Any, images: Any, labels: Sequence[str] | None) -> _Task:
+    """The truth of a data set and its protocol.
+
+    Raises:
+        ValueError: It cannot be read, or not be judged as asked.
+    """
+    from gdino_hf.evaluation.sources import has_captions, open_truth
+
+    truth = open_truth(data, images)
+    if not truth.references:
+        raise ValueError(f"{data} has no images; give a data set that has some")
+    captions = has_captions(truth)
+    protocol = args.protocol
+    if protocol == "auto":
+        protocol = "phrases" if captions else "lvis" if truth.is_federated else "coco"
+    if captions != (protocol in ("phrases", "referring")):
+        raise ValueError(
+            f"{data} {'has captions' if captions else 'has labels and no captions'}, which --protocol {protocol} "
+            "does not judge; leave the option out"
+        )
+    if protocol == "lvis" and not truth.is_federated:
+        raise ValueError(f"{data} has no neg_category_ids, which LVIS' protocol needs; leave --protocol out")
+    if labels is not None:
+        chosen = truth.only(labels)
+        if not any(len(reference["labels"]) for reference in chosen.references.values()):
+            raise ValueError(f"{data} has nothing of --labels {', '.join(labels)}; name labels it has")
+        truth = chosen
+    return _Task(str(data), truth, protocol)
+
+
+def _run_one(args: argparse.Namespace) -> int:
+    from gdino_hf.evaluation.prediction_file import read_predictions
+
+    labels = None if args.labels is None else parse_labels(args.labels)
+    try:
+        task = _open(args, args.data, args.images, labels)
+        stored = read_predictions(args.predictions) if args.predictions else None
+    except ValueError as error:
+        raise UsageError(str(error).rstrip(".")) from error
+    name = args.name or Path(args.data).stem
+    if stored is None:
+        detector = _load(args, task.truth.labels or ["object"])
+        folder = Path(args.resume) if args.resume else new_run_folder("eval", name, args.runs)
+        predictions = _predict(args, detector, task, folder)
+        if predictions is None:
+            return INTERRUPTED
+    else:
+        predictions = stored
+        _fit_to_predictions(task, predictions)
+        folder = new_run_folder("eval", name, args.runs)
+    try:
+        evaluation = _judge(args, task, predictions, folder)
+    except ValueError as error:
+        raise UsageError(str(error).rstrip(".")) from error
+    print(_label_table(evaluation))
+    print(f"\n{_count(task, evaluation, predictions)}")
+    print(f"results: {folder}")
+    return 1 if predictions.failed else 0
+
+
+def _fit_to_predictions(task: _Task, predictions: Any) -> None:
+    """Number the truth's labels as the predictions do."""
+    kind, labels = predictions.header.get("kind", "boxes"), predictions.header.get("labels", [])
+    if kind != task.kind:
+        raise UsageError(f"the predictions are {kind}, which --protocol {task.protocol} does not judge")
+    if task.kind == "boxes" and labels != task.truth.labels:
+        task.truth = task.truth.only(labels)
+
+
+def _run_table(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from gdino_hf.evaluation.table import average_row, read_table
+
+    try:
+        entries = read_table(args.table)
+    except ValueError as error:
+        raise UsageError(str(error).rstrip(".")) from error
+    if args.protocol in ("phrases", "referring"):
+        raise UsageError(f"--table compares average precision; --protocol {args.protocol} takes DATA")
+    detector = _load(args, ["object"])
+    folder = Path(args.resume) if args.resume else new_run_folder("eval", args.name or Path(args.table).stem, args.runs)
+    rows: dict[str, dict[str, float]] = {}
+    failed: dict[str, str] = {}
+    incomplete = False
+    for entry in tqdm(entries, desc="data sets", disable=None, leave=False):
+        try:
+            task = _open(args, entry.annotations, entry.images, entry.labels)
+            task.prompts = entry.prompts_of(task.truth.labels)
+            (folder / entry.name).mkdir(exist_ok=True)
+            predictions = _predict(args, detector, task, folder / entry.name)
+            if predictions is None:
+                return INTERRUPTED
+            evaluation = _judge(args, task, predictions, folder / entry.name)
+        # A set that cannot be used is its own affair, the others go on.
+        except (UsageError, ValueError) as error:
+            failed[entry.name] = str(error).rstrip(".")
+            tqdm.write(f"gdino eval: {entry.name}: {failed[entry.name]}", file=sys.stderr)
+            continue
+        incomplete = incomplete or bool(predictions.failed)
+        rows[entry.name] = {name: evaluation.figures[name] for name in _TABLE_METRICS} | {
+            "images": evaluation.num_images
+        }
+    average = average_row(list(rows.values()), _TABLE_METRICS)
+    _write_table(folder, rows, average, failed, args.model)
+    named = f"average of {len(rows)}" + (f" of {len(entries)}" if failed else "")
+    body = [
+        [name, str(row["images"]), *(_number(row[metric]) for metric in _TABLE_METRICS)] for name, row in rows.items()
+    ]
+    body.append([named, "", *(_number(average[metric]) for metric in _TABLE_METRICS)])
+    print(_table(["data set", "images", *_TABLE_METRICS], body))
+    print(f"\nresults: {folder}")
+    return 1 if failed or incomplete else 0
+
+
+def _load(args: argparse.Namespace, labels: list[str]) -> Any:
+    from transformers.utils import logging
+
+    from .detector import Detector
+
+    _demand_metric()
+    # Loading a model of two seconds needs no bar of its own, and the one over the images comes after it.
+    logging.disable_progress_bar()
+    return Detector(args.model, labels, device=args.device, dtype=args.dtype)
+
+
+def _demand_metric() -> None:
+    """Say before hours of prediction, not after them, that what judges them is missing."""
+    from importlib.util import find_spec
+
+    if find_spec("faster_coco_eval") is None:
+        raise UsageError('average precision needs faster-coco-eval; pip install "gdino-hf[train]"')
+
+
+def _predict(args: argparse.Namespace, detector: Any, task: _Task, folder: Path) -> Any:
+    """Predictions of a data set, stored in the folder as they are made; None when the user stopped it."""
+    from gdino_hf.evaluation.phrases import predict_phrases
+    from gdino_hf.evaluation.predict import predict
+    from gdino_hf.evaluation.prediction_file import PredictionFile
+
+    lvis = task.protocol == "lvis"
+    options: dict[str, Any] = {"score": args.score or ("max" if task.protocol == "referring" else "mean")}
+    if task.kind == "boxes":
+        options |= {
+            "max_detections": args.max_detections or (None if lvis else _MAX_DETECTIONS),
+            "max_per_prompt": _LVIS_PER_PROMPT if lvis else None,
+            "labels_per_prompt": args.labels_per_prompt or (_LVIS_LABELS if lvis else None),
+        }
+    labels = {"labels": task.truth.labels, "prompts": task.prompts or task.truth.labels}
+    header = {"model": args.model, "data": task.data, "kind": task.kind, **labels, **options, "dtype": args.dtype}
+    path = folder / PREDICTIONS
+    try:
+        with PredictionFile(path, header) as store:
+            common = {"batch_size": args.batch, "limit": args.limit, "store": store, "progress": "evaluate"}
+            if task.kind == "phrases":
+                return predict_phrases(detector.model, detector.processor, task.truth.rows, **options, **common)
+            return predict(
+                detector.model,
+                detector.processor,
+                task.truth.rows,
+                prompts=task.prompts,
+                labels=task.truth.labels,
+                **options,
+                **common,
+            )
+    except KeyboardInterrupt:
+        print(f"stopped; go on with the same command and --resume {args.resume or folder}", file=sys.stderr)
+        return None
+    except ValueError as error:
+        raise UsageError(str(error).rstrip(".")) from error
+    except OSError as error:
+        raise OutputError(f"{path}: the predictions cannot be written ({error}); go on with --resume") from error
+
+
+def _judge(args: argparse.Namespace, task: _Task, predictions: Any, folder: Path) -> Any:
+    """Figures and files of one data set.
+
+    Raises:
+        ValueError: Predictions and truth do not go together.
+    """
+    from gdino_hf.evaluation.report import evaluate_predictions, write_report
+
+    most = args.max_detections or predictions.header.get("max_detections") or _MAX_DETECTIONS
+    evaluation = evaluate_predictions(task.truth, predictions, task.protocol, most, args.threshold)
+    try:
+        remarks = write_report(folder, evaluation, task.truth, predictions)
+    except OSError as error:
+        raise OutputError(f"{folder}: the results cannot be written ({error})") from error
+    for remark in remarks:
+        print(f"gdino eval: {remark}", file=sys.stderr)
+    return evaluation
+
+
+def _write_table(
+    folder: Path, rows: dict[str, dict[str, float]], average: dict[str, float], failed: dict[str, str], model: str
+) -> None:
+    from gdino_hf.evaluation.report import write_csv
+
+    content = {"model": model, "data sets": rows, "average": average, "failed": failed}
+    try:
+        (folder / "table.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        lines = [(name, row["images"], *(row[metric] for metric in _TABLE_METRICS)) for name, row in rows.items()]
+        lines.append(("average", "", *average.values()))
+        write_csv(folder / "table.csv", ("data set", "images", *_TABLE_METRICS), lines)
+    except OSError as error:
+        raise OutputError(f"{folder}: the table cannot be written ({error})") from error
+
+
+def _label_table(evaluation: Any) -> str:
+    """All figures, and those of each label where they are not too many to read."""
+    figures = evaluation.figures
+    if not evaluation.per_label:
+        return _table(list(figures), [[_number(value) for value in figures.values()]])
+    overall = _table(list(figures), [[_number(value) for value in figures.values()]])
+    if len(evaluation.per_label) > _MOST_PRINTED_LABELS:
+        return overall
+    columns = ("boxes", "AP", "AP50", "AP75", "AR")
+    body = [[name, *(_number(row[column]) for column in columns)] for name, row in evaluation.per_label.items()]
+    return f"{overall}\n\n{_table(['label', *columns], body)}"
+
+
+def _table(header: list[str], body: list[list[str]]) -> str:
+    """Columns under each other, the first to the left and numbers to the right."""
+    widths = [max(len(row[column]) for row in (header, *body)) for column in range(len(header))]
+    lines = [
+        "  ".join(cell.ljust(width) if place == 0 else cell.rjust(width) for place, (cell, width) in enumerate(pairs))
+        for pairs in (list(zip(row, widths, strict=True)) for row in (header, *body))
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _number(value: Any) -> str:
+    """Three digits; a dash where there was nothing to find."""
+    if isinstance(value, int):
+        return str(value)
+    return "-" if value < 0 else f"{value:.3f}"
+
+
+def _count(task: _Task, evaluation: Any, predictions: Any) -> str:
+    judged, there, failed = evaluation.num_images, len(task.truth.references), len(predictions.failed)
+    count = f"{judged} image{'s' * (judged != 1)} judged"
+    if judged < there:
+        count += f" of {there}"
+    return f"{count}; {failed} could not be used, see above and metrics.json" if failed else count
+
+
+def _positive(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _fraction(text: str) -> float:
+    """An argparse type: a number in 0..1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value

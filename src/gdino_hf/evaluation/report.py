@@ -1,0 +1,231 @@
+"""The figures of an evaluation, and the files they are written to."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..model.image_processing_gdino import load_image
+from .box_map import BoxMap, evaluate_boxes
+from .confusion import best_threshold, confusion_matrix
+from .grounding import Protocol, phrase_recall, referring_accuracy
+from .lvis import FREQUENCIES, lvis_fixed_ap
+from .prediction_file import Predictions
+from .truth import Truth
+
+PROTOCOLS = ("coco", "lvis", "phrases", "referring")
+_MOSAIC_IMAGES = 8
+
+
+@dataclass
+class Evaluation:
+    """How good predictions are.
+
+    Attributes:
+        protocol: One of PROTOCOLS.
+        figures: The metrics by name, in 0..1, -1 where there is nothing to find.
+        num_images: How many images were judged.
+        per_label: The metrics of each label.
+        curves: Precision of each label over recall at IoU 0.5.
+        confusion: (N + 1, N + 1), what was taken for what; None for captions.
+        threshold: The score from which on detections count in `confusion` and in pictures.
+    """
+
+    protocol: str
+    figures: dict[str, float]
+    num_images: int
+    per_label: dict[str, dict[str, Any]] = field(default_factory=dict)
+    curves: dict[str, np.ndarray] = field(default_factory=dict)
+    confusion: np.ndarray | None = None
+    threshold: float = 0.0
+
+
+def evaluate_predictions(
+    truth: Truth,
+    predictions: Predictions,
+    protocol: str = "coco",
+    max_detections: int = 100,
+    threshold: float | None = None,
+) -> Evaluation:
+    """Judge stored or fresh predictions; images that have none (not read, beyond a limit) are not judged.
+
+    Args:
+        truth: Of the data set they are of.
+        predictions: What the model found.
+        protocol: "coco", "lvis" (fixed AP), "phrases" or "referring".
+        max_detections: Detections per image and label that count, for "coco".
+        threshold: Score from which on detections count in the confusion matrix, 0..1; where F1 is highest by default.
+
+    Returns:
+        The figures.
+
+    Raises:
+        ImportError: faster-coco-eval is not installed.
+        ValueError: Predictions and truth do not go together.
+    """
+    found, meant = truth.of(predictions.images)
+    if protocol in ("phrases", "referring"):
+        return Evaluation(protocol, _grounding_figures(found, meant, protocol), len(found))
+    groups: list[str] = []
+    if protocol == "lvis":
+        figures, result = lvis_fixed_ap(found, meant, truth.frequencies)
+        groups = [FREQUENCIES[frequency] for frequency in truth.frequencies]
+    else:
+        result = evaluate_boxes(found, meant, max_detections)
+        figures = result.summary()
+    threshold = best_threshold(found, meant) if threshold is None else threshold
+    names = unique_names(truth.labels)
+    return Evaluation(
+        protocol=protocol,
+        figures=figures,
+        num_images=len(found),
+        per_label=_per_label(result, names, meant, groups),
+        curves={names[label]: curve for label, curve in result.curves().items()},
+        confusion=confusion_matrix(found, meant, len(names), threshold),
+        threshold=threshold,
+    )
+
+
+def write_report(folder: Path, evaluation: Evaluation, truth: Truth, predictions: Predictions) -> list[str]:
+    """Write metrics.json, metrics.csv, and of boxes labels.csv, confusion.csv and pictures.
+
+    Args:
+        folder: Where to; it exists.
+        evaluation: The figures.
+        truth: What they are of.
+        predictions: The same.
+
+    Returns:
+        What could not be drawn and why, a line each; the numbers are written all the same.
+
+    Raises:
+        OSError: The folder cannot be written to.
+    """
+    content = {
+        "settings": predictions.header,
+        "protocol": evaluation.protocol,
+        "images": evaluation.num_images,
+        "metrics": evaluation.figures,
+        "threshold": evaluation.threshold,
+        "labels": evaluation.per_label,
+        "failed": predictions.failed,
+    }
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    (folder / "metrics.json").write_text(text, encoding="utf-8", errors="backslashreplace")
+    write_csv(folder / "metrics.csv", ("metric", "value"), evaluation.figures.items())
+    if evaluation.confusion is None:
+        return []
+    columns = list(dict.fromkeys(name for figures in evaluation.per_label.values() for name in figures))
+    write_csv(
+        folder / "labels.csv",
+        ("label", *columns),
+        ((name, *(figures[column] for column in columns)) for name, figures in evaluation.per_label.items()),
+    )
+    names = [*unique_names(truth.labels), "background"]
+    write_csv(
+        folder / "confusion.csv",
+        ("true \\ predicted", *names),
+        ((name, *row) for name, row in zip(names, evaluation.confusion.tolist(), strict=True)),
+    )
+    return _draw(folder, evaluation, truth, predictions)
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a table.
+
+    Args:
+        path: The file.
+        header: Names of the columns.
+        rows: Their values.
+    """
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def unique_names(labels: Sequence[str]) -> list[str]:
+    """Names that tell labels apart: a second "cat" is "cat (2)"."""
+    seen: dict[str, int] = {}
+    names = []
+    for label in labels:
+        seen[label] = seen.get(label, 0) + 1
+        names.append(label if seen[label] == 1 else f"{label} ({seen[label]})")
+    return names
+
+
+def _grounding_figures(found: Sequence[Any], meant: Sequence[Any], protocol: str) -> dict[str, float]:
+    if protocol == "referring":
+        return referring_accuracy(found, meant)
+    both: tuple[Protocol, ...] = ("any", "merged")
+    recall = {name: phrase_recall(found, meant, name) for name in both}
+    figures = {
+        f"{rank} {name}-box": value for name in both for rank, value in recall[name].items() if rank != "phrases"
+    }
+    return {**figures, "phrases": recall["any"]["phrases"]}
+
+
+def _per_label(
+    result: BoxMap, names: Sequence[str], references: Sequence[Mapping[str, Any]], groups: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    boxes = np.zeros(len(names), dtype=np.int64)
+    for reference in references:
+        single = ~np.asarray(reference["crowd"], dtype=bool)
+        np.add.at(boxes, np.asarray(reference["labels"])[single], 1)
+    figures = result.per_label()
+    nothing = dict.fromkeys(("AP", "AP50", "AP75", "AR"), -1.0)
+    return {
+        name: {"boxes": int(boxes[label]), **figures.get(label, nothing)}
+        | ({"frequency": groups[label]} if groups else {})
+        for label, name in enumerate(names)
+    }
+
+
+def _draw(folder: Path, evaluation: Evaluation, truth: Truth, predictions: Predictions) -> list[str]:
+    from .plots import plot_confusion_matrix, plot_precision_recall, prediction_mosaic
+
+    remarks = []
+    names = unique_names(truth.labels)
+    try:
+        plot_precision_recall(evaluation.curves, folder / "precision_recall.png")
+        assert evaluation.confusion is not None
+        plot_confusion_matrix(evaluation.confusion, names, folder / "confusion.png")
+    except ImportError as error:
+        remarks.append(str(error).rstrip("."))
+    items = _mosaic_items(truth, predictions)
+    if items:
+        prediction_mosaic(items, names, folder / "predictions.png", threshold=evaluation.threshold)
+    else:
+        remarks.append("no photograph could be read to draw predictions on")
+    return remarks
+
+
+def _mosaic_items(
+    truth: Truth, predictions: Predictions
+) -> list[tuple[Image.Image, Mapping[str, Any], Mapping[str, Any]]]:
+    """Some images spread over the data set, those with something in them before the others."""
+    found, meant = truth.of(predictions.images)
+    places = sorted(range(len(found)), key=lambda place: not len(meant[place]["labels"]))
+    filled = sum(bool(len(reference["labels"])) for reference in meant) or len(found)
+    step = max(1, filled // _MOSAIC_IMAGES)
+    chosen = {found[place]["image_id"]: place for place in places[::step][:_MOSAIC_IMAGES]}
+    items: list[tuple[Image.Image, Mapping[str, Any], Mapping[str, Any]]] = []
+    for index, row in enumerate(truth.rows):
+        place = chosen.get(row.get("image_id", index))
+        if place is None:
+            continue
+        try:
+            items.append((load_image(row["image"]), meant[place], found[place]))
+        except (OSError, TypeError, ValueError):
+            # It could be read when predictions were made, and the figures do not depend on it.
+            continue
+        if len(items) == len(chosen):
+            break
+    return items

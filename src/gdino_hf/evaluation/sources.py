@@ -1,0 +1,69 @@
+"""A data set on disk as something to evaluate on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .phrases import phrase_reference
+from .truth import Truth, coco_truth, rows_truth
+
+_COCO_SUFFIX = ".json"
+
+
+def open_truth(path: str | Path, images: str | Path | None = None) -> Truth:
+    """The truth of a COCO or LVIS json, or of ODVG json lines.
+
+    Args:
+        path: The file.
+        images: Folder of the photographs; see the readers in `data`.
+
+    Returns:
+        The truth; of captions its references hold "phrases", and it has no labels.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
+    if Path(path).suffix.lower() == _COCO_SUFFIX and _is_one_object(Path(path)):
+        return coco_truth(path, images)
+    from ..data.formats import open_dataset  # type: ignore[import-not-found]
+
+    rows, labels = open_dataset(path, images)
+    if labels:
+        return rows_truth(rows, labels)
+    return captions_truth(rows)
+
+
+def captions_truth(rows: Any) -> Truth:
+    """The truth of rows with captions.
+
+    Args:
+        rows: Each with "caption", "boxes", "spans" and optionally "image_id", by default its place.
+
+    Returns:
+        The truth; its references hold "phrases" as `phrase_recall` takes them.
+    """
+    without_pictures = rows.remove_columns("image") if hasattr(rows, "remove_columns") else rows
+    references = {
+        row.get("image_id", index): phrase_reference(row)
+        for index, row in enumerate(without_pictures)
+        if row["caption"]
+    }
+    return Truth([], references, rows)
+
+
+def has_captions(truth: Truth) -> bool:
+    """Whether it holds phrases instead of labels."""
+    return any("phrases" in reference for reference in truth.references.values())
+
+
+def _is_one_object(path: Path) -> bool:
+    """Whether a json file holds one COCO object, not lines of json; what cannot be read is COCO's to complain about."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            first = json.loads(file.readline())
+    except (OSError, ValueError):
+        return True
+    return not isinstance(first, Mapping) or "images" in first or "annotations" in first or "categories" in first

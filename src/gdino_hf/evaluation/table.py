@@ -1,0 +1,116 @@
+"""Several data sets in one table with their average, as ODinW has it (Li et al. 2022, arXiv:2204.08790)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..data.negatives import name_key
+
+_KEYS = ("name", "annotations", "images", "prompts", "labels")
+
+
+@dataclass(frozen=True)
+class TableEntry:
+    """One data set of a table.
+
+    Attributes:
+        name: What it is called.
+        annotations: Its file.
+        images: Folder of its photographs, None for the reader's default.
+        prompts: What a label is called in the prompt, where that is not its name.
+        labels: The labels that count, None for all.
+    """
+
+    name: str
+    annotations: Path
+    images: Path | None = None
+    prompts: dict[str, str] = field(default_factory=dict)
+    labels: list[str] | None = None
+
+    def prompts_of(self, labels: Sequence[str]) -> list[str]:
+        """What each label is called in the prompt.
+
+        Args:
+            labels: Of the data set.
+
+        Raises:
+            ValueError: There is a prompt for a label that the data set does not have.
+        """
+        prompts = {name_key(label): prompt for label, prompt in self.prompts.items()}
+        unknown = prompts.keys() - {name_key(label) for label in labels}
+        if unknown:
+            raise ValueError(f"there is a prompt for {min(unknown)!r}, which is none of its labels; leave it out")
+        return [prompts.get(name_key(label), label) for label in labels]
+
+
+def read_table(path: str | Path) -> list[TableEntry]:
+    """Read a list of data sets.
+
+    Args:
+        path: YAML: a list of {"name", "annotations"}, and where wanted "images" (a folder), "prompts" ({label: what it
+            is called in the prompt}) and "labels" (those that count). Paths are relative to the file.
+
+    Returns:
+        The data sets.
+
+    Raises:
+        ValueError: The file cannot be read, or an entry is malformed; the message names it.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read as YAML ({' '.join(str(error).split())}).") from error
+    if not isinstance(content, list) or not content:
+        raise ValueError(f"{path} must hold a list of data sets, each with name and annotations.")
+    entries = [_entry(item, number, Path(path)) for number, item in enumerate(content, start=1)]
+    names = [entry.name for entry in entries]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{path} has two data sets named {twice[0]!r}; name them apart.")
+    return entries
+
+
+def average_row(rows: Sequence[Mapping[str, float]], metrics: Sequence[str]) -> dict[str, float]:
+    """The mean of each metric over data sets, in which every set counts the same.
+
+    Args:
+        rows: The figures of each set.
+        metrics: Their names; -1, which says that there was nothing to find, takes no part.
+
+    Returns:
+        The means; -1 where no set has the metric.
+    """
+    columns = {name: [row[name] for row in rows if row[name] >= 0] for name in metrics}
+    return {name: sum(values) / len(values) if values else -1.0 for name, values in columns.items()}
+
+
+def _entry(item: Any, number: int, path: Path) -> TableEntry:
+    where = f"Data set {number} of {path}"
+    if not isinstance(item, Mapping):
+        raise ValueError(f"{where} is {item!r}; give name and annotations.")
+    unknown = sorted(map(str, item.keys() - set(_KEYS)))
+    if unknown:
+        raise ValueError(f"{where} has the key {unknown[0]!r}; there are {', '.join(_KEYS)}.")
+    for key in ("name", "annotations"):
+        if not isinstance(item.get(key), str) or not item[key].strip():
+            raise ValueError(f"{where} has no {key}; give one as text.")
+    name, prompts, labels = item["name"].strip(), item.get("prompts") or {}, item.get("labels")
+    if Path(name).name != name or not name.strip("."):
+        raise ValueError(f"{where} is named {name!r}, which is no name of a folder; leave out slashes.")
+    if not isinstance(prompts, Mapping) or not all(isinstance(value, str) for value in prompts.values()):
+        raise ValueError(f"{where} has prompts that are no mapping of labels to text; write label: text.")
+    if labels is not None and (not isinstance(labels, list) or not labels):
+        raise ValueError(f"{where} has labels {labels!r}; give a list of names.")
+    images = item.get("images")
+    return TableEntry(
+        name=name,
+        annotations=path.parent / Path(item["annotations"]).expanduser(),
+        images=None if images is None else path.parent / Path(str(images)).expanduser(),
+        prompts={str(label): prompt for label, prompt in prompts.items()},
+        labels=None if labels is None else [str(label) for label in labels],
+    )

@@ -1,0 +1,200 @@
+"""Claims about detection_map: pycocotools' figures to the last digit, loaded by path and from Python."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+evaluate = pytest.importorskip("evaluate")
+pytest.importorskip("faster_coco_eval")
+
+from gdino_hf.evaluation import detection_map  # noqa: E402
+from gdino_hf.evaluation.box_map import evaluate_boxes  # noqa: E402
+from gdino_hf.evaluation.detection_map import DetectionMap  # noqa: E402
+
+# Sums of the same numbers in double precision, in another order.
+ROUNDING = 1e-9
+
+
+def load(name):
+    """A module of helpers beside this file."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+synthetic = load("synthetic")
+
+
+@pytest.fixture
+def metric(tmp_path):
+    return DetectionMap(cache_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_equals_pycocotools_on_adversarial_cases(metric, seed):
+    pytest.importorskip("pycocotools")
+    predictions, references = synthetic.random_case(seed)
+    stats = synthetic.pycocotools_stats(
+        synthetic.coco_annotations(references),
+        synthetic.coco_annotations(predictions),
+        list(range(len(references))),
+        list(range(synthetic.LABELS)),
+    )
+    figures = metric.compute(predictions=predictions, references=references)
+    figures.pop("per_class")
+    assert list(figures.values()) == pytest.approx(stats, abs=ROUNDING)
+
+
+def test_equals_pycocotools_on_fractional_corners(metric):
+    pytest.importorskip("pycocotools")
+    # 10.1 + 32 - 10.1 is not 32 in floating point: the area must stay on the border between small and medium.
+    boxes = [[10.1, 10.1, 32.0, 32.0], [70.3, 20.7, 96.0, 96.0], [0.1, 0.2, 31.9, 32.1]]
+    truths = [{"image_id": 0, "category_id": 0, "bbox": box, "area": box[2] * box[3]} for box in boxes]
+    found = [{**truth, "score": 0.9 - 0.1 * place} for place, truth in enumerate(truths)]
+    found.append({"image_id": 0, "category_id": 0, "bbox": [150.7, 3.3, 32.0, 32.0], "area": 32.0**2, "score": 0.95})
+    corners = [[x, y, x + w, y + h] for x, y, w, h in (item["bbox"] for item in found)]
+    figures = metric.compute(
+        predictions=[{"boxes": corners, "scores": [item["score"] for item in found], "labels": [0] * 4}],
+        references=[{"boxes": corners[:3], "labels": [0] * 3}],
+    )
+    figures.pop("per_class")
+    assert list(figures.values()) == pytest.approx(synthetic.pycocotools_stats(truths, found, [0], [0]), abs=ROUNDING)
+
+
+def test_equals_pycocotools_on_predictions_of_gdino_nano(shared, metric):
+    """Real predictions, crowds and images without truth among them; the truth is pycocotools' own reading."""
+    pytest.importorskip("pycocotools")
+    from pycocotools.coco import COCO
+
+    from gdino_hf import NANO, GDinoForObjectDetection, GDinoProcessor
+    from gdino_hf.evaluation.predict import predict
+    from gdino_hf.evaluation.truth import coco_truth
+
+    path = shared / "data" / "everyday" / "val.json"
+    content = json.loads(path.read_text())
+    crowded = {item["image_id"] for item in content["annotations"] if item["iscrowd"]}
+    filled = {item["image_id"] for item in content["annotations"]}
+    images = [image["id"] for image in content["images"]]
+    # A few of each kind, so that the test stays short.
+    chosen = sorted([i for i in images if i in crowded][:6] + [i for i in images if i not in crowded][:10])
+    empty = next((i for i in images if i not in filled), None)
+    chosen = sorted({*chosen, *([] if empty is None else [empty])})
+    truth = coco_truth(path)
+    rows = [row for row in truth.rows if row["image_id"] in chosen]
+    model, processor = GDinoForObjectDetection.from_pretrained(NANO), GDinoProcessor.from_pretrained(NANO)
+    found, meant = truth.of(predict(model, processor, rows, truth.labels, batch_size=4).images)
+    # One image that nothing was found in.
+    found[2] = {**found[2], "boxes": np.zeros((0, 4)), "scores": np.zeros(0), "labels": np.zeros(0)}
+    metric.add_batch(predictions=found, references=meant)
+    figures = metric.compute(label_names=truth.labels)
+    per_class = figures.pop("per_class")
+
+    official = COCO.__new__(COCO)
+    official.dataset = content
+    ids = sorted(category["id"] for category in content["categories"])
+    detections = [
+        {
+            "image_id": item["image_id"],
+            "category_id": ids[int(label)],
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "area": (x2 - x1) * (y2 - y1),
+            "score": float(score),
+        }
+        for item in found
+        for (x1, y1, x2, y2), label, score in zip(item["boxes"], item["labels"], item["scores"], strict=True)
+    ]
+    annotations = [item for item in content["annotations"] if item["image_id"] in chosen]
+    stats = synthetic.pycocotools_stats(annotations, detections, chosen, ids)
+    assert len(found) == len(chosen)
+    assert any(item["iscrowd"] for item in annotations)
+    assert list(figures.values()) == pytest.approx(stats, abs=1e-6)
+    assert 0.05 < figures["AP"] < 0.9
+    known = [row["AP"] for row in per_class.values() if row["AP"] >= 0]
+    assert np.mean(known) == pytest.approx(figures["AP"], abs=ROUNDING)
+
+
+def test_loads_by_path_and_says_the_same(metric, tmp_path):
+    predictions, references = synthetic.random_case(3)
+    loaded = evaluate.load(detection_map.__file__, cache_dir=str(tmp_path / "loaded"))
+    assert type(loaded).__module__ != DetectionMap.__module__
+    for prediction, reference in zip(predictions, references, strict=True):
+        loaded.add(prediction=prediction, reference=reference)
+    assert loaded.compute() == metric.compute(predictions=predictions, references=references)
+
+
+def test_takes_tensors_arrays_and_empty_lists(metric):
+    metric.add_batch(
+        predictions=[
+            {"boxes": torch.tensor([[0.0, 0, 10, 10]]), "scores": torch.tensor([0.9]), "labels": torch.tensor([1])},
+            {"boxes": [], "scores": [], "labels": []},
+        ],
+        references=[
+            {"boxes": np.array([[0, 0, 10, 10]]), "labels": np.array([1])},
+            {"boxes": np.zeros((0, 4)), "labels": []},
+        ],
+    )
+    figures = metric.compute(label_names=["cat", "dog"])
+    assert figures["AP"] == pytest.approx(1.0)
+    assert figures["per_class"]["dog"]["AP50"] == pytest.approx(1.0)
+    assert figures["per_class"]["cat"] == {"AP": -1.0, "AP50": -1.0, "AP75": -1.0, "AR": -1.0}
+
+
+def test_overlap_of_0_6_counts_at_three_of_ten_thresholds(metric):
+    # 30 of 50 columns: IoU 0.6, met at 0.50, 0.55 and 0.60.
+    figures = metric.compute(
+        predictions=[{"boxes": [[0, 0, 30, 50]], "scores": [0.9], "labels": [0]}],
+        references=[{"boxes": [[0, 0, 50, 50]], "labels": [0]}],
+    )
+    assert (figures["AP50"], figures["AP75"]) == (pytest.approx(1.0), pytest.approx(0.0))
+    assert figures["AP"] == pytest.approx(0.3)
+
+
+def test_of_equal_scores_the_lower_image_id_comes_first(metric):
+    right = {"boxes": [[0, 0, 10, 10]], "scores": [0.5], "labels": [0]}
+    wrong = {"boxes": [[50, 50, 60, 60]], "scores": [0.5], "labels": [0]}
+    truth = {"boxes": [[0, 0, 10, 10]], "labels": [0]}
+    nothing = {"boxes": [], "labels": []}
+    first = metric.compute(
+        predictions=[wrong, right], references=[{**nothing, "image_id": 1}, {**truth, "image_id": 2}]
+    )
+    last = metric.compute(predictions=[wrong, right], references=[{**nothing, "image_id": 2}, {**truth, "image_id": 1}])
+    assert (first["AP50"], last["AP50"]) == (pytest.approx(0.5), pytest.approx(1.0))
+
+
+def test_nothing_to_find_is_minus_one_and_nothing_found_is_zero(metric):
+    nothing = {"boxes": [], "scores": [], "labels": []}
+    assert metric.compute(predictions=[nothing], references=[{"boxes": [], "labels": []}])["AP"] == -1.0
+    figures = metric.compute(predictions=[nothing], references=[{"boxes": [[0, 0, 50, 50]], "labels": [0]}])
+    assert (figures["AP"], figures["APm"], figures["APs"]) == (0.0, 0.0, -1.0)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "message"),
+    [
+        ({"boxes": [], "labels": []}, {"boxes": [], "labels": []}, "lacks scores"),
+        ({"boxes": [[0, 0, 1, 1]], "scores": [], "labels": [0]}, {"boxes": [], "labels": []}, "1 boxes but 0 scores"),
+        ({"boxes": [[5, 0, 1, 1]], "scores": [1], "labels": [0]}, {"boxes": [], "labels": []}, "x1 <= x2"),
+        ({"boxes": [], "scores": [], "labels": []}, {"boxes": [[0, 0, 1, 1]], "labels": []}, "1 boxes but 0 labels"),
+        (
+            {"boxes": [[0, 0, 1, 1]], "scores": [float("nan")], "labels": [0]},
+            {"boxes": [], "labels": []},
+            "not finite",
+        ),
+    ],
+)
+def test_malformed_input_is_named(metric, prediction, reference, message):
+    with pytest.raises(ValueError, match=message):
+        metric.compute(predictions=[prediction], references=[reference])
+
+
+def test_unequal_numbers_of_images_are_refused(metric):
+    nothing = {"boxes": [], "labels": []}
+    with pytest.raises(ValueError, match="0 images but references of 1"):
+        metric.add_batch(predictions=[], references=[nothing])
+    with pytest.raises(ValueError, match="0 images but references of 1"):
+        evaluate_boxes([], [nothing])

@@ -1,0 +1,140 @@
+"""Claims about LVIS fixed AP: cases one can count, and the lvis package where it is installed."""
+
+import random
+import sys
+import types
+
+import numpy as np
+import pytest
+
+pytest.importorskip("faster_coco_eval")
+
+from gdino_hf.evaluation.lvis import lvis_fixed_ap
+
+HERE, ELSEWHERE = [0, 0, 10, 10], [50, 50, 60, 60]
+
+
+def found(*items):
+    """A prediction of (label, box, score)."""
+    return {
+        "boxes": [box for _, box, _ in items],
+        "scores": [score for _, _, score in items],
+        "labels": [label for label, _, _ in items],
+    }
+
+
+def truth(*labels, negative=(), not_exhaustive=()):
+    """A reference with each label HERE."""
+    return {
+        "boxes": [HERE] * len(labels),
+        "labels": list(labels),
+        "negative_labels": list(negative),
+        "not_exhaustive_labels": list(not_exhaustive),
+    }
+
+
+def ap50(predictions, references, **options):
+    return lvis_fixed_ap(predictions, references, **options)[0]["AP50"]
+
+
+def test_a_mistake_counts_only_where_the_label_was_looked_for():
+    mistake, right = found((0, ELSEWHERE, 0.9)), found((0, HERE, 0.8))
+    assert ap50([mistake, right], [truth(), truth(0)]) == pytest.approx(1.0)
+    assert ap50([mistake, right], [truth(negative=[0]), truth(0)]) == pytest.approx(0.5)
+
+
+def test_where_not_all_is_annotated_extra_detections_are_no_mistakes():
+    both = found((0, ELSEWHERE, 0.9), (0, HERE, 0.8))
+    assert ap50([both], [truth(0)]) == pytest.approx(0.5)
+    assert ap50([both], [truth(0, not_exhaustive=[0])]) == pytest.approx(1.0)
+
+
+def test_the_limit_is_per_label_over_all_images_not_per_image():
+    # 400 detections of one label in an image: COCO's 100 would lose the right one, which comes last.
+    many = found(*[(0, ELSEWHERE, 0.9 - i / 1000) for i in range(400)], (0, HERE, 0.1))
+    assert ap50([many], [truth(0)]) == pytest.approx(1 / 401)
+    assert ap50([many], [truth(0)], max_per_label=400) == pytest.approx(0.0)
+    # Another label's detections take no place of it.
+    other = found(*[(1, HERE, 0.99)] * 400, (0, HERE, 0.1))
+    assert ap50([other], [truth(0)], max_per_label=1) == pytest.approx(1.0)
+
+
+def test_groups_are_averaged_apart():
+    figures, _ = lvis_fixed_ap([found((0, HERE, 0.9))], [truth(0, 1)], frequencies=["r", "f", "c"])
+    assert (figures["APr"], figures["APf"], figures["APc"]) == (pytest.approx(1.0), 0.0, -1.0)
+    assert figures["AP"] == pytest.approx(0.5)
+
+
+def test_without_frequencies_the_number_of_images_decides():
+    references = [truth(0, 1, 2)] * 10 + [truth(1, 2)] * 90 + [truth(2)]
+    figures, _ = lvis_fixed_ap([found((0, HERE, 0.9))] * len(references), references)
+    # 10 images are rare, 100 common, 101 frequent; detections of label 0 in images that were not searched fall out.
+    assert (figures["APr"], figures["APc"], figures["APf"]) == (pytest.approx(1.0), 0.0, 0.0)
+
+
+def test_an_unknown_frequency_is_refused():
+    with pytest.raises(ValueError, match="'x' is no frequency"):
+        lvis_fixed_ap([found()], [truth(0)], frequencies=["x"])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_equals_the_lvis_package(seed, monkeypatch):
+    # The package draws with OpenCV, which judging does not need, and uses a name that numpy has dropped.
+    monkeypatch.setitem(sys.modules, "cv2", types.ModuleType("cv2"))
+    monkeypatch.setattr(np, "float", float, raising=False)
+    lvis = pytest.importorskip("lvis")
+    rng = random.Random(seed)
+    labels, frequencies = range(5), ["r", "c", "f", "r", "c"]
+    predictions, references = [], []
+    for _ in range(6):
+        positive = [label for label in labels if rng.random() < 0.5]
+        boxes = [(label, _box(rng)) for label in positive for _ in range(rng.randint(1, 4))]
+        near = [(label, [side + rng.randint(0, 4) for side in box], rng.random()) for label, box in boxes]
+        near = [(label, [*box[:2], max(box[0] + 1, box[2]), max(box[1] + 1, box[3])], s) for label, box, s in near]
+        predictions.append(found(*near, *[(rng.choice(labels), _box(rng), rng.random()) for _ in range(15)]))
+        references.append(
+            {
+                "boxes": [box for _, box in boxes],
+                "labels": [label for label, _ in boxes],
+                "negative_labels": [label for label in labels if label not in positive and rng.random() < 0.5],
+                "not_exhaustive_labels": [label for label in positive if rng.random() < 0.4],
+            }
+        )
+    dataset = {
+        "images": [
+            {
+                "id": image,
+                "neg_category_ids": reference["negative_labels"],
+                "not_exhaustive_category_ids": reference["not_exhaustive_labels"],
+            }
+            for image, reference in enumerate(references)
+        ],
+        "categories": [{"id": label, "frequency": frequencies[label]} for label in labels],
+        "annotations": [],
+    }
+    for image, reference in enumerate(references):
+        for label, (x1, y1, x2, y2) in zip(reference["labels"], reference["boxes"], strict=True):
+            box = [x1, y1, x2 - x1, y2 - y1]
+            item = {"image_id": image, "category_id": label, "bbox": box, "area": box[2] * box[3]}
+            dataset["annotations"].append({**item, "id": len(dataset["annotations"]) + 1})
+    results = [
+        {"image_id": image, "category_id": label, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
+        for image, item in enumerate(predictions)
+        for label, (x1, y1, x2, y2), score in zip(item["labels"], item["boxes"], item["scores"], strict=True)
+    ]
+    official = lvis.LVIS.__new__(lvis.LVIS)
+    official.dataset = dataset
+    official._create_index()
+    evaluation = lvis.LVISEval(official, lvis.LVISResults(official, results, max_dets=-1), "bbox")
+    evaluation.params.max_dets = -1
+    evaluation.run()
+    figures, _ = lvis_fixed_ap(predictions, references, frequencies)
+    names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
+    expected = {name: evaluation.get_results()[name] for name in names}
+    # The same sums in double precision.
+    assert {name: figures[name] for name in names} == pytest.approx(expected, abs=1e-9)
+
+
+def _box(rng):
+    x, y = rng.randint(0, 60), rng.randint(0, 60)
+    return [x, y, x + rng.randint(1, 120), y + rng.randint(1, 120)]

@@ -1,0 +1,211 @@
+"""Claims about predictions over a data set: chunks, batches, streams, broken images, stores and resumption."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gdino_hf.evaluation.predict import predict
+from gdino_hf.evaluation.prediction_file import PredictionFile, read_predictions
+
+LABELS = ["cat", "dog", "red car", "traffic light", "remote control"]
+# Boxes in pixels of an image of 200, from float32 in another order of summation.
+PIXELS = 0.01
+
+
+def picture(seed, size=(200, 100)):
+    pixels = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Four photographs on disk."""
+    paths = [tmp_path / f"{number}.png" for number in range(4)]
+    for number, path in enumerate(paths):
+        picture(number, (200, 100) if number % 2 else (100, 160)).save(path)
+    return [{"image": str(path), "image_id": 7 + number} for number, path in enumerate(paths)]
+
+
+def same(first, second):
+    """Whether two lists of predictions agree but for rounding."""
+    assert [item["image_id"] for item in first] == [item["image_id"] for item in second]
+    for one, other in zip(first, second, strict=True):
+        assert one["labels"].tolist() == other["labels"].tolist()
+        np.testing.assert_allclose(one["boxes"], other["boxes"], atol=PIXELS)
+        np.testing.assert_allclose(one["scores"], other["scores"], atol=1e-5)
+
+
+def test_every_pair_counts_and_the_best_are_kept(tiny_model, tiny_processor, rows):
+    with torch.no_grad():
+        inputs = tiny_processor(images=[picture(1)], text=[LABELS])
+        outputs = tiny_model(**inputs)
+        (expected,) = tiny_processor.post_process_grounded_object_detection(
+            outputs, inputs, threshold=0, text_threshold=0, target_sizes=[(100, 200)], score="mean", multi_label=True
+        )
+    (found,) = predict(tiny_model, tiny_processor, rows[1:2], LABELS, max_detections=50).images
+    # 20 queries answer for five names each: 100 pairs, 50 of them kept.
+    assert len(found["scores"]) == 50
+    np.testing.assert_allclose(found["scores"], expected["scores"][:50].double(), atol=1e-6)
+    assert (found["image_id"], found["width"], found["height"]) == (8, 200, 100)
+
+
+def test_chunks_give_the_best_of_what_each_prompt_gives(tiny_model, tiny_processor, rows):
+    together = predict(tiny_model, tiny_processor, rows, LABELS, labels_per_prompt=2, max_detections=30).images
+    apart = [predict(tiny_model, tiny_processor, rows, LABELS[i : i + 2], max_detections=30).images for i in (0, 2, 4)]
+    for place, found in enumerate(together):
+        scores = np.concatenate([part[place]["scores"] for part in apart])
+        labels = np.concatenate([part[place]["labels"] + start for part, start in zip(apart, (0, 2, 4), strict=True)])
+        order = np.argsort(-scores, kind="stable")[:30]
+        np.testing.assert_allclose(found["scores"], scores[order], atol=1e-6)
+        assert found["labels"].tolist() == labels[order].tolist()
+
+
+def test_labels_beyond_a_prompt_are_all_asked(tiny_model, tiny_processor, rows):
+    many = [f"{colour} {thing}" for colour in ("red", "blue") for thing in ["cat", "dog", "cup", "car", "tree", "hat", "lion"]] * 2
+    many = [f"{name} {number}" for number, name in enumerate(many)]
+    assert len(tiny_processor(text=[many]).prompts[0].chunks) == 1
+    # 28 labels of about four tokens are more than the tiny model's 64 tokens.
+    found = predict(tiny_model, tiny_processor, rows[:1], many, max_detections=None).images[0]
+    assert set(found["labels"].tolist()) == set(range(len(many)))
+
+
+def test_image_features_are_computed_once_for_all_prompts(tiny_model, tiny_processor, rows):
+    calls = []
+    hook = tiny_model.model.backbone.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        predict(tiny_model, tiny_processor, rows[:1], LABELS, labels_per_prompt=1)
+    finally:
+        hook.remove()
+    assert len(calls) == 1
+
+
+def test_batches_give_what_single_images_give(tiny_model, tiny_processor, rows):
+    together = predict(tiny_model, tiny_processor, rows, LABELS, batch_size=4, max_detections=20).images
+    apart = predict(tiny_model, tiny_processor, rows, LABELS, batch_size=1, max_detections=20).images
+    same(together, apart)
+
+
+def test_lists_data_sets_and_streams_give_the_same(tiny_model, tiny_processor, rows):
+    datasets = pytest.importorskip("datasets")
+    made = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
+    plain = predict(tiny_model, tiny_processor, rows, LABELS, max_detections=20).images
+    for source in (made, made.to_iterable_dataset(), [{**row, "image": Image.open(row["image"])} for row in rows]):
+        same(predict(tiny_model, tiny_processor, source, LABELS, max_detections=20).images, plain)
+
+
+@pytest.mark.parametrize("as_data_set", [False, True])
+def test_an_unreadable_image_is_named_skipped_and_listed(
+    tiny_model, tiny_processor, rows, tmp_path, capsys, as_data_set
+):
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    (tmp_path / "2.png").unlink()
+    source = rows
+    if as_data_set:
+        datasets = pytest.importorskip("datasets")
+        source = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image()).to_iterable_dataset()
+    found = predict(tiny_model, tiny_processor, source, LABELS)
+    assert [item["image_id"] for item in found.images] == [7, 10]
+    assert [item["image_id"] for item in found.failed] == [8, 9]
+    assert "1.png" in found.failed[0]["error"]
+    assert "2.png" in found.failed[1]["error"]
+    assert "image 8 is left out" in capsys.readouterr().err
+
+
+def test_limit_looks_at_the_first_images_only(tiny_model, tiny_processor, rows):
+    assert [item["image_id"] for item in predict(tiny_model, tiny_processor, rows, LABELS, limit=2).images] == [7, 8]
+
+
+def test_prompts_replace_names_but_not_numbers(tiny_model, tiny_processor, rows):
+    renamed = predict(tiny_model, tiny_processor, rows[:1], ["x", "y"], prompts=["cat", "dog"]).images
+    same(renamed, predict(tiny_model, tiny_processor, rows[:1], ["cat", "dog"]).images)
+    with pytest.raises(ValueError, match="1 prompts for 2 labels"):
+        predict(tiny_model, tiny_processor, rows, ["x", "y"], prompts=["cat"])
+
+
+def test_a_model_in_training_stays_in_training(tiny_model, tiny_processor, rows):
+    tiny_model.train()
+    try:
+        predict(tiny_model, tiny_processor, rows[:1], LABELS)
+        assert tiny_model.training
+    finally:
+        tiny_model.eval()
+
+
+def test_what_is_stored_is_what_was_found_to_the_last_bit(tiny_model, tiny_processor, rows, tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    with PredictionFile(path, {"model": "tiny", "labels": LABELS}) as store:
+        found = predict(tiny_model, tiny_processor, rows, LABELS, store=store)
+    stored = read_predictions(path)
+    assert (stored.header["model"], stored.header["labels"]) == ("tiny", LABELS)
+    for one, other in zip(found.images, stored.images, strict=True):
+        assert one.keys() == other.keys()
+        for name in ("boxes", "scores", "labels"):
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(tiny_model, tiny_processor, rows, tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    header = {"model": "tiny", "labels": LABELS}
+
+    def stopping():
+        yield from rows[:2]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), PredictionFile(path, header) as store:
+        predict(tiny_model, tiny_processor, stopping(), LABELS, batch_size=1, store=store)
+    # Killed while it wrote the second image.
+    content = path.read_bytes()
+    path.write_bytes(content[:-40])
+    assert [item["image_id"] for item in read_predictions(path).images] == [7]
+    read = []
+    hook = tiny_model.model.backbone.register_forward_hook(lambda *_: read.append(1))
+    try:
+        with PredictionFile(path, header) as store:
+            found = predict(tiny_model, tiny_processor, rows, LABELS, batch_size=1, store=store)
+    finally:
+        hook.remove()
+    assert len(read) == 3
+    same(found.images, predict(tiny_model, tiny_processor, rows, LABELS).images)
+    same(read_predictions(path).images, found.images)
+
+
+def test_an_image_that_failed_is_tried_again(tiny_model, tiny_processor, rows, tmp_path):
+    path, header = tmp_path / "predictions.jsonl", {"labels": LABELS}
+    saved = (tmp_path / "1.png").read_bytes()
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    with PredictionFile(path, header) as store:
+        predict(tiny_model, tiny_processor, rows, LABELS, store=store)
+    assert [item["image_id"] for item in read_predictions(path).failed] == [8]
+    (tmp_path / "1.png").write_bytes(saved)
+    with PredictionFile(path, header) as store:
+        found = predict(tiny_model, tiny_processor, rows, LABELS, store=store)
+    assert (found.failed, read_predictions(path).failed) == ([], [])
+    assert sorted(item["image_id"] for item in read_predictions(path).images) == [7, 8, 9, 10]
+
+
+def test_other_settings_do_not_go_on_in_the_same_file(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    with PredictionFile(path, {"model": "one", "labels": LABELS}):
+        pass
+    with pytest.raises(ValueError, match="another model .'one', not 'two'"):
+        PredictionFile(path, {"model": "two", "labels": LABELS})
+
+
+@pytest.mark.parametrize("content", ["", "{}\n", "[1]\n", '{"format": "other"}\n', "no json\n"])
+def test_a_file_of_something_else_is_refused(tmp_path, content):
+    path = tmp_path / "other.jsonl"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"no file of predictions|damaged in line 1"):
+        read_predictions(path)
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    with PredictionFile(path, {"labels": LABELS}) as store:
+        store.append({"image_id": 1, "boxes": [[0, 0, 1, 1]], "scores": [0.5], "labels": [0]})
+    path.write_text(path.read_text() + json.dumps({"image_id": 2, "boxes": [1, 2, 3]}) + "\n")
+    with pytest.raises(ValueError, match="damaged in line 3"):
+        read_predictions(path)
