@@ -118,14 +118,15 @@ def _parse(rest: Sequence[str]) -> _Options:
     namespace = parser.parse_args(rest)
     if namespace.place is not None:
         namespace.data = namespace.place
-    for name in _PLACES:
-        if getattr(namespace, name):
-            setattr(namespace, name, str(Path(getattr(namespace, name)).expanduser().absolute()))
     values = {name: value for name, value in vars(namespace).items() if name in known}
     if values["output_dir"]:
         raise UsageError("--output_dir is where a run's folder would be; give --runs and --name")
     fresh = HfArgumentParser(kinds)
     given = {name: value for name, value in values.items() if value != fresh.get_default(name)}
+    for name in _PLACES:
+        if given.get(name):
+            # A run may be resumed from another folder.
+            given[name] = str(Path(given[name]).expanduser().absolute())
     try:
         made = [kind(**{n: values[n] for n in kind.__dataclass_fields__ if n in values}) for kind in kinds]
         data, model, training = made

@@ -7,6 +7,8 @@ from typing import Literal
 
 from transformers import TrainingArguments
 
+from .parts import check_parts
+
 
 @dataclass
 class DataArguments:
@@ -27,6 +29,10 @@ class DataArguments:
     test: str | None = field(default=None, metadata={"help": "measured at the end; test beside the training file"})
     streaming: bool = field(
         default=False, metadata={"help": "read rows as they are needed, of a set larger than memory; needs max_steps"}
+    )
+    unreadable: Literal["stop", "skip"] = field(
+        default="stop",
+        metadata={"help": "what a picture does that cannot be read: stop the training, or be passed over"},
     )
     augment: Literal["photo", "any-way-up", "small-set", "none"] = field(
         default="photo",
@@ -140,6 +146,7 @@ class GDinoTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.freeze = check_parts(self.freeze)
         for name in ("backbone_lr_factor", "text_lr_factor"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")

@@ -157,13 +157,13 @@ def make_trainer(
 
     collate, weights = collator(sets.train), None
     if data.streaming:
-        rows: Any = VisitedStream(sets.train.rows, seed=args.seed)
+        rows: Any = VisitedStream(sets.train.rows, seed=args.seed, on_error=data.unreadable)
     elif sets.replay is not None:
         mixture = Mixture(sets.train.rows, sets.replay.rows)
-        rows, weights = VisitedRows(mixture), mixture.weights(data.replay_share)
+        rows, weights = VisitedRows(mixture, data.unreadable), mixture.weights(data.replay_share)
         collate = MixedCollator(collate, collator(sets.replay))
     else:
-        rows = VisitedRows(sets.train.rows)
+        rows = VisitedRows(sets.train.rows, data.unreadable)
     return GDinoTrainer(
         model,
         args,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import ProgressCallback, Trainer, TrainerCallback, get_scheduler
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, get_scheduler
 
 from ..data.visits import VisitedRows, VisitSampler
 from .arguments import GDinoTrainingArguments
@@ -18,7 +18,7 @@ from .average import AVERAGE_FILE, WeightAverage
 from .budget import Clock, by_time, ticks
 from .metrics import measure
 from .parts import freeze, parameter_groups
-from .progress import ShortProgress
+from .progress import ShortLog, ShortProgress
 from .saving import UNFINISHED, publish, saving
 
 
@@ -66,9 +66,9 @@ class GDinoTrainer(Trainer):
         self.clock = Clock(args.minutes)
         self.average = WeightAverage(self.model, args.ema_decay) if args.ema_decay else None
         self.add_callback(_Steps(self))
-        if not args.disable_tqdm:
-            self.pop_callback(ProgressCallback)
-            self.add_callback(ShortProgress)
+        for kind, short in ((ProgressCallback, ShortProgress), (PrinterCallback, ShortLog)):
+            if self.pop_callback(kind) is not None:
+                self.add_callback(short)
         self._parts: dict[str, Tensor] = {}
         self._num_losses = 0
 
