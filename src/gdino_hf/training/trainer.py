@@ -194,13 +194,13 @@ class GDinoTrainer(Trainer):
             self.accelerator.wait_for_everyone()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self.clock.load(Path(checkpoint))
             if self.average is not None:
                 self.average.load(Path(checkpoint))
             elif (Path(checkpoint) / AVERAGE_FILE).is_file():
                 raise ValueError(f"{checkpoint} has averaged weights; set ema_decay to go on from it.")
+        super()._load_optimizer_and_scheduler(checkpoint)
 
 
 class _Steps(TrainerCallback):
