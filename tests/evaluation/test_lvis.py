@@ -1,5 +1,6 @@
 """Claims about LVIS fixed AP: cases one can count, and the lvis package where it is installed."""
 
+import logging
 import random
 import sys
 import types
@@ -123,7 +124,7 @@ def test_equals_the_lvis_package(seed, monkeypatch):
         for label, (x1, y1, x2, y2), score in zip(item["labels"], item["boxes"], item["scores"], strict=True)
     ]
     official = lvis.LVIS.__new__(lvis.LVIS)
-    official.dataset = dataset
+    official.logger, official.dataset = logging.getLogger("lvis"), dataset
     official._create_index()
     evaluation = lvis.LVISEval(official, lvis.LVISResults(official, results, max_dets=-1), "bbox")
     evaluation.params.max_dets = -1

@@ -64,10 +64,11 @@ def test_chunks_give_the_best_of_what_each_prompt_gives(tiny_model, tiny_process
 
 
 def test_labels_beyond_a_prompt_are_all_asked(tiny_model, tiny_processor, rows):
-    many = [f"{colour} {thing}" for colour in ("red", "blue") for thing in ["cat", "dog", "cup", "car", "tree", "hat", "lion"]] * 2
+    things = ("cat", "dog", "cup", "car", "tree", "hat", "lion")
+    many = [f"{colour} {thing}" for colour in ("red", "blue") for thing in things] * 2
     many = [f"{name} {number}" for number, name in enumerate(many)]
+    # 28 labels of four tokens or more: one prompt of the processor's 256 tokens, several of the model's 64.
     assert len(tiny_processor(text=[many]).prompts[0].chunks) == 1
-    # 28 labels of about four tokens are more than the tiny model's 64 tokens.
     found = predict(tiny_model, tiny_processor, rows[:1], many, max_detections=None).images[0]
     assert set(found["labels"].tolist()) == set(range(len(many)))
 
@@ -190,7 +191,7 @@ def test_other_settings_do_not_go_on_in_the_same_file(tmp_path):
     path = tmp_path / "predictions.jsonl"
     with PredictionFile(path, {"model": "one", "labels": LABELS}):
         pass
-    with pytest.raises(ValueError, match="another model .'one', not 'two'"):
+    with pytest.raises(ValueError, match=r"another model \('one', not 'two'\)"):
         PredictionFile(path, {"model": "two", "labels": LABELS})
 
 

@@ -245,7 +245,11 @@ def _load(args: argparse.Namespace, labels: list[str]) -> Any:
     _demand_metric()
     # Loading a model of two seconds needs no bar of its own, and the one over the images comes after it.
     logging.disable_progress_bar()
-    return Detector(args.model, labels, device=args.device, dtype=args.dtype)
+    detector = Detector(args.model, labels, device=args.device, dtype=args.dtype)
+    if detector.device.type == "cpu":
+        # Thousands of images pay for the second that this takes.
+        detector.model.optimize_for_inference()
+    return detector
 
 
 def _demand_metric() -> None:

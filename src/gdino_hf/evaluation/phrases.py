@@ -158,6 +158,8 @@ def _prepare_captions(
     tokens = {}
     for item in list(batch):
         try:
+            if not isinstance(item.row.get("caption"), str):
+                raise ValueError("it has no caption")
             tokens[id(item)] = CaptionTokens(item.row["caption"], processor.tokenizer, max_text_len)
             for phrase, spans in row_phrases(item.row):
                 if not tokens[id(item)].of(spans):

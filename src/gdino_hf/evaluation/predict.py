@@ -154,8 +154,7 @@ def read_batches(
 
 def begin(store: PredictionFile | None) -> Predictions:
     """What the store has already; what failed is tried again."""
-    earlier = Predictions() if store is None else store.earlier
-    return Predictions(dict(earlier.header), list(earlier.images))
+    return Predictions() if store is None else Predictions(dict(store.header), list(store.earlier.images))
 
 
 def prepare_images(processor: Any, batch: list[Picture], results: Predictions, store: PredictionFile | None) -> Any:

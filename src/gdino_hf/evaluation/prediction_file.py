@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +40,10 @@ class PredictionFile:
         path: The file; its folder is made.
         header: How the predictions are made. A file that exists must have been begun with the same.
 
+    Attributes:
+        header: The same as it is read back.
+        earlier: What the file had already.
+
     Raises:
         OSError: It cannot be written.
         ValueError: The file is none of predictions, or was begun with another header.
@@ -49,21 +53,21 @@ class PredictionFile:
         self.path = Path(path)
         self.earlier = Predictions()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        first = {"format": FORMAT, "version": VERSION, **header}
+        # As it is read back: tuples are lists there.
+        self.header = json.loads(json.dumps({"format": FORMAT, "version": VERSION, **header}))
         if self.path.exists() and self.path.stat().st_size:
             self._cut_to_whole_lines()
             self.earlier = read_predictions(self.path)
-            written = json.loads(json.dumps(first))
-            differing = [name for name in written if self.earlier.header.get(name) != written[name]]
+            differing = [name for name in self.header if self.earlier.header.get(name) != self.header[name]]
             if differing:
                 name = differing[0]
                 raise ValueError(
                     f"{self.path} was begun with another {name} ({_short(self.earlier.header.get(name))}, not "
-                    f"{_short(written[name])}); give the same, or begin anew elsewhere."
+                    f"{_short(self.header[name])}); give the same, or begin anew elsewhere."
                 )
         self._file = self.path.open("a", encoding="utf-8")
         if not self.earlier.header:
-            self._write(first)
+            self._write(self.header)
 
     def __enter__(self) -> PredictionFile:
         return self
@@ -91,10 +95,9 @@ class PredictionFile:
 
     def _cut_to_whole_lines(self) -> None:
         """Drop what a process that was killed while writing left of its last line."""
-        content = self.path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(self.path, whole)
+        with self.path.open("rb") as file:
+            whole = sum(len(line) for line in file if line.endswith(b"\n"))
+        os.truncate(self.path, whole)
 
 
 def read_predictions(path: str | Path) -> Predictions:
@@ -109,33 +112,41 @@ def read_predictions(path: str | Path) -> Predictions:
     Raises:
         ValueError: It cannot be read or is no such file; the message names the line.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as predictions ({error}).") from error
-    # Every line ends in a newline; behind the last one stands nothing, or a line that was never finished.
-    lines.pop()
-    entries = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            entries.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged in line {number} ({error}); make the predictions again.") from error
-    if not entries or not isinstance(entries[0], dict) or entries[0].get("format") != FORMAT:
+    lines = _whole_lines(path)
+    _, header = next(lines, (1, None))
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(f"{path} is no file of predictions; give the predictions.jsonl that gdino eval wrote.")
-    if entries[0].get("version") != VERSION:
-        raise ValueError(f"{path} has version {entries[0].get('version')}, this program reads version {VERSION}.")
+    if header.get("version") != VERSION:
+        raise ValueError(f"{path} has version {header.get('version')}, this program reads version {VERSION}.")
     by_image: dict[Any, dict[str, Any]] = {}
-    for number, entry in enumerate(entries[1:], start=2):
+    for number, entry in lines:
         try:
             by_image[entry["image_id"]] = entry if "error" in entry else _from_json(entry)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged in line {number} ({error}); make the predictions again.") from error
     return Predictions(
-        header=entries[0],
+        header=header,
         images=[entry for entry in by_image.values() if "error" not in entry],
         failed=[entry for entry in by_image.values() if "error" in entry],
     )
+
+
+def _whole_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
+    """Number and content of each line; what a killed process never finished is none.
+
+    Raises:
+        ValueError: The file cannot be read, or a line is no json.
+    """
+    number = 0
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if line.endswith("\n"):
+                    yield number, json.loads(line)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as predictions ({error}).") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged in line {number} ({error}); make the predictions again.") from error
 
 
 def _to_json(value: Any) -> Any:

@@ -26,12 +26,12 @@ def open_truth(path: str | Path, images: str | Path | None = None) -> Truth:
     Raises:
         ValueError: It cannot be read.
     """
-    if Path(path).suffix.lower() == _COCO_SUFFIX and _is_one_object(Path(path)):
+    if Path(path).suffix.lower() == _COCO_SUFFIX and not _is_odvg(Path(path)):
         return coco_truth(path, images)
     from ..data.formats import open_dataset  # type: ignore[import-not-found]
 
     rows, labels = open_dataset(path, images)
-    if labels:
+    if labels is not None:
         return rows_truth(rows, labels)
     return captions_truth(rows)
 
@@ -59,11 +59,11 @@ def has_captions(truth: Truth) -> bool:
     return any("phrases" in reference for reference in truth.references.values())
 
 
-def _is_one_object(path: Path) -> bool:
-    """Whether a json file holds one COCO object, not lines of json; what cannot be read is COCO's to complain about."""
+def _is_odvg(path: Path) -> bool:
+    """Whether a json file holds lines of ODVG; what cannot be read is the COCO reader's to complain about."""
     try:
         with path.open(encoding="utf-8") as file:
             first = json.loads(file.readline())
     except (OSError, ValueError):
-        return True
-    return not isinstance(first, Mapping) or "images" in first or "annotations" in first or "categories" in first
+        return False
+    return isinstance(first, Mapping) and ("detection" in first or "grounding" in first)

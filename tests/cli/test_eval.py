@@ -1,0 +1,315 @@
+"""`gdino eval` from the command line to files: figures, stored predictions, resumption, tables and mistakes."""
+
+import contextlib
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("faster_coco_eval")
+
+from gdino_hf.cli import main
+from gdino_hf.cli.run_folder import new_run_folder
+from gdino_hf.evaluation.prediction_file import PredictionFile
+from gdino_hf.evaluation.truth import coco_truth
+
+NAMES = ("cat", "dog")
+FILES = ("metrics.json", "metrics.csv", "labels.csv", "confusion.csv", "predictions.png")
+
+
+def run(*arguments):
+    """Status, what was printed and what was complained of."""
+    printed, complained = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(complained):
+        status = main(["eval", *map(str, arguments)])
+    return status, printed.getvalue(), complained.getvalue()
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A COCO file of four photographs; the working directory is empty."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return write_data(tmp_path / "set")
+
+
+def write_data(folder, lvis=False):
+    (folder / "images").mkdir(parents=True)
+    content = {"images": [], "annotations": [], "categories": []}
+    for number in range(4):
+        pixels = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((200, 100)).save(folder / "images" / f"{number}.png")
+        content["images"].append({"id": 5 + number, "file_name": f"{number}.png", "width": 200, "height": 100})
+        box = [10 + number, 10, 60, 40]
+        category = 10 * (1 + number % 2)
+        annotation = {"id": number + 1, "image_id": 5 + number, "category_id": category, "bbox": box, "area": 2400}
+        content["annotations"].append({**annotation, "iscrowd": 0})
+        if lvis:
+            content["images"][-1] |= {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+    content["categories"] = [
+        {"id": 10 * (place + 1), "name": name, "frequency": "rf"[place]} for place, name in enumerate(NAMES)
+    ]
+    path = folder / "val.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def perfect(data, path, of=slice(None)):
+    """A file of predictions that are the truth."""
+    truth = coco_truth(data)
+    with PredictionFile(path, {"model": "oracle", "kind": "boxes", "labels": truth.labels}) as store:
+        for image in list(truth.references)[of]:
+            reference = truth.references[image]
+            scores = [0.9] * len(reference["boxes"])
+            found = {"boxes": reference["boxes"], "scores": scores, "labels": reference["labels"]}
+            store.append({"image_id": image, "width": 200, "height": 100, **found})
+    return path
+
+
+def metrics(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_stored_predictions_are_judged_without_a_model(data, tmp_path):
+    status, printed, _ = run(data, "--predictions", perfect(data, tmp_path / "p.jsonl"), "--model", "no/such-model")
+    folder = tmp_path / "work" / "runs" / "eval" / "val"
+    assert status == 0
+    assert metrics(folder)["metrics"]["AP"] == pytest.approx(1.0)
+    assert all((folder / name).stat().st_size for name in FILES)
+    rows = dict(list(csv.reader((folder / "metrics.csv").open()))[1:])
+    assert float(rows["AP50"]) == pytest.approx(1.0)
+    labels = list(csv.DictReader((folder / "labels.csv").open()))
+    assert [(row["label"], row["boxes"], float(row["AP"])) for row in labels] == [("cat", "2", 1.0), ("dog", "2", 1.0)]
+    confusion = list(csv.reader((folder / "confusion.csv").open()))
+    assert confusion[1:] == [["cat", "2", "0", "0"], ["dog", "0", "2", "0"], ["background", "0", "0", "0"]]
+    assert "4 images judged" in printed
+    assert printed.splitlines()[1].split()[:3] == ["1.000", "1.000", "1.000"]
+
+
+def test_predictions_of_the_model_give_the_same_figures_later(data, tiny_folder, tmp_path):
+    status, _, _ = run(data, "--model", tiny_folder, "--batch", 2, "--name", "first")
+    first = tmp_path / "work" / "runs" / "eval" / "first"
+    assert status == 0
+    assert metrics(first)["settings"]["model"] == str(tiny_folder)
+    assert metrics(first)["settings"]["labels"] == list(NAMES)
+    assert run(data, "--predictions", first / "predictions.jsonl", "--name", "again")[0] == 0
+    again = first.with_name("again")
+    assert metrics(again) == metrics(first)
+    for name in ("labels.csv", "confusion.csv", "predictions.png"):
+        assert (again / name).read_bytes() == (first / name).read_bytes()
+
+
+def test_curves_are_drawn_where_matplotlib_is_and_missed_in_one_line_where_not(data, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    stored = perfect(data, tmp_path / "p.jsonl")
+    run(data, "--predictions", stored, "--name", "with")
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    status, _, complained = run(data, "--predictions", stored, "--name", "without")
+    drawn = {path.name for path in (tmp_path / "work/runs/eval/with").iterdir()}
+    left = {path.name for path in (tmp_path / "work/runs/eval/without").iterdir()}
+    assert drawn - left == {"precision_recall.png", "confusion.png"}
+    assert status == 0
+    assert complained.strip() == 'gdino eval: Curves need matplotlib; pip install "gdino-hf[train]"'
+
+
+def test_earlier_results_are_never_overwritten(data, tmp_path):
+    stored = perfect(data, tmp_path / "p.jsonl")
+    for _ in range(3):
+        assert run(data, "--predictions", stored, "--name", "same")[0] == 0
+    folders = sorted(path.name for path in (tmp_path / "work/runs/eval").iterdir())
+    assert folders == ["same", "same-2", "same-3"]
+    assert new_run_folder("eval", "same", tmp_path / "work" / "runs").name == "same-4"
+
+
+def test_images_without_prediction_are_not_judged_and_that_is_said(data, tmp_path):
+    stored = perfect(data, tmp_path / "p.jsonl", of=slice(0, 3))
+    status, printed, _ = run(data, "--predictions", stored)
+    assert (status, metrics(tmp_path / "work/runs/eval/val")["images"]) == (0, 3)
+    assert "3 images judged of 4" in printed
+
+
+def test_an_unreadable_image_is_named_skipped_and_listed(data, tiny_folder, tmp_path):
+    (data.parent / "images" / "1.png").write_bytes(b"no picture")
+    (data.parent / "images" / "2.png").unlink()
+    status, printed, complained = run(data, "--model", tiny_folder)
+    report = metrics(tmp_path / "work/runs/eval/val")
+    assert status == 1
+    assert [item["image_id"] for item in report["failed"]] == [6, 7]
+    assert report["images"] == 2
+    assert "1.png" in complained
+    assert "2.png" in complained
+    assert "2 images judged of 4; 2 could not be used" in printed
+
+
+def test_a_stopped_run_goes_on_in_its_folder(data, tiny_folder, tmp_path):
+    assert run(data, "--model", tiny_folder, "--limit", 2, "--name", "r")[0] == 0
+    folder = tmp_path / "work/runs/eval/r"
+    # As SIGKILL leaves it: in the middle of a line.
+    stored = folder / "predictions.jsonl"
+    stored.write_bytes(stored.read_bytes()[:-30])
+    assert run(data, "--model", tiny_folder, "--resume", folder)[0] == 0
+    assert run(data, "--model", tiny_folder, "--name", "whole")[0] == 0
+    resumed, whole = metrics(folder), metrics(folder.with_name("whole"))
+    assert resumed["images"] == 4
+    assert resumed["metrics"] == pytest.approx(whole["metrics"])
+    status, _, complained = run(data, "--model", tiny_folder, "--resume", folder, "--score", "max")
+    assert status == 2
+    assert "another score" in complained
+
+
+def test_only_some_labels(data, tiny_folder, tmp_path):
+    assert run(data, "--model", tiny_folder, "--labels", "dog, bird")[0] == 0
+    report = metrics(tmp_path / "work/runs/eval/val")
+    assert list(report["labels"]) == ["dog", "bird"]
+    assert report["labels"]["dog"]["boxes"] == 2
+    assert report["labels"]["bird"]["AP"] == -1.0
+
+
+def test_lvis_is_recognized_and_has_its_groups(tmp_path, monkeypatch, tiny_folder):
+    monkeypatch.chdir(tmp_path)
+    data = write_data(tmp_path / "set", lvis=True)
+    status, printed, _ = run(data, "--predictions", perfect(data, tmp_path / "p.jsonl"))
+    report = metrics(tmp_path / "runs/eval/val")
+    assert (status, report["protocol"]) == (0, "lvis")
+    assert {name: report["metrics"][name] for name in ("AP", "APr", "APc", "APf")} == pytest.approx(
+        {"AP": 1.0, "APr": 1.0, "APc": -1.0, "APf": 1.0}
+    )
+    assert report["labels"]["cat"]["frequency"] == "rare"
+    assert "APc" in printed
+    assert run(data, "--model", tiny_folder, "--name", "tiny")[0] == 0
+    assert metrics(tmp_path / "runs/eval/tiny")["settings"]["labels_per_prompt"] == 80
+
+
+def test_a_table_of_data_sets_ends_in_their_average(data, tiny_folder, tmp_path):
+    write_data(tmp_path / "other")
+    table = tmp_path / "sets.yaml"
+    table.write_text(
+        "- {name: one, annotations: set/val.json, prompts: {cat: small cat}}\n"
+        "- {name: two, annotations: other/val.json}\n"
+        "- {name: gone, annotations: nowhere.json}\n"
+    )
+    status, printed, complained = run("--table", table, "--model", tiny_folder)
+    folder = tmp_path / "work/runs/eval/sets"
+    report = json.loads((folder / "table.json").read_text())
+    assert status == 1
+    assert list(report["data sets"]) == ["one", "two"]
+    assert "nowhere.json" in report["failed"]["gone"]
+    assert "gone" in complained
+    mean = sum(row["AP"] for row in report["data sets"].values()) / 2
+    assert report["average"]["AP"] == pytest.approx(mean)
+    assert metrics(folder / "one")["settings"]["prompts"] == ["small cat", "dog"]
+    lines = list(csv.reader((folder / "table.csv").open()))
+    assert [line[0] for line in lines] == ["data set", "one", "two", "average"]
+    assert "average of 2 of 3" in printed
+
+
+@pytest.mark.parametrize(("protocol", "metric"), [("auto", "recall@1 any-box"), ("referring", "accuracy")])
+def test_captions_are_judged_by_their_phrases(data, tiny_folder, tmp_path, protocol, metric):
+    pytest.importorskip("gdino_hf.data.formats")
+    lines = [
+        {
+            "filename": f"{number}.png",
+            "width": 200,
+            "height": 100,
+            "grounding": {
+                "caption": "a cat left the dog",
+                "regions": [{"bbox": [10, 10, 70, 50], "phrase": "a cat", "tokens_positive": [[0, 5]]}],
+            },
+        }
+        for number in range(3)
+    ]
+    captions = tmp_path / "set" / "captions.jsonl"
+    captions.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    status, printed, _ = run(captions, "--model", tiny_folder, "--protocol", protocol)
+    report = metrics(tmp_path / "work/runs/eval/captions")
+    assert (status, report["images"]) == (0, 3)
+    assert 0 <= report["metrics"][metric] <= 1
+    assert metric.split()[0] in printed
+    stored = tmp_path / "work/runs/eval/captions/predictions.jsonl"
+    assert run(captions, "--predictions", stored, "--protocol", protocol, "--name", "again")[0] == 0
+    assert metrics(tmp_path / "work/runs/eval/again")["metrics"] == report["metrics"]
+
+
+def test_detections_in_odvg_lines_are_judged_as_boxes(data, tiny_folder, tmp_path):
+    pytest.importorskip("gdino_hf.data.formats")
+    truth = coco_truth(data)
+    lines = [
+        {
+            "filename": f"{number}.png",
+            "width": 200,
+            "height": 100,
+            "detection": {
+                "instances": [
+                    {"bbox": box, "label": int(label), "category": NAMES[label]}
+                    for box, label in zip(reference["boxes"].tolist(), reference["labels"], strict=True)
+                ]
+            },
+        }
+        for number, reference in enumerate(truth.references.values())
+    ]
+    path = tmp_path / "set" / "val.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    assert run(path, "--model", tiny_folder, "--name", "odvg")[0] == 0
+    assert run(data, "--model", tiny_folder, "--name", "coco")[0] == 0
+    odvg, coco = (metrics(tmp_path / "work/runs/eval" / name)["metrics"] for name in ("odvg", "coco"))
+    assert odvg == pytest.approx(coco)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_a_full_disk_is_one_line_and_keeps_what_was_there(data, tiny_folder, tmp_path):
+    folder = tmp_path / "full"
+    folder.mkdir()
+    (folder / "predictions.jsonl").symlink_to("/dev/full")
+    status, _, complained = run(data, "--model", tiny_folder, "--resume", folder)
+    assert status == 1
+    assert "No space left" in complained.splitlines()[-1]
+    assert "Traceback" not in complained
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give DATA or --table"),
+        (["{data}", "--table", "x.yaml"], "give DATA or --table"),
+        (["no/such.json"], "cannot be read"),
+        (["{data}", "--predictions", "no/such.jsonl"], "cannot be read as predictions"),
+        (["{data}", "--predictions", "{data}"], "no file of predictions"),
+        (["{data}", "--predictions", "x", "--labels", "cat"], "exclude each other"),
+        (["{data}", "--labels", "zebra"], "has nothing of --labels zebra"),
+        (["{data}", "--protocol", "lvis"], "no neg_category_ids"),
+        (["{data}", "--protocol", "phrases"], "no captions"),
+        (["{data}", "--resume", "."], "holds no predictions.jsonl"),
+        (["{data}", "--model", "no/such-model"], "cannot be loaded"),
+        (["{data}", "--name", "a/b", "--model", "{model}"], "--name"),
+        (["--table", "no/such.yaml"], "cannot be read as YAML"),
+        (["{data}", "--limit", "0"], "'0' is not a whole number"),
+        (["{data}", "--threshold", "2"], "'2' is not a number from 0 to 1"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(data, tiny_folder, arguments, message):
+    arguments = [argument.format(data=data, model=tiny_folder) for argument in arguments]
+    printed, complained = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(complained):
+        try:
+            status = main(["eval", *arguments])
+        except SystemExit as ended:
+            status = ended.code
+    assert status == 2
+    last = complained.getvalue().strip().splitlines()[-1]
+    assert message in last
+    assert "Traceback" not in complained.getvalue()
+
+
+def test_damaged_data_is_one_line(data, tmp_path):
+    content = json.loads(data.read_text())
+    for damaged in ({}, {**content, "images": []}, {**content, "categories": [{"name": "cat"}]}, [1, 2]):
+        path = tmp_path / "damaged.json"
+        path.write_text(json.dumps(damaged))
+        status, _, complained = run(path)
+        assert status == 2
+        assert complained.count("\n") == 1
+        assert "damaged.json" in complained

@@ -1,0 +1,102 @@
+"""Claims about grounding captions: tokens of phrases, scores, batches, and rows with several phrases."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gdino_hf.evaluation.phrases import CaptionTokens, phrase_reference, predict_phrases, row_phrases
+from gdino_hf.evaluation.prediction_file import PredictionFile, read_predictions
+
+CAPTION = "the cat of cats left the table"
+
+
+def row(image_id=0, caption=CAPTION, spans=((4, 7),), size=(120, 80)):
+    pixels = np.random.default_rng(image_id).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    boxes = [[0, 0, 10, 10 + place] for place in range(len(spans))]
+    return {
+        "image": Image.fromarray(pixels).resize(size),
+        "image_id": image_id,
+        "caption": caption,
+        "boxes": boxes,
+        "spans": [[list(span)] for span in spans],
+    }
+
+
+def test_a_phrase_is_the_tokens_at_its_characters_not_the_first_alike(tiny_tokenizer):
+    tokens = CaptionTokens(CAPTION, tiny_tokenizer, 64)
+    words = tiny_tokenizer.convert_ids_to_tokens(tokens.input_ids)
+    assert [words[place] for place in tokens.of([(4, 7)])] == ["cat"]
+    assert [words[place] for place in tokens.of([(11, 15)])] == ["cats"]
+    assert tokens.of([(4, 7)]) != tokens.of([(11, 15)])
+    assert [words[place] for place in tokens.of([(0, 3), (25, 30)])] == ["the", "table"]
+    # a word of several pieces, all of them; and the closing period none
+    assert len(CaptionTokens("a zebra", tiny_tokenizer, 64).of([(2, 7)])) > 1
+    assert words[-2:] == [".", "[SEP]"]
+
+
+def test_phrases_of_a_row_are_its_distinct_spans(tiny_tokenizer):
+    example = row(spans=((4, 7), (11, 15), (4, 7)))
+    assert [phrase for phrase, _ in row_phrases(example)] == ["cat", "cats"]
+    boxes = [phrase["boxes"].tolist() for phrase in phrase_reference(example)["phrases"]]
+    assert boxes == [[[0, 0, 10, 10], [0, 0, 10, 12]], [[0, 0, 10, 11]]]
+    whole = {**example, "spans": [[], [], []]}
+    assert row_phrases(whole) == [(CAPTION, ((0, len(CAPTION)),))]
+    assert len(phrase_reference(whole)["phrases"][0]["boxes"]) == 3
+
+
+@pytest.mark.parametrize("score", ["mean", "max"])
+def test_a_phrase_gets_the_boxes_its_tokens_score_highest(tiny_model, tiny_processor, score):
+    example = row(spans=((4, 15),))
+    (found,) = predict_phrases(tiny_model, tiny_processor, [example], score=score, top_k=5).images
+    tokens = CaptionTokens(CAPTION, tiny_processor.tokenizer, 64)
+    inputs = tiny_processor(images=[example["image"]])
+    with torch.no_grad():
+        outputs = tiny_model(
+            pixel_values=inputs["pixel_values"],
+            image_sizes=inputs["image_sizes"],
+            input_ids=torch.tensor([tokens.input_ids]),
+        )
+    span = outputs.logits[0].sigmoid()[:, tokens.of([(4, 15)])]
+    scores = span.mean(-1) if score == "mean" else span.amax(-1)
+    best = scores.argsort(descending=True)[:5]
+    cx, cy, w, h = (outputs.pred_boxes[0, best] * torch.tensor([120, 80, 120, 80])).unbind(-1)
+    expected = torch.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], -1)
+    (phrase,) = found["phrases"]
+    assert phrase["phrase"] == CAPTION[4:15]
+    np.testing.assert_allclose(phrase["scores"], scores[best], atol=1e-6)
+    # Pixels of an image of 120, from float32.
+    np.testing.assert_allclose(phrase["boxes"], expected, atol=1e-3)
+
+
+def test_batches_of_different_captions_give_what_single_ones_give(tiny_model, tiny_processor):
+    rows = [row(0), row(1, "a dog", ((2, 5),), (80, 120)), row(2, "the red car left. a cup.", ((4, 11), (20, 23)))]
+    together = predict_phrases(tiny_model, tiny_processor, rows, batch_size=3).images
+    apart = predict_phrases(tiny_model, tiny_processor, rows, batch_size=1).images
+    for one, other in zip(together, apart, strict=True):
+        for mine, theirs in zip(one["phrases"], other["phrases"], strict=True):
+            np.testing.assert_allclose(mine["scores"], theirs["scores"], atol=1e-5)
+            np.testing.assert_allclose(mine["boxes"], theirs["boxes"], atol=0.01)
+
+
+def test_captions_that_cannot_be_used_are_named_and_skipped(tiny_model, tiny_processor, capsys):
+    rows = [row(0), row(1, "cat " * 80), row(2, " . "), row(3, CAPTION, ((3, 4),)), {**row(4), "caption": None}]
+    found = predict_phrases(tiny_model, tiny_processor, rows, batch_size=5)
+    assert [item["image_id"] for item in found.images] == [0]
+    reasons = {item["image_id"]: item["error"] for item in found.failed}
+    assert "the model takes 64" in reasons[1]
+    assert "names nothing" in reasons[2]
+    assert "no word" in reasons[3]
+    assert "no caption" in reasons[4]
+    assert "image 1 is left out" in capsys.readouterr().err
+
+
+def test_stored_phrases_are_read_as_they_were(tiny_model, tiny_processor, tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    with PredictionFile(path, {"kind": "phrases"}) as store:
+        found = predict_phrases(tiny_model, tiny_processor, [row(0), row(1)], store=store)
+    for one, other in zip(found.images, read_predictions(path).images, strict=True):
+        for mine, theirs in zip(one["phrases"], other["phrases"], strict=True):
+            assert (mine["phrase"], mine["spans"]) == (theirs["phrase"], theirs["spans"])
+            np.testing.assert_array_equal(mine["boxes"], theirs["boxes"])
+            np.testing.assert_array_equal(mine["scores"], theirs["scores"])

@@ -1,0 +1,152 @@
+"""Claims about what there is to find: COCO and LVIS files to the last digit, rows, some labels only, tables of sets."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gdino_hf.evaluation.table import average_row, read_table
+from gdino_hf.evaluation.truth import coco_truth, rows_truth
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a COCO file with some parts replaced."""
+
+    def write(**parts):
+        content = {
+            "images": [{"id": 9, "file_name": "b.jpg"}, {"id": 4, "file_name": "a.jpg"}],
+            "categories": [{"id": 30, "name": "dog"}, {"id": 10, "name": "cat"}],
+            "annotations": [
+                {"image_id": 9, "category_id": 30, "bbox": [-1.5, 2, 10, 20], "area": 77.5, "iscrowd": 0},
+                {"image_id": 9, "category_id": 10, "bbox": [0, 0, 5, 5], "iscrowd": 1},
+            ],
+        }
+        path = tmp_path / "val.json"
+        path.write_text(json.dumps({**content, **parts}))
+        return path
+
+    return write
+
+
+def test_boxes_are_neither_clipped_nor_rounded_and_areas_are_those_annotated(write):
+    truth = coco_truth(write())
+    assert truth.labels == ["cat", "dog"]
+    reference = truth.references[9]
+    assert reference["boxes"].tolist() == [[-1.5, 2, 8.5, 22], [0, 0, 5, 5]]
+    assert reference["labels"].tolist() == [1, 0]
+    assert reference["area"].tolist() == [77.5, 25.0]
+    assert reference["crowd"].tolist() == [False, True]
+    assert truth.references[4]["boxes"].shape == (0, 4)
+    assert [row["image_id"] for row in truth.rows] == [9, 4]
+    assert not truth.is_federated
+
+
+def test_lvis_says_which_labels_were_looked_for(write):
+    path = write(
+        images=[
+            {
+                "id": 9,
+                "coco_url": "http://images.cocodataset.org/train2017/000000000009.jpg",
+                "neg_category_ids": [30],
+                "not_exhaustive_category_ids": [10],
+            }
+        ],
+        categories=[{"id": 10, "name": "cat", "frequency": "r"}, {"id": 30, "name": "dog", "frequency": "f"}],
+    )
+    truth = coco_truth(path)
+    assert truth.is_federated
+    assert truth.references[9]["negative_labels"] == [1]
+    assert truth.references[9]["not_exhaustive_labels"] == [0]
+    assert truth.frequencies == ["r", "f"]
+    assert truth.rows[0]["image"].endswith("000000000009.jpg")
+    only = truth.only(["dog"])
+    assert (only.references[9]["negative_labels"], only.frequencies) == ([0], ["f"])
+
+
+def test_only_some_labels_are_numbered_anew(write):
+    truth = coco_truth(write()).only(["zebra", " DOG "])
+    assert truth.references[9]["labels"].tolist() == [1]
+    assert truth.references[9]["boxes"].tolist() == [[-1.5, 2, 8.5, 22]]
+
+
+def test_predictions_meet_references_in_the_order_of_image_ids(write):
+    truth = coco_truth(write())
+    found, meant = truth.of([{"image_id": 9, "boxes": "nine"}, {"image_id": 4, "boxes": "four"}])
+    assert [item["boxes"] for item in found] == ["four", "nine"]
+    assert [len(item["boxes"]) for item in meant] == [0, 2]
+    assert len(truth.of([{"image_id": 4}])[1]) == 1
+    with pytest.raises(ValueError, match="image 5, which the data set does not have"):
+        truth.of([{"image_id": 5}])
+
+
+def test_rows_of_the_readers_are_a_truth_too():
+    rows = [
+        {"image_id": 3, "boxes": [[0, 0, 4, 5], [1, 1, 2, 2]], "names": ["Cat", "unicorn"], "crowd": [True, False]},
+        {"boxes": [], "names": []},
+    ]
+    truth = rows_truth(rows, ["dog", "cat"])
+    assert truth.references[3]["labels"].tolist() == [1]
+    assert truth.references[3]["crowd"].tolist() == [True]
+    assert truth.references[3]["area"].tolist() == [20.0]
+    assert truth.references[1]["boxes"].shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"images": None}, "is not a COCO detection file"),
+        ({"annotations": [{"image_id": 9, "category_id": 99, "bbox": [0, 0, 1, 1]}]}, "category_id 99"),
+        ({"annotations": [{"image_id": 9, "category_id": 10}]}, "it lacks 'bbox'"),
+        ({"annotations": [{"image_id": 9, "category_id": 10, "bbox": [0, 0, 1]}]}, "is not a COCO detection file"),
+    ],
+)
+def test_a_file_that_is_not_coco_is_named_in_one_line(write, parts, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        coco_truth(write(**parts))
+    assert "val.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_table_is_a_list_of_data_sets_relative_to_its_file(tmp_path):
+    path = tmp_path / "sets.yaml"
+    path.write_text(
+        "- name: pets\n  annotations: pets/val.json\n  images: pictures\n  prompts: {cat: a furry cat}\n"
+        "- name: cars\n  annotations: cars.json\n  labels: [car]\n"
+    )
+    pets, cars = read_table(path)
+    assert (pets.annotations, pets.images) == (tmp_path / "pets" / "val.json", tmp_path / "pictures")
+    assert pets.prompts_of(["dog", "Cat"]) == ["dog", "a furry cat"]
+    assert (cars.images, cars.labels, cars.prompts_of(["car"])) == (None, ["car"], ["car"])
+    with pytest.raises(ValueError, match="prompt for 'cat'"):
+        pets.prompts_of(["dog"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "must hold a list"),
+        ("name: pets", "must hold a list"),
+        ("- pets", "Data set 1 of .* is 'pets'"),
+        ("- {name: pets}", "has no annotations"),
+        ("- {name: a/b, annotations: x.json}", "no name of a folder"),
+        ("- {name: pets, annotations: x.json, prompt: {}}", "has the key 'prompt'"),
+        ("- {name: pets, annotations: x.json, prompts: [cat]}", "prompts that are no mapping"),
+        ("- {name: pets, annotations: x.json, labels: cat}", "give a list of names"),
+        ("- {name: pets, annotations: x.json}\n- {name: pets, annotations: y.json}", "two data sets named 'pets'"),
+        ("- {name: [", "cannot be read as YAML"),
+    ],
+)
+def test_a_malformed_table_is_named(tmp_path, text, message):
+    path = tmp_path / "sets.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_table(path)
+
+
+def test_every_set_counts_the_same_in_the_average():
+    rows = [{"AP": 0.2, "APs": -1.0}, {"AP": 0.4, "APs": 0.5}]
+    average = average_row(rows, ("AP", "APs"))
+    assert average == {"AP": pytest.approx(0.3), "APs": 0.5}
+    assert average_row([], ("AP",)) == {"AP": -1.0}
+    assert np.isfinite(list(average.values())).all()
