@@ -11,10 +11,10 @@ are off (--denoising counts them in). `--small` takes a narrower, shallower mode
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import tempfile
 import time
+from pathlib import Path
 
 import torch
 from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection, SwinConfig
@@ -109,8 +109,8 @@ def alternate(repeats, steps):
 
 def peak_memory(args, folder, which, checkpointing):
     """Gigabytes resident at most in two steps, in a process of its own."""
-    queue = multiprocessing.get_context("spawn").Queue()
     context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
     process = context.Process(target=_measure_memory, args=(args, folder, which, checkpointing, queue))
     process.start()
     value = queue.get()
@@ -124,11 +124,18 @@ def _measure_memory(args, folder, which, checkpointing, queue):
     if checkpointing:
         model.gradient_checkpointing_enable()
     step = make_step(model, make_batch(args.batch, *args.size))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    loaded = _resident("VmRSS")
+    # getrusage would tell the highest of the process that started this one; this forgets what loading took, too.
+    Path("/proc/self/clear_refs").write_text("5")
     for _ in range(2):
         step()
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    queue.put({"peak": after / 2**20, "loaded": before / 2**20})
+    queue.put({"peak": _resident("VmHWM"), "loaded": loaded})
+
+
+def _resident(field):
+    """Gigabytes that Linux counts for this process."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 2**20
 
 
 def main():
@@ -139,7 +146,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--denoising", type=int, default=0, help="denoising queries of this package's model")
     parser.add_argument("--small", action="store_true", help="a quarter of the model")
-    parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    parser.add_argument("--no-memory", action="store_true", help="leave peak memory out, which is read from /proc")
     parser.add_argument("--json", help="write the report to this file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
