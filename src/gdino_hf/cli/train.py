@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
                 print(push(folder, repository))
     except SavingError as error:
         raise OutputError(_one_line(error)) from error
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         raise OutputError(
             f"training stopped ({_one_line(error)}); --resume {folder} goes on from its last checkpoint"
         ) from error
