@@ -1,7 +1,14 @@
-"""Compiles the CPU kernels into the package where a C compiler is at hand; everything else is in pyproject.toml."""
+"""Compiles the CPU kernels into the package where a C compiler is at hand, and lays the Space's folder into wheels.
+
+Everything else is in pyproject.toml.
+"""
+
+import shutil
+from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError, LinkError
 
 FLAGS = ["-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-g0"]
@@ -27,6 +34,16 @@ class BuildKernels(build_ext):
         super().build_extension(ext)
 
 
+class BuildPackage(build_py):
+    """The package with a copy of demo/, which `gdino demo` serves; a checkout has it beside src."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib) / "gdino_hf" / "_demo"
+            shutil.copytree("demo", target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+
+
 setup(
     ext_modules=[
         Extension(
@@ -36,5 +53,5 @@ setup(
             optional=True,  # without a compiler the package installs all the same and PyTorch's operations run
         )
     ],
-    cmdclass={"build_ext": BuildKernels},
+    cmdclass={"build_ext": BuildKernels, "build_py": BuildPackage},
 )

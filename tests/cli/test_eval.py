@@ -275,7 +275,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_there(data, tiny_folder, tmp
     [
         ([], "give DATA or --table"),
         (["{data}", "--table", "x.yaml"], "give DATA or --table"),
-        (["no/such.json"], "cannot be read"),
+        (["no/such.json"], "does not exist"),
         (["{data}", "--predictions", "no/such.jsonl"], "cannot be read as predictions"),
         (["{data}", "--predictions", "{data}"], "no file of predictions"),
         (["{data}", "--predictions", "x", "--labels", "cat"], "exclude each other"),

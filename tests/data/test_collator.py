@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from gdino_hf.data.collator import GDinoDataCollator
 from gdino_hf.data.negatives import PromptSampler
-from gdino_hf.data.transforms import RandomHorizontalFlip
+from gdino_hf.data.transforms import RandomChoiceResize, RandomHorizontalFlip
 from gdino_hf.model.text_prompt import phrase_structure, special_token_ids
 
 VOCABULARY = ["cat", "dog", "cup", "person", "ball", "bird"]
@@ -68,6 +68,15 @@ def test_crowds_are_no_targets(tiny_processor):
     batch = GDinoDataCollator(tiny_processor)(rows)
     assert words(tiny_processor, batch, 0) == ["cat"]
     assert batch["labels"][0]["class_labels"].tolist() == [0]
+
+
+def test_what_is_there_as_a_crowd_is_not_taught_to_be_absent(tiny_processor):
+    collator = GDinoDataCollator(tiny_processor, labels=["person", "cat", "cup"])
+    boxes = [[0, 0, 32, 24], [0, 0, 64, 48]]
+    assert words(tiny_processor, collator([row(boxes, ["cat", "person"], crowd=[False, True])]), 0) == ["cat", "cup"]
+    assert len(words(tiny_processor, collator([row(boxes, ["person", "person"], crowd=[False, True])]), 0)) == 3
+    alone = GDinoDataCollator(tiny_processor, labels=["person"])
+    assert words(tiny_processor, alone([row(boxes[:1], ["person"], crowd=[True])]), 0) == ["person"]
 
 
 def test_transform_is_applied_to_image_and_boxes(tiny_processor):
@@ -143,6 +152,117 @@ def test_a_model_trains_on_a_batch(tiny_config, tiny_processor):
     torch.manual_seed(0)
     model = GDinoForObjectDetection(copy.deepcopy(tiny_config)).train()
     batch = GDinoDataCollator(tiny_processor, prompt_sampler=PromptSampler(VOCABULARY, (3, 5)))(ROWS)
+    loss = model(**batch).loss
+    loss.backward()
+    assert loss.isfinite()
+    assert loss > 0
+
+
+CAPTION = "Cattle left of a cat. A red dog, 2 cats"
+
+
+def caption_row(pairs, caption=CAPTION, names=None):
+    boxes = [[0, 0, 32, 24 + index] for index in range(len(pairs))]
+    return {**row(boxes, names or ["phrase"] * len(pairs)), "caption": caption, "spans": pairs}
+
+
+def phrases(processor, batch, image):
+    """The words that each box of an image is to be found by."""
+    ids = batch["input_ids"][image]
+    maps = batch["labels"][image]["positive_map"]
+    return [processor.tokenizer.decode(ids[: maps.shape[1]][marked]) for marked in maps]
+
+
+def test_boxes_of_a_caption_are_found_by_their_phrases(tiny_processor):
+    spans = [[[17, 20]], [[24, 31]], [[0, 6]], [[17, 20], [35, 39]]]
+    batch = GDinoDataCollator(tiny_processor, labels=["cup"])([caption_row(spans), row([[0, 0, 9, 9]], ["cup"])])
+    assert phrases(tiny_processor, batch, 0) == ["cat", "red dog", "cattle", "cat cats"]
+    assert batch["labels"][0]["class_labels"].tolist() == [0, 1, 0, 0]
+    assert "positive_map" not in batch["labels"][1]
+    assert words(tiny_processor, batch, 1) == ["cup"]
+
+
+def test_a_mirrored_caption_keeps_its_phrases(tiny_processor):
+    spans = [[[0, 14]], [[17, 20]]]
+    batch = GDinoDataCollator(tiny_processor, transform=RandomHorizontalFlip(1.0))([caption_row(spans)])
+    assert phrases(tiny_processor, batch, 0) == ["cattle right of", "cat"]
+
+
+def test_a_phrase_without_a_word_is_named_and_left_out(tiny_processor, caplog):
+    rows = [caption_row([[[17, 20]], [[20, 21]]], names=["cat", "a period"]), caption_row([[[0, 1]]], caption="?!.")]
+    batch = GDinoDataCollator(tiny_processor)([rows[0]])
+    assert phrases(tiny_processor, batch, 0) == ["cat"]
+    assert "a period" in caplog.text
+    # Punctuation is words to the tokenizer, delimiters are not.
+    assert len(GDinoDataCollator(tiny_processor)([caption_row([[[0, 1]]], caption="?.")])["labels"][0]["boxes"]) == 0
+
+
+def test_a_long_caption_takes_turns(short_processor):
+    example = caption_row(
+        [[[6, 9]], [[56, 59]]], caption="a red cat with a very long sentence that goes on and on. dog"
+    )
+    seen = set()
+    for epoch in range(6):
+        batch = GDinoDataCollator(short_processor)([{**example, "visit": (epoch, 0)}])
+        assert batch["input_ids"].shape[1] <= 12
+        seen.update(phrases(short_processor, batch, 0))
+    assert seen == {"cat", "dog"}
+
+
+def test_hundreds_of_labels_lose_negatives_and_never_a_positive(tiny_processor):
+    rng = random.Random(0)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    vocabulary = list({"".join(rng.choices(letters, k=rng.randint(2, 20))) for _ in range(400)})
+    collator = GDinoDataCollator(tiny_processor, labels=vocabulary, return_text=True)
+    for _ in range(10):
+        names = rng.sample(vocabulary, 8)
+        batch = collator([row([[0, 0, 32, 24]] * 8, names)])
+        assert batch["input_ids"].shape[1] <= tiny_processor.max_text_len
+        assert [batch["text"][0][index] for index in batch["labels"][0]["class_labels"]] == names
+        assert len(batch["text"][0]) > 8
+
+
+def test_boxes_whose_names_overflow_come_in_other_epochs(short_processor):
+    example = row([[0, 0, 32, 24]] * 6, VOCABULARY)
+    seen = []
+    for epoch in range(4):
+        batch = GDinoDataCollator(short_processor, return_text=True)([{**example, "visit": (epoch, 0)}])
+        seen.append({batch["text"][0][index] for index in batch["labels"][0]["class_labels"]})
+    assert seen[0] | seen[1] == seen[2] | seen[3] == set(VOCABULARY)
+    assert all(len(names) == 5 for names in seen)
+
+
+def test_a_mirrored_label_is_asked_for_though_it_is_none_of_the_labels(tiny_processor):
+    collator = GDinoDataCollator(
+        tiny_processor, labels=["left hat", "cup"], transform=RandomHorizontalFlip(1.0), return_text=True
+    )
+    batch = collator([row([[0, 0, 32, 24]], ["left hat"])])
+    assert [batch["text"][0][index] for index in batch["labels"][0]["class_labels"]] == ["right hat"]
+
+
+def test_what_a_transform_resized_is_not_resized_again(tiny_processor):
+    transform = RandomChoiceResize([{"height": 40, "width": 48}])
+    batch = GDinoDataCollator(tiny_processor, labels=["cat", "cup"], transform=transform)(ROWS[:1])
+    assert batch["pixel_values"].shape[2:] == (40, 48)
+    assert batch["labels"][0]["boxes"].tolist() == [[0.25, 0.25, 0.5, 0.5], [0.625, 0.625, 0.75, 0.75]]
+
+    def some(example, rng):
+        return transform(example, rng) if example["names"] else example
+
+    batch = GDinoDataCollator(tiny_processor, labels=["dog", "cat", "cup"], transform=some)(ROWS)
+    assert batch["image_sizes"] == [(40, 48), (40, 48), (64, 85)]
+
+
+def test_a_model_trains_on_captions(tiny_config, tiny_processor):
+    import copy
+
+    from gdino_hf.model.modeling_gdino import GDinoForObjectDetection
+
+    torch.manual_seed(0)
+    model = GDinoForObjectDetection(copy.deepcopy(tiny_config)).train()
+    batch = GDinoDataCollator(tiny_processor, labels=["cup"])(
+        [caption_row([[[17, 20]], [[24, 31]]]), caption_row([]), row([[0, 0, 9, 9]], ["cup"])]
+    )
     loss = model(**batch).loss
     loss.backward()
     assert loss.isfinite()

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gdino_hf.data.transforms import Compose, RandomColour, RandomHorizontalFlip, RandomScaleCrop, crop
+from gdino_hf.data.transforms import (
+    Compose,
+    RandomChoiceResize,
+    RandomColour,
+    RandomCrop,
+    RandomHorizontalFlip,
+    RandomScaleCrop,
+    crop,
+)
 
 
 def marked(width=60, height=40, box=(10, 5, 25, 20), names=("cat",)):
@@ -107,3 +115,71 @@ def test_colour_changes_pixels_and_leaves_boxes():
 def test_scale_crop_refuses(arguments, what):
     with pytest.raises(ValueError, match=what):
         RandomScaleCrop(**arguments)
+
+
+def test_flip_mirrors_what_names_and_captions_say():
+    caption = "a left shoe, the leftover"
+    example = {**marked(names=("left shoe",)), "caption": caption, "spans": [[[2, 11], [17, 25]]]}
+    flipped = RandomHorizontalFlip(1.0)(example, random.Random(0))
+    assert flipped["names"] == ["right shoe"]
+    assert flipped["caption"] == "a right shoe, the leftover"
+    assert [flipped["caption"][start:end] for start, end in flipped["spans"][0]] == ["right shoe", "leftover"]
+    again = RandomHorizontalFlip(1.0)(flipped, random.Random(0))
+    assert (again["names"], again["caption"], again["spans"]) == (["left shoe"], caption, [[[2, 11], [17, 25]]])
+
+
+def test_crop_drops_phrases_with_their_boxes():
+    example = {
+        "image": Image.new("RGB", (40, 40)),
+        "boxes": [[0, 0, 10, 10], [30, 30, 40, 40]],
+        "names": ["cat", "dog"],
+        "caption": "a cat and a dog",
+        "spans": [[[2, 5]], [[12, 15]]],
+    }
+    cut = crop(example, (20, 20, 40, 40))
+    assert (cut["names"], cut["spans"], cut["caption"]) == (["dog"], [[[12, 15]]], "a cat and a dog")
+
+
+def test_random_crop_keeps_box_and_pixels_together():
+    rng = random.Random(0)
+    sizes = set()
+    for _ in range(50):
+        cut = RandomCrop(0.4, 1.0, min_visibility=0.0, probability=1.0)(marked(), rng)
+        sizes.add(cut["image"].size)
+        if len(cut["boxes"]):
+            assert white_extent(cut["image"]) == cut["boxes"][0].tolist()
+    assert len(sizes) > 20
+    assert all(24 <= width <= 60 and 16 <= height <= 40 for width, height in sizes)
+
+
+@pytest.mark.parametrize("size", [{"shortest_edge": 80, "longest_edge": 100}, {"height": 50, "width": 90}])
+def test_resize_keeps_box_and_pixels_together(size):
+    example = marked(width=120, height=80, box=(20, 10, 50, 40))
+    resized = RandomChoiceResize([size])(example, random.Random(0))
+    image = resized["image"]
+    assert resized["resized"]
+    assert image.size == ((90, 50) if "width" in size else (100, 67))
+    rows, columns = np.nonzero(np.asarray(image)[..., 0] > 127)
+    extent = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert np.abs(resized["boxes"][0] - extent).max() <= 0.5
+
+
+def test_resize_chooses_among_its_sizes():
+    rng = random.Random(0)
+    resize = RandomChoiceResize([{"height": side, "width": side} for side in (20, 30, 40)])
+    assert {resize(marked(), rng)["image"].size for _ in range(30)} == {(20, 20), (30, 30), (40, 40)}
+    cut = crop(resize(marked(), rng), (0, 0, 10, 10))
+    assert "resized" not in cut
+
+
+@pytest.mark.parametrize("mode", ["P", "1", "RGBA", "LA", "I;16", "CMYK"])
+def test_any_kind_of_picture_is_resized(mode):
+    example = {**marked(), "image": Image.new(mode, (60, 40))}
+    assert RandomChoiceResize([{"height": 20, "width": 20}])(example, random.Random(0))["image"].size == (20, 20)
+
+
+def test_refuses_empty_choices():
+    with pytest.raises(ValueError, match="size"):
+        RandomChoiceResize([])
+    with pytest.raises(ValueError, match="rising"):
+        RandomCrop(0.9, 0.2)

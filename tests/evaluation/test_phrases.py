@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from gdino_hf.evaluation.phrases import CaptionTokens, phrase_reference, predict_phrases, row_phrases
+from gdino_hf.evaluation.phrases import phrase_reference, predict_phrases, row_phrases
 from gdino_hf.evaluation.prediction_file import PredictionFile, read_predictions
+from gdino_hf.model.caption_prompt import build_caption, phrase_tokens
 
 CAPTION = "the cat of cats left the table"
 
@@ -23,18 +24,6 @@ def row(image_id=0, caption=CAPTION, spans=((4, 7),), size=(120, 80)):
     }
 
 
-def test_a_phrase_is_the_tokens_at_its_characters_not_the_first_alike(tiny_tokenizer):
-    tokens = CaptionTokens(CAPTION, tiny_tokenizer, 64)
-    words = tiny_tokenizer.convert_ids_to_tokens(tokens.input_ids)
-    assert [words[place] for place in tokens.of([(4, 7)])] == ["cat"]
-    assert [words[place] for place in tokens.of([(11, 15)])] == ["cats"]
-    assert tokens.of([(4, 7)]) != tokens.of([(11, 15)])
-    assert [words[place] for place in tokens.of([(0, 3), (25, 30)])] == ["the", "table"]
-    # a word of several pieces, all of them; and the closing period none
-    assert len(CaptionTokens("a zebra", tiny_tokenizer, 64).of([(2, 7)])) > 1
-    assert words[-2:] == [".", "[SEP]"]
-
-
 def test_phrases_of_a_row_are_its_distinct_spans(tiny_tokenizer):
     example = row(spans=((4, 7), (11, 15), (4, 7)))
     assert [phrase for phrase, _ in row_phrases(example)] == ["cat", "cats"]
@@ -49,15 +38,15 @@ def test_phrases_of_a_row_are_its_distinct_spans(tiny_tokenizer):
 def test_a_phrase_gets_the_boxes_its_tokens_score_highest(tiny_model, tiny_processor, score):
     example = row(spans=((4, 15),))
     (found,) = predict_phrases(tiny_model, tiny_processor, [example], score=score, top_k=5).images
-    tokens = CaptionTokens(CAPTION, tiny_processor.tokenizer, 64)
+    prompt = build_caption(CAPTION, tiny_processor.tokenizer, 64)
     inputs = tiny_processor(images=[example["image"]])
     with torch.no_grad():
         outputs = tiny_model(
             pixel_values=inputs["pixel_values"],
             image_sizes=inputs["image_sizes"],
-            input_ids=torch.tensor([tokens.input_ids]),
+            input_ids=torch.tensor([prompt.chunks[0].input_ids]),
         )
-    span = outputs.logits[0].sigmoid()[:, tokens.of([(4, 15)])]
+    span = outputs.logits[0].sigmoid()[:, phrase_tokens(prompt, [(4, 15)])[1]]
     scores = span.mean(-1) if score == "mean" else span.amax(-1)
     best = scores.argsort(descending=True)[:5]
     cx, cy, w, h = (outputs.pred_boxes[0, best] * torch.tensor([120, 80, 120, 80])).unbind(-1)
@@ -84,9 +73,9 @@ def test_captions_that_cannot_be_used_are_named_and_skipped(tiny_model, tiny_pro
     found = predict_phrases(tiny_model, tiny_processor, rows, batch_size=5)
     assert [item["image_id"] for item in found.images] == [0]
     reasons = {item["image_id"]: item["error"] for item in found.failed}
-    assert "the model takes 64" in reasons[1]
-    assert "names nothing" in reasons[2]
-    assert "no word" in reasons[3]
+    assert "a prompt of 64 takes at most 62" in reasons[1]
+    assert "nothing to look for" in reasons[2]
+    assert "hold no word" in reasons[3]
     assert "no caption" in reasons[4]
     assert "image 1 is left out" in capsys.readouterr().err
 

@@ -13,7 +13,7 @@ from importlib import import_module
 
 from .errors import INTERRUPTED, OutputError, UsageError
 
-VERBS = ("detect", "train", "eval", "convert", "bench")
+VERBS = ("detect", "train", "eval", "convert", "bench", "demo")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -35,11 +35,29 @@ def read_coco(
         ValueError: The json is not a COCO detection file, holds something that cannot be trained on, or names a
             photograph that does not exist. `check_dataset` lists all there is to repair.
     """
-    folder = image_folder(annotations, images)
+    return open_coco(annotations, images, streaming)[0]
+
+
+def open_coco(
+    annotations: str | Path, images: str | Path | None = None, streaming: bool = False
+) -> tuple[Dataset | IterableDataset, list[str]]:
+    """Rows and names of a COCO file, which is read once for both.
+
+    Args:
+        annotations, images, streaming: As in `read_coco`.
+
+    Returns:
+        What `read_coco` and `category_names` give.
+
+    Raises:
+        ValueError: As in `read_coco`.
+    """
+    folder, content = str(image_folder(annotations, images)), load_coco(annotations)
+    names = _names(content, annotations)
+    listed = [names[number] for number in sorted(names)]
     if streaming:
-        load_coco(annotations)
-        return make_stream(_rows, False, {"annotations": str(annotations), "folder": str(folder)})
-    return make_dataset(_rows(str(annotations), str(folder)), captions=False)
+        return make_stream(_read_rows, False, {"annotations": str(annotations), "folder": folder}), listed
+    return make_dataset(_rows(content, annotations, folder), captions=False), listed
 
 
 def category_names(annotations: str | Path) -> list[str]:
@@ -127,8 +145,11 @@ def _names(content: Mapping[str, Any], annotations: str | Path) -> dict[int, str
     return names
 
 
-def _rows(annotations: str, folder: str) -> Iterator[dict[str, Any]]:
-    content = load_coco(annotations)
+def _read_rows(annotations: str, folder: str) -> Iterator[dict[str, Any]]:
+    yield from _rows(load_coco(annotations), annotations, folder)
+
+
+def _rows(content: Mapping[str, Any], annotations: str | Path, folder: str) -> Iterator[dict[str, Any]]:
     names = _names(content, annotations)
     by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for annotation in content["annotations"]:
@@ -153,17 +174,15 @@ def _row(
     height = whole(image.get("height"), "its height", 1, LARGEST_SIDE)
     row: dict[str, Any] = {"image_id": number, "width": width, "height": height, "boxes": [], "names": [], "crowd": []}
     for annotation in by_image.get(number, ()):
-        where = f"annotation {shown(annotation.get('id'))}"
         try:
             box = clip(corners(annotation.get("bbox"), "xywh"), width, height)
+            category = annotation.get("category_id")
+            if not isinstance(category, (int, float)) or category not in names:
+                raise ValueError(f"category_id {shown(category)} is not among the file's categories")
         except ValueError as error:
-            raise ValueError(f"of {where} {error}") from None
-        if box is None:
-            continue
-        category = annotation.get("category_id")
-        if not isinstance(category, (int, float)) or category not in names:
-            raise ValueError(f"{where} has category_id {shown(category)}, which is not among the file's categories")
-        row["boxes"].append(box)
-        row["names"].append(names[int(category)])
-        row["crowd"].append(bool(annotation.get("iscrowd", 0)))
+            raise ValueError(f"in annotation {shown(annotation.get('id'))}, {error}") from None
+        if box is not None:
+            row["boxes"].append(box)
+            row["names"].append(names[int(category)])
+            row["crowd"].append(bool(annotation.get("iscrowd", 0)))
     return row

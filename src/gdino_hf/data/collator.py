@@ -73,8 +73,9 @@ class GDinoDataCollator:
         """Make a batch.
 
         Args:
-            rows: Each with "image" (PIL), "boxes" (N, 4) xyxy in pixels, "names" (N) and optionally "crowd" (N); crowds
-                are left out. Grounding rows have "caption" and "spans" (N lists of [start, end) characters).
+            rows: Each with "image" (PIL), "boxes" (N, 4) xyxy in pixels, "names" (N) and optionally "crowd" (N);
+                crowds are left out, and their names are not asked for unless the image has single ones too.
+                Grounding rows have "caption" and "spans" (N lists of [start, end) characters).
 
         Returns:
             The model's inputs with `labels`, and "text" (B lists of labels) if asked for.
@@ -117,6 +118,9 @@ class GDinoDataCollator:
             text = self.prompt_sampler(names, rng)
         else:
             text = self.labels if self.labels is not None else list(everything)
+        # What is there only as a crowd is neither present nor absent: it is not asked for.
+        unsure = {self._prompts.key(name) for name in example["crowd_names"]} - {self._prompts.key(n) for n in names}
+        text = [label for label in text if self._prompts.key(label) not in unsure] or text
         text = self._prompts.choose(text, names, rng, turn) or [_NO_NAME]
         place = {self._prompts.key(label): index for index, label in enumerate(text)}
         keys = [self._prompts.key(name) for name in names]
@@ -176,11 +180,12 @@ class GDinoDataCollator:
 
 
 def _without_crowds(example: Mapping[str, Any]) -> dict[str, Any]:
-    """An example of single objects, its boxes (N, 4) float64."""
+    """An example of single objects, its boxes (N, 4) float64, and the names of its crowds apart."""
     crowd = example.get("crowd")
     boxes = np.asarray(example["boxes"], dtype=np.float64).reshape(-1, 4)
     single = [index for index in range(len(boxes)) if crowd is None or not crowd[index]]
     kept: dict[str, Any] = {**example, "boxes": boxes[single], "names": [str(example["names"][i]) for i in single]}
+    kept["crowd_names"] = [str(name) for index, name in enumerate(example["names"]) if index not in single]
     if example.get("spans") is not None:
         kept["spans"] = [example["spans"][index] for index in single]
     return kept

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from .coco import category_names, read_coco
+from .coco import open_coco
 from .odvg import has_captions, odvg_names, parse_line, read_odvg
 from .rows import is_file, reason
 
@@ -43,7 +43,7 @@ def open_dataset(
     """
     file = annotation_file(path)
     if annotation_format(file) == "coco":
-        return read_coco(file, images, streaming), category_names(file)
+        return open_coco(file, images, streaming)
     rows = read_odvg(file, images, streaming=streaming)
     return rows, None if has_captions(file) else odvg_names(file) or []
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..model.text_prompt import build_prompt
 from .negatives import name_key
-from .rows import reason, shown
+from .rows import reason
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class PromptRoom:
                 lowered = build_prompt([name_key(label)], self.tokenizer, self.max_text_len).chunks[0].input_ids[1:-1]
                 self._known[label] = (lowered, len(tokens))
             except ValueError as error:
-                logger.warning("The label %s is left out: %s.", shown(label), reason(error))
+                logger.warning("A label is left out: %s.", reason(error))
                 self._known[label] = None
         return self._known[label]
 

@@ -9,10 +9,11 @@ would have drawn, since nothing depends on what a process did before:
 
 The sampler yields `Visit(epoch, row, copy)`, a row fetched with it carries it as "visit", and the collator seeds the
 row's augmentation and its choice of negatives with (seed, visit). Workers need nothing more: the visit travels with the
-index. Resuming needs `sampler.set_epoch(epoch)` and the batches of that epoch already trained on skipped, both of
-which Trainer and accelerate do by themselves in one process; with several, accelerate's skipping hides the sampler, so
-a callback calls `sampler.set_epoch(int(state.epoch or 0))` in `on_epoch_begin`. Batches must be made of single rows'
-randomness alone: give the collator `labels` or a `prompt_sampler`, without which a prompt holds its own batch's names.
+index. Resuming needs `sampler.set_epoch(epoch)` and the batches of that epoch already trained on skipped. Trainer does
+both in one process. With several, accelerate's `skip_first_batches` hides the sampler from Trainer, so a callback that
+knows the sampler calls `sampler.set_epoch(int(state.epoch or 0))` in `on_epoch_begin`; it does no harm elsewhere.
+Batches must be made of single rows' randomness alone: give the collator `labels` or a `prompt_sampler`, without which a
+prompt holds its own batch's names.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..model.box_ops import cxcywh_to_xyxy
-from ..model.text_prompt import special_token_ids
+from ..model.caption_prompt import build_caption, phrase_tokens
+from ..model.text_prompt import Prompt
 from .predict import Picture, begin, fail, keep, prepare_images, read_batches
 from .prediction_file import PredictionFile, Predictions
 
@@ -56,15 +57,16 @@ def predict_phrases(
     try:
         results = begin(store)
         for batch in read_batches(rows, results, batch_size, limit=limit, store=store, progress=progress):
-            captions = _prepare_captions(processor, model.config.max_text_len, batch, results, store)
+            max_text_len = min(processor.max_text_len, model.config.max_text_len)
+            captions = _prepare_captions(processor, max_text_len, batch, results, store)
             inputs = prepare_images(processor, batch, results, store)
             if not batch:
                 continue
-            tokens = [captions[id(item)] for item in batch]
+            prompts = [captions[id(item)] for item in batch]
             inputs = inputs.to(model.device)
             outputs = model(
                 **{name: inputs[name] for name in ("pixel_values", "pixel_mask", "image_sizes")},
-                **_text_inputs(tokens, processor.tokenizer.pad_token_id or 0, model.device),
+                **_text_inputs(prompts, processor.tokenizer.pad_token_id or 0, model.device),
             )
             probabilities = outputs.logits.float().sigmoid()
             for place, item in enumerate(batch):
@@ -73,7 +75,7 @@ def predict_phrases(
                 boxes = boxes * boxes.new_tensor([width, height, width, height])
                 phrases = [
                     {"phrase": phrase, "spans": [list(span) for span in spans]}
-                    | _best(probabilities[place], boxes, tokens[place].of(spans), score, top_k)
+                    | _best(probabilities[place], boxes, phrase_tokens(prompts[place], spans)[1], score, top_k)
                     for phrase, spans in row_phrases(item.row)
                 ]
                 keep(item.entry({"phrases": phrases}), results, store)
@@ -110,70 +112,29 @@ def phrase_reference(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"phrases": [{"boxes": boxes[[other == phrase for other in spans]]} for _, phrase in row_phrases(row)]}
 
 
-class CaptionTokens:
-    """A caption's tokens and the characters each stands for.
-
-    Args:
-        caption: The text.
-        tokenizer: The model's, a fast one.
-        max_text_len: Most tokens.
-
-    Raises:
-        ValueError: The caption has more tokens or none, or the tokenizer does not know where a token stands.
-    """
-
-    def __init__(self, caption: str, tokenizer: Any, max_text_len: int) -> None:
-        text = caption.rstrip()
-        # Every prompt is closed: an open last phrase is none that the model was trained on.
-        closed = text if text.endswith((".", "?")) else text + " ."
-        encoded = tokenizer(closed, return_offsets_mapping=True, add_special_tokens=True)
-        self.input_ids: list[int] = list(encoded["input_ids"])
-        self._offsets: list[Span] = [(int(start), int(end)) for start, end in encoded["offset_mapping"]]
-        special = special_token_ids(tokenizer)
-        self._words = [token not in special for token in self.input_ids]
-        if not any(self._words):
-            raise ValueError(f"the caption {caption[:40]!r} names nothing")
-        if len(self.input_ids) > max_text_len:
-            raise ValueError(
-                f"the caption has {len(self.input_ids)} tokens, the model takes {max_text_len}; shorten it"
-            )
-
-    def of(self, spans: Sequence[Span]) -> list[int]:
-        """Places of the tokens that stand for characters of the spans.
-
-        Args:
-            spans: [start, end) characters.
-        """
-        return [
-            place
-            for place, (start, end) in enumerate(self._offsets)
-            if self._words[place] and any(start < last and first < end for first, last in spans)
-        ]
-
-
 def _prepare_captions(
     processor: Any, max_text_len: int, batch: list[Picture], results: Predictions, store: PredictionFile | None
-) -> dict[int, CaptionTokens]:
-    """Tokens of a batch's captions by the identity of the picture; what cannot be used is taken out of the batch."""
-    tokens = {}
+) -> dict[int, Prompt]:
+    """A batch's captions as prompts by the identity of the picture; what cannot be used is taken out of the batch."""
+    prompts = {}
     for item in list(batch):
         try:
             if not isinstance(item.row.get("caption"), str):
                 raise ValueError("it has no caption")
-            tokens[id(item)] = CaptionTokens(item.row["caption"], processor.tokenizer, max_text_len)
-            for phrase, spans in row_phrases(item.row):
-                if not tokens[id(item)].of(spans):
-                    raise ValueError(f"the phrase {phrase!r} has no word of the caption in it")
+            prompts[id(item)] = build_caption(item.row["caption"], processor.tokenizer, max_text_len)
+            for _, spans in row_phrases(item.row):
+                phrase_tokens(prompts[id(item)], spans)
         except ValueError as error:
             batch.remove(item)
             fail(item.image_id, error, results, store)
-    return tokens
+    return prompts
 
 
-def _text_inputs(captions: Sequence[CaptionTokens], pad: int, device: Any) -> dict[str, Tensor]:
-    longest = max(len(caption.input_ids) for caption in captions)
-    ids = [caption.input_ids + [pad] * (longest - len(caption.input_ids)) for caption in captions]
-    real = [[1] * len(caption.input_ids) + [0] * (longest - len(caption.input_ids)) for caption in captions]
+def _text_inputs(prompts: Sequence[Prompt], pad: int, device: Any) -> dict[str, Tensor]:
+    captions = [prompt.chunks[0].input_ids for prompt in prompts]
+    longest = max(map(len, captions))
+    ids = [[*caption, *[pad] * (longest - len(caption))] for caption in captions]
+    real = [[1] * len(caption) + [0] * (longest - len(caption)) for caption in captions]
     return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(real, device=device)}
 
 

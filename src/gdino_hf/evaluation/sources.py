@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..data.formats import annotation_file, annotation_format, open_dataset
 from .phrases import phrase_reference
 from .truth import Truth, coco_truth, rows_truth
-
-_COCO_SUFFIX = ".json"
 
 
 def open_truth(path: str | Path, images: str | Path | None = None) -> Truth:
     """The truth of a COCO or LVIS json, or of ODVG json lines.
 
     Args:
-        path: The file.
+        path: The file, or a folder that holds one.
         images: Folder of the photographs; see the readers in `data`.
 
     Returns:
@@ -26,11 +23,10 @@ def open_truth(path: str | Path, images: str | Path | None = None) -> Truth:
     Raises:
         ValueError: It cannot be read.
     """
-    if Path(path).suffix.lower() == _COCO_SUFFIX and not _is_odvg(Path(path)):
-        return coco_truth(path, images)
-    from ..data.formats import open_dataset  # type: ignore[import-not-found]
-
-    rows, labels = open_dataset(path, images)
+    file = annotation_file(path)
+    if annotation_format(file) == "coco":
+        return coco_truth(file, images)
+    rows, labels = open_dataset(file, images)
     if labels is not None:
         return rows_truth(rows, labels)
     return captions_truth(rows)
@@ -57,13 +53,3 @@ def captions_truth(rows: Any) -> Truth:
 def has_captions(truth: Truth) -> bool:
     """Whether it holds phrases instead of labels."""
     return any("phrases" in reference for reference in truth.references.values())
-
-
-def _is_odvg(path: Path) -> bool:
-    """Whether a json file holds lines of ODVG; what cannot be read is the COCO reader's to complain about."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            first = json.loads(file.readline())
-    except (OSError, ValueError):
-        return False
-    return isinstance(first, Mapping) and ("detection" in first or "grounding" in first)

@@ -435,8 +435,7 @@ def target_size(original: tuple[int, int], size: dict[str, int]) -> tuple[int, i
     """(height, width) after resizing, at least one pixel each however long and thin the picture is.
 
     Args:
-        original: (height, width) in pixels.
-        size: As in `GDinoImageProcessor`.
+        original, size: (height, width) in pixels, and as in `GDinoImageProcessor`.
     """
     if "height" in size:
         return size["height"], size["width"]

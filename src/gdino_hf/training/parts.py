@@ -106,7 +106,8 @@ def parameter_groups(
             "weight_decay": weight_decay if is_matrix else 0.0,
             "part": part,
         }
-        for (part, is_matrix), parameters in sorted(groups.items(), key=lambda item: item[0])
+        # The trunk first: its rate is the one that Trainer logs.
+        for (part, is_matrix), parameters in sorted(groups.items(), key=lambda item: item[0], reverse=True)
     ]
 
 

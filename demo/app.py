@@ -1,0 +1,28 @@
+"""The Space: `python app.py` serves the page with the models that GDINO_DEMO_MODELS names, gdino-nano by default."""
+
+from __future__ import annotations
+
+import os
+
+from gdino_demo.page import Page  # on ZeroGPU before anything that imports torch
+
+from gdino_hf import NANO, GDinoForObjectDetection, GDinoProcessor
+
+
+def main() -> None:
+    """Load the models and serve."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded = {}
+    for name in os.environ.get("GDINO_DEMO_MODELS", "nano").split(","):
+        where = NANO if name.strip() == "nano" else name.strip()
+        model = GDinoForObjectDetection.from_pretrained(where).to(device)
+        loaded[name.strip()] = (model, GDinoProcessor.from_pretrained(where))
+    page = Page(loaded)
+    page.launch()
+    page.close()
+
+
+if __name__ == "__main__":
+    main()

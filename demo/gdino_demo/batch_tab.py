@@ -1,0 +1,121 @@
+"""The second tab: many pictures, a gallery, one COCO file."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+import gradio as gr
+
+from . import parts, render
+from .engine import Detection, Outputs, Settings
+from .guard import GuardedFiles
+from .parts import EVERY, Desk
+from .safety import MOST_PICTURES, Refused, read_picture
+
+_SHOWN = 640
+
+
+def build(desk: Desk) -> None:
+    """Lay the tab out and connect it.
+
+    Args:
+        desk: The state of the page.
+    """
+    with gr.Row():
+        with gr.Column(scale=4, min_width=320):
+            files = GuardedFiles(
+                label=f"Pictures, up to {MOST_PICTURES}",
+                file_count="multiple",
+                file_types=["image"],
+                elem_id="gd-files",
+            )
+            labels = parts.labels_field()
+            negatives = parts.negatives_field()
+            model = parts.model_field(desk)
+            threshold = parts.threshold_field(desk)
+            nms = parts.nms_field(desk)
+            start = gr.Button("Detect in all", variant="primary", elem_id="gd-batch")
+        with gr.Column(scale=6, min_width=320):
+            status = parts.html_field("gd-batch-status")
+            gallery = gr.Gallery(label="Annotated pictures", columns=3, object_fit="contain", elem_id="gd-gallery")
+            file = gr.File(label="COCO file", elem_id="gd-batch-coco")
+
+    def on_start(
+        files: list[tuple[str, str]] | None, labels: str, negatives: str, model: str, threshold: float, nms: float,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008  gradio finds the bar by this default
+    ) -> tuple[Any, ...]:  # fmt: skip
+        settings = parts.read_settings(threshold, nms)
+        pictures: list[tuple[str, str]] = []
+        results, failed = _run(desk, files, labels, negatives, model, settings, progress, pictures)
+        path = parts.write_file("detections-coco.json", render.to_text(render.coco(results)))
+        return _status(results, failed), pictures, path
+
+    def batch_endpoint(
+        files: list[tuple[str, str]] | None, labels: str, negatives: str, model: str, threshold: float, nms: float
+    ) -> dict[str, Any]:
+        """Find what the labels name in many pictures: one COCO dictionary, with what could not be read in "failed"."""
+        settings = parts.read_settings(threshold, nms)
+        results, failed = _run(desk, files, labels, negatives, model, settings, None, None)
+        return {**render.coco(results), "failed": [{"image": name, "error": reason} for name, reason in failed]}
+
+    query = [files, labels, negatives, model, threshold, nms]
+    start.click(
+        on_start,
+        query,
+        [status, gallery, file],
+        api_visibility="private",
+        show_progress_on=status,
+        **parts.RUNS_A_MODEL,
+    )
+    parts.endpoint(batch_endpoint, query, "batch")
+
+
+def _run(
+    desk: Desk,
+    files: list[tuple[str, str]] | None,
+    labels: str,
+    negatives: str,
+    model: str,
+    settings: Settings,
+    progress: gr.Progress | None,
+    drawn: list[tuple[str, str]] | None,
+) -> tuple[list[tuple[Outputs, list[Detection]]], list[tuple[str, str]]]:
+    """Results of the pictures that can be read, names and reasons of the others; drawn pictures go to `drawn`."""
+    if not files:
+        raise Refused("There is no picture; choose some files.")
+    if len(files) > MOST_PICTURES:
+        raise Refused(f"There are {len(files)} files; {MOST_PICTURES} are taken at once, choose fewer.")
+    wanted, competing = parts.read_query(labels, negatives, EVERY)
+    results, failed = [], []
+    for number, (path, name) in enumerate(files):
+        if progress is not None:
+            progress((number, len(files)), desc="Detecting", unit="pictures")
+        try:
+            picture = read_picture(path, name)
+            outputs = desk.models.run(model, picture, wanted, competing)
+        except Refused as refusal:
+            if number == 0 and len(files) == 1:
+                raise
+            failed.append((name, html.unescape(str(refusal.message))))
+            continue
+        detections = outputs.detections(settings)
+        results.append((outputs, detections))
+        if drawn is not None:
+            drawn.append((_small(picture.image, detections), f"{outputs.name}: {len(detections)}"))
+    return results, failed
+
+
+def _small(image: Any, detections: list[Detection]) -> str:
+    """The annotated picture at the size of a gallery, as a file."""
+    annotated = render.annotated(image, detections)
+    annotated.thumbnail((_SHOWN, _SHOWN))
+    return parts.write_file("annotated.jpg", render.jpeg(annotated))
+
+
+def _status(results: list[tuple[Outputs, list[Detection]]], failed: list[tuple[str, str]]) -> str:
+    number = sum(len(detections) for _, detections in results)
+    text = f"{number} detection{'s' * (number != 1)} in {len(results)} picture{'s' * (len(results) != 1)}"
+    lines = "".join(f"<li>{html.escape(name)}: {html.escape(reason)}</li>" for name, reason in failed)
+    skipped = f"<p>Left out:</p><ul>{lines}</ul>" if failed else ""
+    return f'<div class="gd-status" role="status"><p><strong>{text}</strong></p>{skipped}</div>'

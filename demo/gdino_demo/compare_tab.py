@@ -1,0 +1,113 @@
+"""The fourth tab: two models, or two prompts, side by side on one picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from . import parts, render
+from .engine import Outputs
+from .guard import GuardedImage
+from .parts import EVERY, Desk
+from .safety import Picture, Refused
+
+
+def build(desk: Desk) -> None:
+    """Lay the tab out and connect it.
+
+    Args:
+        desk: The state of the page.
+    """
+    keys = [gr.State(None), gr.State(None)]
+    image = GuardedImage(
+        label="Picture",
+        sources=["upload", "webcam", "clipboard"],
+        type="filepath",
+        height=240,
+        buttons=[],
+        elem_id="gd-compare-picture",
+        alt_text="The picture to look at",
+    )
+    models, labels, outputs = [], [], []
+    start = gr.Button("Compare", variant="primary", elem_id="gd-compare", render=False)
+    threshold = gr.Slider(
+        0, 1, value=desk.threshold, step=0.01, label="Score threshold", render=False, elem_id="gd-compare-threshold"
+    )
+    nms = gr.Slider(0, 1, value=desk.nms, step=0.01, label="Overlap limit (NMS)", render=False)
+    with gr.Row():
+        for index, (side, prompt) in enumerate((("left", "cat, person, cup"), ("right", "animal, face, drink"))):
+            with gr.Column(min_width=320):
+                models.append(parts.model_field(desk, f"Model, {side}", index))
+                labels.append(parts.labels_field(prompt, f"Labels, {side}"))
+    start.render()
+    with gr.Row():
+        threshold.render()
+        nms.render()
+    with gr.Row():
+        for side in ("left", "right"):
+            with gr.Column(min_width=320):
+                status = parts.html_field(f"gd-{side}-status")
+                figure = parts.figure_field(f"gd-{side}", f"Boxes, {side}")
+                outputs.append((status, figure, parts.html_field(f"gd-{side}-table")))
+
+    def on_start(
+        image: Picture | None, left_model: str, left_labels: str, right_model: str, right_labels: str, threshold: float,
+        nms: float, left_key: str | None, right_key: str | None,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        both = _ask(desk, image, (left_model, left_labels), (right_model, right_labels))
+        assert image is not None
+        settings = parts.read_settings(threshold, nms)
+        photograph = render.photograph(image.image, f"The picture {image.name}")
+        shown: list[Any] = []
+        for one in both:
+            text, boxes, rows = render.result(one, settings)
+            shown += [text, gr.HTML(value=boxes, picture=photograph), rows]
+        kept = [desk.kept.put(one, replaces=key) for one, key in zip(both, (left_key, right_key), strict=True)]
+        return (*kept, *shown)
+
+    def on_change(left_key: str | None, right_key: str | None, threshold: float, nms: float) -> tuple[Any, ...]:
+        settings = parts.read_settings(threshold, nms)
+        shown: list[Any] = []
+        for key in (left_key, right_key):
+            one = desk.kept.get(key)
+            shown += [gr.skip()] * 3 if one is None else render.result(one, settings)
+        return tuple(shown)
+
+    def compare_endpoint(
+        image: Picture | None, left_model: str, left_labels: str, right_model: str, right_labels: str, threshold: float,
+        nms: float,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Two models or two prompts on one picture: "left" and "right", each as /detect gives it."""
+        both = _ask(desk, image, (left_model, left_labels), (right_model, right_labels))
+        settings = parts.read_settings(threshold, nms)
+        left, right = (render.report(one, one.detections(settings), settings) for one in both)
+        return {"left": left, "right": right}
+
+    query = [image, models[0], labels[0], models[1], labels[1], threshold, nms]
+    every = [component for side in outputs for component in side]
+    start.click(
+        on_start,
+        [*query, *keys],
+        [*keys, *every],
+        api_visibility="private",
+        show_progress_on=[outputs[0][0], outputs[1][0]],
+        **parts.RUNS_A_MODEL,
+    )
+    gr.on(
+        [threshold.change, nms.change],
+        on_change,
+        [*keys, threshold, nms],
+        every,
+        api_visibility="private",
+        **parts.FILTERS,
+    )
+    parts.endpoint(compare_endpoint, query, "compare")
+
+
+def _ask(desk: Desk, image: Picture | None, *sides: tuple[str, str]) -> list[Outputs]:
+    if image is None:
+        raise Refused("There is no picture; upload one or paste it.")
+    # All labels are read before a model runs for the first of them.
+    queries = [(model, parts.read_query(labels, "", EVERY)[0]) for model, labels in sides]
+    return [desk.models.run(model, image, wanted) for model, wanted in queries]

@@ -1,0 +1,162 @@
+"""Pictures from the web: http(s) to public addresses only, whatever the name, its records or a redirect say."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import http.client
+import ipaddress
+import socket
+import ssl
+import threading
+import time
+import urllib.parse
+from typing import Any
+
+from .safety import LARGEST_PICTURE, MEGABYTE, Refused
+
+SECONDS = 15.0
+MOST_REDIRECTS = 5
+LONGEST_ADDRESS = 2_000
+
+# Looking a name up cannot be interrupted; waiting for it can.
+_LOOKUPS = concurrent.futures.ThreadPoolExecutor(max_workers=4, thread_name_prefix="lookup")
+_NOT_PUBLIC = "This address leads to a machine that is not on the public internet; give one that anyone can open."
+
+
+def fetch(address: str) -> bytes:
+    """Download one picture.
+
+    The name is looked up once per hop and the connection goes to the very address that was checked, so a name cannot
+    be public when it is looked at and private when it is used.
+
+    Args:
+        address: http:// or https://.
+
+    Returns:
+        The bytes as sent, at most `LARGEST_PICTURE`.
+
+    Raises:
+        Refused: The address is of another kind or not public, or does not give a file in time.
+    """
+    deadline = time.monotonic() + SECONDS
+    address = (address or "").strip()
+    for _ in range(MOST_REDIRECTS + 1):
+        parts = _split(address)
+        response, data = _get(parts, deadline)
+        if response.status in (301, 302, 303, 307, 308) and response.headers.get("Location"):
+            address = urllib.parse.urljoin(address, response.headers["Location"])
+            continue
+        if response.status != 200:
+            raise Refused(f"The web server answers with status {response.status}; check the address.")
+        return data
+    raise Refused(f"The address was redirected more than {MOST_REDIRECTS} times; give the one it ends at.")
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one that anyone on the internet may be sent to.
+
+    Args:
+        address: IPv4 or IPv6 in their usual form, with or without a zone.
+
+    Returns:
+        False for loopback, private, link-local, shared, reserved, multicast and unspecified addresses, and for IPv6
+        addresses that stand for such an IPv4 address.
+    """
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inside = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
+        if ip in ipaddress.ip_network("64:ff9b::/96") or int(ip) >> 32 == 0:
+            inside.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
+        if any(each is not None and not is_public(str(each)) for each in inside):
+            return False
+        if ip.ipv4_mapped is not None:
+            return True
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
+
+
+def _split(address: str) -> urllib.parse.SplitResult:
+    """A usable address, in parts."""
+    if len(address) > LONGEST_ADDRESS:
+        raise Refused(f"The address has {len(address)} characters; it may have {LONGEST_ADDRESS}.")
+    try:
+        parts = urllib.parse.urlsplit(address)
+        usable = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        raise Refused("This is no web address; give one that begins with https://.") from None
+    if parts.scheme not in ("http", "https"):
+        raise Refused("Only addresses that begin with http:// or https:// are opened; upload the file instead.")
+    if not usable or parts.username is not None or any(c.isspace() or ord(c) < 33 for c in address):
+        raise Refused("This is no web address; give one like https://example.org/cat.jpg.")
+    return parts
+
+
+def _get(parts: urllib.parse.SplitResult, deadline: float) -> tuple[http.client.HTTPResponse, bytes]:
+    """One request to the checked address of a host; the body of a redirect is not read."""
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    host = str(parts.hostname)
+    connection = _Pinned(host, port, _look_up(host, port, deadline), parts.scheme == "https", deadline)
+    target = urllib.parse.quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
+    if parts.query:
+        target += "?" + urllib.parse.quote(parts.query, safe="/%:@!$&'()*+,;=~-._?")
+    # A server that sends a byte now and then would never run into a time limit between bytes.
+    watchdog = threading.Timer(max(deadline - time.monotonic(), 0.01), connection.abort)
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        # Nothing but the file itself: what is compressed on the way could be a bomb.
+        connection.request("GET", target, headers={"User-Agent": "gdino-hf demo", "Accept-Encoding": "identity"})
+        response = connection.getresponse()
+        data = response.read(LARGEST_PICTURE + 1) if response.status == 200 else b""
+        if len(data) > LARGEST_PICTURE:
+            raise Refused(f"The file is larger than {LARGEST_PICTURE // MEGABYTE} MB; make the picture smaller.")
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        return response, data
+    except Refused:
+        raise
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        if time.monotonic() > deadline or isinstance(error, TimeoutError):
+            raise Refused(f"The web server took more than {SECONDS:.0f} seconds; upload the file instead.") from error
+        raise Refused("The web server cannot be reached or breaks off; check the address.") from error
+    finally:
+        watchdog.cancel()
+        connection.close()
+
+
+def _look_up(host: str, port: int, deadline: float) -> str:
+    """The address to connect to; every address the name has must be public, in whatever spelling it is given."""
+    try:
+        host = host if ":" in host else host.encode("idna").decode("ascii")
+        future = _LOOKUPS.submit(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        found = future.result(timeout=max(deadline - time.monotonic(), 0.01))
+    except (OSError, UnicodeError, concurrent.futures.TimeoutError) as error:
+        raise Refused("The name in this address is not known; check the address.") from error
+    addresses = [str(entry[4][0]) for entry in found]
+    if not addresses or not all(is_public(address) for address in addresses):
+        raise Refused(_NOT_PUBLIC)
+    return addresses[0]
+
+
+class _Pinned(http.client.HTTPConnection):
+    """A connection to an address that was checked, under the name it was checked for."""
+
+    def __init__(self, host: str, port: int, address: str, encrypted: bool, deadline: float) -> None:
+        super().__init__(host, port)
+        self.address, self.encrypted, self.deadline = address, encrypted, deadline
+        self.default_port = 443 if encrypted else 80
+        self.opened: socket.socket | None = None
+
+    def connect(self) -> None:
+        remaining = max(self.deadline - time.monotonic(), 0.01)
+        self.sock: Any = socket.create_connection((self.address, self.port), timeout=remaining)
+        if self.encrypted:
+            self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
+        # The connection lets go of its socket as soon as the answer begins.
+        self.opened = self.sock
+
+    def abort(self) -> None:
+        """End whatever another thread waits for."""
+        if self.opened is not None:
+            with contextlib.suppress(OSError):
+                self.opened.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,177 @@
+"""Videos: frames out of an upload that no program but a chosen demuxer reads, annotated frames into an MP4."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+from PIL import Image
+
+from .safety import LARGEST_REQUEST, MEGABYTE, MOST_PIXELS, Refused
+
+MOST_FRAMES = 300
+LONGEST_SIDE = 1280
+# Formats that carry everything inside: play lists and the like, which name other files, are not among them.
+_CONTAINERS = {"mov": "MP4 or MOV", "matroska": "WebM or MKV", "avi": "AVI"}
+# The best that this build of FFmpeg has; every browser plays the first two.
+_ENCODERS = ("libx264", "libopenh264", "mpeg4")
+_FALLBACK_RATE = Fraction(25)
+_DAMAGED = "The video is damaged or of a kind that cannot be decoded; save it as MP4 with H.264."
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame that is looked at.
+
+    Attributes:
+        number: Its place in the video, from 0.
+        seconds: When it is shown.
+        image: RGB, at most `LONGEST_SIDE` wide and high.
+    """
+
+    number: int
+    seconds: float
+    image: Image.Image
+
+
+class Reader:
+    """Every n-th frame of a video, up to `MOST_FRAMES`.
+
+    Args:
+        path: An uploaded file.
+        stride: n.
+
+    Raises:
+        Refused: It is too large, or not a video of a kind that is read.
+    """
+
+    def __init__(self, path: str, stride: int) -> None:
+        self.path, self.stride = path, max(int(stride), 1)
+        try:
+            size = os.path.getsize(path)
+            os.utime(path)
+        except OSError as error:
+            raise Refused("The video is no longer kept here; uploads are removed after a while.") from error
+        if size > LARGEST_REQUEST:
+            raise Refused(f"The video has {size // MEGABYTE} MB; {LARGEST_REQUEST // MEGABYTE} MB are taken.")
+        self.format = _container(path)
+        with self._open() as (container, stream):
+            self.rate = Fraction(stream.average_rate or stream.guessed_rate or _FALLBACK_RATE)
+            width, height = stream.codec_context.width, stream.codec_context.height
+            if width * height > MOST_PIXELS:
+                raise Refused(f"The video has {width} x {height} pixels; {MOST_PIXELS // 1_000_000} million are taken.")
+            frames = stream.frames or int((container.duration or 0) / av.time_base * self.rate)
+        self.expected = min(-(-frames // self.stride), MOST_FRAMES) if frames else None
+        """Frames that will come, None if the file does not say."""
+        self.stopped = False
+        """Whether there were more than `MOST_FRAMES`."""
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Frames in order, without those that are damaged.
+
+        Raises:
+            Refused: Not one frame can be decoded.
+        """
+        given = 0
+        with self._open() as (container, stream):
+            try:
+                for number, frame in enumerate(_decode(container, stream)):
+                    if number % self.stride:
+                        continue
+                    if given == MOST_FRAMES:
+                        self.stopped = True
+                        return
+                    if frame.width * frame.height > MOST_PIXELS:
+                        raise Refused(_DAMAGED)
+                    image = frame.to_image()
+                    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+                    yield Frame(number, float(frame.time or number / self.rate), image)
+                    given += 1
+            except av.error.FFmpegError as error:
+                if not given:
+                    raise Refused(_DAMAGED) from error
+        if not given:
+            raise Refused(_DAMAGED)
+
+    @contextmanager
+    def _open(self) -> Iterator[tuple[Any, Any]]:
+        # An open file instead of a path, and a named demuxer: nothing else can be reached from inside the video.
+        with open(self.path, "rb") as file:
+            try:
+                container = av.open(file, format=self.format, metadata_errors="ignore")
+            except (av.error.FFmpegError, ValueError) as error:
+                raise Refused(_DAMAGED) from error
+            with container:
+                if not container.streams.video:
+                    raise Refused("There are no pictures in this video; choose another file.")
+                stream = container.streams.video[0]
+                stream.thread_type = "AUTO"
+                yield container, stream
+
+
+def _decode(container: Any, stream: Any) -> Iterator[Any]:
+    """All frames that can be decoded."""
+    for packet in container.demux(stream):
+        with contextlib.suppress(av.error.InvalidDataError):
+            yield from packet.decode()
+
+
+class Writer:
+    """An MP4 that browsers play.
+
+    Args:
+        path: Where it goes.
+        rate: Frames a second.
+    """
+
+    def __init__(self, path: Path, rate: Fraction) -> None:
+        self.container = av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"})
+        self.rate = max(min(rate.limit_denominator(1000), Fraction(60)), Fraction(1, 4))
+        self.stream: Any = None
+
+    def add(self, image: Image.Image) -> None:
+        """Append a frame; all have the size of the first."""
+        if self.stream is None:
+            self.stream = self.container.add_stream(_encoder(), rate=self.rate)
+            # Chroma is stored at half the size.
+            self.stream.width, self.stream.height = image.width // 2 * 2 or 2, image.height // 2 * 2 or 2
+            self.stream.pix_fmt = "yuv420p"
+        size = (self.stream.width, self.stream.height)
+        frame = av.VideoFrame.from_image(image if image.size == size else image.resize(size))
+        self.container.mux(self.stream.encode(frame))
+
+    def close(self) -> None:
+        """Write what is left; a video without frames is an empty file."""
+        if self.stream is not None:
+            self.container.mux(self.stream.encode())
+        self.container.close()
+
+
+def _encoder() -> str:
+    for name in _ENCODERS:
+        try:
+            av.Codec(name, "w")
+        except ValueError:  # UnknownCodecError is one
+            continue
+        return name
+    raise Refused("This server cannot write videos; ask its host to install PyAV from PyPI.")
+
+
+def _container(path: str) -> str:
+    """The demuxer for a file, by its first bytes."""
+    with open(path, "rb") as file:
+        start = file.read(12)
+    if start[4:8] == b"ftyp":
+        return "mov"
+    if start[:4] == b"\x1aE\xdf\xa3":
+        return "matroska"
+    if start[:4] == b"RIFF" and start[8:12] == b"AVI ":
+        return "avi"
+    raise Refused(f"This is not a video that can be read here; give {', '.join(_CONTAINERS.values())}.")

@@ -1,0 +1,88 @@
+"""Serve the web page: detect, batches, video and comparison in a browser, and an API for programs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from .errors import UsageError
+
+HELP = "serve the web page"
+# The page is the Space's folder as it is: a wheel carries a copy, a checkout has it beside src.
+_PACKAGE = Path(__file__).resolve().parents[1]
+_FOLDERS = (_PACKAGE / "_demo", _PACKAGE.parents[1] / "demo")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's options."""
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        default=["nano"],
+        metavar="MODEL",
+        help="Hub ids, folders or nano; the page offers all of them, the first is its default (default: nano)",
+    )
+    parser.add_argument("--share", action="store_true", help="also through a public address of gradio's, for a week")
+    parser.add_argument("--port", type=_port, help="default: the first free one from 7860 on")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="default: %(default)s"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until the user stops it; returns 0.
+
+    Raises:
+        UsageError: gradio is not installed, a model or the device cannot be used, or the port is taken.
+    """
+    page_class = _page_class()
+
+    from .detector import Detector
+
+    loaded: dict[str, tuple[Any, Any]] = {}
+    for model in args.model:
+        # A label has to be given to be judged; the page asks for its own.
+        detector = Detector(model, ["thing"], device=args.device, dtype=args.dtype)
+        loaded[_shown(model, loaded)] = (detector.model, detector.processor)
+    page = page_class(loaded)
+    try:
+        page.launch(port=args.port, share=args.share)
+    except OSError as error:
+        raise UsageError(f"--port {args.port or 7860} cannot be served ({error}); choose another") from error
+    finally:
+        page.close()
+    return 0
+
+
+def _page_class() -> Any:
+    folder = next((folder for folder in _FOLDERS if (folder / "app.py").is_file()), None)
+    if folder is None:
+        raise UsageError("the page's folder is missing from this installation; install gdino-hf again")
+    sys.path.insert(0, str(folder))
+    try:
+        return import_module("gdino_demo.page").Page
+    except ImportError as error:
+        raise UsageError(
+            f'the page needs {error.name or "more packages"}; install it with pip install "gdino-hf[demo]"'
+        ) from error
+
+
+def _shown(model: str, taken: dict[str, Any]) -> str:
+    """What visitors see: a Hub id as it is, of a folder on this machine its name alone."""
+    name = Path(model).resolve().name if Path(model).is_dir() else model
+    number = 2
+    shown = name
+    while shown in taken:
+        shown, number = f"{name} ({number})", number + 1
+    return shown
+
+
+def _port(text: str) -> int:
+    """An argparse type: a port."""
+    if not text.isdigit() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to 65535")
+    return int(text)

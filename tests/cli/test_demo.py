@@ -1,0 +1,84 @@
+"""`gdino demo`: mistakes are one line and status 2, and the page is the Space's folder."""
+
+import contextlib
+import io
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from gdino_hf.cli import main
+
+pytest.importorskip("gradio", reason="the page needs gradio (the demo extra)")
+
+
+def run(*arguments):
+    """Status and complaint."""
+    complained = io.StringIO()
+    with contextlib.redirect_stderr(complained):
+        try:
+            status = main(["demo", *arguments])
+        except SystemExit as stop:
+            status = stop.code
+    return status, complained.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--model", "no/such/model/anywhere"], "--model no/such/model/anywhere cannot be loaded"),
+        (["--port", "http"], "'http' is not a port from 1 to 65535"),
+        (["--port", "70000"], "'70000' is not a port from 1 to 65535"),
+        (["--device", "toaster"], "--device toaster cannot be used here"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, sentence):
+    status, complaint = run(*arguments)
+    assert status == 2
+    assert sentence in complaint.splitlines()[-1]
+    assert "Traceback" not in complaint
+
+
+def test_without_gradio_the_remedy_is_named(tmp_path):
+    (tmp_path / "gradio.py").write_text("raise ModuleNotFoundError(\"No module named 'gradio'\", name='gradio')")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "gdino_hf", "demo"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    assert done.returncode == 2
+    assert 'the page needs gradio; install it with pip install "gdino-hf[demo]"' in done.stderr
+
+
+def test_two_models_are_served_under_names_without_paths(tiny_folder, tmp_path):
+    from gradio_client import Client
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        status, complaint = run("--model", str(tiny_folder), "--port", str(port))
+        assert (status, f"--port {port} cannot be served" in complaint) == (2, True)
+    command = [sys.executable, "-m", "gdino_hf", "demo", "--model", str(tiny_folder), "nano", "--port", str(port)]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
+    try:
+        address = f"http://127.0.0.1:{port}/"
+        deadline = time.monotonic() + 120
+        while True:
+            assert server.poll() is None, server.stdout.read().decode()
+            assert time.monotonic() < deadline
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(address, timeout=5).close()
+                break
+            time.sleep(0.2)
+        described = Client(address, verbose=False).view_api(return_format="dict")["named_endpoints"]["/detect"]
+        (model,) = (each for each in described["parameters"] if each["parameter_name"] == "model")
+        assert model["parameter_default"] == Path(tiny_folder).name
+        assert str(Path(tiny_folder).parent) not in str(described)
+    finally:
+        server.terminate()
+        server.wait(30)

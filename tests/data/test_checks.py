@@ -1,0 +1,165 @@
+"""Claims about the report on a data set: every fault is found, counted and judged."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gdino_hf.data.checks import check_dataset
+from gdino_hf.data.formats import open_dataset
+
+
+@pytest.fixture
+def write(tmp_path):
+    """A COCO file of one sound image, changed by the caller."""
+    (tmp_path / "images").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (20, 10)).save(tmp_path / "images" / name)
+
+    def write(images=(), categories=(), annotations=()):
+        content = {
+            "images": [{"id": 1, "file_name": "a.png", "width": 20, "height": 10}, *images],
+            "categories": [{"id": 1, "name": "cat"}, *categories],
+            "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}, *annotations],
+        }
+        path = tmp_path / "train.json"
+        path.write_text(json.dumps(content))
+        return path
+
+    return write
+
+
+def box(image=1, category=1, bbox=(1, 1, 5, 5), number=2):
+    return {"id": number, "image_id": image, "category_id": category, "bbox": list(bbox)}
+
+
+def image(name="b.png", number=2, width=20, height=10):
+    return {"id": number, "file_name": name, "width": width, "height": height}
+
+
+def found(report):
+    return {finding.kind: finding.count for finding in report.findings}
+
+
+def test_a_sound_file(write):
+    report = check_dataset(write())
+    assert (report.num_images, report.num_boxes, report.boxes_per_name) == (1, 1, {"cat": 1})
+    assert report.findings == []
+    assert "nothing is wrong" in str(report)
+    report.raise_for_errors()
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "is_error"),
+    [
+        ({"images": [image("gone.png")], "annotations": [box(2)]}, "missing files", True),
+        ({"images": [image(width=21)], "annotations": [box(2)]}, "wrong sizes", True),
+        ({"images": [image(number=1)]}, "repeated image ids", True),
+        ({"images": [{"id": 2, "file_name": "b.png"}]}, "broken entries", True),
+        ({"annotations": [box(category=7)]}, "unknown classes", True),
+        ({"annotations": [box(image=7)]}, "unknown images", True),
+        ({"annotations": [box(bbox=(1, float("nan"), 2, 2))]}, "broken boxes", True),
+        ({"annotations": [box(bbox=(1, 2, 3))]}, "broken boxes", True),
+        ({"annotations": [box(bbox=("1", 2, 3, 4))]}, "broken boxes", True),
+        ({"categories": [{"id": 2, "name": " "}]}, "broken names", True),
+        ({"annotations": [box(bbox=(15, 1, 9, 5))]}, "boxes outside", False),
+        ({"annotations": [box(bbox=(30, 1, 5, 5))]}, "boxes outside", False),
+        ({"annotations": [box(bbox=(1, 1, 0, 5))]}, "boxes without area", False),
+        ({"annotations": [box(bbox=(9, 9, -2, 5))]}, "boxes without area", False),
+        ({"categories": [{"id": 2, "name": "dog"}]}, "empty classes", False),
+        (
+            {"categories": [{"id": 2, "name": "Cat "}], "annotations": [box(category=2)]},
+            "alike names",
+            False,
+        ),
+        ({"categories": [{"id": 2, "name": "cat"}], "annotations": [box(category=2)]}, "repeated names", False),
+        (
+            {"categories": [{"id": 2, "name": "St. Bernard"}], "annotations": [box(category=2)]},
+            "names with marks",
+            False,
+        ),
+        ({"images": [image("a.png")], "annotations": [box(2)]}, "repeated files", False),
+        ({"images": [image()]}, "images without boxes", False),
+    ],
+)
+def test_one_fault_is_one_finding(write, change, kind, is_error):
+    report = check_dataset(write(**change))
+    assert found(report) == {kind: 1}
+    assert [finding.is_error for finding in report.findings] == [is_error]
+    assert kind in str(report)
+    if is_error:
+        with pytest.raises(ValueError, match=kind):
+            report.raise_for_errors()
+    else:
+        report.raise_for_errors()
+        assert len(open_dataset(report.path)[0]) == report.num_images
+
+
+def test_a_box_over_the_edge_by_rounding_is_none(write):
+    assert found(check_dataset(write(annotations=[box(bbox=(10, 5, 10.9, 5.4))]))) == {}
+
+
+def test_a_photograph_on_its_side_is_named(write, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (20, 10)).save(tmp_path / "images" / "c.jpg", exif=exif)
+    report = check_dataset(write(images=[image("c.jpg")], annotations=[box(2)]))
+    assert found(report) == {"wrong sizes": 1}
+    assert "10x20, turned by its EXIF mark, not 20x10" in str(report)
+    upright = check_dataset(write(images=[image("c.jpg", width=10, height=20)], annotations=[box(2)]))
+    assert found(upright) == {}
+
+
+def test_a_file_that_is_no_picture(write, tmp_path):
+    (tmp_path / "images" / "c.png").write_text("no picture")
+    assert found(check_dataset(write(images=[image("c.png")], annotations=[box(2)]))) == {"unreadable files": 1}
+
+
+def test_a_damaged_picture_is_found_by_decoding(write, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (10, 20, 3), dtype=np.uint8)
+    path = tmp_path / "images" / "c.jpg"
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:-200])
+    file = write(images=[image("c.jpg")], annotations=[box(2)])
+    assert found(check_dataset(file)) == {}
+    assert found(check_dataset(file, decode=True)) == {"unreadable files": 1}
+
+
+def test_examples_are_few_and_the_count_is_whole(write):
+    report = check_dataset(write(annotations=[box(category=9, number=n) for n in range(10)]))
+    assert found(report) == {"unknown classes": 10}
+    assert len(report.findings[0].examples) == 3
+    assert json.dumps(report.as_dict())
+    assert len(check_dataset(report.path, max_examples=5).findings[0].examples) == 5
+
+
+def test_odvg(tmp_path):
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
+    regions = [
+        {"bbox": [1, 1, 5, 5], "phrase": "cat", "tokens_positive": [[2, 5]]},
+        {"bbox": [1, 1, 50, 5], "phrase": "dog", "tokens_positive": [[2, 50]]},
+        {"bbox": [1, 1, None, 5], "phrase": "cat"},
+    ]
+    grounding = {"caption": "a cat", "regions": regions}
+    lines = [
+        {"filename": "a.png", "width": 20, "height": 10, "grounding": grounding},
+        {"filename": "b.png", "width": 20, "height": 10, "grounding": {**grounding, "regions": []}},
+        {"filename": "a.png", "width": 20, "height": 10},
+    ]
+    path = tmp_path / "train.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n{")
+    assert found(check_dataset(path)) == {
+        "broken entries": 2,
+        "missing files": 1,
+        "broken phrases": 1,
+        "broken boxes": 1,
+        "boxes outside": 1,
+        "repeated files": 1,
+        "images without boxes": 1,
+    }
+
+
+def test_the_shared_sets_are_sound(shared):
+    for name in ("bccd/train.json", "everyday/val.json"):
+        assert check_dataset(shared / "data" / name).errors == []

@@ -1,0 +1,213 @@
+"""Claims about epochs: what a row goes through depends on seed, epoch and row, on nothing that happened before."""
+
+import logging
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from accelerate import skip_first_batches
+from accelerate.data_loader import prepare_data_loader
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from gdino_hf.data.augmentation import default_transform
+from gdino_hf.data.coco import read_coco
+from gdino_hf.data.collator import GDinoDataCollator
+from gdino_hf.data.negatives import PromptSampler
+from gdino_hf.data.visits import Visit, VisitedRows, VisitedStream, VisitSampler, row_random
+
+NAMES = ["cat", "dog", "cup", "person", "ball", "bird"]
+
+
+def make_rows(count=10):
+    colours = np.random.default_rng(0).integers(0, 255, (count, 3))
+    return [
+        {
+            "image": Image.new("RGB", (60, 40), tuple(int(value) for value in colours[index])),
+            "image_id": index,
+            "boxes": [[5, 5, 25 + index, 30]],
+            "names": [NAMES[index % len(NAMES)]],
+            "crowd": [False],
+        }
+        for index in range(count)
+    ]
+
+
+@pytest.fixture
+def collator(tiny_processor):
+    rows = make_rows()
+    transform = default_transform(
+        tiny_processor.image_processor.size, colour=0.5, mosaic=0.5, rows=VisitedRows(rows), step=8
+    )
+    return GDinoDataCollator(tiny_processor, prompt_sampler=PromptSampler(NAMES, (2, 6)), transform=transform, seed=3)
+
+
+def loader(collator, batch_size=2, workers=0, rows=None):
+    rows = VisitedRows(rows or make_rows())
+    return DataLoader(
+        rows, batch_size, sampler=VisitSampler(len(rows), seed=1), collate_fn=collator, num_workers=workers
+    )
+
+
+def epochs(batches, which=(0, 1)):
+    """Batches of several epochs."""
+    result = []
+    for epoch in which:
+        batches.sampler.set_epoch(epoch)
+        result.append(list(batches))
+    return result
+
+
+def same(first, second):
+    for name, value in first.items():
+        if name == "labels":
+            for one, other in zip(value, second[name], strict=True):
+                assert all(torch.equal(one[key], other[key]) for key in one)
+        else:
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(second[name])), name
+
+
+def test_every_row_once_an_epoch_in_a_new_order():
+    sampler = VisitSampler(20, seed=0)
+    first, again = list(sampler), list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert first == again
+    assert sorted(visit.row for visit in first) == sorted(visit.row for visit in second) == list(range(20))
+    assert [visit.row for visit in first] != [visit.row for visit in second]
+    assert {visit.epoch for visit in second} == {1}
+    assert [visit.row for visit in VisitSampler(5, shuffle=False)] == list(range(5))
+    assert list(VisitSampler(20, seed=1)) != first
+
+
+def test_weights_are_frequencies():
+    sampler = VisitSampler(3, seed=0, weights=[1.0, 2.5, 0.25])
+    counts = Counter()
+    for epoch in range(400):
+        sampler.set_epoch(epoch)
+        visits = list(sampler)
+        assert len(visits) == len(set(visits)) == len(sampler) == 4
+        counts.update(visit.row for visit in visits)
+    # 3.75 marks are spread over 4 visits.
+    assert [counts[row] / 400 for row in range(3)] == pytest.approx([4 / 3.75, 10 / 3.75, 1 / 3.75], abs=0.1)
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [0.0, 0.0]])
+def test_bad_weights(weights):
+    with pytest.raises(ValueError, match="weights"):
+        VisitSampler(2, weights=weights)
+
+
+def test_a_resumed_epoch_goes_on_with_the_same_batches(collator, tiny_processor):
+    unbroken = epochs(loader(collator))
+    # A fresh process: another collator that has seen nothing, which begins in the midst of the second epoch.
+    fresh = GDinoDataCollator(
+        tiny_processor, prompt_sampler=collator.prompt_sampler, transform=collator.transform, seed=3
+    )
+    batches = loader(fresh)
+    batches.sampler.set_epoch(1)
+    resumed = list(skip_first_batches(batches, 3))
+    assert len(resumed) == 2
+    for first, second in zip(unbroken[1][3:], resumed, strict=True):
+        same(first, second)
+
+
+def test_an_epoch_is_not_the_one_before(collator):
+    first, second = epochs(loader(collator, batch_size=10))
+    assert not torch.equal(first[0]["pixel_values"], second[0]["pixel_values"])
+    assert not torch.equal(first[0]["input_ids"], second[0]["input_ids"])
+
+
+@pytest.mark.parametrize("skip", [0, 2])
+def test_two_processes_see_what_one_sees(collator, skip):
+    """The same rows, each of them augmented and asked the same, also where the epoch is gone on with."""
+    one = epochs(loader(collator, batch_size=1), [2])[0]
+    for process in range(2):
+        single = loader(collator, batch_size=1)
+        batches = skip_first_batches(prepare_data_loader(single, num_processes=2, process_index=process), skip)
+        # Skipping hides the sampler from the loader's own set_epoch.
+        single.sampler.set_epoch(2)
+        seen = list(batches)
+        assert len(seen) == 5 - skip
+        for place, batch in enumerate(seen):
+            same(one[2 * (skip + place) + process], batch)
+
+
+@pytest.mark.slow
+def test_workers_change_nothing(collator):
+    for first, second in zip(epochs(loader(collator))[1], epochs(loader(collator, workers=2))[1], strict=True):
+        same(first, second)
+
+
+def test_other_seeds_draw_otherwise():
+    row = {"visit": Visit(0, 4)}
+    numbers = {
+        row_random({"visit": visit}, seed).random()
+        for visit in (Visit(0, 4), Visit(1, 4), Visit(0, 5))
+        for seed in (0, 1)
+    }
+    numbers.add(row_random({"visit": Visit(0, 4, 1)}, 0).random())
+    assert len(numbers) == 7
+    assert row_random(row, 0).random() == row_random({"visit": (0, 4, 0)}, 0).random()
+    assert row_random({}, 0) is None
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """A set of three photographs of which the second vanishes after it was opened."""
+    import json
+
+    (tmp_path / "images").mkdir()
+    images = [{"id": n, "file_name": f"{n}.png", "width": 20, "height": 10} for n in range(3)]
+    for item in images:
+        Image.new("RGB", (20, 10)).save(tmp_path / "images" / item["file_name"])
+    content = {"images": images, "categories": [{"id": 1, "name": "cat"}], "annotations": []}
+    (tmp_path / "train.json").write_text(json.dumps(content))
+
+    def damage(text):
+        path = tmp_path / "images" / "1.png"
+        path.unlink() if text is None else path.write_text(text)
+
+    return tmp_path / "train.json", damage
+
+
+@pytest.mark.parametrize("text", [None, "no picture"])
+def test_a_picture_that_cannot_be_read_stops_with_one_line_or_is_skipped(damaged, text, caplog):
+    path, damage = damaged
+    rows = read_coco(path)
+    damage(text)
+    stopping, skipping = VisitedRows(rows), VisitedRows(rows, on_error="skip")
+    assert stopping[Visit(0, 0)]["image_id"] == 0
+    for item in (Visit(0, 1), 1):
+        with pytest.raises(ValueError, match=r"1\.png cannot be read .*; repair it") as caught:
+            stopping[item]
+        assert "\n" not in str(caught.value)
+    with caplog.at_level(logging.WARNING):
+        assert [skipping[Visit(0, index)]["image_id"] for index in (0, 1, 2, 1)] == [0, 2, 2, 2]
+    assert caplog.text.count("1.png") == 1
+    assert skipping[Visit(0, 1)]["visit"] == Visit(0, 1)
+
+
+def test_streams_likewise(damaged, caplog):
+    path, damage = damaged
+    damage("no picture")
+    with pytest.raises(ValueError, match=r"1\.png cannot be read"):
+        list(VisitedStream(read_coco(path, streaming=True), buffer=0))
+    stream = VisitedStream(read_coco(path, streaming=True), buffer=0, on_error="skip")
+    stream.set_epoch(4)
+    assert [row["visit"] for row in stream] == [Visit(4, 0), Visit(4, 2)]
+    assert next(iter(stream))["image"].size == (20, 10)
+    shuffled = VisitedStream(read_coco(path, streaming=True), seed=1, on_error="skip")
+    orders = set()
+    for epoch in range(8):
+        shuffled.set_epoch(epoch)
+        orders.add(tuple(row["image_id"] for row in shuffled))
+    assert orders == {(0, 2), (2, 0)}
+
+
+def test_refuses():
+    with pytest.raises(ValueError, match="no rows"):
+        VisitSampler(0)
+    with pytest.raises(ValueError, match="on_error"):
+        VisitedRows([], on_error="ignore")

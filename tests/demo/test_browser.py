@@ -1,0 +1,164 @@
+"""The page in a real browser, at the width of a desk and of a phone."""
+
+import contextlib
+import json
+import re
+from fractions import Fraction
+
+import pytest
+from gdino_demo.video import Writer
+from PIL import Image
+
+DESK, PHONE = (1280, 900), (390, 844)
+# A page loads in two seconds on an idle core; several test workers share the cores.
+PATIENCE = 60_000
+
+
+@contextlib.contextmanager
+def window(page, browser, size):
+    """The page in a new window; at the end there must have been no error in its console."""
+    width, height = size
+    scheme = "light" if size == DESK else "dark"
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+    tab = context.new_page()
+    tab.set_default_timeout(PATIENCE)
+    errors, abroad = [], []
+    tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.on("request", lambda asked: abroad.append(asked.url) if _is_abroad(asked.url) else None)
+    tab.goto(page.address)
+    tab.wait_for_selector("#gd-detect")
+    tab.errors = errors
+    yield tab
+    context.close()
+    assert errors == []
+    assert abroad == [], "the page asks other servers for something"
+
+
+@pytest.fixture(params=[DESK, PHONE], ids=["desk", "phone"])
+def tab(request, page, browser):
+    with window(page, browser, request.param) as tab:
+        yield tab
+
+
+@pytest.fixture
+def desk_tab(page, browser):
+    with window(page, browser, DESK) as tab:
+        yield tab
+
+
+def _is_abroad(url):
+    return url.startswith("http") and "//127.0.0.1:" not in url and "//localhost:" not in url
+
+
+def detect(tab, photograph, labels):
+    tab.set_input_files("#gd-picture input[type=file]", str(photograph))
+    tab.wait_for_selector("#gd-picture img")
+    tab.fill("#gd-labels textarea, #gd-labels input", labels)
+    tab.click("#gd-detect")
+
+
+def count_boxes(tab, number):
+    tab.wait_for_function(f"document.querySelectorAll('#gd-figure .gd-box').length === {number}")
+
+
+def set_threshold(tab, value):
+    field = tab.locator("#gd-threshold input[type=number]")
+    field.fill(str(value))
+    field.press("Enter")
+
+
+def download(tab, selector, folder):
+    with tab.expect_download() as waiting:
+        tab.click(selector)
+    path = folder / waiting.value.suggested_filename
+    waiting.value.save_as(path)
+    return path
+
+
+def test_a_visitor_detects_filters_and_downloads(tab, page, example_folder, artifacts, tmp_path):
+    detect(tab, example_folder / "cat.jpg", "cat, dog")
+    count_boxes(tab, 1)
+    assert "cat" in tab.inner_text("#gd-table")
+    assert tab.locator("#gd-figure .gd-box").get_attribute("aria-label").startswith("cat 0.")
+    status = tab.inner_text("#gd-status")
+    assert "1 detection" in status
+    assert "ms with nano on CPU, deformable attention in" in status
+
+    forwards = page.models.forwards
+    set_threshold(tab, 0.95)
+    count_boxes(tab, 0)
+    assert "lower the threshold from 0.95 to 0.3" in tab.inner_text("#gd-status")
+    set_threshold(tab, 0.05)
+    tab.wait_for_function("document.querySelectorAll('#gd-figure .gd-box').length > 1")
+    shown = tab.locator("#gd-figure .gd-box").count()
+    tab.get_by_label("dog", exact=True).uncheck()
+    tab.wait_for_function("![...document.querySelectorAll('.gd-box')].some(b => b.title.startsWith('dog'))")
+    assert page.models.forwards == forwards, "moving a slider or a switch ran the model"
+
+    saved = json.loads(download(tab, "#gd-json", tmp_path).read_text(encoding="utf-8"))
+    assert {found["label"] for found in saved["detections"]} == {"cat"}
+    assert 1 <= len(saved["detections"]) <= shown
+    assert saved["threshold"] == 0.05
+    coco = json.loads(download(tab, "#gd-coco", tmp_path).read_text(encoding="utf-8"))
+    assert len(coco["annotations"]) == len(saved["detections"])
+    assert Image.open(download(tab, "#gd-png", tmp_path)).size == (saved["width"], saved["height"])
+    assert page.models.forwards == forwards
+
+    width = tab.viewport_size["width"]
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width, "the page is wider than its window"
+    tab.screenshot(path=artifacts / f"demo-{width}.png", full_page=True)
+
+
+def test_markup_in_a_label_is_refused_and_a_field_can_be_reached_by_its_name(tab, example_folder):
+    detect(tab, example_folder / "cup.jpg", "<script>document.title = 'taken'</script>")
+    tab.get_by_text("which belongs to markup").wait_for()
+    assert tab.title() != "taken"
+    # What a screen reader goes by.
+    labels = tab.get_by_role("textbox", name=re.compile("^Labels "))
+    labels.fill("cup")
+    labels.press("Enter")
+    tab.wait_for_selector("#gd-figure .gd-box")
+    assert tab.locator("#gd-figure img").get_attribute("alt") == "The picture cup.jpg"
+    tab.locator("#gd-figure .gd-box").first.focus()
+    assert tab.evaluate("document.activeElement.getAttribute('aria-label')").startswith("cup")
+
+
+def test_the_other_tabs_take_many_pictures_a_video_and_two_prompts(desk_tab, page, example_folder, tmp_path):
+    tab = desk_tab
+    tab.get_by_role("tab", name="Batch").click()
+    (tmp_path / "notes.png").write_text("no picture")
+    files = [example_folder / "cat.jpg", tmp_path / "notes.png", example_folder / "cup.jpg"]
+    tab.set_input_files("#gd-files input[type=file]", [str(file) for file in files])
+    tab.locator("#gd-files").get_by_text("notes").first.wait_for()
+    tab.click("#gd-batch")
+    tab.get_by_text("in 2 pictures").wait_for()
+    assert "notes.png is not a picture" in tab.inner_text("#gd-batch-status")
+    tab.wait_for_function("document.querySelectorAll('#gd-gallery img').length >= 2")
+    tab.wait_for_selector("#gd-batch-coco a[download]")
+
+    writer = Writer(tmp_path / "cat.mp4", Fraction(10))
+    with Image.open(example_folder / "cat.jpg") as cat:
+        for _ in range(10):
+            writer.add(cat)
+    writer.close()
+    tab.get_by_role("tab", name="Video").click()
+    tab.set_input_files("#gd-video input[type=file]", str(tmp_path / "cat.mp4"))
+    tab.wait_for_selector("#gd-video video")
+    tab.click("#gd-video-start")
+    tab.get_by_text("2 frames looked at, every 5").wait_for()
+    tab.wait_for_function("document.querySelector('#gd-video-out video')?.readyState >= 1")
+    tab.wait_for_selector("#gd-video-json a[download]")
+
+    tab.get_by_role("tab", name="Compare").click()
+    tab.set_input_files("#gd-compare-picture input[type=file]", str(example_folder / "cup.jpg"))
+    tab.wait_for_selector("#gd-compare-picture img")
+    tab.click("#gd-compare")
+    tab.wait_for_selector("#gd-left .gd-box")
+    assert tab.locator("#gd-right img").count() == 1
+    forwards = page.models.forwards
+    threshold = tab.locator("#gd-compare-threshold input[type=number]")
+    threshold.fill("1")
+    threshold.press("Enter")
+    tab.wait_for_function("document.querySelectorAll('#gd-left .gd-box').length === 0")
+    assert page.models.forwards == forwards

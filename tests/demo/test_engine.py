@@ -1,0 +1,116 @@
+"""Kept outputs: thresholds, switches and advice without a model, and how much is kept."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+import torch
+from gdino_demo.engine import Kept, Models, Settings
+from gdino_demo.render import advice
+from gdino_demo.safety import Picture, Refused, read_picture
+
+
+@pytest.fixture(scope="module")
+def models(tiny_folder):
+    from gdino_hf import GDinoForObjectDetection, GDinoProcessor
+
+    model = GDinoForObjectDetection.from_pretrained(tiny_folder)
+    return Models({"tiny": (model, GDinoProcessor.from_pretrained(tiny_folder))})
+
+
+@pytest.fixture(scope="module")
+def photograph(example_folder):
+    return read_picture(example_folder / "cat.jpg", "cat.jpg")
+
+
+@pytest.fixture(scope="module")
+def outputs(models, photograph):
+    return models.run("tiny", photograph, ["cat", "dog", "red cup"], ["person"])
+
+
+def test_thresholds_nms_and_switches_run_no_model(models, outputs):
+    forwards = models.forwards
+    every = outputs.detections(Settings(threshold=0.0))
+    assert len(every) > 5
+    assert "person" not in {detection.label for detection in every}
+    middle = sorted(detection.score for detection in every)[len(every) // 2]
+    assert outputs.detections(Settings(threshold=middle)) == [each for each in every if each.score > middle]
+    twice = SimpleNamespace(**{name: torch.cat((x, x), dim=1) for name, x in vars(outputs.raw).items()})
+    doubled = dataclasses.replace(outputs, raw=twice)
+    assert len(doubled.detections(Settings(threshold=0.0))) == 2 * len(every)
+    assert doubled.detections(Settings(threshold=0.0, nms=0.9)) == every
+    label = every[0].label
+    shown = outputs.detections(Settings(threshold=0.0, hidden=frozenset([label])))
+    assert shown == [detection for detection in every if detection.label != label]
+    assert models.forwards == forwards
+
+
+def test_the_best_box_of_every_phrase(outputs):
+    best = outputs.detections(Settings(threshold=0.0, best_only=True))
+    assert sorted(detection.label for detection in best) == ["cat", "dog", "red cup"]
+    assert [detection.score for detection in best] == sorted((each.score for each in best), reverse=True)
+
+
+def test_advice_leads_to_the_box_it_speaks_of(outputs):
+    high = Settings(threshold=1.0)
+    assert outputs.detections(high) == []
+    text = advice(outputs, high)
+    assert f"{outputs.best().score:.3f}" in text
+    lower = float(text.partition(" to ")[2].split()[0])
+    assert outputs.best() in outputs.detections(Settings(threshold=lower))
+    hidden = Settings(threshold=0.0, hidden=frozenset(outputs.labels))
+    assert "switched off" in advice(outputs, hidden)
+
+
+def test_one_model_asked_by_many_threads_counts_every_forward(models, photograph):
+    import concurrent.futures
+
+    alone = models.run("tiny", photograph, ["cat"])
+    forwards = models.forwards
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: models.run("tiny", photograph, ["cat"]), range(8)))
+    assert models.forwards == forwards + 8
+    assert all(torch.equal(answer.raw.logits, alone.raw.logits) for answer in answers)
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "negatives", "sentence"),
+    [
+        ("other", ["cat"], [], "no model of this name"),
+        ("tiny", ["cat"], ["cat"], "leave it in one"),
+        ("tiny", ["cat " * 100], [], "shorten it"),
+    ],
+)
+def test_what_a_model_cannot_do_is_refused(models, photograph, name, labels, negatives, sentence):
+    with pytest.raises(Refused, match=sentence):
+        models.run(name, photograph, labels, negatives)
+
+
+def test_what_is_kept_has_a_bound_and_an_end(outputs):
+    one = outputs.num_bytes
+    assert one > len(outputs.data)
+    kept = Kept(most_bytes=3 * one)
+    keys = [kept.put(outputs) for _ in range(5)]
+    assert [kept.get(key) is not None for key in keys] == [False, False, True, True, True]
+    assert len(set(keys)) == 5
+    replaced = kept.put(outputs, replaces=keys[-1])
+    assert kept.get(keys[-1]) is None
+    assert kept.get(replaced) is outputs
+    assert kept.get(None) is None
+    assert kept.get("guess") is None
+    assert Kept(seconds=-1).get(Kept(seconds=-1).put(outputs)) is None
+
+
+def test_the_newest_is_kept_even_if_it_is_large(outputs):
+    kept = Kept(most_bytes=1)
+    first = kept.put(outputs)
+    second = kept.put(dataclasses.replace(outputs))
+    assert kept.get(first) is None
+    assert kept.get(second) is not None
+
+
+def test_a_picture_without_its_file_is_looked_at_too(models, photograph):
+    frame = Picture(photograph.image, b"", "frame")
+    assert torch.equal(
+        models.run("tiny", frame, ["cat"]).raw.pred_boxes, models.run("tiny", photograph, ["cat"]).raw.pred_boxes
+    )

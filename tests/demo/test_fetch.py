@@ -1,0 +1,200 @@
+"""Pictures from the web, with a server on this machine that stands for a public one."""
+
+import http.server
+import socket
+import threading
+import time
+import urllib.parse
+
+import pytest
+from gdino_demo import fetch as module
+from gdino_demo.fetch import fetch, is_public
+from gdino_demo.safety import LARGEST_PICTURE, Refused
+
+PUBLIC = "93.184.216.34"
+NOT_PUBLIC = "not on the public internet"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers by path."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.server.asked.append((self.headers["Host"], self.path))
+        if self.path.startswith("/to/"):
+            self.send_response(302)
+            self.send_header("Location", urllib.parse.unquote(self.path.removeprefix("/to/")))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        elif self.path == "/slow":
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            try:
+                for _ in range(1000):
+                    self.wfile.write(b"x")
+                    time.sleep(0.05)
+            except OSError:
+                pass
+        elif self.path == "/large":
+            self.send_response(200)
+            self.send_header("Connection", "close")
+            self.end_headers()
+            try:
+                for _ in range(LARGEST_PICTURE // 2**20 + 2):
+                    self.wfile.write(b"\0" * 2**20)
+            except OSError:
+                pass
+        else:
+            status = 404 if self.path == "/missing" else 200
+            self.send_response(status)
+            self.send_header("Content-Length", "4")
+            self.end_headers()
+            self.wfile.write(b"data")
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def web(monkeypatch):
+    """A web where example.org is public and reached here, and other names are as their entry in `names` says."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.asked, server.names, server.looked_up, server.reached = [], {"example.org": [[PUBLIC]]}, [], []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    look_up, connect = socket.getaddrinfo, socket.create_connection
+
+    def fake_look_up(host, port, *args, **kwargs):
+        server.looked_up.append(host)
+        if host not in server.names:
+            return look_up(host, port, *args, **kwargs)
+        answers = server.names[host]
+        addresses = answers.pop(0) if len(answers) > 1 else answers[0]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
+
+    def fake_connect(address, *args, **kwargs):
+        server.reached.append(address[0])
+        assert address[0] == PUBLIC, "a connection to another address than the one that was checked"
+        return connect(("127.0.0.1", server.server_port), *args, **kwargs)
+
+    monkeypatch.setattr(module.socket, "getaddrinfo", fake_look_up)
+    monkeypatch.setattr(module.socket, "create_connection", fake_connect)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_picture_comes_from_the_address_that_was_checked(web):
+    assert fetch("http://example.org/a%20cat.jpg?x=1&y=ü") == b"data"
+    assert web.asked == [("example.org", "/a%20cat.jpg?x=1&y=%C3%BC")]
+    assert web.reached == [PUBLIC]
+
+
+def test_a_name_that_changes_its_address_is_asked_once(web):
+    web.names["rebind.example"] = [[PUBLIC], ["127.0.0.1"]]
+    assert fetch("http://rebind.example/") == b"data"
+    assert web.looked_up.count("rebind.example") == 1
+
+
+def test_redirects_are_followed_to_public_addresses_only(web):
+    assert fetch("http://example.org/to//cat.jpg") == b"data"
+    web.names["inside.example"] = [["10.1.2.3"]]
+    for place in ("http://127.0.0.1/", "http://inside.example/", "http://[::1]/", "//169.254.169.254/latest/"):
+        with pytest.raises(Refused, match=NOT_PUBLIC):
+            fetch("http://example.org/to/" + place)
+    with pytest.raises(Refused, match="begin with http"):
+        fetch("http://example.org/to/file:///etc/passwd")
+    assert set(web.reached) == {PUBLIC}
+
+
+def test_redirects_end(web):
+    with pytest.raises(Refused, match="redirected more than 5 times"):
+        fetch("http://example.org/to/" * 7)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://127.0.0.1/",
+        "http://127.1:8080/",
+        "http://2130706433/",
+        "http://0x7f000001/",
+        "http://0177.0.0.1/",
+        "http://0/",
+        "http://localhost/",
+        "http://[::1]/",
+        "http://[::]/",
+        "http://[::ffff:127.0.0.1]/",
+        "http://[::ffff:a9fe:a9fe]/",
+        "http://[64:ff9b::7f00:1]/",
+        "http://[2002:7f00:1::]/",
+        "http://[fe80::1]/",
+        "http://[fd00::1]/",
+        "http://169.254.169.254/latest/meta-data/",
+        "http://10.0.0.1/",
+        "http://172.16.0.1/",
+        "http://192.168.1.1/",
+        "http://100.64.0.1/",
+        "http://224.0.0.1/",
+        "http://255.255.255.255/",
+        "https://127.0.0.1/",
+    ],
+)
+def test_addresses_that_are_not_public_are_refused(web, address):
+    with pytest.raises(Refused, match=NOT_PUBLIC):
+        fetch(address)
+    assert web.reached == []
+
+
+def test_one_private_address_among_public_ones_is_enough(web):
+    web.names["mixed.example"] = [[PUBLIC, "192.168.0.1"]]
+    with pytest.raises(Refused, match=NOT_PUBLIC):
+        fetch("http://mixed.example/")
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("file:///etc/passwd", "begin with http"),
+        ("ftp://example.org/a", "begin with http"),
+        ("gopher://example.org/", "begin with http"),
+        ("data:image/png;base64,AAAA", "begin with http"),
+        ("/etc/passwd", "begin with http"),
+        ("", "begin with http"),
+        ("http://", "no web address"),
+        ("http://user:word@example.org/", "no web address"),
+        ("http://example.org/a\r\nHost: other", "no web address"),
+        ("http://example.org:99999/", "no web address"),
+        ("http://[::1", "no web address"),
+        ("http://example.org/" + "a" * 3000, "it may have 2000"),
+    ],
+)
+def test_other_addresses_are_refused(web, address, sentence):
+    with pytest.raises(Refused, match=sentence):
+        fetch(address)
+    assert web.reached == []
+
+
+def test_a_server_that_dribbles_is_left_in_time(web, monkeypatch):
+    monkeypatch.setattr(module, "SECONDS", 0.5)
+    start = time.monotonic()
+    with pytest.raises(Refused, match="seconds"):
+        fetch("http://example.org/slow")
+    # It would take 50 seconds to the end; a loaded machine may be late, not that late.
+    assert time.monotonic() - start < 10
+
+
+def test_a_large_file_is_not_read_to_its_end(web):
+    with pytest.raises(Refused, match="larger than 20 MB"):
+        fetch("http://example.org/large")
+
+
+def test_an_answer_without_a_file_is_named(web):
+    with pytest.raises(Refused, match="status 404"):
+        fetch("http://example.org/missing")
+
+
+def test_public_addresses_are_public():
+    assert all(map(is_public, ("8.8.8.8", "1.1.1.1", "2606:4700::1111", "::ffff:8.8.8.8")))

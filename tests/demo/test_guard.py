@@ -1,0 +1,112 @@
+"""Files live as long as they are used; bodies are measured before they are read; failures are sentences."""
+
+import asyncio
+import concurrent.futures
+import os
+import time
+
+import gradio as gr
+import pytest
+from gdino_demo.guard import Border, GuardedBlocks, Sweeper
+from gdino_demo.safety import LARGEST_REQUEST, Refused
+from gradio_client import handle_file
+from PIL import Image
+
+
+def age(path, seconds):
+    moment = time.time() - seconds
+    os.utime(path, (moment, moment))
+
+
+def test_old_files_go_and_fresh_ones_and_those_of_the_page_stay(tmp_path):
+    names = ["old/a.png", "fresh/b.png", "page/example.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"x")
+    with gr.Blocks() as blocks:
+        image = gr.Image()
+    image.keep_in_cache = {str(tmp_path / "page/example.png")}
+    sweeper = Sweeper(tmp_path, blocks, seconds=60)
+    for name in ("old/a.png", "old", "page/example.png", "page"):
+        age(tmp_path / name, 120)
+    sweeper.sweep()
+    sweeper.sweep()
+    assert not (tmp_path / "old/a.png").exists()
+    assert [(tmp_path / name).exists() for name in names[1:]] == [True, True]
+    age(tmp_path / "old", 120)
+    sweeper.sweep()
+    assert not (tmp_path / "old").exists()
+
+
+def test_an_upload_that_is_used_again_lives_on(page, client, tmp_path):
+    upload = tmp_path / "mine.png"
+    Image.new("RGB", (40, 30), "red").save(upload)
+    client.predict(image=handle_file(upload), labels="cat", api_name="/detect")
+    (stored,) = page.folder.glob("*/mine.png")
+    age(stored, page.sweeper.seconds - 30)
+    client.predict(image=handle_file(upload), labels="cat", api_name="/detect")
+    page.sweeper.sweep()
+    assert stored.exists()
+    age(stored, page.sweeper.seconds + 30)
+    page.sweeper.sweep()
+    assert not stored.exists()
+
+
+def run(work):
+    """Result of a coroutine, in a thread of its own: a browser under test has its loop in this one."""
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
+
+
+def through_the_border(path, headers, method="POST"):
+    """Status that a request gets, and whether it went through."""
+    went, sent = [], []
+
+    async def behind(scope, receive, send):
+        went.append(scope)
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": method, "path": path, "headers": encoded}
+    run(Border(behind)(scope, receive, send))
+    return (sent[0]["status"] if sent else None), bool(went)
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/gradio_api/upload", {"content-length": str(LARGEST_REQUEST)}, None),
+        ("/gradio_api/upload", {"content-length": str(2 * LARGEST_REQUEST)}, 413),
+        ("/gradio_api/upload/", {"content-length": str(10**15)}, 413),
+        ("/gradio_api/queue/join", {"content-length": "1000"}, None),
+        ("/gradio_api/queue/join", {"content-length": str(2**21)}, 413),
+        ("/gradio_api/queue/join", {"transfer-encoding": "chunked"}, 411),
+        ("/gradio_api/queue/join", {"content-length": "-5"}, 411),
+        ("/gradio_api/process_recording", {"content-length": "10"}, 403),
+    ],
+)
+def test_bodies_have_a_declared_and_bounded_size(path, headers, status):
+    assert through_the_border(path, headers) == (status, status is None)
+
+
+def test_reading_needs_no_size():
+    assert through_the_border("/config", {}, "GET") == (None, True)
+
+
+def test_a_fault_inside_is_a_sentence_without_its_details():
+    secret = "the password of the data base"
+
+    def fail():
+        raise RuntimeError(secret)
+
+    with GuardedBlocks() as blocks:
+        gr.Button().click(fail)
+    with pytest.raises(Refused) as refusal:
+        run(blocks.process_api(0, []))
+    assert secret not in refusal.value.message
+    assert "try again" in refusal.value.message

@@ -1,0 +1,149 @@
+"""What the page takes and what it refuses, before any model sees it."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from gdino_demo import safety
+from gdino_demo.safety import Refused, parse_labels, parse_phrases, plain_name, read_picture
+from PIL import Image
+
+
+def png(width, height, pixels=b""):
+    """A PNG whose header says a size, whatever its pixels are."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def encoded(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def photograph():
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def test_pixels_come_as_they_are_and_the_file_is_kept(photograph):
+    data = encoded(photograph, "PNG")
+    picture = read_picture(data, "C:\\photos\\a.png")
+    assert np.array_equal(picture.image, photograph)
+    assert (picture.data, picture.name) == (data, "a.png")
+
+
+def test_a_turned_photograph_is_upright(photograph):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to show
+    picture = read_picture(encoded(photograph, "JPEG", exif=exif, quality=95))
+    assert picture.image.size == photograph.size[::-1]
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (png(60_000, 60_000, zlib.compress(b"\0" * 1000)), "million, make it smaller"),
+        (png(8_000, 8_000, zlib.compress(b"\0" * 1000)), "8000 x 8000 pixels; a picture may have 40 million"),
+        (png(100, 100, b"no pixels"), "damaged"),
+        (b"these are only words", "not a picture that can be read"),
+        (b"", "not a picture that can be read"),
+        (b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
+        (b"  \n<svg onload='alert(1)'></svg>", "SVG"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * safety.LARGEST_PICTURE, "a picture may have 20 MB"),
+    ],
+    ids=["bomb", "64 million", "damaged", "text", "empty", "svg", "svg without head", "21 MB"],
+)
+def test_what_is_no_picture_is_refused_in_one_sentence(data, sentence):
+    with pytest.raises(Refused) as refusal:
+        read_picture(data, "it.png")
+    message = refusal.value.message
+    assert sentence in message
+    assert message.startswith("it.png")
+    assert "\n" not in message
+
+
+def test_decoders_nobody_asked_for_stay_closed(photograph):
+    for kind in ("EPS", "TIFF", "ICO", "PDF"):
+        with pytest.raises(Refused, match="not a picture"):
+            read_picture(encoded(photograph, kind))
+
+
+def test_a_file_that_was_swept_away_is_named(tmp_path):
+    with pytest.raises(Refused, match="no longer kept"):
+        read_picture(tmp_path / "gone.png", "gone.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("../../etc/passwd", "passwd"),
+        ("<img src=x>.png", "_img src_x_.png"),
+        ("..", "picture"),
+        ("x" * 300, "x" * 80),
+        ("Žluťoučký kůň.jpg", "Žluťoučký kůň.jpg"),
+    ],
+)
+def test_names_hold_no_path_and_no_markup(name, shown):
+    assert plain_name(name) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("cat, remote control", ["cat", "remote control"]),
+        ("a cat. a remote control.", ["a cat", "a remote control"]),
+        ("St. Bernard", ["St. Bernard"]),
+        ("cat,, cat ,dog\n", ["cat", "dog"]),
+        ("猫, кот", ["猫", "кот"]),
+    ],
+)
+def test_labels_are_a_comma_list_or_a_sentence(text, labels):
+    assert parse_labels(text) == labels
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " , ",
+        None,
+        "!!!",
+        "<script>alert(1)</script>",
+        "cat, a>b",
+        "a\x00b",
+        "x" * 4001,
+        ", ".join(map(str, range(101))),
+    ],
+    ids=["empty", "commas", "none", "marks", "script", "angle", "control", "long", "many"],
+)
+def test_labels_that_cannot_be_used_are_refused(text):
+    with pytest.raises(Refused):
+        parse_labels(text)
+
+
+def test_there_may_be_no_negative_labels():
+    assert parse_labels("", required=False) == []
+
+
+@pytest.mark.parametrize(
+    ("sentence", "phrases"),
+    [
+        ("A cat beside a red cup.", ["cat", "red cup"]),
+        ("There is a man wearing a blue hat and holding an umbrella", ["man", "blue hat", "umbrella"]),
+        ("two dogs, the brown sofa", ["dogs", "brown sofa"]),
+    ],
+)
+def test_a_sentence_gives_its_phrases(sentence, phrases):
+    assert parse_phrases(sentence) == phrases
+
+
+def test_a_refusal_is_no_markup():
+    assert Refused("the label '<b>' is none").message == "the label '&lt;b&gt;' is none"

@@ -1,0 +1,282 @@
+"""The running server: the same answers as the Python API, many clients at once, and everything that is no picture."""
+
+import base64
+import concurrent.futures
+import contextlib
+import ctypes
+import gc
+import io
+import json
+import struct
+import urllib.error
+import urllib.parse
+import urllib.request
+import zlib
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from gdino_demo.safety import LARGEST_REQUEST
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+# The page lays the weights out for the CPU, which rounds differently; scores are near 0.3, sides hundreds of pixels.
+SCORE_ROUNDING, BOX_ROUNDING = 1e-4, 0.1
+CLIENTS, REQUESTS = 8, 50
+
+
+def post(page, path, body, content_type="application/json"):
+    """Status and text of a request as any program may send it."""
+    request = urllib.request.Request(page.address + "gradio_api/" + path, body, {"Content-Type": content_type})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def call_detect(page, image):
+    """What the server says to a hand-made call: ("complete" or "error", text)."""
+    data = [image, "cat", "", "Find every label", "nano", 0.2, 0.5, 0.0]
+    _, text = post(page, "call/detect", json.dumps({"data": data}).encode())
+    with urllib.request.urlopen(f"{page.address}gradio_api/call/detect/{json.loads(text)['event_id']}") as answer:
+        lines = answer.read().decode().splitlines()
+    return lines[-3].removeprefix("event: "), lines[-2].removeprefix("data: ")
+
+
+def file_at(path, **more):
+    return {"path": path, "meta": {"_type": "gradio.FileData"}, **more}
+
+
+@pytest.fixture
+def still_serving(page, client, example_folder):
+    """After whatever the test did, the page detects as before."""
+    yield
+    found = client.predict(image=handle_file(example_folder / "cat.jpg"), labels="cat", api_name="/detect")
+    assert [detection["label"] for detection in found["detections"]] == ["cat"]
+
+
+@pytest.mark.parametrize("name", ["cat", "person", "cup"])
+def test_a_client_gets_what_the_python_api_gives(client, nano, example_folder, name):
+    path, labels = example_folder / f"{name}.jpg", ["cat", "person", "cup"]
+    found = client.predict(
+        image=handle_file(path), labels=", ".join(labels), threshold=0.1, nms=0.5, api_name="/detect"
+    )
+    model, processor = nano
+    image = Image.open(path)
+    inputs = processor(images=image, text=labels, return_tensors="pt")
+    with torch.no_grad():
+        outputs = model(**inputs)
+    expected = processor.post_process_grounded_object_detection(
+        outputs, inputs, threshold=0.1, text_threshold=0.0, target_sizes=[image.size[::-1]], nms_threshold=0.5
+    )[0]
+    assert len(expected["scores"]) > 0
+    assert [each["label"] for each in found["detections"]] == expected["text_labels"]
+    assert [each["label_index"] for each in found["detections"]] == expected["labels"].tolist()
+    scores, boxes = ([each[key] for each in found["detections"]] for key in ("score", "box"))
+    assert np.allclose(scores, expected["scores"], rtol=0, atol=SCORE_ROUNDING)
+    assert np.allclose(boxes, expected["boxes"], rtol=0, atol=BOX_ROUNDING)
+
+
+def test_negative_labels_take_boxes_and_stay_out(client, example_folder):
+    picture = handle_file(example_folder / "cat.jpg")
+    found = client.predict(image=picture, labels="dog", negatives="cat", threshold=0.05, api_name="/detect")
+    alone = client.predict(image=picture, labels="dog", threshold=0.05, api_name="/detect")
+    assert {each["label"] for each in found["detections"]} <= {"dog"}
+    assert len(found["detections"]) < len(alone["detections"])
+
+
+def test_grounding_gives_one_box_to_every_phrase(client, example_folder):
+    found = client.predict(
+        image=handle_file(example_folder / "cup.jpg"),
+        labels="A cup of coffee beside a spoon.",
+        mode="Ground the phrases of a sentence",
+        threshold=0.0,
+        api_name="/detect",
+    )
+    assert found["labels"] == ["cup", "coffee", "spoon"]
+    assert sorted(each["label"] for each in found["detections"]) == ["coffee", "cup", "spoon"]
+
+
+def test_a_batch_names_what_it_leaves_out_and_goes_on(client, example_folder, tmp_path):
+    (tmp_path / "notes.txt").write_text("no picture")
+    files = [example_folder / "cat.jpg", tmp_path / "notes.txt", example_folder / "cup.jpg"]
+    found = client.predict(files=[handle_file(file) for file in files], labels="cat, cup", api_name="/batch")
+    assert [image["file_name"] for image in found["images"]] == ["cat.jpg", "cup.jpg"]
+    assert {(a["image_id"], a["category_id"]) for a in found["annotations"]} == {(1, 1), (2, 2)}
+    assert [failure["image"] for failure in found["failed"]] == ["notes.txt"]
+    assert "not a picture" in found["failed"][0]["error"]
+
+
+def test_two_prompts_are_compared_on_one_picture(client, example_folder):
+    picture = handle_file(example_folder / "cat.jpg")
+    both = client.predict(image=picture, left_labels="cat", right_labels="dog, cat", api_name="/compare")
+    assert both["left"]["labels"] == ["cat"]
+    assert both["right"]["labels"] == ["dog", "cat"]
+    assert both["left"]["detections"] == client.predict(image=picture, labels="cat", api_name="/detect")["detections"]
+
+
+def test_endpoints_are_documented_and_the_page_s_own_events_are_not(client):
+    endpoints = client.view_api(return_format="dict")["named_endpoints"]
+    assert set(endpoints) == {"/detect", "/detect_url", "/batch", "/video", "/compare"}
+    assert all(endpoint["description"] for endpoint in endpoints.values())
+    names = [each["parameter_name"] for each in endpoints["/detect"]["parameters"]]
+    assert names[:3] == ["image", "labels", "negatives"]
+
+
+def test_many_clients_at_once_lose_and_mix_up_nothing(page, example_folder, tmp_path):
+    names = ["cat", "person", "cup"]
+    clients = [Client(page.address, verbose=False) for _ in range(CLIENTS)]
+
+    def ask(number):
+        # Every request has a picture of its own name and size, by which its answer is known again.
+        name = names[number % len(names)]
+        with Image.open(example_folder / f"{name}.jpg") as image:
+            size = (image.width - number, image.height)
+            path = tmp_path / f"{number}.png"
+            image.resize(size).save(path)
+        found = clients[number % CLIENTS].predict(image=handle_file(path), labels=name, api_name="/detect")
+        return number, name, size, found
+
+    def all_at_once(numbers):
+        with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
+            return list(pool.map(ask, numbers))
+
+    # What is used once and kept (threads, arenas, sessions) is not what leaks.
+    all_at_once(range(CLIENTS))
+    before, forwards = memory(), page.models.forwards
+    answers = all_at_once(range(REQUESTS))
+    after = memory()
+    assert page.models.forwards - forwards == REQUESTS
+    assert len(answers) == REQUESTS
+    for number, name, size, found in answers:
+        assert found["image"] == f"{number}.png"
+        assert (found["width"], found["height"]) == size
+        assert found["labels"] == [name]
+        assert found["detections"], f"request {number} lost what is in its picture"
+    assert after < 1.1 * before, f"{before / 2**20:.0f} MB before, {after / 2**20:.0f} MB afterwards"
+
+
+def memory():
+    """Bytes of this process, server included, without what the C library keeps for later."""
+    gc.collect()
+    with contextlib.suppress(OSError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return psutil.Process().memory_info().rss
+
+
+def bomb():
+    """A PNG of a few kilobytes that says it has 2.5 billion pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 0, 0, 0, 0)
+    rows = zlib.compress(b"\0" * 2_000_000, 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "sentence"),
+    [
+        ("bomb.png", bomb(), "a picture may have 40 million"),
+        ("notes.txt", b"only words", "not a picture that can be read here"),
+        ("words.png", b"only words", "not a picture that can be read here"),
+        ("drawing.svg", b'<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)"/>', "SVG drawing"),
+        ("large.png", b"\x89PNG\r\n\x1a\n" + bytes(21 * 2**20), "a picture may have 20 MB"),
+    ],
+)
+@pytest.mark.usefixtures("still_serving")
+def test_files_that_are_no_pictures_are_refused(client, tmp_path, name, data, sentence):
+    path = tmp_path / name
+    path.write_bytes(data)
+    before = memory()
+    with pytest.raises(AppError, match=sentence) as refusal:
+        client.predict(image=handle_file(path), labels="cat", api_name="/detect")
+    assert str(refusal.value).strip("'").startswith(name.rsplit(".", 1)[0])
+    assert memory() < before + 100 * 2**20, "the pixels were decoded"
+
+
+@pytest.mark.usefixtures("still_serving")
+def test_a_200_mb_upload_is_refused(page):
+    boundary = "----boundary"
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="big.png"\r\n\r\n'.encode()
+    body = head + bytes(200 * 2**20) + f"\r\n--{boundary}--\r\n".encode()
+    status, text = post(page, "upload", body, f"multipart/form-data; boundary={boundary}")
+    assert (status, text) == (413, "The request has 200 MB; at most 100 MB are taken at once.")
+    stored = sum(path.stat().st_size for path in page.folder.rglob("*") if path.is_file())
+    assert stored < LARGEST_REQUEST
+
+
+@pytest.mark.usefixtures("still_serving")
+def test_a_message_may_not_carry_a_file(page):
+    status, text = post(page, "call/detect", json.dumps({"data": ["x" * 2**21]}).encode())
+    assert status == 413
+    assert "at most 1 MB" in text
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    address = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    event, text = call_detect(page, {"url": address, "meta": {"_type": "gradio.FileData"}})
+    assert (event, "upload the file" in text) == ("error", True)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "file:///etc/passwd",
+        "http://127.0.0.1/",
+        "http://[::1]:7860/",
+        "http://2130706433/",
+        "http://0x7f.0.0.1/",
+        "http://0177.0.0.1/",
+        "http://169.254.169.254/latest/meta-data/",
+        "http://localhost/",
+        "ftp://example.org/a",
+    ],
+)
+@pytest.mark.usefixtures("still_serving")
+def test_addresses_of_this_machine_are_refused(page, client, address):
+    with pytest.raises(AppError, match=r"not on the public internet|begin with http"):
+        client.predict(address=address, labels="cat", api_name="/detect_url")
+    # The same address in place of an uploaded file.
+    event, text = call_detect(page, file_at(address))
+    assert event == "error"
+    assert "upload" in text
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../../etc/passwd", "/proc/self/environ", "\0"])
+@pytest.mark.usefixtures("still_serving")
+def test_paths_outside_the_folder_are_refused(page, path):
+    for file in (file_at(path), file_at(path, url="/gradio_api/file=" + path), {"path": path}):
+        event, text = call_detect(page, file)
+        assert event == "error"
+        assert "upload" in text or "Something went wrong" in text
+        assert "root:" not in text
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        urllib.request.urlopen(f"{page.address}gradio_api/file={urllib.parse.quote(path)}")
+    assert refusal.value.code == 403
+
+
+def test_the_server_fetches_nothing_for_others(page):
+    for path in ("file=http://127.0.0.1/", "file=https://example.org/", "proxy=http://127.0.0.1/"):
+        with pytest.raises(urllib.error.HTTPError) as refusal:
+            urllib.request.urlopen(f"{page.address}gradio_api/{path}")
+        assert refusal.value.code == 403
+
+
+@pytest.mark.parametrize("label", ["<script>alert(1)</script>", "cat, <img src=x onerror=alert(1)>", "a" * 5000, ""])
+@pytest.mark.usefixtures("still_serving")
+def test_labels_that_are_no_words_are_refused(client, example_folder, label):
+    with pytest.raises(AppError) as refusal:
+        client.predict(image=handle_file(example_folder / "cat.jpg"), labels=label, api_name="/detect")
+    assert "<" not in str(refusal.value)
+
+
+def test_other_values_than_the_fields_offer_are_refused_in_words(client, example_folder):
+    picture = handle_file(example_folder / "cat.jpg")
+    for wrong in ({"model": "/etc"}, {"mode": "other"}, {"threshold": 7}, {"threshold": "high"}):
+        with pytest.raises(AppError) as refusal:
+            client.predict(image=picture, labels="cat", api_name="/detect", **wrong)
+        assert "Traceback" not in str(refusal.value)
