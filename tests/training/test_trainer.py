@@ -260,6 +260,27 @@ def test_trains_with(make, options):
     assert all(torch.isfinite(torch.tensor(entry["loss"])) for entry in trainer.state.log_history if "loss" in entry)
 
 
+def test_accumulated_step_is_that_of_one_large_batch(make, model, drawn):
+    content = json.loads((drawn / "train.json").read_text())
+    # Unequal numbers of boxes: a mean of means would be wrong.
+    content["annotations"] = [x for x in content["annotations"] if x["image_id"] % 3 or x["category_id"]]
+    (drawn / "train.json").write_text(json.dumps(content))
+    model.config.num_denoising_queries = 0
+    logs = []
+    for size, steps in ((4, 1), (1, 4)):
+        trainer = make(
+            copy.deepcopy(model),
+            freeze=["text", "backbone"],
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=steps,
+        )
+        trainer.train()
+        logs.append(trainer.state.log_history[0])
+    for name in ("loss", "loss_ce", "loss_giou_enc"):
+        assert logs[1][name] == pytest.approx(logs[0][name], rel=1e-5), name
+    assert logs[1]["grad_norm"] == pytest.approx(logs[0]["grad_norm"], rel=1e-4)
+
+
 @pytest.mark.slow
 def test_trains_compiled(make):
     trainer = make(torch_compile=True, max_steps=1)

@@ -147,6 +147,9 @@ class GDinoTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.freeze = check_parts(self.freeze)
+        if self.device.type == "cpu":
+            # There is nothing to copy to, and PyTorch warns of it in every epoch.
+            self.dataloader_pin_memory = False
         for name in ("backbone_lr_factor", "text_lr_factor"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")

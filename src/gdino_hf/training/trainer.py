@@ -29,6 +29,7 @@ class GDinoTrainer(Trainer):
     - `evaluate()` runs over `eval_dataset` and gives COCO's metrics as eval_AP, eval_AP50 and so on.
     - With `args.ema_decay`, evaluation, checkpoints and `average_into_model()` use averaged weights; training goes on
       from its own.
+    - Batches of an accumulated step count by their boxes, so that the step is that of one large batch.
     - The parts of the loss are logged, each the mean over all steps since the last log and over all processes.
     - With `train_dataset` of VisitedRows, a resumed run sees what an unbroken one would have seen; see data/visits.py.
     - A checkpoint is written under another name and renamed: whatever stops it, the last one stays whole.
@@ -71,6 +72,8 @@ class GDinoTrainer(Trainer):
                 self.add_callback(short)
         self._parts: dict[str, Tensor] = {}
         self._num_losses = 0
+        # Of the batches that make up the step under way; none where one batch is the whole step.
+        self._batch_weights: Iterator[float] = iter(())
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if not isinstance(self.train_dataset, VisitedRows):
@@ -109,13 +112,26 @@ class GDinoTrainer(Trainer):
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """The batches of one step, and how much of its boxes each has."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        counts = torch.tensor([sum(len(x["boxes"]) for x in batch["labels"]) for batch in batches], device=device)
+        if len(batches) > 1:
+            counts = self.accelerator.reduce(counts, reduction="sum")
+            # Each batch's loss is a mean over its own boxes; weighed like this, their sum is the mean over all boxes.
+            weights = len(batches) * counts.clamp(min=1) / counts.sum().clamp(min=1)
+            self._batch_weights = iter(weights.tolist())
+        return batches, num_items
+
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
         """The model's own loss, its parts noted down."""
         for module in self.frozen:
             module.eval()
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        weight = next(self._batch_weights, 1.0)
+        loss = weight * loss
         for name, value in outputs["loss_dict"].items():
-            self._parts[name] = self._parts.get(name, 0.0) + value.detach()
+            self._parts[name] = self._parts.get(name, 0.0) + weight * value.detach()
         self._num_losses += 1
         return (loss, outputs) if return_outputs else loss
 
