@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, get_scheduler
@@ -138,11 +139,12 @@ class GDinoTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the parts of the loss since the last log, and the time spent."""
         if self._num_losses and "loss" in logs:
-            means = {name: total / self._num_losses for name, total in sorted(self._parts.items())}
+            means = {name: float(total) / self._num_losses for name, total in self._parts.items()}
             self._parts, self._num_losses = {}, 0
-            if means:
-                together = self.accelerator.reduce(torch.stack(list(means.values())), reduction="mean").tolist()
-                logs = {**logs, **dict(zip(means, together, strict=True))}
+            everywhere = gather_object([means])
+            # A process without a box has no denoising, and so fewer parts than the others.
+            names = sorted({name for each in everywhere for name in each})
+            logs |= {name: sum(each.get(name, 0.0) for each in everywhere) / len(everywhere) for name in names}
         super().log({**logs, "minutes": round(self.clock.seconds / 60, 3)}, *args, **kwargs)
 
     @contextmanager
