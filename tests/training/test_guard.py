@@ -96,3 +96,19 @@ def test_the_finished_model_is_pushed_with_its_card(options, hub):
     assert "## Fine-tuning" in card
     assert "metric" in card.partition("---\n")[2]
     assert "model.safetensors" in hub.files
+
+
+def test_captions_are_trained_on_without_average_precision(options, drawn, tiny_folder, tmp_path):
+    lines = []
+    for index in range(8):
+        # The red square on the left is a cat, the blue one on the right a dog.
+        regions = [{"bbox": [0, 0, 32, 64], "phrase": "a cat", "tokens_positive": [[0, 5]]}]
+        regions.append({"bbox": [32, 0, 64, 64], "phrase": "a dog", "tokens_positive": [[10, 15]]})
+        grounding = {"caption": "a cat and a dog", "regions": regions}
+        lines.append({"filename": f"train{index}.png", "height": 64, "width": 64, "grounding": grounding})
+    place = tmp_path / "captions"
+    place.mkdir()
+    (place / "train.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    arguments = [*options[:1], str(place / "train.jsonl"), *options[2:], "--images", str(drawn / "images")]
+    assert main([*arguments, "--max_steps", "2", "--name", "captions"]) == 0
+    assert json.loads((tmp_path / "runs" / "train" / "captions" / "metrics.json").read_text())["metrics"] == {}

@@ -45,16 +45,15 @@ def run(args: argparse.Namespace) -> int:
         sets = read_data(data)
     except (OSError, ValueError) as error:
         raise UsageError(_one_line(error)) from error
-    if not any(split.labels for split in sets):
-        raise UsageError("no data set has labels, which measuring needs; name one that has with --val")
     for remark in (remark for split in sets for remark in split.remarks):
-        print(f"warning: {remark}", file=sys.stderr)
+        if training.should_save:
+            print(f"warning: {remark}", file=sys.stderr)
     detector = Detector(model_arguments.model, sets.train.labels or ["object"], device="cpu")
-    repository = training.hub_model_id if training.push_to_hub else None
-    # The finished model is pushed, with its figures, and not every checkpoint.
-    training.push_to_hub = False
     folder = _folder(options)
     training.output_dir = str(folder)
+    repository = (training.hub_model_id or folder.name) if training.push_to_hub else None
+    # The finished model is pushed, with its figures, and not every checkpoint.
+    training.push_to_hub = False
     try:
         outcome = fine_tune(
             detector.model, detector.processor, sets, data, model_arguments, training, resume=options.resume is not None
@@ -64,14 +63,17 @@ def run(args: argparse.Namespace) -> int:
                 print(f"warning: {remark}", file=sys.stderr)
             print(summary(outcome, sets))
             print(f"{folder / 'model'}: the finished model; figures and curves beside it")
-            if repository is not None:
-                print(push(folder, repository))
     except SavingError as error:
         raise OutputError(_one_line(error)) from error
     except (ImportError, OSError, ValueError) as error:
         raise OutputError(
             f"training stopped ({_one_line(error)}); --resume {folder} goes on from its last checkpoint"
         ) from error
+    if repository is not None and training.should_save:
+        try:
+            print(push(folder, repository))
+        except OSError as error:
+            raise OutputError(_one_line(error)) from error
     return 0
 
 

@@ -45,8 +45,8 @@ class DataSets:
 
     @property
     def final(self) -> Split | None:
-        """What the finished model is measured on."""
-        return self.test or self.val
+        """What the finished model is measured on; of captions there is no average precision."""
+        return next((split for split in (self.test, self.val) if split is not None and split.labels), None)
 
     def __iter__(self) -> Iterator[Split]:
         everything = (self.train, self.val, self.test, self.replay, self.zero_shot)
@@ -164,13 +164,14 @@ def make_trainer(
         collate = MixedCollator(collate, collator(sets.replay))
     else:
         rows = VisitedRows(sets.train.rows, data.unreadable)
+    val = sets.val if sets.val is not None and sets.val.labels else None
     return GDinoTrainer(
         model,
         args,
-        labels=sets.val.labels if sets.val is not None else sets.train.labels,
+        labels=[] if val is None else val.labels,
         row_weights=weights,
         train_dataset=rows,
-        eval_dataset=None if sets.val is None else sets.val.rows,
+        eval_dataset=None if val is None else val.rows,
         processing_class=processor,
         data_collator=collate,
     )
