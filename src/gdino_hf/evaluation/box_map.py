@@ -103,16 +103,16 @@ def evaluate_boxes(
     truths = [
         annotation for image, reference in enumerate(references) for annotation in truth_annotations(reference, image)
     ]
-    labels = sorted({annotation["category_id"] for annotation in truths})
+    known = {annotation["category_id"] for annotation in truths}
     detections = [
         annotation
         for image, prediction in enumerate(predictions)
         for annotation in detection_annotations(prediction, image)
         # What is predicted of a label without truth counts nowhere.
-        if annotation["category_id"] in set(labels)
+        if annotation["category_id"] in known
     ]
     images = [{"id": image} for image in range(len(references))]
-    return accumulate(images, [{"id": label} for label in labels], truths, detections, max_detections)
+    return accumulate(images, [{"id": label} for label in sorted(known)], truths, detections, max_detections)
 
 
 def truth_annotations(reference: Mapping[str, Any], image: int) -> list[dict[str, Any]]:

@@ -54,7 +54,7 @@ def lvis_fixed_ap(
     truths = [item for image, reference in enumerate(references) for item in truth_annotations(reference, image)]
     labels = sorted({truth["category_id"] for truth in truths})
     group = _by_images(truths) if not frequencies else {label: frequencies[label] for label in labels}
-    detections = _best_of_each_label(predictions, set(labels), max_per_label)
+    detections = _best_of_each_label(predictions, references, max_per_label)
     per_image = Counter((item["image_id"], item["category_id"]) for item in detections)
     result = accumulate(
         [
@@ -86,9 +86,12 @@ def _by_images(truths: Sequence[Mapping[str, Any]]) -> dict[int, str]:
 
 
 def _best_of_each_label(
-    predictions: Sequence[Mapping[str, Any]], labels: set[int], max_per_label: int
+    predictions: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]], max_per_label: int
 ) -> list[dict[str, Any]]:
-    """The highest scored detections of each label; of images before they are turned to annotations, which are large."""
+    """The highest scored detections of each label, without those of labels that were not looked for in their image.
+
+    Those, nearly all of them, count nowhere but in the limit; as annotations they would take gigabytes.
+    """
     if not predictions:
         return []
     scores = np.concatenate([np.asarray(item["scores"], dtype=np.float64).reshape(-1) for item in predictions])
@@ -98,11 +101,11 @@ def _best_of_each_label(
     order = np.lexsort((-scores, numbers))
     starts = np.searchsorted(numbers[order], numbers[order], side="left")
     keep[order] = np.arange(len(order)) - starts < max_per_label
-    keep &= np.isin(numbers, list(labels))
     found, end = [], 0
-    for image, prediction in enumerate(predictions):
+    for image, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
         start, end = end, end + len(np.asarray(prediction["scores"]).reshape(-1))
-        chosen = keep[start:end]
+        looked_for = [*np.asarray(reference["labels"]).tolist(), *reference.get("negative_labels", ())]
+        chosen = keep[start:end] & np.isin(numbers[start:end], looked_for)
         best = {
             "boxes": np.asarray(prediction["boxes"], dtype=np.float64).reshape(-1, 4)[chosen],
             "scores": scores[start:end][chosen],
