@@ -121,7 +121,7 @@ class GDinoDataCollator:
             text = self.labels if self.labels is not None else list(everything)
         # What is there only as a crowd is neither present nor absent: it is not asked for.
         unsure = {self._prompts.key(name) for name in example["crowd_names"]} - {self._prompts.key(n) for n in names}
-        text = [label for label in text if self._prompts.key(label) not in unsure] or text
+        text = [label for label in text if self._prompts.key(label) not in unsure]
         text = self._prompts.choose(text, names, rng, turn) or [_NO_NAME]
         place = {self._prompts.key(label): index for index, label in enumerate(text)}
         keys = [self._prompts.key(name) for name in names]
