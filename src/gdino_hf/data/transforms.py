@@ -52,18 +52,7 @@ class RandomHorizontalFlip:
         self.probability = probability
 
     def __call__(self, example: Example, rng: random.Random) -> Example:
-        if rng.random() >= self.probability:
-            return example
-        image = example["image"].transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        boxes = _boxes(example).copy()
-        boxes[:, [0, 2]] = image.width - boxes[:, [2, 0]]
-        mirrored = {**example, "image": image, "boxes": boxes}
-        if "names" in example:
-            mirrored["names"] = [swap_sides(name)[0] for name in example["names"]]
-        if example.get("caption") is not None:
-            mirrored["caption"], move = swap_sides(example["caption"])
-            mirrored["spans"] = [[move(*pair) for pair in pairs] for pairs in example["spans"]]
-        return mirrored
+        return mirror(example) if rng.random() < self.probability else example
 
 
 class RandomScaleCrop:
@@ -180,6 +169,27 @@ class RandomColour:
         for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
             image = enhancer(image).enhance(1 + rng.uniform(-self.strength, self.strength))
         return {**example, "image": image}
+
+
+def mirror(example: Example) -> Example:
+    """Mirror an example left to right.
+
+    Args:
+        example: {"image", "boxes", ...}.
+
+    Returns:
+        The example, "left" and "right" having changed places in its names, its caption and its spans.
+    """
+    image = example["image"].transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    boxes = _boxes(example).copy()
+    boxes[:, [0, 2]] = image.width - boxes[:, [2, 0]]
+    mirrored = {**example, "image": image, "boxes": boxes}
+    if "names" in example:
+        mirrored["names"] = [swap_sides(name)[0] for name in example["names"]]
+    if example.get("caption") is not None:
+        mirrored["caption"], move = swap_sides(example["caption"])
+        mirrored["spans"] = [[move(*pair) for pair in pairs] for pairs in example["spans"]]
+    return mirrored
 
 
 def crop(example: Example, window: tuple[int, int, int, int], min_visibility: float = 0.0) -> Example:

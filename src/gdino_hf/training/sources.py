@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from ..data.augmentation import default_transform
 from ..data.checks import check_dataset
 from ..data.formats import open_dataset
-from ..data.transforms import Compose, Example, RandomColour, RandomHorizontalFlip, RandomScaleCrop, Transform
+from ..data.transforms import Compose, Example, RandomColour, RandomHorizontalFlip, RandomScaleCrop, Transform, mirror
 
 _SUFFIXES = (".json", ".jsonl", ".odvg")
 _SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -107,7 +106,7 @@ def split_file(place: str | Path, split: str, option: str) -> Path:
 
 
 class RandomHalfTurn:
-    """Turn the image upside down; with mirroring, all four ways up a rectangle can lie.
+    """Turn the image by 180 degrees, which puts right what was left; with mirroring, all four ways a rectangle can lie.
 
     Args:
         probability: How often, 0..1.
@@ -119,10 +118,10 @@ class RandomHalfTurn:
     def __call__(self, example: Example, rng: random.Random) -> Example:
         if rng.random() >= self.probability:
             return example
-        image = example["image"].transpose(Image.Transpose.ROTATE_180)
-        boxes = np.asarray(example["boxes"], dtype=np.float32).reshape(-1, 4)
-        turned = np.array([image.width, image.height] * 2, dtype=np.float32) - boxes[:, [2, 3, 0, 1]]
-        return {**example, "image": image, "boxes": turned}
+        mirrored = mirror(example)
+        image, boxes = mirrored["image"].transpose(Image.Transpose.FLIP_TOP_BOTTOM), mirrored["boxes"].copy()
+        boxes[:, [1, 3]] = image.height - boxes[:, [3, 1]]
+        return {**mirrored, "image": image, "boxes": boxes}
 
 
 def augmentation(kind: str, size: Mapping[str, int], rows: Any) -> Transform | None:
