@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         nargs="+",
-        default=["nano"],
+        action="extend",
         metavar="MODEL",
         help="Hub ids, folders or nano; the page offers all of them, the first is its default (default: nano)",
     )
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from .detector import Detector
 
     loaded: dict[str, tuple[Any, Any]] = {}
-    for model in args.model:
+    for model in args.model or ["nano"]:
         # A label has to be given to be judged; the page asks for its own.
         detector = Detector(model, ["thing"], device=args.device, dtype=args.dtype)
         loaded[_shown(model, loaded)] = (detector.model, detector.processor)
@@ -52,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         page.launch(port=args.port, share=args.share)
     except OSError as error:
-        raise UsageError(f"--port {args.port or 7860} cannot be served ({error}); choose another") from error
+        # gradio's own text names its options instead of ours.
+        port = args.port or os.environ.get("GRADIO_SERVER_PORT", 7860)
+        raise UsageError(f"--port {port} cannot be served, another program has it; choose another") from error
     finally:
         page.close()
     return 0
