@@ -13,7 +13,7 @@ from importlib import import_module
 
 from .errors import INTERRUPTED, OutputError, UsageError
 
-VERBS = ("detect", "eval", "convert", "bench", "demo")
+VERBS = ("detect", "train", "eval", "convert", "bench", "demo")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,9 +27,11 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name in VERBS:
         verb = import_module(f".{name}", __name__)
-        child = verbs.add_parser(name, help=verb.HELP, description=verb.__doc__)
+        # A verb whose options are declared where torch is needed reads them itself, its --help among them.
+        own = getattr(verb, "READS_ITS_OPTIONS", False)
+        child = verbs.add_parser(name, help=verb.HELP, description=verb.__doc__, add_help=not own)
         verb.add_arguments(child)
-        child.set_defaults(run=verb.run, parser=child)
+        child.set_defaults(run=verb.run, parser=child, reads_rest=own)
     return parser
 
 
@@ -46,7 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A stream that the caller closed is one that nobody reads.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  as long-lived as the process
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
-    args = build_parser().parse_args(argv)
+    args, rest = build_parser().parse_known_args(argv)
+    if rest and not args.reads_rest:
+        args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.rest = rest
     if hasattr(sys.stdout, "reconfigure"):
         # A label or file name that the terminal's encoding lacks is shown by its codes.
         sys.stdout.reconfigure(errors="backslashreplace")

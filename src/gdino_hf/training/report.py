@@ -1,0 +1,135 @@
+"""What a fine-tuning leaves beside its model: figures as JSON and CSV, the log, curves, and a card with the figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..evaluation.plots import plot_curves
+from ..evaluation.report import evaluate_predictions, write_csv
+from ..evaluation.report import write_report as write_evaluation
+from .fine_tuning import MODEL_FOLDER, DataSets, Outcome
+
+EVALUATION_FOLDER = "evaluation"
+_CARD_METRICS = ("AP", "AP50", "AP75")
+_FILL_IN = "## Fill in before sharing"
+
+
+def write_report(folder: Path, outcome: Outcome, sets: DataSets) -> list[str]:
+    """Write everything but the model, and complete the model's card.
+
+    Args:
+        folder: Of the run; the model is in it.
+        outcome: Of the training.
+        sets: What was learned from and measured on.
+
+    Returns:
+        What could not be drawn and why, a line each.
+    """
+    content = {**outcome.facts, "metrics": outcome.metrics}
+    (folder / "metrics.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    names = list(dict.fromkeys(name for metrics in outcome.metrics.values() for name in metrics))
+    figures = ((title, *(metrics[name] for name in names)) for title, metrics in outcome.metrics.items())
+    write_csv(folder / "metrics.csv", ("measured", *names), figures)
+    columns = list(dict.fromkeys(name for line in outcome.history for name in line))
+    write_csv(folder / "log.csv", columns, ([line.get(name, "") for name in columns] for line in outcome.history))
+    _complete_card(folder / MODEL_FOLDER / "README.md", outcome, sets)
+    remarks = []
+    try:
+        plot_curves(outcome.history, folder / "curves.png")
+    except ImportError as error:
+        remarks.append(str(error).rstrip("."))
+    if outcome.final is not None:
+        details = folder / EVALUATION_FOLDER
+        details.mkdir(exist_ok=True)
+        truth, predictions = outcome.final.truth, outcome.final.predictions
+        remarks += write_evaluation(details, evaluate_predictions(truth, predictions), truth, predictions)
+    return list(dict.fromkeys(remarks))
+
+
+def summary(outcome: Outcome, sets: DataSets) -> str:
+    """Before and after of every data set as a table for the terminal and the model card.
+
+    Args:
+        outcome: Of the training.
+        sets: What was measured on.
+
+    Returns:
+        Lines of a Markdown table; empty where nothing was measured.
+    """
+    rows = []
+    for split, before, after in (
+        (sets.final, "before", "after"),
+        (sets.zero_shot, "zero_shot_before", "zero_shot_after"),
+    ):
+        if split is None or after not in outcome.metrics:
+            continue
+        for title, key in (("before", before), ("after", after)):
+            metrics = outcome.metrics.get(key)
+            if metrics is not None:
+                figures = " | ".join(f"{metrics[metric]:.3f}" for metric in _CARD_METRICS)
+                rows.append(f"| {split.name} | {title} | {figures} |")
+    if not rows:
+        return ""
+    return "\n".join([f"| data | fine-tuning | {' | '.join(_CARD_METRICS)} |", "|---|---|---|---|---|", *rows])
+
+
+def _complete_card(path: Path, outcome: Outcome, sets: DataSets) -> None:
+    """Add to the card that `save_pretrained` wrote what was trained on and how good it became."""
+    from huggingface_hub import EvalResult, ModelCard
+
+    card = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True)
+    facts, train = outcome.facts, sets.train
+    section = [
+        "## Fine-tuning",
+        "",
+        f"{train.name} with {len(train.labels)} names ({', '.join(train.labels[:20])}"
+        f"{', ...' if len(train.labels) > 20 else ''}), {facts['steps']} steps in {facts['minutes']:.1f} minutes, seed "
+        f"{facts['seed']}.",
+    ]
+    if sets.replay is not None:
+        section.append(f"Rows of {sets.replay.name} were mixed in against forgetting.")
+    section += ["", summary(outcome, sets), ""]
+    head, found, tail = card.text.partition(_FILL_IN)
+    card.text = f"{head.rstrip()}\n\n" + "\n".join(section) + (f"\n{found}{tail}" if found else "")
+    if sets.final is not None:
+        card.data.model_name = card.data.model_name or path.parent.parent.name
+        card.data.eval_results = [
+            EvalResult(
+                task_type="zero-shot-object-detection",
+                dataset_type="coco",
+                dataset_name=sets.final.name,
+                metric_type=metric.lower(),
+                metric_name=metric,
+                metric_value=round(outcome.metrics["after"][metric], 4),
+            )
+            for metric in _CARD_METRICS
+        ]
+    path.write_text(str(card), encoding="utf-8")
+
+
+def push(folder: Path, repository: str) -> str:
+    """Upload the finished model with its card and figures.
+
+    Args:
+        folder: Of the run.
+        repository: "user/name".
+
+    Returns:
+        The address of the upload.
+
+    Raises:
+        OSError: The Hub cannot be reached or refuses.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        name = api.create_repo(repository, exist_ok=True).repo_id
+        return str(api.upload_folder(repo_id=name, folder_path=folder / MODEL_FOLDER, commit_message="Fine-tuned"))
+    # The Hub's client raises whatever a connection can fail with.
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise OSError(
+            f"the Hub refuses {repository}: {reason}; log in with `hf auth login` and push {folder / MODEL_FOLDER}"
+        ) from error

@@ -1,0 +1,151 @@
+"""From what the user names to rows: the splits of a folder, what is wrong with them, and how they are augmented."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..data.augmentation import default_transform
+from ..data.checks import check_dataset
+from ..data.formats import open_dataset
+from ..data.transforms import Compose, Example, RandomColour, RandomHorizontalFlip, RandomScaleCrop, Transform
+
+_SUFFIXES = (".json", ".jsonl", ".odvg")
+_SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+
+
+@dataclass(frozen=True)
+class Split:
+    """A data set that was read.
+
+    Attributes:
+        path: Its annotation file.
+        rows: As `open_dataset` gives them.
+        labels: Its names; none where captions say what to look for.
+        remarks: What is odd about it and stops nothing, a line each.
+    """
+
+    path: Path
+    rows: Any
+    labels: list[str]
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Its folder and file, as reports call it."""
+        return f"{self.path.parent.name}/{self.path.stem}"
+
+
+def read_split(path: str | Path, images: str | Path | None = None, streaming: bool = False) -> Split:
+    """Check and read an annotation file.
+
+    Args:
+        path: COCO json or ODVG json lines.
+        images: Folder of the photographs; images/ beside the file by default.
+        streaming: Read rows as they are walked through.
+
+    Returns:
+        Its rows and labels.
+
+    Raises:
+        ValueError: It cannot be trained on or measured with, or holds no photograph.
+    """
+    report = check_dataset(path, images)
+    report.raise_for_errors()
+    if report.num_images == 0:
+        raise ValueError(f"{path} holds no photograph; give a data set with some.")
+    rows, labels = open_dataset(path, images, streaming)
+    return Split(Path(path), rows, labels or [], tuple(f"{path}: {finding}" for finding in report.warnings))
+
+
+def find_split(place: str | Path, split: str) -> Path | None:
+    """The annotation file of a split in a folder, or beside another split's file.
+
+    Args:
+        place: A folder, or an annotation file.
+        split: "train", "val" or "test".
+
+    Returns:
+        The file, None where there is none.
+    """
+    folder = Path(place)
+    folder = folder if folder.is_dir() else folder.parent
+    names = [f"{name}{suffix}" for name in _SPLITS[split] for suffix in _SUFFIXES]
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def split_file(place: str | Path, split: str, option: str) -> Path:
+    """What an option names: a file as it is, or the file of a split where a folder is named.
+
+    Args:
+        place: What the user gave.
+        split: Which one of a folder.
+        option: Its name, for messages.
+
+    Returns:
+        The annotation file.
+
+    Raises:
+        ValueError: There is no such file.
+    """
+    path = Path(place).expanduser()
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise ValueError(f"{option} {place} does not exist; give an annotation file, or a folder that holds one.")
+    found = find_split(path, split)
+    if found is None:
+        wanted = " or ".join(f"{name}{suffix}" for name in _SPLITS[split] for suffix in _SUFFIXES[:2])
+        raise ValueError(f"{option} {place} has no {split} split; put {wanted} there, or name the file itself.")
+    return found
+
+
+class RandomHalfTurn:
+    """Turn the image upside down; with mirroring, all four ways up a rectangle can lie.
+
+    Args:
+        probability: How often, 0..1.
+    """
+
+    def __init__(self, probability: float = 0.5) -> None:
+        self.probability = probability
+
+    def __call__(self, example: Example, rng: random.Random) -> Example:
+        if rng.random() >= self.probability:
+            return example
+        image = example["image"].transpose(Image.Transpose.ROTATE_180)
+        boxes = np.asarray(example["boxes"], dtype=np.float32).reshape(-1, 4)
+        turned = np.array([image.width, image.height] * 2, dtype=np.float32) - boxes[:, [2, 3, 0, 1]]
+        return {**example, "image": image, "boxes": turned}
+
+
+def augmentation(kind: str, size: Mapping[str, int], rows: Any) -> Transform | None:
+    """The transform of a kind of pictures.
+
+    Args:
+        kind: "photo", "any-way-up", "small-set" or "none".
+        size: The image processor's `size`.
+        rows: What a mosaic takes other pictures from.
+
+    Returns:
+        The transform, None for none.
+    """
+    if kind == "none":
+        return None
+    if kind == "small-set":
+        return default_transform(size, colour=0.5, mosaic=0.3, rows=rows)
+    turn: list[Transform] = [RandomHalfTurn()] if kind == "any-way-up" else []
+    return Compose(
+        [
+            RandomHorizontalFlip(),
+            *turn,
+            RandomScaleCrop(scale=(0.8, 1.5), probability=0.6),
+            RandomColour(strength=0.2, probability=0.5),
+        ]
+    )

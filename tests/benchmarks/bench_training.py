@@ -1,0 +1,181 @@
+"""Steps per second of training against transformers' own model, and peak memory with gradient checkpointing.
+
+    python tests/benchmarks/bench_training.py [--size 480 640] [--batch 2] [--repeats 5] [--json FILE]
+
+Grounding DINO-T with random weights that both load, one batch of random pixels with boxes, the whole step each time:
+forward, loss, backward, clipping and AdamW. Steps alternate in one process, so whatever slows the machine slows both.
+Both train alike: transformers' auxiliary losses are switched on, and the denoising queries that only this package has
+are off (--denoising counts them in). `--small` takes a narrower, shallower model for machines with little memory.
+"""
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection, SwinConfig
+
+from gdino_hf import GDinoForObjectDetection
+
+PROMPT = [101, 4937, 1012, 6556, 2491, 1012, 102]  # "cat. remote control."
+BOXES_PER_IMAGE = 8
+
+
+def peer_config(small):
+    """Grounding DINO-T, or a quarter of it."""
+    backbone = SwinConfig(
+        embed_dim=48 if small else 96,
+        depths=[2, 2, 2, 2] if small else [2, 2, 6, 2],
+        num_heads=[3, 6, 12, 24],
+        window_size=7,
+        out_features=["stage2", "stage3", "stage4"],
+    )
+    layers = {"encoder_layers": 2, "decoder_layers": 2} if small else {}
+    return GroundingDinoConfig(backbone_config=backbone, auxiliary_loss=True, **layers)
+
+
+def save_weights(folder, small):
+    """Random weights, every one of which matters."""
+    torch.manual_seed(0)
+    peer = GroundingDinoForObjectDetection(peer_config(small))
+    with torch.no_grad():
+        for name, parameter in peer.named_parameters():
+            if "backbone" not in name:
+                parameter.add_(0.01 * torch.randn_like(parameter))
+    peer.save_pretrained(folder)
+
+
+def load(which, folder, denoising):
+    """One side's model in training mode."""
+    if which == "transformers":
+        return GroundingDinoForObjectDetection.from_pretrained(folder).train()
+    model = GDinoForObjectDetection.from_pretrained(folder)
+    model.config.auxiliary_loss = True
+    model.config.num_denoising_queries = denoising
+    return model.train()
+
+
+def make_batch(batch, height, width):
+    """Inputs and labels, which both take in the same form."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.tensor([PROMPT]).repeat(batch, 1)
+    labels = []
+    for _ in range(batch):
+        centre = 0.2 + 0.6 * torch.rand(BOXES_PER_IMAGE, 2, generator=generator)
+        side = 0.05 + 0.3 * torch.rand(BOXES_PER_IMAGE, 2, generator=generator)
+        classes = torch.randint(0, 2, (BOXES_PER_IMAGE,), generator=generator)
+        labels.append({"class_labels": classes, "boxes": torch.cat([centre, side], dim=1)})
+    return {
+        "pixel_values": torch.randn(batch, 3, height, width, generator=generator),
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "token_type_ids": torch.zeros_like(ids),
+        "labels": labels,
+    }
+
+
+def make_step(model, batch):
+    """A whole step of training."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
+
+    def step():
+        loss = model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 0.1)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return step
+
+
+def alternate(repeats, steps):
+    """Seconds of every step, one of each in turn after a warm-up."""
+    seconds = {name: [] for name in steps}
+    for step in steps.values():
+        step()
+    for _ in range(repeats):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def peak_memory(args, folder, which, checkpointing):
+    """Gigabytes resident at most in two steps, in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_measure_memory, args=(args, folder, which, checkpointing, queue))
+    process.start()
+    value = queue.get()
+    process.join()
+    return value
+
+
+def _measure_memory(args, folder, which, checkpointing, queue):
+    torch.set_num_threads(args.threads)
+    model = load(which, folder, args.denoising)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    step = make_step(model, make_batch(args.batch, *args.size))
+    loaded = _resident("VmRSS")
+    # getrusage would tell the highest of the process that started this one; this forgets what loading took, too.
+    Path("/proc/self/clear_refs").write_text("5")
+    for _ in range(2):
+        step()
+    queue.put({"peak": _resident("VmHWM"), "loaded": loaded})
+
+
+def _resident(field):
+    """Gigabytes that Linux counts for this process."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 2**20
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, nargs=2, default=(480, 640), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--denoising", type=int, default=0, help="denoising queries of this package's model")
+    parser.add_argument("--small", action="store_true", help="a quarter of the model")
+    parser.add_argument("--no-memory", action="store_true", help="leave peak memory out, which is read from /proc")
+    parser.add_argument("--json", help="write the report to this file")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    report = {"size": list(args.size), "batch": args.batch, "threads": args.threads, "small": args.small}
+    with tempfile.TemporaryDirectory() as folder:
+        save_weights(folder, args.small)
+        batch = make_batch(args.batch, *args.size)
+        steps = {which: make_step(load(which, folder, args.denoising), batch) for which in ("transformers", "gdino_hf")}
+        seconds = alternate(args.repeats, steps)
+        del steps
+        if not args.no_memory:
+            report["gigabytes"] = {
+                "gdino_hf": peak_memory(args, folder, "gdino_hf", False),
+                "gdino_hf, gradient checkpointing": peak_memory(args, folder, "gdino_hf", True),
+                "transformers": peak_memory(args, folder, "transformers", False),
+            }
+    report["seconds"] = {name: statistics.median(values) for name, values in seconds.items()}
+    # The machine's mood lasts longer than a step, so neighbours are compared.
+    ratios = [theirs / ours for theirs, ours in zip(seconds["transformers"], seconds["gdino_hf"], strict=True)]
+    report["ratio"] = statistics.median(ratios)
+    for name, value in report["seconds"].items():
+        print(f"{name:14} {value:8.3f} s a step  {1 / value:7.3f} steps/s")
+    print(f"gdino_hf makes {report['ratio']:.2f} times the steps (from {min(ratios):.2f} to {max(ratios):.2f})")
+    for name, value in report.get("gigabytes", {}).items():
+        print(f"{name:34} {value['peak']:6.2f} GB at most, {value['loaded']:.2f} GB with the weights loaded")
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
+            json.dump(report, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""What goes wrong ends in one clear line, and the last checkpoint stays whole."""
+
+from __future__ import annotations
+
+import io
+import resource
+import shutil
+
+import pytest
+import yaml
+from PIL import Image
+
+from gdino_hf.cli import main
+from gdino_hf.data.visits import VisitSampler
+from gdino_hf.training.saving import UNFINISHED, last_checkpoint
+
+
+def error_of(capsys):
+    """The one line on stderr that is no progress bar and no warning."""
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line or "Traceback" in line]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def damage(path):
+    """Cut a picture off in its midst, which shows only when it is decoded."""
+    stream = io.BytesIO()
+    Image.effect_noise((64, 64), 90).save(stream, "jpeg", quality=95)
+    path.write_bytes(stream.getvalue()[:1500])
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_full_disk_stops_with_one_line_and_the_last_checkpoint_intact(options, tmp_path, capsys, one_thread):
+    run = tmp_path / "runs" / "train" / "full"
+    assert main([*options, "--name", "full", "--max_steps", "2", "--save_steps", "2"]) == 0
+    before = contents(run / "checkpoint-2")
+    capsys.readouterr()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # No file may grow beyond 100 kB, which the weights do: to the process the same as a disk that takes no more.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        status = main(["train", "--resume", str(run), "--max_steps", "4"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert status == 1
+    line = error_of(capsys)
+    assert "cannot be written" in line
+    assert "checkpoint-2 is whole" in line
+    assert "--resume" in line
+    assert contents(run / "checkpoint-2") == before
+    assert not (run / UNFINISHED).exists()
+    assert last_checkpoint(run) == run / "checkpoint-2"
+    assert main(["train", "--resume", str(run), "--max_steps", "4"]) == 0
+    assert last_checkpoint(run) == run / "checkpoint-4"
+
+
+def test_broken_picture_stops_with_one_line_and_the_last_checkpoint_intact(options, drawn, tmp_path, capsys):
+    # The last one that an epoch comes to, so that there is a checkpoint before.
+    broken = drawn / "images" / f"train{list(VisitSampler(12, seed=42))[-1].row}.png"
+    whole = broken.read_bytes()
+    damage(broken)
+    assert main([*options, "--name", "broken", "--max_steps", "4", "--save_steps", "1"]) == 1
+    line = error_of(capsys)
+    assert broken.name in line
+    assert "--resume" in line
+    run = tmp_path / "runs" / "train" / "broken"
+    # The data loader reads a batch ahead.
+    assert last_checkpoint(run).name in ("checkpoint-1", "checkpoint-2")
+    broken.write_bytes(whole)
+    assert main(["train", "--resume", str(run)]) == 0
+
+
+def test_broken_picture_can_be_passed_over(options, drawn):
+    damage(drawn / "images" / "train3.png")
+    assert main([*options, "--max_steps", "3", "--unreadable", "skip"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["train"], "no data set"),
+        (["train", "nowhere"], "nowhere does not exist"),
+        (["train", "{drawn}", "--model", "nowhere"], "--model nowhere"),
+        (["train", "{drawn}", "--freeze", "head"], "no part 'head'"),
+        (["train", "{drawn}", "--ema_decay", "1"], "ema_decay must be"),
+        (["train", "{drawn}", "--replay", "nowhere"], "--replay nowhere"),
+        (["train", "{drawn}", "--replay-share", "1"], "replay_share must be"),
+        (["train", "{drawn}", "--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
+        (["train", "--resume", "nowhere"], "nowhere"),
+        (["train", "{drawn}", "--image-size", "8"], "image_size must be"),
+        (["train", "{drawn}", "--name", "a/b"], "--name"),
+    ],
+)
+def test_mistake_on_the_command_line_is_one_line_and_status_2(arguments, reason, drawn, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([argument.replace("{drawn}", str(drawn)) for argument in arguments]) == 2
+    assert reason in error_of(capsys)
+    assert not list(tmp_path.glob("runs/train/*/checkpoint-*"))
+
+
+def test_missing_picture_is_named_before_training(options, drawn, capsys):
+    (drawn / "images" / "train5.png").unlink()
+    assert main(options) == 2
+    line = error_of(capsys)
+    assert "missing files" in line
+    assert "train5.png" in line
+
+
+def test_unknown_option_in_yaml_is_named_with_the_nearest(options, tmp_path, capsys):
+    config = tmp_path / "run.yaml"
+    config.write_text("learning-rat: 0.1\n")
+    assert main([*options, "--config", str(config)]) == 2
+    assert "did you mean learning_rate" in error_of(capsys)
+
+
+def test_flags_win_over_yaml_and_a_run_remembers_both(options, tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text("max-steps: 50\nlearning_rate: 3e-4\nfreeze: backbone\naugment: none\n")
+    assert main([*options, "--config", str(config), "--max-steps", "1", "--name", "both"]) == 0
+    stored = yaml.safe_load((tmp_path / "runs" / "train" / "both" / "arguments.yaml").read_text())
+    assert (stored["max_steps"], stored["freeze"], stored["augment"]) == (1, ["backbone"], "none")
+    # A flag of the same name stands on the command line already.
+    assert stored["learning_rate"] == 1e-3
+
+
+def test_runs_never_overwrite_each_other(options, tmp_path):
+    for _ in range(2):
+        assert main([*options, "--name", "same", "--max_steps", "1"]) == 0
+    assert sorted(path.name for path in (tmp_path / "runs" / "train").iterdir()) == ["same", "same-2"]
+
+
+def test_half_written_checkpoint_is_passed_over(tmp_path):
+    assert last_checkpoint(tmp_path) is None
+    for step in (9, 10, 11):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    for step in (9, 10):
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    assert last_checkpoint(tmp_path).name == "checkpoint-10"
+    shutil.rmtree(tmp_path / "checkpoint-10")
+    assert last_checkpoint(tmp_path).name == "checkpoint-9"

@@ -1,0 +1,81 @@
+"""A training that was killed goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gdino_hf.cli import main
+from gdino_hf.training.saving import last_checkpoint
+
+# On one thread the same operations run in the same order, so nothing but the text of the log could round.
+TOLERANCE = 1e-6
+STEPS = 16
+
+
+def losses(folder):
+    with (folder / "log.csv").open() as file:
+        return {int(line["step"]): float(line["loss"]) for line in csv.DictReader(file) if line["loss"]}
+
+
+def start_process(arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "gdino_hf", *arguments],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_killed_at_a_random_step_it_ends_as_the_unbroken_run(options, tmp_path, one_thread):
+    options = [*options, "--max_steps", str(STEPS), "--save_steps", "3", "--ema_decay", "0.9"]
+    assert main([*options, "--name", "unbroken"]) == 0
+    killed = tmp_path / "runs" / "train" / "killed"
+    process = start_process([*options, "--name", "killed"])
+    deadline = time.monotonic() + 240
+    while last_checkpoint(killed) is None and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    # Anywhere in the steps after the first checkpoint, or while the next one is being written.
+    time.sleep(random.Random().uniform(0, 1.0))
+    process.send_signal(signal.SIGKILL)
+    errors = process.communicate()[1]
+    last = last_checkpoint(killed)
+    assert last is not None, errors[-2000:]
+    assert not (killed / "log.csv").exists(), "the process ended before it was killed"
+
+    assert main(["train", "--resume", str(killed)]) == 0
+    unbroken = tmp_path / "runs" / "train" / "unbroken"
+    assert list(losses(killed)) == list(range(1, STEPS + 1))
+    assert losses(killed) == pytest.approx(losses(unbroken), rel=TOLERANCE)
+    for name, weight in load_file(unbroken / "model" / "model.safetensors").items():
+        resumed = load_file(killed / "model" / "model.safetensors")[name]
+        torch.testing.assert_close(resumed, weight, rtol=0, atol=TOLERANCE)
+
+
+def test_stopped_between_epochs_and_inside_one_it_goes_on_alike(options, tmp_path, one_thread):
+    # 12 pictures in batches of 4: step 3 ends the first epoch, step 5 lies inside the second.
+    runs = tmp_path / "runs" / "train"
+    options = [*options, "--max_steps", "7", "--ema_decay", "0.9", "--augment", "small-set"]
+    assert main([*options, "--name", "whole", "--save_steps", "100"]) == 0
+    for save_steps in (3, 5):
+        name = f"after-{save_steps}"
+        assert main([*options, "--name", name, "--save_steps", str(save_steps)]) == 0
+        # What a killed process leaves: no finished model, and the last checkpoint at this step.
+        for path in runs.joinpath(name).glob("checkpoint-*"):
+            if path.name != f"checkpoint-{save_steps}":
+                shutil.rmtree(path)
+        assert main(["train", "--resume", str(runs / name)]) == 0
+        assert losses(runs / name) == pytest.approx(losses(runs / "whole"), rel=TOLERANCE)
