@@ -116,6 +116,7 @@ def _theme() -> gr.themes.Base:
     """Fonts of the visitor's system, so that nothing is asked of other servers, and every text at 4.5:1 or more."""
     soft = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     return soft.set(
+        background_fill_primary="*neutral_50",  # as in Soft; gradio's set would make it white
         body_text_color_subdued="*neutral_600",
         block_label_text_color="*primary_700",
         block_title_text_color="*primary_700",

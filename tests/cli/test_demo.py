@@ -63,9 +63,7 @@ def test_two_models_are_served_under_names_without_paths(tiny_folder, tmp_path):
         port = taken.getsockname()[1]
         status, complaint = run("--model", str(tiny_folder), "--port", str(port))
         assert status == 2
-        assert complaint.splitlines()[-1].endswith(
-            f"--port {port} cannot be served, another program has it; choose another"
-        )
+        assert complaint.splitlines()[-1].endswith(f"--port {port} is taken or not allowed here; choose another")
     command = [
         sys.executable,
         "-m",

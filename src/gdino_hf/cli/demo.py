@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -54,8 +53,7 @@ def run(args: argparse.Namespace) -> int:
         page.launch(port=args.port, share=args.share)
     except OSError as error:
         # gradio's own text names its options instead of ours.
-        port = args.port or os.environ.get("GRADIO_SERVER_PORT", 7860)
-        raise UsageError(f"--port {port} cannot be served, another program has it; choose another") from error
+        raise UsageError(f"--port {args.port or 7860} is taken or not allowed here; choose another") from error
     finally:
         page.close()
     return 0
