@@ -14,11 +14,14 @@ def main() -> None:
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    names = [name.strip() for name in os.environ.get("GDINO_DEMO_MODELS", "").split(",") if name.strip()]
     loaded = {}
-    for name in os.environ.get("GDINO_DEMO_MODELS", "nano").split(","):
-        where = NANO if name.strip() == "nano" else name.strip()
-        model = GDinoForObjectDetection.from_pretrained(where).to(device)
-        loaded[name.strip()] = (model, GDinoProcessor.from_pretrained(where))
+    for name in names or ["nano"]:
+        where = NANO if name == "nano" else name
+        loaded[name] = (
+            GDinoForObjectDetection.from_pretrained(where).to(device),
+            GDinoProcessor.from_pretrained(where),
+        )
     page = Page(loaded)
     page.launch()
     page.close()

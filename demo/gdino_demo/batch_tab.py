@@ -87,6 +87,7 @@ def _run(
     if len(files) > MOST_PICTURES:
         raise Refused(f"There are {len(files)} files; {MOST_PICTURES} are taken at once, choose fewer.")
     wanted, competing = parts.read_query(labels, negatives, EVERY)
+    desk.models.check(model, wanted, competing)
     results, failed = [], []
     for number, (path, name) in enumerate(files):
         if progress is not None:
@@ -95,7 +96,7 @@ def _run(
             picture = read_picture(path, name)
             outputs = desk.models.run(model, picture, wanted, competing)
         except Refused as refusal:
-            if number == 0 and len(files) == 1:
+            if len(files) == 1:
                 raise
             failed.append((name, html.unescape(str(refusal.message))))
             continue

@@ -8,7 +8,7 @@ import gradio as gr
 
 from . import parts, render
 from .engine import Outputs
-from .guard import GuardedImage
+from .guard import GuardedImage, GuardedSlider
 from .parts import EVERY, Desk
 from .safety import Picture, Refused
 
@@ -31,10 +31,10 @@ def build(desk: Desk) -> None:
     )
     models, labels, outputs = [], [], []
     start = gr.Button("Compare", variant="primary", elem_id="gd-compare", render=False)
-    threshold = gr.Slider(
+    threshold = GuardedSlider(
         0, 1, value=desk.threshold, step=0.01, label="Score threshold", render=False, elem_id="gd-compare-threshold"
     )
-    nms = gr.Slider(0, 1, value=desk.nms, step=0.01, label="Overlap limit (NMS)", render=False)
+    nms = GuardedSlider(0, 1, value=desk.nms, step=0.01, label="Overlap limit (NMS)", render=False)
     with gr.Row():
         for index, (side, prompt) in enumerate((("left", "cat, person, cup"), ("right", "animal, face, drink"))):
             with gr.Column(min_width=320):
@@ -71,7 +71,8 @@ def build(desk: Desk) -> None:
         shown: list[Any] = []
         for key in (left_key, right_key):
             one = desk.kept.get(key)
-            shown += [gr.skip()] * 3 if one is None else render.result(one, settings)
+            gone = (parts.GONE if key else gr.skip(), gr.skip(), gr.skip())
+            shown += gone if one is None else render.result(one, settings)
         return tuple(shown)
 
     def compare_endpoint(
@@ -110,4 +111,6 @@ def _ask(desk: Desk, image: Picture | None, *sides: tuple[str, str]) -> list[Out
         raise Refused("There is no picture; upload one or paste it.")
     # All labels are read before a model runs for the first of them.
     queries = [(model, parts.read_query(labels, "", EVERY)[0]) for model, labels in sides]
+    for model, wanted in queries:
+        desk.models.check(model, wanted)
     return [desk.models.run(model, image, wanted) for model, wanted in queries]

@@ -11,7 +11,7 @@ from PIL import Image
 from . import parts, render
 from .engine import Detection, Outputs, Settings
 from .fetch import fetch
-from .guard import GuardedImage
+from .guard import GuardedImage, GuardedSlider
 from .parts import EVERY, GROUND, Desk
 from .safety import Picture, Refused, read_picture
 
@@ -63,9 +63,9 @@ def build(desk: Desk) -> None:
             threshold.elem_id = "gd-threshold"
             nms = parts.nms_field(desk)
             info = "The best word of a label scores at least this."
-            text_threshold = gr.Slider(0, 1, value=0.0, step=0.01, label="Word threshold", info=info)
+            text_threshold = GuardedSlider(0, 1, value=0.0, step=0.01, label="Word threshold", info=info)
             found = parts.html_field("gd-table")
-            settings = [threshold, nms, text_threshold, mode, shown]
+            settings = [threshold, nms, text_threshold, shown]
             with gr.Row(elem_classes="gd-downloads"):
                 parts.download_button("Download JSON", _Download(desk, "json"), [key, *settings], "gd-json")
                 parts.download_button("Download COCO", _Download(desk, "coco"), [key, *settings], "gd-coco")
@@ -79,7 +79,7 @@ def build(desk: Desk) -> None:
     ) -> tuple[Any, ...]:  # fmt: skip
         outputs = _ask(desk, image, labels, negatives, mode, model)
         assert image is not None
-        chosen = parts.read_settings(threshold, nms, text_threshold, mode)
+        chosen = parts.read_settings(threshold, nms, text_threshold)
         text, boxes, rows = render.result(outputs, chosen)
         names = list(outputs.labels)
         return (
@@ -91,12 +91,12 @@ def build(desk: Desk) -> None:
         )
 
     def on_change(
-        key: str | None, threshold: float, nms: float, text_threshold: float, mode: str, shown: list[str]
+        key: str | None, threshold: float, nms: float, text_threshold: float, shown: list[str]
     ) -> tuple[Any, ...]:
         outputs = desk.kept.get(key)
         if outputs is None:
-            return (gr.skip(),) * 3
-        return render.result(outputs, _chosen(outputs, threshold, nms, text_threshold, mode, shown))
+            return (parts.GONE if key else gr.skip(), gr.skip(), gr.skip())
+        return render.result(outputs, _chosen(outputs, threshold, nms, text_threshold, shown))
 
     def detect_endpoint(
         image: Picture | None, labels: str, negatives: str, mode: str, model: str, threshold: float, nms: float,
@@ -104,7 +104,7 @@ def build(desk: Desk) -> None:
     ) -> dict[str, Any]:  # fmt: skip
         """Find what the labels name in one picture: the labels found, their scores, and xyxy boxes in pixels."""
         outputs = _ask(desk, image, labels, negatives, mode, model)
-        chosen = parts.read_settings(threshold, nms, text_threshold, mode)
+        chosen = parts.read_settings(threshold, nms, text_threshold)
         return render.report(outputs, outputs.detections(chosen), chosen)
 
     def detect_url_endpoint(
@@ -142,13 +142,11 @@ def _ask(desk: Desk, image: Picture | None, labels: str, negatives: str, mode: s
     if image is None:
         raise Refused("There is no picture; upload one, paste it, or load it from an address.")
     wanted, competing = parts.read_query(labels, negatives, mode)
-    return desk.models.run(model, image, wanted, competing)
+    return desk.models.run(model, image, wanted, competing, grounding=mode == GROUND)
 
 
-def _chosen(
-    outputs: Outputs, threshold: float, nms: float, text_threshold: float, mode: str, shown: list[str]
-) -> Settings:
-    return parts.read_settings(threshold, nms, text_threshold, mode, frozenset(outputs.labels) - set(shown))
+def _chosen(outputs: Outputs, threshold: float, nms: float, text_threshold: float, shown: list[str]) -> Settings:
+    return parts.read_settings(threshold, nms, text_threshold, frozenset(outputs.labels) - set(shown))
 
 
 def _load(address: str) -> str:
@@ -169,14 +167,12 @@ class _Download:
     def __init__(self, desk: Desk, kind: str) -> None:
         self.desk, self.kind = desk, kind
 
-    def __call__(
-        self, key: str | None, threshold: float, nms: float, text_threshold: float, mode: str, shown: list[str]
-    ) -> str:
+    def __call__(self, key: str | None, threshold: float, nms: float, text_threshold: float, shown: list[str]) -> str:
         """The path of the file."""
         outputs = self.desk.kept.get(key)
         if outputs is None:
             raise Refused("There is nothing to download, or it was removed after a while; press Detect.")
-        settings = _chosen(outputs, threshold, nms, text_threshold, mode, shown)
+        settings = _chosen(outputs, threshold, nms, text_threshold, shown)
         detections: list[Detection] = outputs.detections(settings)
         if self.kind == "json":
             return parts.write_file("detections.json", render.to_text(render.report(outputs, detections, settings)))

@@ -26,10 +26,9 @@ import torch
 
 from gdino_hf.model.msda_backends import backend_for
 
-from .safety import Picture, Refused
+from .safety import KEPT_SECONDS, Picture, Refused
 
 KEPT_BYTES = 256 * 2**20
-KEPT_SECONDS = 1800
 _BACKENDS = {"c": "C", "triton": "Triton", "hub": "CUDA kernel from the Hub", "torch": "PyTorch"}
 
 
@@ -41,14 +40,12 @@ class Settings:
         threshold: Detections score above it, 0..1.
         nms: IoU above which the lesser of two boxes of one label goes; 1 keeps both.
         text_threshold: A label's best word scores at least this, 0..1.
-        best_only: One box for every label, its best: what grounding a sentence asks for.
         hidden: Labels that are switched off.
     """
 
     threshold: float
     nms: float = 1.0
     text_threshold: float = 0.0
-    best_only: bool = False
     hidden: frozenset[str] = frozenset()
 
 
@@ -83,6 +80,7 @@ class Outputs:
         seconds: Of preparation and forward.
         device: Where it ran.
         backend: What sampled the image features.
+        grounding: One box for every label, its best: what grounding a sentence asks for.
     """
 
     model: str
@@ -97,6 +95,7 @@ class Outputs:
     seconds: float
     device: str
     backend: str
+    grounding: bool = False
 
     def detections(self, settings: Settings) -> list[Detection]:
         """Detections, best first; no model runs."""
@@ -107,7 +106,7 @@ class Outputs:
             text_threshold=settings.text_threshold,
             target_sizes=[self.size[::-1]],
             nms_threshold=settings.nms if settings.nms < 1 else None,
-            multi_label=settings.best_only,
+            multi_label=self.grounding,
         )[0]
         rows = zip(
             found["text_labels"],
@@ -117,7 +116,7 @@ class Outputs:
             strict=True,
         )
         every = [Detection(label, index, score, tuple(box)) for label, index, score, box in rows]
-        if settings.best_only:
+        if self.grounding:
             firsts: dict[int, Detection] = {}
             for detection in every:
                 firsts.setdefault(detection.label_index, detection)
@@ -159,7 +158,28 @@ class Models:
         """In the order given; the first is the default."""
         return list(self._loaded)
 
-    def run(self, name: str, picture: Picture, labels: Sequence[str], negatives: Sequence[str] = ()) -> Outputs:
+    def check(self, name: str, labels: Sequence[str], negatives: Sequence[str] = ()) -> None:
+        """Refuse what no picture would change.
+
+        Args:
+            name: One of `names`.
+            labels: What to look for.
+            negatives: What competes but is left out of results.
+
+        Raises:
+            Refused: There is no such model, or its tokenizer or processor refuses a label.
+        """
+        self._prepare(name, None, labels, negatives)
+
+    def run(
+        self,
+        name: str,
+        picture: Picture,
+        labels: Sequence[str],
+        negatives: Sequence[str] = (),
+        *,
+        grounding: bool = False,
+    ) -> Outputs:
         """Ask one model about one picture.
 
         Args:
@@ -167,6 +187,7 @@ class Models:
             picture: The photograph.
             labels: What to look for.
             negatives: What competes but is left out of results.
+            grounding: Show one box for every label.
 
         Returns:
             Everything it said.
@@ -174,21 +195,11 @@ class Models:
         Raises:
             Refused: There is no such model, or its tokenizer or processor refuses a label.
         """
-        if name not in self._loaded:
-            raise Refused(f"There is no model of this name here; choose among {', '.join(self._loaded)}.")
-        for label in negatives:
-            if label in labels:
-                raise Refused(f"{label!r} is a label and a negative label; leave it in one of them.")
-        model, processor = self._loaded[name]
         start = time.perf_counter()
-        try:
-            # One list per image: labels that end in a period could mean one prompt per image otherwise.
-            inputs = processor(images=picture.image, text=[list(labels)], negative_labels=list(negatives) or None)
-        except (TypeError, ValueError) as error:
-            raise Refused(str(error)) from error
+        inputs = self._prepare(name, picture.image, labels, negatives)
         with self._lock:
             self.forwards += 1
-            logits, boxes = self._on_device(name, dict(inputs))
+            logits, boxes, device, backend = self._on_device(name, dict(inputs))
         return Outputs(
             model=name,
             labels=tuple(labels),
@@ -198,19 +209,38 @@ class Models:
             size=picture.image.size,
             raw=SimpleNamespace(logits=logits, pred_boxes=boxes),
             prompt=SimpleNamespace(prompts=inputs.prompts),
-            post_process=processor.post_process_grounded_object_detection,
+            post_process=self._loaded[name][1].post_process_grounded_object_detection,
             seconds=time.perf_counter() - start,
-            device=_device_name(model.device),
-            backend=_BACKENDS[_backend(model)],
+            device=device,
+            backend=_BACKENDS[backend],
+            grounding=grounding,
         )
 
-    def _forward(self, name: str, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits and boxes on the CPU; what goes in and out can travel between processes."""
+    def _prepare(self, name: str, image: Any, labels: Sequence[str], negatives: Sequence[str]) -> Any:
+        """Inputs of the model for a picture, or for the labels alone."""
+        if name not in self._loaded:
+            raise Refused(f"There is no model of this name here; choose among {', '.join(self._loaded)}.")
+        asked = {label.casefold() for label in labels}
+        for label in negatives:
+            if label.casefold() in asked:
+                raise Refused(f"{label!r} is a label and a negative label; leave it in one of them.")
+        try:
+            # One list per image: labels that end in a period could mean one prompt per image otherwise.
+            return self._loaded[name][1](images=image, text=[list(labels)], negative_labels=list(negatives) or None)
+        except (TypeError, ValueError) as error:
+            raise Refused(str(error)) from error
+
+    def _forward(self, name: str, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, str, str]:
+        """Logits and boxes on the CPU, the device and the backend; all of it can travel between processes.
+
+        On ZeroGPU there is a device in here only, so its name is asked for in here too.
+        """
         model = self._loaded[name][0]
         moved = {key: x.to(model.device) if isinstance(x, torch.Tensor) else x for key, x in inputs.items()}
         with torch.inference_mode():
             outputs = model(**moved)
-        return outputs.logits.float().cpu(), outputs.pred_boxes.float().cpu()
+        logits, boxes = outputs.logits.float().cpu(), outputs.pred_boxes.float().cpu()
+        return logits, boxes, _device_name(model.device), _backend(model)
 
 
 class Kept:
@@ -255,6 +285,14 @@ class Kept:
             self._entries[key or ""] = (time.monotonic(), entry[1])
             self._entries.move_to_end(key or "")
             return entry[1]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def sweep(self) -> None:
+        """Drop what was not used for a while, even if nobody asks for anything any more."""
+        with self._lock:
+            self._drop_old()
 
     def _drop_old(self) -> None:
         total = sum(outputs.num_bytes for _, outputs in self._entries.values())

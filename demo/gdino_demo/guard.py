@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import threading
 import time
@@ -16,11 +17,12 @@ from gradio import component_meta
 from gradio.exceptions import InvalidPathError
 from gradio.utils import get_upload_folder
 
-from .safety import LARGEST_REQUEST, MEGABYTE, Refused, read_picture
+from .safety import KEPT_SECONDS, LARGEST_REQUEST, MEGABYTE, Refused, read_picture
 
 logger = logging.getLogger(__name__)
 
-FILES_KEPT_SECONDS = 600
+# Files of all visitors together.
+MOST_STORED = 2 * 2**30
 _SWEEP_SECONDS = 20
 _LARGEST_MESSAGE = MEGABYTE
 _NOT_UPLOADED = "This file was not uploaded to this page; upload it."
@@ -128,6 +130,23 @@ class _NoDownloads:
     get_block_class = get_block_name
 
 
+class GuardedSlider(gr.Slider):
+    """A number in a range; a field that was emptied, or another program's mistake, is named."""
+
+    def preprocess(self, payload: Any) -> Any:
+        """The number."""
+        number = payload if isinstance(payload, (int, float)) and not isinstance(payload, bool) else math.nan
+        if not self.minimum <= number <= self.maximum:
+            raise Refused(f"{self.label} must be a number from {self.minimum} to {self.maximum}; choose one.")
+        return number
+
+    def get_block_name(self) -> str:
+        """What the browser shows it as."""
+        return "slider"
+
+    get_block_class = get_block_name
+
+
 class GuardedImage(_NoDownloads, gr.Image):
     """An image field whose file is checked before it is decoded; functions get a `Picture`."""
 
@@ -172,10 +191,19 @@ class Sweeper:
         folder: The folder of gradio's files, of this process alone.
         app: The page; pictures that belong to it stay.
         seconds: How long a file lives.
+        most_bytes: Of all files together; those that were not used for longest go.
+        also: Called at every turn, to forget what is not in files.
     """
 
-    def __init__(self, folder: Path, app: gr.Blocks, seconds: float = FILES_KEPT_SECONDS) -> None:
-        self.folder, self.app, self.seconds = folder, app, seconds
+    def __init__(
+        self,
+        folder: Path,
+        app: gr.Blocks,
+        seconds: float = KEPT_SECONDS,
+        most_bytes: int = MOST_STORED,
+        also: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.folder, self.app, self.seconds, self.most_bytes, self.also = folder, app, seconds, most_bytes, also
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
 
@@ -188,23 +216,32 @@ class Sweeper:
         self._stop.set()
 
     def sweep(self) -> None:
-        """Remove every file that is old enough, and folders left empty."""
+        """Remove every file that is old enough, then the oldest if all take too much room, and folders left empty."""
         belongings = {str(Path(path)) for block in self.app.blocks.values() for path in _kept_for_ever(block)}
         oldest = time.time() - self.seconds
+        files = []
         for parent, _, names in os.walk(self.folder, topdown=False):
-            for name in names:
-                path = os.path.join(parent, name)
-                # Another thread may have just removed it, or be using the folder.
-                with contextlib.suppress(OSError):
-                    if path not in belongings and max(os.stat(path).st_mtime, os.stat(path).st_atime) < oldest:
-                        os.unlink(path)
+            # Another thread may have just removed it, or be using the folder.
             with contextlib.suppress(OSError):
-                if Path(parent) != self.folder and os.stat(parent).st_mtime < oldest:
+                if Path(parent) != self.folder and not names and os.stat(parent).st_mtime < oldest:
                     os.rmdir(parent)
+            for path in (os.path.join(parent, name) for name in names):
+                with contextlib.suppress(OSError):
+                    if path not in belongings:
+                        about = os.stat(path)
+                        files.append((max(about.st_mtime, about.st_atime), about.st_size, path))
+        stored = sum(size for _, size, _ in files)
+        for used, size, path in sorted(files):
+            if used >= oldest and stored <= self.most_bytes:
+                break
+            stored -= size
+            with contextlib.suppress(OSError):
+                os.unlink(path)
 
     def _run(self) -> None:
         while not self._stop.wait(min(_SWEEP_SECONDS, self.seconds)):
             self.sweep()
+            self.also()
 
 
 def _kept_for_ever(block: Any) -> set[str]:

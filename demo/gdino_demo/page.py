@@ -16,9 +16,9 @@ from starlette.middleware import Middleware
 
 from . import batch_tab, compare_tab, detect_tab, video_tab
 from .engine import Models
-from .guard import FILES_KEPT_SECONDS, Border, GuardedBlocks, Sweeper
+from .guard import Border, GuardedBlocks, Sweeper
 from .parts import Desk
-from .safety import LARGEST_REQUEST
+from .safety import KEPT_SECONDS, LARGEST_REQUEST
 
 TITLE = "gdino: name it, find it"
 _STYLE = Path(__file__).with_name("style.css")
@@ -29,7 +29,7 @@ _LONGEST_QUEUE = 100
 _MOST_SESSIONS = 200
 _INTRO = f"""# {TITLE}
 Name what you look for in plain words and get boxes. Everything runs on this server; pictures are removed
-{FILES_KEPT_SECONDS // 60} minutes after they were last used."""
+{KEPT_SECONDS // 60} minutes after they were last used."""
 # gdino-nano scores lower than the published models, as its card says.
 _NANO_THRESHOLD, _THRESHOLD, _NMS = 0.2, 0.3, 0.5
 
@@ -42,7 +42,7 @@ class Page:
         files_kept: Seconds after which an unused file is removed.
     """
 
-    def __init__(self, loaded: Mapping[str, tuple[Any, Any]], files_kept: float = FILES_KEPT_SECONDS) -> None:
+    def __init__(self, loaded: Mapping[str, tuple[Any, Any]], files_kept: float = KEPT_SECONDS) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="gdino-demo-"))
         atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
         # gradio reads it for every component and every upload.
@@ -51,7 +51,7 @@ class Page:
         threshold = _NANO_THRESHOLD if self.models.names[0] == "nano" else _THRESHOLD
         self.desk = Desk(self.models, threshold, _NMS, examples=_find_examples())
         self.blocks = self._lay_out()
-        self.sweeper = Sweeper(self.folder, self.blocks, files_kept)
+        self.sweeper = Sweeper(self.folder, self.blocks, files_kept, also=self.desk.kept.sweep)
 
     def _lay_out(self) -> gr.Blocks:
         with GuardedBlocks(title=TITLE, analytics_enabled=False, delete_cache=None) as blocks:
@@ -100,8 +100,7 @@ class Page:
             pwa=False,
             mcp_server=False,
             footer_links=["api", "settings"],
-            # Fonts of the visitor's system: nothing is asked of other servers.
-            theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+            theme=_theme(),
             css_paths=[_STYLE],
         )
         return address
@@ -111,6 +110,21 @@ class Page:
         self.sweeper.stop()
         self.blocks.close(verbose=False)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _theme() -> gr.themes.Base:
+    """Fonts of the visitor's system, so that nothing is asked of other servers, and every text at 4.5:1 or more."""
+    soft = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    return soft.set(
+        background_fill_primary="*neutral_50",  # as in Soft; gradio's set would make it white
+        body_text_color_subdued="*neutral_600",
+        block_label_text_color="*primary_700",
+        block_title_text_color="*primary_700",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        checkbox_label_background_fill_selected="*primary_600",
+        color_accent="*primary_600",
+    )
 
 
 def _find_examples() -> list[list[str]]:

@@ -12,6 +12,7 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from .engine import Kept, Models, Settings
+from .guard import GuardedSlider
 from .render import FIGURE_TEMPLATE
 from .safety import parse_labels, parse_phrases
 
@@ -21,6 +22,9 @@ EVERY, GROUND = "Find every label", "Ground the phrases of a sentence"
 RUNS_A_MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 # Filtering kept outputs takes milliseconds; of many moves of a slider the last one counts.
 FILTERS: dict[str, Any] = {"concurrency_limit": 8, "show_progress": "hidden", "trigger_mode": "always_last"}
+
+GONE = """<div class="gd-status" role="status"><p>What the model found is no longer kept, so that nothing
+changes here; start it again.</p></div>"""
 
 _SAVE = """(file) => {
     if (!file) return;
@@ -71,14 +75,13 @@ def read_query(labels: str, negatives: str, mode: str) -> tuple[list[str], list[
 
 
 def read_settings(
-    threshold: float, nms: float, text_threshold: float = 0.0, mode: str = EVERY, hidden: frozenset[str] = frozenset()
+    threshold: float, nms: float, text_threshold: float = 0.0, hidden: frozenset[str] = frozenset()
 ) -> Settings:
     """Settings out of the fields of a tab."""
     return Settings(
         threshold=float(threshold),
         nms=float(nms),
         text_threshold=float(text_threshold),
-        best_only=mode == GROUND,
         hidden=hidden,
     )
 
@@ -104,13 +107,13 @@ def negatives_field() -> gr.Textbox:
 def threshold_field(desk: Desk) -> gr.Slider:
     """The lowest score."""
     info = "Only boxes with a higher score."
-    return gr.Slider(0, 1, value=desk.threshold, step=0.01, label="Score threshold", info=info)
+    return GuardedSlider(0, 1, value=desk.threshold, step=0.01, label="Score threshold", info=info)
 
 
 def nms_field(desk: Desk) -> gr.Slider:
     """The highest overlap."""
     info = "Of two boxes of a label that overlap more, the better stays; 1 keeps both."
-    return gr.Slider(0, 1, value=desk.nms, step=0.01, label="Overlap limit (NMS)", info=info)
+    return GuardedSlider(0, 1, value=desk.nms, step=0.01, label="Overlap limit (NMS)", info=info)
 
 
 def html_field(elem_id: str, value: str = "") -> gr.HTML:

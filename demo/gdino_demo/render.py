@@ -113,7 +113,7 @@ def status(outputs: Outputs, detections: Sequence[Detection], settings: Settings
         f"deformable attention in {html.escape(outputs.backend)}"
     )
     parts = [f"<p>{count} · {ran}</p>"]
-    if settings.best_only:
+    if outputs.grounding:
         seen = {detection.label for detection in detections} | settings.hidden
         missing = [label for label in outputs.labels if label not in seen]
         phrases = " · ".join(html.escape(label) for label in outputs.labels)

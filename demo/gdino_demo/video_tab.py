@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from . import parts, render
-from .guard import GuardedVideo
+from .guard import GuardedSlider, GuardedVideo
 from .parts import EVERY, Desk
 from .safety import Picture, Refused
 from .video import MOST_FRAMES, Reader, Writer
@@ -28,7 +28,7 @@ def build(desk: Desk) -> None:
             negatives = parts.negatives_field()
             model = parts.model_field(desk)
             info = f"Every n-th frame is looked at, up to {MOST_FRAMES} frames."
-            stride = gr.Slider(1, 60, value=5, step=1, label="Frame stride", info=info)
+            stride = GuardedSlider(1, 60, value=5, step=1, label="Frame stride", info=info)
             threshold = parts.threshold_field(desk)
             nms = parts.nms_field(desk)
             start = gr.Button("Detect in the video", variant="primary", elem_id="gd-video-start")
@@ -85,6 +85,7 @@ def _run(
     if video is None:
         raise Refused("There is no video; upload one.")
     wanted, competing = parts.read_query(labels, negatives, EVERY)
+    desk.models.check(model, wanted, competing)
     settings = parts.read_settings(threshold, nms)
     reader = Reader(video, stride)
     writer = Writer(target, reader.rate / reader.stride) if target is not None else None

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,10 @@ def page(nano):
     from gdino_demo.page import Page
 
     model, processor = nano
-    page = Page({"nano": (copy.deepcopy(model), processor)})
+    with warnings.catch_warnings():
+        # gradio only warns of a function that does not take what its fields give.
+        warnings.simplefilter("error", UserWarning)
+        page = Page({"nano": (copy.deepcopy(model), processor)})
     page.address = page.launch(wait=False, quiet=True)
     yield page
     page.close()

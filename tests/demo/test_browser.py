@@ -41,12 +41,6 @@ def tab(request, page, browser):
         yield tab
 
 
-@pytest.fixture
-def desk_tab(page, browser):
-    with window(page, browser, DESK) as tab:
-        yield tab
-
-
 def _is_abroad(url):
     return url.startswith("http") and "//127.0.0.1:" not in url and "//localhost:" not in url
 
@@ -66,6 +60,42 @@ def set_threshold(tab, value):
     field = tab.locator("#gd-threshold input[type=number]")
     field.fill(str(value))
     field.press("Enter")
+
+
+def fits(tab):
+    width = tab.viewport_size["width"]
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width, "the page is wider than its window"
+
+
+def faint(tab):
+    """Texts with less contrast than WCAG 2.1 asks for (4.5:1), with it."""
+    return tab.evaluate("""() => {
+        const pixel = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+        const rgba = (color) => {
+            pixel.clearRect(0, 0, 1, 1);
+            pixel.fillStyle = color;
+            pixel.fillRect(0, 0, 1, 1);
+            return [...pixel.getImageData(0, 0, 1, 1).data];
+        };
+        const over = (top, below) => below.map((value, i) => value + (top[i] - value) * top[3] / 255);
+        const behind = (element) => {
+            if (!element) return [255, 255, 255];
+            const own = rgba(getComputedStyle(element).backgroundColor);
+            return own[3] === 255 ? own.slice(0, 3) : over(own, behind(element.parentElement));
+        };
+        const linear = (value) => value <= 10 ? value / 255 / 12.92 : ((value / 255 + 0.055) / 1.055) ** 2.4;
+        const light = (rgb) => 0.2126 * linear(rgb[0]) + 0.7152 * linear(rgb[1]) + 0.0722 * linear(rgb[2]);
+        const found = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+        while (walker.nextNode()) {
+            const text = walker.currentNode.textContent.trim(), element = walker.currentNode.parentElement;
+            if (!text || !element.checkVisibility({checkOpacity: true, checkVisibilityCSS: true})) continue;
+            const ground = behind(element), ink = over(rgba(getComputedStyle(element).color), ground);
+            const [high, low] = [light(ink), light(ground)].sort((a, b) => b - a);
+            const ratio = (high + 0.05) / (low + 0.05);
+            if (ratio < 4.5) found.push(`${text}: ${ratio.toFixed(2)}`);
+        }
+        return found;
+    }""")
 
 
 def download(tab, selector, folder):
@@ -105,8 +135,15 @@ def test_a_visitor_detects_filters_and_downloads(tab, page, example_folder, arti
     assert Image.open(download(tab, "#gd-png", tmp_path)).size == (saved["width"], saved["height"])
     assert page.models.forwards == forwards
 
+    # The mode is for the next run: what is shown is from the last one.
+    rows = tab.locator("#gd-table tbody tr").count()
+    tab.click("#gd-more button")
+    tab.get_by_label("Ground the phrases of a sentence").check()
+    set_threshold(tab, 0.04)
+    tab.wait_for_function(f"document.querySelectorAll('#gd-table tbody tr').length >= {rows}")
+    fits(tab)
+    assert faint(tab) == []
     width = tab.viewport_size["width"]
-    assert tab.evaluate("document.documentElement.scrollWidth") <= width, "the page is wider than its window"
     tab.screenshot(path=artifacts / f"demo-{width}.png", full_page=True)
 
 
@@ -124,8 +161,28 @@ def test_markup_in_a_label_is_refused_and_a_field_can_be_reached_by_its_name(tab
     assert tab.evaluate("document.activeElement.getAttribute('aria-label')").startswith("cup")
 
 
-def test_the_other_tabs_take_many_pictures_a_video_and_two_prompts(desk_tab, page, example_folder, tmp_path):
-    tab = desk_tab
+def test_the_keyboard_alone_is_enough_and_what_was_forgotten_is_told(tab, page, monkeypatch):
+    tab.locator("#gd-labels textarea").focus()
+    # An example's picture stands in for the dialog of files, which is not the page's own.
+    tab.locator("td[tabindex='0']").focus()
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("#gd-picture img")
+    tab.locator("#gd-labels textarea").focus()
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.id") == "gd-detect"
+    tab.keyboard.press("Space")
+    tab.wait_for_selector("#gd-figure .gd-box")
+    forwards = page.models.forwards
+    tab.locator("#gd-threshold input[type=range]").focus()
+    tab.keyboard.press("End")
+    count_boxes(tab, 0)
+    monkeypatch.setattr(page.desk.kept, "get", lambda key: None)
+    tab.keyboard.press("Home")
+    tab.get_by_text("no longer kept").wait_for()
+    assert page.models.forwards == forwards
+
+
+def test_the_other_tabs_take_many_pictures_a_video_and_two_prompts(tab, page, example_folder, tmp_path):
     tab.get_by_role("tab", name="Batch").click()
     (tmp_path / "notes.png").write_text("no picture")
     files = [example_folder / "cat.jpg", tmp_path / "notes.png", example_folder / "cup.jpg"]
@@ -162,3 +219,4 @@ def test_the_other_tabs_take_many_pictures_a_video_and_two_prompts(desk_tab, pag
     threshold.press("Enter")
     tab.wait_for_function("document.querySelectorAll('#gd-left .gd-box').length === 0")
     assert page.models.forwards == forwards
+    fits(tab)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from gdino_demo import engine as module
 from gdino_demo.engine import Kept, Models, Settings
 from gdino_demo.render import advice
 from gdino_demo.safety import Picture, Refused, read_picture
@@ -46,7 +47,7 @@ def test_thresholds_nms_and_switches_run_no_model(models, outputs):
 
 
 def test_the_best_box_of_every_phrase(outputs):
-    best = outputs.detections(Settings(threshold=0.0, best_only=True))
+    best = dataclasses.replace(outputs, grounding=True).detections(Settings(threshold=0.0))
     assert sorted(detection.label for detection in best) == ["cat", "dog", "red cup"]
     assert [detection.score for detection in best] == sorted((each.score for each in best), reverse=True)
 
@@ -77,13 +78,17 @@ def test_one_model_asked_by_many_threads_counts_every_forward(models, photograph
     ("name", "labels", "negatives", "sentence"),
     [
         ("other", ["cat"], [], "no model of this name"),
-        ("tiny", ["cat"], ["cat"], "leave it in one"),
+        ("tiny", ["cat"], ["Cat"], "leave it in one"),
         ("tiny", ["cat " * 100], [], "shorten it"),
     ],
 )
 def test_what_a_model_cannot_do_is_refused(models, photograph, name, labels, negatives, sentence):
+    forwards = models.forwards
     with pytest.raises(Refused, match=sentence):
         models.run(name, photograph, labels, negatives)
+    with pytest.raises(Refused, match=sentence):
+        models.check(name, labels, negatives)
+    assert models.forwards == forwards
 
 
 def test_what_is_kept_has_a_bound_and_an_end(outputs):
@@ -98,7 +103,19 @@ def test_what_is_kept_has_a_bound_and_an_end(outputs):
     assert kept.get(replaced) is outputs
     assert kept.get(None) is None
     assert kept.get("guess") is None
-    assert Kept(seconds=-1).get(Kept(seconds=-1).put(outputs)) is None
+
+
+def test_what_nobody_asks_for_any_more_is_dropped_by_sweeping(outputs, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    kept = Kept(seconds=60)
+    kept.put(outputs)
+    clock[0] += 59
+    kept.sweep()
+    assert len(kept) == 1
+    clock[0] += 2
+    kept.sweep()
+    assert len(kept) == 0
 
 
 def test_the_newest_is_kept_even_if_it_is_large(outputs):

@@ -7,7 +7,7 @@ import time
 
 import gradio as gr
 import pytest
-from gdino_demo.guard import Border, GuardedBlocks, Sweeper
+from gdino_demo.guard import Border, GuardedBlocks, GuardedSlider, Sweeper
 from gdino_demo.safety import LARGEST_REQUEST, Refused
 from gradio_client import handle_file
 from PIL import Image
@@ -36,6 +36,23 @@ def test_old_files_go_and_fresh_ones_and_those_of_the_page_stay(tmp_path):
     age(tmp_path / "old", 120)
     sweeper.sweep()
     assert not (tmp_path / "old").exists()
+
+
+def test_files_of_all_visitors_have_a_bound_and_the_oldest_go(tmp_path):
+    for number in range(5):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "video.mp4").write_bytes(bytes(100))
+        age(tmp_path / str(number) / "video.mp4", 10 * number)
+    Sweeper(tmp_path, gr.Blocks(), seconds=60, most_bytes=250).sweep()
+    assert sorted(path.parent.name for path in tmp_path.rglob("*.mp4")) == ["0", "1"]
+
+
+def test_a_number_that_is_none_is_named():
+    slider = GuardedSlider(0, 1, label="Score threshold")
+    assert [slider.preprocess(number) for number in (0, 0.5, 1)] == [0, 0.5, 1]
+    for wrong in (None, "high", 7, -0.1, float("nan"), True, [0.5]):
+        with pytest.raises(Refused, match="Score threshold must be a number from 0 to 1"):
+            slider.preprocess(wrong)
 
 
 def test_an_upload_that_is_used_again_lives_on(page, client, tmp_path):

@@ -51,6 +51,7 @@ def outputs():
         seconds=0.1234,
         device="CPU",
         backend="C",
+        grounding=False,
     )
 
 
@@ -66,12 +67,12 @@ def test_boxes_lie_inside_in_per_cent_and_say_what_they_are(detections):
 
 def test_no_text_becomes_markup(outputs):
     found = [Detection(HOSTILE, 0, 0.5, (1.0, 1.0, 9.0, 9.0))]
-    outputs.labels, outputs.model = (HOSTILE,), HOSTILE
+    outputs.labels, outputs.model, outputs.grounding = (HOSTILE,), HOSTILE, True
     outputs.best = lambda: found[0]
     pieces = [
         render.boxes(found, SIZE),
         render.table(found),
-        render.status(outputs, found, Settings(0.2, best_only=True)),
+        render.status(outputs, found, Settings(0.2)),
         render.status(outputs, [], Settings(0.9)),
         render.photograph(Image.new("RGB", SIZE), HOSTILE),
     ]
@@ -83,7 +84,8 @@ def test_no_text_becomes_markup(outputs):
 
 
 def test_phrases_without_a_box_are_named(outputs, detections):
-    text = Tags(render.status(outputs, detections, Settings(0.2, best_only=True))).text
+    outputs.grounding = True
+    text = Tags(render.status(outputs, detections, Settings(0.2))).text
     assert "Phrases: cat · dog · bird" in text
     assert "Without a box above the threshold: bird" in text
 

@@ -146,4 +146,4 @@ def test_a_sentence_gives_its_phrases(sentence, phrases):
 
 
 def test_a_refusal_is_no_markup():
-    assert Refused("the label '<b>' is none").message == "the label '&lt;b&gt;' is none"
+    assert Refused("the label '<b>' of R&D is none").message == "the label '&lt;b&gt;' of R&D is none"

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         nargs="+",
-        default=["nano"],
+        action="extend",
         metavar="MODEL",
         help="Hub ids, folders or nano; the page offers all of them, the first is its default (default: nano)",
     )
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from .detector import Detector
 
     loaded: dict[str, tuple[Any, Any]] = {}
-    for model in args.model:
+    for model in args.model or ["nano"]:
         # A label has to be given to be judged; the page asks for its own.
         detector = Detector(model, ["thing"], device=args.device, dtype=args.dtype)
         loaded[_shown(model, loaded)] = (detector.model, detector.processor)
@@ -52,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         page.launch(port=args.port, share=args.share)
     except OSError as error:
-        raise UsageError(f"--port {args.port or 7860} cannot be served ({error}); choose another") from error
+        # gradio's own text names its options instead of ours.
+        raise UsageError(f"--port {args.port or 7860} is taken or not allowed here; choose another") from error
     finally:
         page.close()
     return 0
