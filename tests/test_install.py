@@ -19,7 +19,8 @@ def test_without_a_compiler_it_installs_and_says_which_backend_runs(tmp_path):
     leave_out = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__", "build", "*.egg-info")
     shutil.copytree(ROOT / "src", source / "src", ignore=leave_out)
     shutil.copytree(ROOT / "kernels" / "msda" / "cpu", source / "kernels" / "msda" / "cpu", ignore=leave_out)
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "NOTICE"):
+    shutil.copytree(ROOT / "demo", source / "demo", ignore=leave_out)
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, source)
     command = [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
     subprocess.run(command, cwd=source, env={**os.environ, "CC": "/bin/false"}, check=True, capture_output=True)

@@ -27,7 +27,9 @@ _TABLE_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
-    parser.add_argument("data", nargs="?", metavar="DATA", help="COCO or LVIS json, or ODVG json lines")
+    parser.add_argument(
+        "data", nargs="?", metavar="DATA", help="COCO or LVIS json, ODVG json lines, or a folder with one of them"
+    )
     parser.add_argument("--images", metavar="DIR", help="the photographs (default: images/ beside DATA)")
     parser.add_argument("--model", default="nano", help="Hub id, folder or nano (default: %(default)s)")
     parser.add_argument("--labels", help="only these of DATA's labels, as in gdino detect (default: all)")
