@@ -1,5 +1,6 @@
 """Claims about epochs: what a row goes through depends on seed, epoch and row, on nothing that happened before."""
 
+import itertools
 import logging
 from collections import Counter
 
@@ -211,3 +212,34 @@ def test_refuses():
         VisitSampler(0)
     with pytest.raises(ValueError, match="on_error"):
         VisitedRows([], on_error="ignore")
+
+
+def test_epoch_is_filled_up_to_whole_steps():
+    for weights, own in ((None, 10), ([0.5] * 10, 5)):
+        plain = VisitSampler(10, seed=3, weights=weights)
+        filled = VisitSampler(10, seed=3, weights=weights, multiple=8)
+        visits = list(filled)
+        assert len(visits) == len(filled) == -(-own // 8) * 8
+        assert visits[:own] == list(plain)
+        # Seen once more, and so augmented otherwise.
+        assert [visit.row for visit in visits[own:]] == [visit.row for visit in visits[: len(visits) - own]]
+        assert len(set(visits)) == len(visits)
+    assert len(list(VisitSampler(3, multiple=8))) == 8
+    with pytest.raises(ValueError, match="multiple"):
+        VisitSampler(3, multiple=0)
+
+
+def test_endless_stream_walks_through_one_epoch_after_the_other(damaged):
+    path = damaged[0]
+    stream = VisitedStream(read_coco(path, streaming=True), seed=1, endless=True)
+    single = VisitedStream(read_coco(path, streaming=True), seed=1)
+    expected = []
+    for epoch in range(3):
+        single.set_epoch(epoch)
+        expected += [row["visit"] for row in single]
+    assert [row["visit"] for row in itertools.islice(stream, len(expected))] == expected
+    assert {visit.epoch for visit in expected} == {0, 1, 2}
+    for file in (path.parent / "images").iterdir():
+        file.write_text("no picture")
+    with pytest.raises(ValueError, match="None of the 3 pictures"):
+        next(iter(VisitedStream(read_coco(path, streaming=True), on_error="skip", endless=True)))

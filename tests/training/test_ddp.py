@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import json
 import os
 import socket
 import subprocess
@@ -109,7 +110,14 @@ def logged(folder, name):
 
 
 @pytest.mark.slow
-def test_two_processes_under_accelerate_give_the_single_process_curve(options, tmp_path, one_thread):
+@pytest.mark.parametrize("more", [[], ["--streaming", "--lora-rank", "2"]], ids=["rows", "stream and adapters"])
+def test_two_processes_under_accelerate_give_the_single_process_curve(options, more, drawn, tmp_path, one_thread):
+    # The third step of an epoch has but two pictures of its own.
+    content = json.loads((drawn / "train.json").read_text())
+    content["images"] = content["images"][:10]
+    content["annotations"] = [item for item in content["annotations"] if item["image_id"] < 10]
+    (drawn / "train.json").write_text(json.dumps(content))
+    options = [*options, *more]
     # Random weights would select other queries after the slightest rounding.
     options = [*options, "--model", "nano", "--image-size", "64", "--learning-rate", "1e-4", "--max_steps", "6"]
     options += ["--eval_strategy", "steps", "--eval_steps", "3", "--ema_decay", "0.9"]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import resource
 import shutil
+import signal
+import threading
+import time
 
 import pytest
 import yaml
@@ -92,13 +96,57 @@ def test_broken_picture_can_be_passed_over(options, drawn):
         (["train", "--resume", "nowhere"], "nowhere"),
         (["train", "{drawn}", "--image-size", "8"], "image_size must be"),
         (["train", "{drawn}", "--name", "a/b"], "--name"),
+        (["train", "{drawn}", "--augment", "some"], "invalid choice: 'some'"),
+        (["train", "{drawn}", "--lerning-rate", "1"], "--lerning-rate"),
+        (["train", "{drawn}", "--learning-rate", "-1"], "learning_rate must be"),
+        (["train", "{drawn}", "--batch-size", "0"], "per_device_train_batch_size must be"),
+        (["train", "{drawn}", "--epochs", "0"], "num_train_epochs must be"),
+        (["train", "{drawn}", "--minutes", "0"], "minutes must be"),
+        (["train", "{drawn}", "--save-strategy", "best", "--metric-for-best-model", "x"], "must be one of AP"),
+        (["train", "{tiny}", "--freeze", "text", "backbone", "trunk"], "Every part is frozen"),
+        (["train", "{tiny}", "--streaming"], "streaming needs an end"),
+        (["train", "{tiny}", "--val", "{drawn}/captions.jsonl", "--eval-strategy", "epoch"], "eval_strategy needs"),
+        (["train", "{tiny}", "--zero-shot", "{drawn}/captions.jsonl"], "--zero-shot"),
+        (["train", "{tiny}", "--report-to", "nowhere"], "nowhere is not supported"),
+        (["train", "{tiny}", "--lr-scheduler-kwargs", '{"a": 1}'], "'a'"),
     ],
 )
-def test_mistake_on_the_command_line_is_one_line_and_status_2(arguments, reason, drawn, tmp_path, capsys, monkeypatch):
+def test_mistake_on_the_command_line_is_one_line_and_status_2(
+    arguments, reason, drawn, tiny_folder, tmp_path, capsys, monkeypatch
+):
+    region = {"bbox": [0, 0, 32, 64], "phrase": "a cat", "tokens_positive": [[0, 5]]}
+    line = {"filename": "val0.png", "height": 64, "width": 64, "grounding": {"caption": "a cat", "regions": [region]}}
+    (drawn / "captions.jsonl").write_text(json.dumps(line))
     monkeypatch.chdir(tmp_path)
-    assert main([argument.replace("{drawn}", str(drawn)) for argument in arguments]) == 2
+    whole = [word for part in arguments for word in (["{drawn}", "--model", "{model}"] if part == "{tiny}" else [part])]
+    assert main([word.replace("{drawn}", str(drawn)).replace("{model}", str(tiny_folder)) for word in whole]) == 2
     assert reason in error_of(capsys)
-    assert not list(tmp_path.glob("runs/train/*/checkpoint-*"))
+    # A run that did nothing leaves nothing.
+    assert not list(tmp_path.glob("runs/train/*"))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("learning-rat: 0.1", "did you mean learning-rate"),
+        ("augment: some", "invalid choice: 'some'"),
+        ("gradient_accumulation_steps: 1.5", "invalid int value: '1.5'"),
+        ("weight_decay: [1]", "invalid float value"),
+        ("num_train_epochs:", "no value for num_train_epochs"),
+        ("image_size: 64x64", "invalid int value: '64x64'"),
+        ("- a", "holds a list"),
+        ("a: [", "line 1"),
+        ("output_dir: here", "output_dir"),
+    ],
+)
+def test_mistake_in_yaml_is_one_line_that_names_the_file(content, reason, options, tmp_path, capsys):
+    config = tmp_path / "run.yaml"
+    config.write_text(content)
+    assert main([*options, "--config", str(config)]) == 2
+    line = error_of(capsys)
+    assert reason in line
+    assert str(config) in line
+    assert not (tmp_path / "runs").exists()
 
 
 def test_missing_picture_is_named_before_training(options, drawn, capsys):
@@ -109,19 +157,16 @@ def test_missing_picture_is_named_before_training(options, drawn, capsys):
     assert "train5.png" in line
 
 
-def test_unknown_option_in_yaml_is_named_with_the_nearest(options, tmp_path, capsys):
-    config = tmp_path / "run.yaml"
-    config.write_text("learning-rat: 0.1\n")
-    assert main([*options, "--config", str(config)]) == 2
-    assert "did you mean learning_rate" in error_of(capsys)
-
-
 def test_flags_win_over_yaml_and_a_run_remembers_both(options, tmp_path):
     config = tmp_path / "run.yaml"
-    config.write_text("max-steps: 50\nlearning_rate: 3e-4\nfreeze: backbone\naugment: none\n")
-    assert main([*options, "--config", str(config), "--max-steps", "1", "--name", "both"]) == 0
+    config.write_text(
+        "max-steps: 50\nlearning_rate: 3e-4\nfreeze: backbone\naugment: none\nepochs: 3\nsave_strategy: no\n"
+        "lr_scheduler_kwargs: {num_cycles: 0.4}\nname: both\n"
+    )
+    assert main([*options, "--config", str(config), "--max-steps", "1"]) == 0
     stored = yaml.safe_load((tmp_path / "runs" / "train" / "both" / "arguments.yaml").read_text())
     assert (stored["max_steps"], stored["freeze"], stored["augment"]) == (1, ["backbone"], "none")
+    assert (stored["num_train_epochs"], stored["save_strategy"]) == (3, "no")
     # A flag of the same name stands on the command line already.
     assert stored["learning_rate"] == 1e-3
 
@@ -130,6 +175,21 @@ def test_runs_never_overwrite_each_other(options, tmp_path):
     for _ in range(2):
         assert main([*options, "--name", "same", "--max_steps", "1"]) == 0
     assert sorted(path.name for path in (tmp_path / "runs" / "train").iterdir()) == ["same", "same-2"]
+
+
+def test_stopped_by_the_user_it_says_what_is_kept(options, tmp_path, capsys):
+    run = tmp_path / "runs" / "train" / "stopped"
+
+    def stop():
+        while last_checkpoint(run) is None and main_thread.is_alive():
+            time.sleep(0.01)
+        signal.raise_signal(signal.SIGINT)
+
+    main_thread = threading.main_thread()
+    threading.Thread(target=stop, daemon=True).start()
+    assert main([*options, "--name", "stopped", "--max_steps", "100000", "--save_steps", "2"]) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"stopped; --resume {run} goes on from checkpoint-")
 
 
 def test_half_written_checkpoint_is_passed_over(tmp_path):

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from gdino_hf.cli import main
-from gdino_hf.training.saving import last_checkpoint
+from gdino_hf.training.saving import UNFINISHED, last_checkpoint
 
 # On one thread the same operations run in the same order, so nothing but the text of the log could round.
 TOLERANCE = 1e-6
@@ -79,3 +79,46 @@ def test_stopped_between_epochs_and_inside_one_it_goes_on_alike(options, tmp_pat
                 shutil.rmtree(path)
         assert main(["train", "--resume", str(runs / name)]) == 0
         assert losses(runs / name) == pytest.approx(losses(runs / "whole"), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--lora-rank", "2", "--lora-dropout", "0.1"],
+        ["--streaming"],
+        ["--replay", "{drawn}/val.json", "--gradient_accumulation_steps", "2"],
+    ],
+    ids=["adapters", "streaming", "replay"],
+)
+def test_whatever_is_trained_goes_on_alike(options, more, drawn, tmp_path, one_thread):
+    runs = tmp_path / "runs" / "train"
+    options = [*options, "--max_steps", "6", *(argument.replace("{drawn}", str(drawn)) for argument in more)]
+    # 12 pictures in batches of 4: step 4 lies inside the second epoch.
+    for name, save_steps in (("whole", 100), ("killed", 4)):
+        assert main([*options, "--name", name, "--save_steps", str(save_steps)]) == 0
+    shutil.rmtree(runs / "killed" / "checkpoint-6")
+    assert main(["train", "--resume", str(runs / "killed")]) == 0
+    assert losses(runs / "killed") == pytest.approx(losses(runs / "whole"), rel=TOLERANCE)
+
+
+def test_resumes_from_another_folder_and_remembers_what_changed(options, drawn, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(drawn)
+    place = os.path.relpath(tiny_folder, drawn)
+    assert main(["train", ".", *options[2:], "--model", place, "--max_steps", "1"]) == 0
+    run = tmp_path / "runs" / "train" / "drawn"
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--resume", str(run), "--max_steps", "2"]) == 0
+    assert main(["train", "--resume", str(run)]) == 0
+    assert list(losses(run)) == [1, 2]
+    assert (run / "model" / "README.md").read_text(encoding="utf-8").count("## Fine-tuning") == 1
+
+
+def test_nothing_of_a_checkpoint_that_was_being_written_gets_into_the_next(options, tmp_path):
+    assert main([*options, "--name", "torn", "--max_steps", "1", "--save_steps", "1"]) == 0
+    run = tmp_path / "runs" / "train" / "torn"
+    left = run / UNFINISHED / "checkpoint-2"
+    left.mkdir(parents=True)
+    (left / "average.safetensors").write_bytes(b"half")
+    assert main(["train", "--resume", str(run), "--max_steps", "2"]) == 0
+    assert not (run / "checkpoint-2" / "average.safetensors").exists()
+    assert not (run / UNFINISHED).exists()

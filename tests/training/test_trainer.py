@@ -7,12 +7,14 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from gdino_hf import GDinoDataCollator, GDinoForObjectDetection
 from gdino_hf.data.coco import category_names, read_coco
 from gdino_hf.data.visits import VisitedRows
 from gdino_hf.training.arguments import GDinoTrainingArguments
 from gdino_hf.training.average import WeightAverage
+from gdino_hf.training.budget import Clock, by_time, ticks
 from gdino_hf.training.lora import add_adapters, merge_adapters
 from gdino_hf.training.parts import PARTS, freeze, parameter_groups, part_of
 from gdino_hf.training.saving import last_checkpoint
@@ -171,6 +173,19 @@ def test_average_is_resumed_and_another_one_is_refused(make, tmp_path):
         make(ema_decay=0.5, freeze=["text", "backbone"], max_steps=3).train(resume_from_checkpoint=str(last))
 
 
+def test_the_best_average_is_kept_where_that_is_asked_for(make, tmp_path):
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1}
+    trainer = make(ema_decay=0.5, learning_rate=1e-3, max_steps=3, save_strategy="steps", save_steps=1, **best)
+    trainer.train()
+    assert trainer.args.metric_for_best_model == "AP"
+    chosen = tmp_path / "run" / f"checkpoint-{trainer.state.best_global_step}"
+    # The random model finds nothing, so that no later step is better.
+    assert chosen.name == "checkpoint-1"
+    trainer.average_into_model()
+    for name, weight in load_file(chosen / "average.safetensors").items():
+        assert torch.equal(trainer.model.get_parameter(name), weight), name
+
+
 def test_parts_of_the_loss_are_logged_and_add_up(make, model):
     trainer = make(max_steps=1)
     trainer.train()
@@ -195,7 +210,19 @@ def test_time_ends_the_training_and_drives_the_learning_rate(make, tmp_path):
     assert json.loads((last / "clock.json").read_text())["seconds"] >= 0.03 * 60
     again = make(max_steps=10**6, minutes=0.03, save_strategy="no")
     again.train(resume_from_checkpoint=str(last))
-    assert again.state.global_step <= trainer.state.global_step + 1
+    assert again.state.global_step == trainer.state.global_step
+    # Time takes the place of the epochs.
+    assert make(max_steps=-1, num_train_epochs=1, minutes=1.0).args.max_steps >= 10**6
+
+
+def test_the_learning_rate_follows_what_is_nearer_its_end():
+    clock = Clock(minutes=1.0)
+    factor = by_time(clock, lambda tick: 1 - tick / ticks(), most_steps=100)
+    assert factor(25) == pytest.approx(0.75)
+    clock.tick(45.0)
+    assert factor(25) == pytest.approx(0.25)
+    assert factor(90) == pytest.approx(0.1)
+    assert factor(1000) == 0.0
 
 
 def test_adapters_start_as_the_model_train_and_merge_exactly(model, batch):

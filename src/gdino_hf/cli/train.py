@@ -7,11 +7,13 @@ trains on several processes.
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .errors import OutputError, UsageError
 from .run_folder import new_run_folder
@@ -19,7 +21,10 @@ from .run_folder import new_run_folder
 HELP = "fine-tune a model on your own boxes"
 READS_ITS_OPTIONS = True
 ARGUMENTS_FILE = "arguments.yaml"
-_PLACES = ("data", "images", "val", "test", "replay", "zero_shot")
+_PLACES = ("data", "images", "val", "test", "replay", "zero_shot", "model")
+# Of a message: libraries say the matter first and what they know about it in further lines.
+_MOST_LINES = 3
+_NOT_IN_YAML = ("help", "config", "resume", "output_dir")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,9 +38,12 @@ def run(args: argparse.Namespace) -> int:
         UsageError: Nothing was trained: an option, a data set or the model cannot be used.
         OutputError: The training stopped: a photograph cannot be read, or the disk takes no more.
     """
-    from gdino_hf.training.fine_tuning import fine_tune, read_data
+    import torch
+    from safetensors import SafetensorError
+
+    from gdino_hf.training.fine_tuning import FineTuning, read_data
     from gdino_hf.training.report import push, summary, write_report
-    from gdino_hf.training.saving import SavingError
+    from gdino_hf.training.saving import SavingError, last_checkpoint
 
     from .detector import Detector
 
@@ -55,9 +63,19 @@ def run(args: argparse.Namespace) -> int:
     # The finished model is pushed, with its figures, and not every checkpoint.
     training.push_to_hub = False
     try:
-        outcome = fine_tune(
-            detector.model, detector.processor, sets, data, model_arguments, training, resume=options.resume is not None
-        )
+        fine_tuning = FineTuning(detector.model, detector.processor, sets, data, model_arguments, training)
+    except (ImportError, TypeError, ValueError) as error:
+        if options.resume is None and training.should_save:
+            # Nothing was done, so nothing is left behind.
+            shutil.rmtree(folder)
+        raise UsageError(_one_line(error)) from error
+
+    def how_to_go_on() -> str:
+        last = last_checkpoint(folder)
+        return f"--resume {folder} goes on from {last.name}" if last else f"--resume {folder} starts again"
+
+    try:
+        outcome = fine_tuning.run(resume=options.resume is not None)
         if training.should_save:
             for remark in write_report(folder, outcome, sets):
                 print(f"warning: {remark}", file=sys.stderr)
@@ -65,13 +83,20 @@ def run(args: argparse.Namespace) -> int:
             print(f"{folder / 'model'}: the finished model; figures and curves beside it")
     except SavingError as error:
         raise OutputError(_one_line(error)) from error
-    except (ImportError, OSError, ValueError) as error:
+    except torch.OutOfMemoryError as error:
         raise OutputError(
-            f"training stopped ({_one_line(error)}); --resume {folder} goes on from its last checkpoint"
+            "the device has too little memory; with a smaller --batch-size and more --gradient-accumulation-steps, "
+            f"or with --gradient-checkpointing, {how_to_go_on()}"
         ) from error
+    except (ImportError, OSError, SafetensorError, ValueError) as error:
+        raise OutputError(f"training stopped ({_one_line(error)}); {how_to_go_on()}") from error
+    except KeyboardInterrupt:
+        if training.should_save:
+            print(f"\nstopped; {how_to_go_on()}", file=sys.stderr)
+        raise
     if repository is not None and training.should_save:
         try:
-            print(push(folder, repository))
+            print(push(folder, repository, training.hub_private_repo, training.hub_token))
         except OSError as error:
             raise OutputError(_one_line(error)) from error
     return 0
@@ -96,8 +121,14 @@ def _parse(rest: Sequence[str]) -> _Options:
 
     from gdino_hf.training.arguments import DataArguments, GDinoTrainingArguments, ModelArguments
 
+    class Parser(HfArgumentParser):
+        """One whose mistakes are told like all others."""
+
+        def error(self, message: str) -> NoReturn:
+            raise UsageError(message)
+
     kinds = (DataArguments, ModelArguments, GDinoTrainingArguments)
-    parser = HfArgumentParser(
+    parser = Parser(
         kinds,
         prog="gdino train",
         usage="gdino train DATA [--config FILE] [--name NAME] [--resume FOLDER] [options]",
@@ -110,25 +141,30 @@ def _parse(rest: Sequence[str]) -> _Options:
     parser.add_argument("--runs", default="runs", metavar="DIR", help="folder of all runs")
     parser.add_argument("--resume", metavar="FOLDER", help="go on with this run, with its options")
     early, _ = parser.parse_known_args(rest)
-    known = {name for kind in kinds for name in kind.__dataclass_fields__}
-    stored: dict[str, Any] = {}
-    if early.resume is not None:
-        stored |= _yaml(Path(early.resume) / ARGUMENTS_FILE, parser, known)
-    if early.config is not None:
-        stored |= _yaml(early.config, parser, known)
-    parser.set_defaults(**stored)
-    namespace = parser.parse_args(rest)
+    namespace = argparse.Namespace()
+    for path in (Path(early.resume) / ARGUMENTS_FILE if early.resume is not None else None, early.config):
+        if path is not None:
+            arguments = _yaml(path, parser)
+            try:
+                parser.parse_args(arguments, namespace)
+            except UsageError as error:
+                raise UsageError(f"{path}: {error}") from error
+    parser.parse_args(rest, namespace)
     if namespace.place is not None:
         namespace.data = namespace.place
-    values = {name: value for name, value in vars(namespace).items() if name in known}
-    if values["output_dir"]:
+    if namespace.output_dir:
         raise UsageError("--output_dir is where a run's folder would be; give --runs and --name")
+    for name in _PLACES:
+        if getattr(namespace, name):
+            setattr(namespace, name, os.path.expanduser(getattr(namespace, name)))
     fresh = HfArgumentParser(kinds)
+    known = [name for kind in kinds for name in kind.__dataclass_fields__ if hasattr(namespace, name)]
+    values = {name: getattr(namespace, name) for name in known}
     given = {name: value for name, value in values.items() if value != fresh.get_default(name)}
     for name in _PLACES:
-        if given.get(name):
-            # A run may be resumed from another folder.
-            given[name] = str(Path(given[name]).expanduser().absolute())
+        # A run may be resumed from another folder. A model may also be on the Hub.
+        if given.get(name) and (name != "model" or Path(given[name]).exists()):
+            given[name] = os.path.abspath(given[name])
     try:
         made = [kind(**{n: values[n] for n in kind.__dataclass_fields__ if n in values}) for kind in kinds]
         data, model, training = made
@@ -137,9 +173,10 @@ def _parse(rest: Sequence[str]) -> _Options:
     return _Options(data, model, training, namespace.name, namespace.runs, namespace.resume, given)
 
 
-def _yaml(path: Path, parser: argparse.ArgumentParser, known: set[str]) -> dict[str, Any]:
-    """Options out of a file, as argparse takes defaults."""
+def _yaml(path: Path, parser: argparse.ArgumentParser) -> list[str]:
+    """Options out of a file as a command line has them, so that they are judged alike."""
     import difflib
+    import json
 
     import yaml
 
@@ -149,38 +186,44 @@ def _yaml(path: Path, parser: argparse.ArgumentParser, known: set[str]) -> dict[
         raise UsageError(f"{path} cannot be read as YAML ({_one_line(error)}); give options as name: value") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path} holds a {type(content).__name__}; give options as name: value")
-    lists = {action.dest for action in parser._actions if action.nargs == "+"}
-    options = {}
+    options = {flag[2:]: action for flag, action in parser._option_string_actions.items() if flag.startswith("--")}
+    options = {flag: action for flag, action in options.items() if action.dest not in _NOT_IN_YAML}
+    arguments = []
     for key, value in content.items():
-        name = str(key).replace("-", "_")
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+        flag = next((form for form in (str(key), str(key).replace("_", "-")) if form in options), None)
+        if flag is None:
+            near = difflib.get_close_matches(str(key), options, n=1)
             hint = f"did you mean {near[0]}?" if near else "gdino train --help lists them"
             raise UsageError(f"{path} has the option {key!r}, which there is not; {hint}")
-        options[name] = [value] if name in lists and value is not None and not isinstance(value, list) else value
-    return options
+        action = options[flag]
+        if value is None:
+            if action.default is not None:
+                raise UsageError(f"{path} has no value for {key}; give one, or leave the option out")
+            continue
+        if action.nargs == "+":
+            arguments += [f"--{flag}", *(str(item) for item in (value if isinstance(value, list) else [value]))]
+        elif action.nargs == 0:
+            # Flags without a value, which --no-... are.
+            arguments += [f"--{flag}"] if value else []
+        elif isinstance(value, (dict, list)):
+            arguments.append(f"--{flag}={json.dumps(value)}")
+        else:
+            # YAML takes a bare no for false, which is what some options are called.
+            is_word = value is False and action.choices is not None and "no" in action.choices
+            arguments.append(f"--{flag}={'no' if is_word else value}")
+    return arguments
 
 
 def _folder(options: _Options) -> Path:
     """The run's folder, made by the first process for all of them."""
-    import yaml
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    if options.resume is not None:
-        folder = Path(options.resume)
-        if not folder.is_dir():
-            raise UsageError(f"--resume {folder} is no folder; give one of an earlier run")
-        return folder
     state = PartialState(cpu=options.training.use_cpu or None)
     made: list[Any] = [None, None]
     if state.is_main_process:
-        place = Path(options.data.data)
         try:
-            folder = new_run_folder("train", options.name or place.with_suffix("").name, options.runs)
-            text = yaml.safe_dump(options.given, allow_unicode=True)
-            (folder / ARGUMENTS_FILE).write_text(text, encoding="utf-8")
-            made = [str(folder), None]
+            made = [str(_prepare_folder(options)), None]
         except UsageError as error:
             made = [None, str(error)]
     if state.num_processes > 1:
@@ -190,7 +233,26 @@ def _folder(options: _Options) -> Path:
     return Path(made[0])
 
 
+def _prepare_folder(options: _Options) -> Path:
+    """A folder of its own, or that of an earlier run, with the options that a run is resumed with."""
+    import yaml
+
+    if options.resume is not None:
+        folder = Path(options.resume)
+    else:
+        place = Path(os.path.abspath(options.data.data))
+        folder = new_run_folder("train", options.name or (place.stem if place.is_file() else place.name), options.runs)
+    # Whole or as it was, whenever the process is killed.
+    unfinished = folder / f"{ARGUMENTS_FILE}.unfinished"
+    try:
+        unfinished.write_text(yaml.safe_dump(options.given, allow_unicode=True), encoding="utf-8")
+        os.replace(unfinished, folder / ARGUMENTS_FILE)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written to ({_one_line(error)}); make room, or name another") from error
+    return folder
+
+
 def _one_line(error: BaseException) -> str:
     """What went wrong, without the traceback that a data loader's worker wraps around it."""
-    lines = [line for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
-    return (lines[-1] if "Traceback" in str(error) else lines[0]).strip().rstrip(".")
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
+    return (lines[-1] if "Traceback" in str(error) else " ".join(lines[:_MOST_LINES])).rstrip(".")

@@ -18,6 +18,7 @@ prompt holds its own batch's names.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 from collections import Counter
@@ -56,21 +57,31 @@ class VisitSampler(torch.utils.data.Sampler[Visit]):
         shuffle: Whether the order changes; otherwise it is that of the rows.
         weights: How often each row comes in an epoch, for rare names: a fraction is a probability, drawn anew each
             epoch. The number of visits is the same in every epoch, the rounded sum.
+        multiple: An epoch is filled up with further visits of its first rows to a multiple of this. With the images of
+            a step over all processes, the last step of an epoch is whole, and so the same however it is parted.
 
     Raises:
-        ValueError: There is no row, or not one weight for each.
+        ValueError: There is no row, or not one weight for each, or the multiple is below 1.
     """
 
     def __init__(
-        self, num_rows: int, seed: int = 0, shuffle: bool = True, weights: Sequence[float] | None = None
+        self,
+        num_rows: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        weights: Sequence[float] | None = None,
+        multiple: int = 1,
     ) -> None:
         if num_rows < 1:
             raise ValueError("The data set has no rows, so there is nothing to train on.")
         if weights is not None and (len(weights) != num_rows or min(weights) < 0 or sum(weights) < 0.5):
             raise ValueError(f"There must be {num_rows} weights of at least 0, some above it; got {len(weights)}.")
+        if multiple < 1:
+            raise ValueError(f"multiple must be at least 1, got {multiple}.")
         self.num_rows = num_rows
         self.seed = seed
         self.shuffle = shuffle
+        self.multiple = multiple
         self.weights = list(weights) if weights is not None else None
         self.epoch = 0
 
@@ -83,17 +94,25 @@ class VisitSampler(torch.utils.data.Sampler[Visit]):
         self.epoch = int(epoch)
 
     def __len__(self) -> int:
+        return -(-self._own_length() // self.multiple) * self.multiple
+
+    def _own_length(self) -> int:
         return self.num_rows if self.weights is None else round(sum(self.weights))
 
     def __iter__(self) -> Iterator[Visit]:
         rng = random.Random(f"order {self.seed} {self.epoch}")
-        order = list(range(self.num_rows)) if self.weights is None else _systematic(self.weights, len(self), rng)
+        length = self._own_length()
+        order = list(range(length)) if self.weights is None else _systematic(self.weights, length, rng)
         visits, seen = [], Counter[int]()
         for index in order:
             visits.append(Visit(self.epoch, index, seen[index]))
             seen[index] += 1
         if self.shuffle:
             rng.shuffle(visits)
+        for place in range(len(self) - length):
+            row = visits[place].row
+            visits.append(Visit(self.epoch, row, seen[row]))
+            seen[row] += 1
         return iter(visits)
 
 
@@ -166,9 +185,13 @@ class VisitedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
         seed: Of the order.
         buffer: Rows held for drawing the next one from at random; 0 keeps the file's order.
         on_error: As in `VisitedRows`; "skip" leaves the row out.
+        endless: Begin the next epoch at the end of one. Batches skipped in a resumed run are then counted over all
+            epochs, and no batch is short.
     """
 
-    def __init__(self, rows: Any, seed: int = 0, buffer: int = 1000, on_error: OnError = "stop") -> None:
+    def __init__(
+        self, rows: Any, seed: int = 0, buffer: int = 1000, on_error: OnError = "stop", endless: bool = False
+    ) -> None:
         from datasets import Image
 
         if on_error not in ("stop", "skip"):
@@ -177,6 +200,7 @@ class VisitedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
         rows = rows.cast_column("image", Image(decode=False))
         self.rows = rows.shuffle(seed=seed, buffer_size=buffer) if buffer else rows
         self.on_error = on_error
+        self.endless = endless
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -186,12 +210,32 @@ class VisitedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
             epoch: From 0.
         """
         self.epoch = int(epoch)
-        self.rows.set_epoch(self.epoch)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The rows of this epoch, or of this one and all that follow.
+
+        Raises:
+            ValueError: A picture, or none of an epoch's pictures, can be read.
+        """
+        for epoch in itertools.count(self.epoch):
+            num_read = num_rows = 0
+            for row in self._walk(epoch):
+                num_rows += 1
+                if row is not None:
+                    num_read += 1
+                    yield row
+            if num_rows and not num_read:
+                raise ValueError(f"None of the {num_rows} pictures can be read; see the log.")
+            # A worker process may have no rows at all.
+            if not self.endless or not num_rows:
+                return
+
+    def _walk(self, epoch: int) -> Iterator[dict[str, Any] | None]:
+        """The rows of an epoch, None for one whose picture is passed over."""
         from datasets import Image
 
         decoder = Image()
+        self.rows.set_epoch(epoch)
         for row in self.rows:
             try:
                 image = decoder.decode_example(row["image"])
@@ -201,8 +245,9 @@ class VisitedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
                 if self.on_error == "stop":
                     raise ValueError(f"{fault}; repair it, or skip such pictures.") from error
                 logger.warning("%s; it is left out.", fault)
+                yield None
                 continue
-            yield {**row, "image": image, "visit": Visit(self.epoch, row["image_id"])}
+            yield {**row, "image": image, "visit": Visit(epoch, row["image_id"])}
 
 
 def row_random(row: Mapping[str, Any], seed: int) -> random.Random | None:

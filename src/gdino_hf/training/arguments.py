@@ -7,7 +7,22 @@ from typing import Literal
 
 from transformers import TrainingArguments
 
+from ..evaluation.coco import METRICS
 from .parts import check_parts
+
+# Steps of a training that time ends.
+_NO_END = 10**7
+# Least value of numbers that transformers takes as they are.
+_LEAST = {
+    "learning_rate": 0.0,
+    "weight_decay": 0.0,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
+    "backbone_lr_factor": 0.0,
+    "text_lr_factor": 0.0,
+}
 
 
 @dataclass
@@ -121,6 +136,7 @@ class GDinoTrainingArguments(TrainingArguments):
     num_train_epochs: float = field(
         default=12.0, metadata={"help": "passes over the training set", "aliases": ["--epochs"]}
     )
+    max_steps: int = field(default=-1, metadata={"help": "steps in place of epochs; -1 for epochs"})
     learning_rate: float = field(default=1e-4, metadata={"help": "peak, of the trunk"})
     backbone_lr_factor: float = field(default=0.1, metadata={"help": "on the learning rate, for the image backbone"})
     text_lr_factor: float = field(default=0.1, metadata={"help": "on the learning rate, for the text encoder"})
@@ -132,28 +148,54 @@ class GDinoTrainingArguments(TrainingArguments):
         default=0.0, metadata={"help": "of the averaged weights that are measured and shipped; 0 for none"}
     )
     minutes: float | None = field(
-        default=None, metadata={"help": "train so long, over all runs; the learning rate follows the time"}
+        default=None,
+        metadata={"help": "train so long, over all runs, in place of epochs; the learning rate follows the time"},
     )
     weight_decay: float = field(default=1e-4, metadata={"help": "of matrices; norms and biases have none"})
     max_grad_norm: float = field(default=0.1, metadata={"help": "gradients are cut to this length"})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "linear, cosine, constant_with_warmup, ..."})
     logging_steps: float = field(default=10, metadata={"help": "steps between two lines of the log"})
+    save_steps: float = field(default=100, metadata={"help": "steps between two checkpoints"})
     save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints that stay"})
+    metric_for_best_model: str | None = field(
+        default=None, metadata={"help": "what load_best_model_at_end goes by: AP, AP50 or another of COCO's figures"}
+    )
+    accelerator_config: dict | str | None = field(
+        default=None, metadata={"help": "accelerate's own settings, as JSON or a file of it"}
+    )
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "leave off: photographs are needed"})
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "leave off: every trained parameter has a gradient in every step"}
     )
 
     def __post_init__(self) -> None:
+        if self.load_best_model_at_end or self.save_strategy == "best":
+            self._choose_metric()
+        if self.minutes is not None:
+            if self.minutes <= 0:
+                raise ValueError(f"minutes must be above 0, got {self.minutes}.")
+            if self.max_steps <= 0:
+                self.max_steps = _NO_END
+        if self.accelerator_config is None:
+            # Of streamed rows each process takes its own; photographs and boxes cannot be sent as one tensor.
+            self.accelerator_config = {"dispatch_batches": False}
         super().__post_init__()
         self.freeze = check_parts(self.freeze)
         if self.device.type == "cpu":
             # There is nothing to copy to, and PyTorch warns of it in every epoch.
             self.dataloader_pin_memory = False
-        for name in ("backbone_lr_factor", "text_lr_factor"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
+        for name, least in _LEAST.items():
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        if self.max_steps <= 0 and not self.num_train_epochs > 0:
+            raise ValueError(f"num_train_epochs must be above 0, got {self.num_train_epochs}.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}.")
-        if self.minutes is not None and self.minutes <= 0:
-            raise ValueError(f"minutes must be above 0, got {self.minutes}.")
+
+    def _choose_metric(self) -> None:
+        """What is best: the highest AP unless another of COCO's figures is named."""
+        name = (self.metric_for_best_model or "AP").removeprefix("eval_")
+        if name not in METRICS:
+            raise ValueError(f"metric_for_best_model must be one of {', '.join(METRICS)}, got {name}.")
+        self.metric_for_best_model = name
+        self.greater_is_better = True

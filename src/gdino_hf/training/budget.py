@@ -64,17 +64,18 @@ class Clock:
             self.before, self.started = float(json.loads(path.read_text(encoding="utf-8"))["seconds"]), None
 
 
-def by_time(clock: Clock, schedule: Callable[[int], float]) -> Callable[[int], float]:
-    """A factor on the learning rate that follows the clock instead of the steps.
+def by_time(clock: Clock, schedule: Callable[[int], float], most_steps: int) -> Callable[[int], float]:
+    """A factor on the learning rate that follows the clock, or the steps where these are nearer their end.
 
     Args:
         clock: With a limit.
         schedule: Factor after so many of `ticks()` steps.
+        most_steps: Steps that end the training before its time.
 
     Returns:
-        The factor now, whatever the step.
+        The factor after so many steps, now.
     """
-    return lambda step: schedule(round(clock.fraction * _TICKS))
+    return lambda step: schedule(round(min(1.0, max(clock.fraction, step / most_steps)) * _TICKS))
 
 
 def ticks() -> int:

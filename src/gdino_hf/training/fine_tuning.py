@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from transformers import set_seed
 
 from ..data.collator import GDinoDataCollator
 from ..data.negatives import PromptSampler
@@ -96,12 +102,15 @@ def read_data(arguments: DataArguments) -> DataSets:
     def apart(named: str | None, split: str, option: str) -> Split | None:
         return None if named is None else read_split(split_file(named, split, option))
 
+    zero_shot = apart(arguments.zero_shot, "val", "--zero-shot")
+    if zero_shot is not None and not zero_shot.labels:
+        raise ValueError(f"--zero-shot {zero_shot.path} has captions, of which there is no AP; name one with labels.")
     return DataSets(
         train=read_split(train, arguments.images, arguments.streaming),
         val=other(arguments.val, "val"),
         test=other(arguments.test, "test"),
         replay=apart(arguments.replay, "train", "--replay"),
-        zero_shot=apart(arguments.zero_shot, "val", "--zero-shot"),
+        zero_shot=zero_shot,
     )
 
 
@@ -145,8 +154,17 @@ def make_trainer(
 
     Returns:
         The trainer.
-    """
 
+    Raises:
+        ImportError: Something that is asked for is not installed.
+        TypeError: The optimizer or the schedule has no such option.
+        ValueError: Settings do not go together.
+    """
+    val = sets.val if sets.val is not None and sets.val.labels else None
+    if val is None and args.eval_strategy != "no":
+        raise ValueError("eval_strategy needs a data set with labels to measure on; name one as --val.")
+    if data.streaming and args.max_steps <= 0:
+        raise ValueError("streaming needs an end, as nobody knows how many rows there are; give max_steps or minutes.")
     size = processor.image_processor.size
 
     def collator(split: Split) -> Collator:
@@ -157,15 +175,14 @@ def make_trainer(
 
     collate, weights = collator(sets.train), None
     if data.streaming:
-        rows: Any = VisitedStream(sets.train.rows, seed=args.seed, on_error=data.unreadable)
+        rows: Any = VisitedStream(sets.train.rows, seed=args.seed, on_error=data.unreadable, endless=True)
     elif sets.replay is not None:
         mixture = Mixture(sets.train.rows, sets.replay.rows)
         rows, weights = VisitedRows(mixture, data.unreadable), mixture.weights(data.replay_share)
         collate = MixedCollator(collate, collator(sets.replay))
     else:
         rows = VisitedRows(sets.train.rows, data.unreadable)
-    val = sets.val if sets.val is not None and sets.val.labels else None
-    return GDinoTrainer(
+    trainer = GDinoTrainer(
         model,
         args,
         labels=[] if val is None else val.labels,
@@ -175,81 +192,113 @@ def make_trainer(
         processing_class=processor,
         data_collator=collate,
     )
+    trainer.check_settings()
+    return trainer
 
 
-def fine_tune(
-    model: Any,
-    processor: Any,
-    sets: DataSets,
-    data: DataArguments,
-    model_arguments: ModelArguments,
-    args: GDinoTrainingArguments,
-    resume: bool = False,
-) -> Outcome:
-    """Measure, train or go on training, measure again and export to `args.output_dir`.
+class FineTuning:
+    """A fine-tuning that is set up but has done nothing yet.
 
     Args:
-        model: A GDinoForObjectDetection.
+        model: A GDinoForObjectDetection; it is trained itself.
         processor: Its processor.
         sets: From `read_data`.
         data: How prompts and augmentation are.
         model_arguments: Size of photographs, denoising and adapters.
         args: How it is trained; `output_dir` gets checkpoints and the finished model.
-        resume: Go on from the last checkpoint in `output_dir`, if there is one.
-
-    Returns:
-        What it came to.
 
     Raises:
+        ImportError: Something that is asked for is not installed.
+        TypeError: The optimizer or the schedule has no such option.
         ValueError: Settings do not go together.
-        OSError: A photograph cannot be read, or a checkpoint not be written.
     """
-    folder = Path(args.output_dir)
-    outcome = Outcome(metrics=_before(model, processor, sets, args))
-    start = starting_weights(model) if data.start_share else None
-    model = fit_model(model, processor, model_arguments)
-    trainer = make_trainer(model, processor, sets, data, args)
-    last = last_checkpoint(folder) if resume else None
-    trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    parameters = count_parameters(trainer.model)
-    trainer.average_into_model()
-    detector = merge_adapters(trainer.model).eval()
-    if start is not None:
-        blend(detector, start, data.start_share)
-    if sets.final is not None:
-        outcome.final = _measure(detector, processor, sets.final, args)
-        outcome.metrics["after"] = outcome.final.figures
-    if sets.zero_shot is not None:
-        outcome.metrics["zero_shot_after"] = _measure(detector, processor, sets.zero_shot, args).figures
-    if args.should_save:
-        detector.save_pretrained(folder / MODEL_FOLDER)
-        processor.save_pretrained(folder / MODEL_FOLDER)
-    outcome.history = trainer.state.log_history
-    outcome.facts = {
-        "steps": trainer.state.global_step,
-        "minutes": round(trainer.clock.seconds / 60, 2),
-        "seed": args.seed,
-        "labels": sets.train.labels,
-        "parameters": {part: dict(zip(("all", "trained"), counts, strict=True)) for part, counts in parameters.items()},
-    }
-    return outcome
 
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        sets: DataSets,
+        data: DataArguments,
+        model_arguments: ModelArguments,
+        args: GDinoTrainingArguments,
+    ) -> None:
+        self.processor, self.sets, self.args = processor, sets, args
+        self.folder = Path(args.output_dir)
+        # Before training, photographs have the size that the model came with.
+        self.first_processor = copy.deepcopy(processor)
+        self.start_share = data.start_share
+        self.start = starting_weights(model) if data.start_share else None
+        # Adapters start at random, in every process alike.
+        set_seed(args.seed)
+        model = fit_model(model, processor, model_arguments)
+        self.trainer = make_trainer(model, processor, sets, data, args)
 
-def _before(model: Any, processor: Any, sets: DataSets, args: GDinoTrainingArguments) -> dict[str, dict[str, float]]:
-    """What the model finds before it learns, measured once for all the runs of a folder."""
-    path = Path(args.output_dir) / _BEFORE_FILE
-    if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
-    model.to(args.device)
-    wanted = {"before": sets.final, "zero_shot_before": sets.zero_shot}
-    metrics = {
-        name: _measure(model, processor, split, args).figures for name, split in wanted.items() if split is not None
-    }
-    if args.should_save:
-        path.write_text(json.dumps(metrics) + "\n", encoding="utf-8")
-    return metrics
+    def run(self, resume: bool = False) -> Outcome:
+        """Measure, train or go on training, measure again and export.
 
+        Args:
+            resume: Go on from the last checkpoint in `output_dir`, if there is one.
 
-def _measure(model: Any, processor: Any, split: Split, args: GDinoTrainingArguments) -> Measurement:
-    batch_size = args.per_device_eval_batch_size
-    return measure(model, processor, split.rows, split.labels, batch_size, progress=f"measure {split.name}")
+        Returns:
+            What it came to.
+
+        Raises:
+            ValueError: The checkpoint is of other settings.
+            OSError: A photograph cannot be read, or a checkpoint not be written.
+        """
+        args, trainer, sets = self.args, self.trainer, self.sets
+        outcome = Outcome(metrics=self._before())
+        last = last_checkpoint(self.folder) if resume else None
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        parameters = count_parameters(trainer.model)
+        trainer.average_into_model()
+        detector = merge_adapters(trainer.model).eval()
+        if self.start is not None:
+            blend(detector, self.start, self.start_share)
+        if sets.final is not None:
+            outcome.final = self._measure(detector, self.processor, sets.final)
+            outcome.metrics["after"] = outcome.final.figures
+        if sets.zero_shot is not None:
+            outcome.metrics["zero_shot_after"] = self._measure(detector, self.processor, sets.zero_shot).figures
+        if args.should_save:
+            detector.save_pretrained(self.folder / MODEL_FOLDER)
+            self.processor.save_pretrained(self.folder / MODEL_FOLDER)
+        outcome.history = trainer.state.log_history
+        outcome.facts = {
+            "steps": trainer.state.global_step,
+            "minutes": round(trainer.clock.seconds / 60, 2),
+            "seed": args.seed,
+            "labels": sets.train.labels,
+            "parameters": {
+                part: dict(zip(("all", "trained"), counts, strict=True)) for part, counts in parameters.items()
+            },
+        }
+        return outcome
+
+    def _before(self) -> dict[str, dict[str, float]]:
+        """What the model finds before it learns, measured once for all the runs of a folder."""
+        path = self.folder / _BEFORE_FILE
+        known: list[Any] = [None]
+        if self.args.should_save and path.is_file():
+            known = [json.loads(path.read_text(encoding="utf-8"))]
+        if PartialState().num_processes > 1:
+            broadcast_object_list(known)
+        if known[0] is not None:
+            return known[0]
+        wanted = {"before": self.sets.final, "zero_shot_before": self.sets.zero_shot}
+        detector = self.trainer.detector
+        metrics = {
+            name: self._measure(detector, self.first_processor, split).figures
+            for name, split in wanted.items()
+            if split is not None
+        }
+        if self.args.should_save:
+            # Whole or not there, whenever the process is killed.
+            unfinished = path.with_suffix(".unfinished")
+            unfinished.write_text(json.dumps(metrics) + "\n", encoding="utf-8")
+            os.replace(unfinished, path)
+        return metrics
+
+    def _measure(self, model: Any, processor: Any, split: Split) -> Measurement:
+        batch_size = self.args.per_device_eval_batch_size
+        return measure(model, processor, split.rows, split.labels, batch_size, progress=f"measure {split.name}")

@@ -27,6 +27,12 @@ def log_line(step: int, logs: Mapping[str, Any] | None) -> str:
 class ShortProgress(ProgressCallback):
     """The stock progress bar with short lines."""
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin the bar; where time ends the training, nobody knows after how many steps."""
+        super().on_train_begin(args, state, control, **kwargs)
+        if args.minutes is not None and self.training_bar is not None:
+            self.training_bar.total = None
+
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Write the line above the bar."""
         line = log_line(state.global_step, logs)

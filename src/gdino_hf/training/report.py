@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from ..evaluation.plots import plot_curves
@@ -12,7 +13,10 @@ from .fine_tuning import MODEL_FOLDER, DataSets, Outcome
 
 EVALUATION_FOLDER = "evaluation"
 _CARD_METRICS = ("AP", "AP50", "AP75")
+_TITLE = "## Fine-tuning"
 _FILL_IN = "## Fill in before sharing"
+# Up to the next section; a run that is resumed when it is finished writes its section again.
+_OWN_SECTION = re.compile(rf"^{_TITLE}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 
 
 def write_report(folder: Path, outcome: Outcome, sets: DataSets) -> list[str]:
@@ -81,7 +85,7 @@ def _complete_card(path: Path, outcome: Outcome, sets: DataSets) -> None:
     card = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True)
     facts, train = outcome.facts, sets.train
     section = [
-        "## Fine-tuning",
+        _TITLE,
         "",
         f"{train.name} with {len(train.labels)} names ({', '.join(train.labels[:20])}"
         f"{', ...' if len(train.labels) > 20 else ''}), {facts['steps']} steps in {facts['minutes']:.1f} minutes, seed "
@@ -90,7 +94,7 @@ def _complete_card(path: Path, outcome: Outcome, sets: DataSets) -> None:
     if sets.replay is not None:
         section.append(f"Rows of {sets.replay.name} were mixed in against forgetting.")
     section += ["", summary(outcome, sets), ""]
-    head, found, tail = card.text.partition(_FILL_IN)
+    head, found, tail = _OWN_SECTION.sub("", card.text).partition(_FILL_IN)
     card.text = f"{head.rstrip()}\n\n" + "\n".join(section) + (f"\n{found}{tail}" if found else "")
     if sets.final is not None:
         card.data.model_name = card.data.model_name or path.parent.parent.name
@@ -108,12 +112,14 @@ def _complete_card(path: Path, outcome: Outcome, sets: DataSets) -> None:
     path.write_text(str(card), encoding="utf-8")
 
 
-def push(folder: Path, repository: str) -> str:
+def push(folder: Path, repository: str, private: bool | None = None, token: str | None = None) -> str:
     """Upload the finished model with its card and figures.
 
     Args:
         folder: Of the run.
         repository: "user/name".
+        private: Whether a repository that is created is private; None for the account's own choice.
+        token: Of the account; None for the one that is logged in.
 
     Returns:
         The address of the upload.
@@ -123,9 +129,9 @@ def push(folder: Path, repository: str) -> str:
     """
     from huggingface_hub import HfApi
 
-    api = HfApi()
+    api = HfApi(token=token)
     try:
-        name = api.create_repo(repository, exist_ok=True).repo_id
+        name = api.create_repo(repository, private=private, exist_ok=True).repo_id
         return str(api.upload_folder(repo_id=name, folder_path=folder / MODEL_FOLDER, commit_message="Fine-tuned"))
     # The Hub's client raises whatever a connection can fail with.
     except Exception as error:

@@ -12,6 +12,8 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 UNFINISHED = "unfinished"
+# Bytes that no checkpoint fits in.
+_FULL = 2**20
 _STATE_FILE = "trainer_state.json"
 
 
@@ -56,12 +58,15 @@ def saving(run: Path) -> Iterator[Path]:
         yield unfinished
     # A full disk is an OSError here, a SafetensorError there, and a RuntimeError to torch.save.
     except (OSError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        if shutil.disk_usage(run).free < _FULL:
+            # torch.save speaks of positions in its file.
+            reason = "no space is left on the device"
         shutil.rmtree(unfinished, ignore_errors=True)
         last = last_checkpoint(run)
         left = f"{last} is whole" if last is not None else "there was none before"
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise SavingError(
-            f"The checkpoint cannot be written to {run} ({reason}); {left}: make room and go on with --resume."
+            f"The checkpoint cannot be written to {run} ({reason}); {left}: make room and go on with --resume {run}."
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -76,11 +77,23 @@ class GDinoTrainer(Trainer):
         # Of the batches that make up the step under way; none where one batch is the whole step.
         self._batch_weights: Iterator[float] = iter(())
 
+    @property
+    def detector(self) -> Any:
+        """The GDinoForObjectDetection that is trained, or inside the adapters that are."""
+        return _plain(self.model)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if not isinstance(self.train_dataset, VisitedRows):
             return super()._get_train_sampler(train_dataset)
-        weights = self.row_weights
-        self.sampler = VisitSampler(len(self.train_dataset), seed=self.args.seed, weights=weights)
+        args = self.args
+        step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        self.sampler = VisitSampler(
+            len(self.train_dataset),
+            seed=args.seed,
+            weights=self.row_weights,
+            # Short steps cannot be parted among processes evenly.
+            multiple=1 if args.dataloader_drop_last else step,
+        )
         return self.sampler
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -92,6 +105,19 @@ class GDinoTrainer(Trainer):
             kind, options = self.get_optimizer_cls_and_kwargs(args, self.model)
             self.optimizer = kind(groups, **options)
         return self.optimizer
+
+    def check_settings(self) -> None:
+        """Try what training begins with, so that a mistake shows before anything long is done.
+
+        Raises:
+            ImportError: The optimizer is not installed.
+            TypeError: The optimizer or the schedule has no such option.
+            ValueError: Nothing can be trained, or a setting is out of range.
+        """
+        self.create_optimizer_and_scheduler(num_training_steps=1)
+        # Made anew where the model may have been parted among devices.
+        self.optimizer = self.lr_scheduler = None
+        self._created_lr_scheduler = False
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The stock schedule over the steps, or over the time where that is limited."""
@@ -109,9 +135,17 @@ class GDinoTrainer(Trainer):
             raise ValueError(f"minutes cannot drive the schedule {args.lr_scheduler_type}; use linear or cosine.")
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"]
-        self.lr_scheduler = LambdaLR(optimizer, [by_time(self.clock, factor) for factor in stock.lr_lambdas])
+        factors = [by_time(self.clock, factor, num_training_steps) for factor in stock.lr_lambdas]
+        self.lr_scheduler = LambdaLR(optimizer, factors)
         self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # The stock loop sees that a training is over after a step only: one that is resumed would go beyond its end.
+        if self.state.global_step >= self.state.max_steps or self.clock.fraction >= 1:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """The batches of one step, and how much of its boxes each has."""
@@ -180,7 +214,7 @@ class GDinoTrainer(Trainer):
         was_training = self.model.training
         with self.averaged():
             batch_size = self.args.per_device_eval_batch_size
-            found = measure(_plain(self.model), self.processing_class, rows, self.labels, batch_size).figures
+            found = measure(self.detector, self.processing_class, rows, self.labels, batch_size).figures
         self.model.train(was_training)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(metrics)
@@ -211,6 +245,12 @@ class GDinoTrainer(Trainer):
                 publish(run, step, self.state, self.args.save_total_limit)
             self.accelerator.wait_for_everyone()
 
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.average is not None:
+            # What was best is the average.
+            self.average.load(Path(self.state.best_model_checkpoint))
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             self.clock.load(Path(checkpoint))
@@ -229,6 +269,9 @@ class _Steps(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.clock.start()
+        if args.should_save:
+            # Of a checkpoint that a killed run was writing nothing may get into the next one.
+            shutil.rmtree(Path(args.output_dir) / UNFINISHED, ignore_errors=True)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # Where a resumed run of several processes skips batches, the data loader does not find the sampler.
