@@ -7,6 +7,8 @@ import json
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -201,3 +203,11 @@ def test_half_written_checkpoint_is_passed_over(tmp_path):
     assert last_checkpoint(tmp_path).name == "checkpoint-10"
     shutil.rmtree(tmp_path / "checkpoint-10")
     assert last_checkpoint(tmp_path).name == "checkpoint-9"
+
+
+def test_without_the_extra_it_says_what_to_install(tmp_path):
+    code = "import sys; sys.modules['accelerate'] = None; from gdino_hf.cli import main; sys.exit(main(['train', 'x']))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == 2
+    assert run.stderr.splitlines()[-1].endswith('training needs accelerate; pip install "gdino-hf[train]"')
+    assert "Traceback" not in run.stderr

@@ -41,9 +41,12 @@ def run(args: argparse.Namespace) -> int:
     import torch
     from safetensors import SafetensorError
 
-    from gdino_hf.training.fine_tuning import FineTuning, read_data
-    from gdino_hf.training.report import push, summary, write_report
-    from gdino_hf.training.saving import SavingError, last_checkpoint
+    try:
+        from gdino_hf.training.fine_tuning import FineTuning, read_data
+        from gdino_hf.training.report import push, summary, write_report
+        from gdino_hf.training.saving import SavingError, last_checkpoint
+    except ModuleNotFoundError as error:
+        raise UsageError(f'training needs {error.name}; pip install "gdino-hf[train]"') from error
 
     from .detector import Detector
 

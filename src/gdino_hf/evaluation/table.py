@@ -61,6 +61,8 @@ def read_table(path: str | Path) -> list[TableEntry]:
     """
     import yaml
 
+    if not Path(path).exists():
+        raise ValueError(f"{path} cannot be read as YAML: it does not exist.")
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
