@@ -78,5 +78,5 @@ def test_fine_tuning_command_learns_three_names_of_blood_cells(shared, tmp_path,
     metrics = json.loads((checkout / "runs" / "train" / "bccd" / "metrics.json").read_text())["metrics"]
     assert metrics["before"]["AP50"] < 0.05
     assert metrics["after"]["AP50"] >= LEAST_AP50
-    # Unguarded, what is left is 0.03 of 0.26.
+    # Unguarded, what is left is 0.04 of 0.26.
     assert metrics["zero_shot_after"]["AP50"] > 0.7 * metrics["zero_shot_before"]["AP50"]
