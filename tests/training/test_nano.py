@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from gdino_hf.training import nano
+from gdino_hf.training import budget, nano
 from gdino_hf.training.closed_set import DETECTOR_FILE
 
 NAMES = ["red", "blue"]
@@ -84,41 +84,39 @@ def test_schedule_rises_stays_and_falls():
 
 def test_clock_goes_on_where_it_was(tmp_path, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(nano.time, "monotonic", lambda: now[0])
-    clock = nano.Clock(tmp_path, minutes=10)
+    monkeypatch.setattr(budget.time, "monotonic", lambda: now[0])
+    clock = budget.Clock(minutes=10)
+    clock.start()
     now[0] += 150
+    clock.tick()
     assert clock.fraction == pytest.approx(0.25)
-    clock.save()
+    clock.save(tmp_path)
     now[0] += 1000
-    again = nano.Clock(tmp_path, minutes=10)
+    again = budget.Clock(minutes=10)
+    again.load(tmp_path)
     assert again.fraction == pytest.approx(0.25)
+    again.start()
     now[0] += 1000
+    again.tick()
     assert again.fraction == 1.0
 
 
-def test_average_follows_the_weights(tmp_path):
+def test_a_run_goes_on_from_its_last_whole_checkpoint(tmp_path):
     model = torch.nn.Linear(1, 1, bias=False)
-    model.weight.data.fill_(1.0)
-    average = nano.Average(model, nano.Clock(tmp_path, 10), tmp_path / "log.jsonl")
-    model.weight.data.fill_(2.0)
-    state, control = SimpleNamespace(global_step=1), SimpleNamespace()
-    average.on_step_end(None, state, control, model=model)
-    # Decay (1 + 1) / (10 + 1) in the first step, so that the random start is soon forgotten.
-    assert average.weights["weight"].item() == pytest.approx(2 / 11 * 1 + 9 / 11 * 2)
-    state.global_step = 10**6
-    average.on_step_end(None, state, control, model=model)
-    assert average.weights["weight"].item() == pytest.approx(0.998 * 20 / 11 + 0.002 * 2)
-    average.put_into(model)
-    assert model.weight.item() == pytest.approx(0.998 * 20 / 11 + 0.002 * 2)
-
-
-def test_unfinished_checkpoints_are_passed_over(tmp_path):
-    assert nano.last_checkpoint(tmp_path) is None
+    run, last = nano.timed_run(model, tmp_path, minutes=10)
+    assert last is None
+    args, control = SimpleNamespace(output_dir=str(tmp_path)), SimpleNamespace()
     for step in (9, 10, 11):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-    for step in (9, 10):
-        (tmp_path / f"checkpoint-{step}" / nano.AVERAGE_FILE).touch()
-    assert nano.last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+        checkpoint = tmp_path / f"checkpoint-{step}"
+        checkpoint.mkdir()
+        model.weight.data.fill_(step)
+        run.on_step_end(args, SimpleNamespace(global_step=step), control)
+        if step < 11:
+            run.on_save(args, SimpleNamespace(global_step=step), control)
+            kept = run.average.weights["weight"].clone()
+    again, last = nano.timed_run(model, tmp_path, minutes=10)
+    assert last == tmp_path / "checkpoint-10"
+    assert torch.equal(again.average.weights["weight"], kept)
 
 
 def test_repeated_rows_appear_by_their_factors():

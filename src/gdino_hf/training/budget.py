@@ -62,6 +62,7 @@ class Clock:
         path = folder / CLOCK_FILE
         if path.is_file():
             self.before, self.started = float(json.loads(path.read_text(encoding="utf-8"))["seconds"]), None
+            self.tick()
 
 
 def by_time(clock: Clock, schedule: Callable[[int], float], most_steps: int) -> Callable[[int], float]:

@@ -27,13 +27,11 @@ import argparse
 import json
 import math
 import random
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
 
@@ -49,11 +47,13 @@ from ..model.image_processing_gdino import GDinoImageProcessor
 from ..model.modeling_gdino import GDinoForObjectDetection
 from ..model.processing_gdino import GDinoProcessor
 from ..model.text_prompt import phrase_structure, special_token_ids
+from .average import WeightAverage
+from .budget import CLOCK_FILE, Clock
 from .closed_set import ClosedSetHead, dense_loss, start_from_classifier
+from .saving import last_checkpoint
 
 EMA_DECAY = 0.998
 SAVE_EVERY_SECONDS = 240.0
-AVERAGE_FILE = "average.safetensors"
 
 
 def build(
@@ -133,34 +133,6 @@ def warm_start(
     model.train()
 
 
-class Clock:
-    """Time spent in training, over all the runs of a folder.
-
-    Args:
-        folder: Where the time is written down.
-        minutes: The limit.
-    """
-
-    def __init__(self, folder: Path, minutes: float) -> None:
-        self.path, self.limit = folder / "clock.json", 60.0 * minutes
-        self.before = json.loads(self.path.read_text())["seconds"] if self.path.exists() else 0.0
-        self.started = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """Used so far."""
-        return self.before + time.monotonic() - self.started
-
-    @property
-    def fraction(self) -> float:
-        """Used so far, as a part of the limit, at most 1."""
-        return min(1.0, self.seconds / self.limit)
-
-    def save(self) -> None:
-        """Write the time down."""
-        self.path.write_text(json.dumps({"seconds": self.seconds}))
-
-
 def learning_rate(fraction: float) -> float:
     """Factor on the peak after a part (0..1) of the time: a short rise, level to half of it, then a straight line."""
     if fraction < 0.02:
@@ -168,44 +140,37 @@ def learning_rate(fraction: float) -> float:
     return min(1.0, 0.02 + 0.98 * (1 - fraction) / 0.5)
 
 
-class Average(TrainerCallback):
-    """Exponential moving average of the trained weights, and the budget of time.
+class TimedRun(TrainerCallback):
+    """The budget of time, averaged weights and the log around a stock Trainer.
 
     Args:
-        model: Its parameters that require a gradient are averaged.
+        average: Of the trained weights, on the model's device.
         clock: Says when to stop.
         log: File that gets a line of JSON per log.
     """
 
-    def __init__(self, model: torch.nn.Module, clock: Clock, log: Path) -> None:
-        self.clock, self.log, self.saved = clock, log, time.monotonic()
-        self.weights: dict[str, Tensor] = {
-            name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad
-        }
+    def __init__(self, average: WeightAverage, clock: Clock, log: Path) -> None:
+        self.average, self.clock, self.log, self.saved = average, clock, log, clock.seconds
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Follow the model to its device."""
-        device = next(model.parameters()).device
-        self.weights = {name: weight.to(device) for name, weight in self.weights.items()}
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self.clock.start()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Average, and stop or save when it is time."""
-        # Early averages forget the random start quickly.
-        decay = min(EMA_DECAY, (1 + state.global_step) / (10 + state.global_step))
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if name in self.weights:
-                    self.weights[name].lerp_(parameter, 1 - decay)
+        self.average.update(state.global_step)
+        self.clock.tick()
         if self.clock.fraction >= 1:
             control.should_training_stop = control.should_save = True
-        elif time.monotonic() - self.saved > SAVE_EVERY_SECONDS:
+        elif self.clock.seconds - self.saved > SAVE_EVERY_SECONDS:
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Keep the average and the time beside the checkpoint."""
-        self.saved = time.monotonic()
-        save_file(self.weights, Path(args.output_dir) / f"checkpoint-{state.global_step}" / AVERAGE_FILE)
-        self.clock.save()
+        """Keep the average and the time in the checkpoint, of which the time is the last file."""
+        self.saved = self.clock.seconds
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self.average.save(checkpoint)
+        self.clock.save(checkpoint)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """One line of JSON per log."""
@@ -213,9 +178,25 @@ class Average(TrainerCallback):
         with self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def put_into(self, model: torch.nn.Module) -> None:
-        """Replace the model's trained weights by their average."""
-        model.load_state_dict(self.weights, strict=False)
+
+def timed_run(model: torch.nn.Module, folder: Path, minutes: float) -> tuple[TimedRun, Path | None]:
+    """What a recipe needs to go on where it was stopped.
+
+    Args:
+        model: On its device.
+        folder: Of checkpoints and log.jsonl.
+        minutes: Of training, over all runs of the folder.
+
+    Returns:
+        The callback, its average and clock as they were, and the last whole checkpoint if there is one.
+    """
+    run = TimedRun(WeightAverage(model, EMA_DECAY), Clock(minutes), folder / "log.jsonl")
+    last = last_checkpoint(folder, last_file=CLOCK_FILE)
+    if last is not None:
+        run.average.load(last)
+        run.clock.load(last)
+        run.saved = run.clock.seconds
+    return run, last
 
 
 class NanoTrainer(Trainer):
@@ -309,12 +290,6 @@ class Repeated(torch.utils.data.Dataset):
         return self.rows[self.indices[index]]
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end."""
-    complete = [path.parent for path in folder.glob(f"checkpoint-*/{AVERAGE_FILE}")]
-    return max(complete, key=lambda path: int(path.name.split("-")[1]), default=None)
-
-
 def train(args: argparse.Namespace) -> dict[str, Any]:
     """Train, or go on training, measure and export; returns the figures."""
     torch.manual_seed(args.seed)
@@ -333,7 +308,9 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         model.load_state_dict(GDinoForObjectDetection.from_pretrained(args.start).state_dict())
     else:
         warm_start(model, processor, teacher, rows, names)
-    last = last_checkpoint(output)
+    # The average is on the model's device from the beginning.
+    run, last = timed_run(model.to(args.device), output, args.minutes)
+    clock = run.clock
     steps = 0 if last is None else int(last.name.split("-")[1])
     collator = GDinoDataCollator(
         processor,
@@ -349,14 +326,10 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         seed=args.seed + steps,
         return_text=True,
     )
-    clock = Clock(output, args.minutes)
     trainable = [p for p in model.parameters() if p.requires_grad]
     # One pass over all parameters: on a CPU, hundreds of small tensors otherwise cost more than their arithmetic.
     optimizer = torch.optim.AdamW(trainable, lr=args.learning_rate, weight_decay=1e-4, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(clock.fraction))
-    average = Average(model, clock, output / "log.jsonl")
-    if last is not None:
-        average.weights = load_file(last / AVERAGE_FILE)
     trainer = NanoTrainer(
         model=model,
         teacher=teacher,
@@ -381,12 +354,12 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         train_dataset=Repeated(rows, repeat_factors(rows["names"], args.rare), args.seed),
         data_collator=collator,
         optimizers=(optimizer, schedule),
-        callbacks=[average],
+        callbacks=[run],
     )
     if clock.fraction < 1:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
         steps = trainer.state.global_step
-    average.put_into(model)
+    run.average.put_into_model()
     model.eval()
     figures: dict[str, Any] = {
         "minutes": clock.seconds / 60,

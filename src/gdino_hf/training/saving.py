@@ -21,11 +21,12 @@ class SavingError(OSError):
     """A checkpoint cannot be written: the message says why and what is left."""
 
 
-def last_checkpoint(folder: Path) -> Path | None:
+def last_checkpoint(folder: Path, last_file: str = _STATE_FILE) -> Path | None:
     """The newest whole checkpoint of a run.
 
     Args:
         folder: The run's folder.
+        last_file: What is written last, without which a checkpoint is not whole.
 
     Returns:
         The checkpoint's folder, None where there is none.
@@ -33,7 +34,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     found = [
         path
         for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if path.name.split("-")[-1].isdigit() and (path / _STATE_FILE).is_file()
+        if path.name.split("-")[-1].isdigit() and (path / last_file).is_file()
     ]
     return max(found, key=lambda path: int(path.name.split("-")[-1]), default=None)
 

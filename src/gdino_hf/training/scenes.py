@@ -31,7 +31,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from transformers import BertConfig, BertTokenizerFast, Trainer, TrainingArguments
 
 from ..data.collator import GDinoDataCollator
@@ -45,7 +44,7 @@ from ..model.modeling_gdino import GDinoForObjectDetection
 from ..model.processing_gdino import GDinoProcessor
 from ..model.text_prompt import special_token_ids
 from ..visualize import draw_detections
-from .nano import AVERAGE_FILE, Average, Clock, last_checkpoint, learning_rate
+from .nano import learning_rate, timed_run
 
 # No seed of a training set reaches these.
 TEST_SEED = 2**31
@@ -167,17 +166,14 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     model, processor = build(args.image_size)
-    last = last_checkpoint(output)
+    run, last = timed_run(model, output, args.minutes)
+    clock = run.clock
     done = 0 if last is None else int(last.name.split("-")[1])
-    clock = Clock(output, args.minutes)
     # One pass over all parameters: on a CPU, hundreds of small tensors otherwise cost more than their arithmetic.
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=1e-4, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate(min(1.0, max(clock.fraction, step / args.steps)))
     )
-    average = Average(model, clock, output / "log.jsonl")
-    if last is not None:
-        average.weights = load_file(last / AVERAGE_FILE)
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
@@ -202,13 +198,13 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
             processor, prompt_sampler=PromptSampler(SEEN, (12, len(SEEN))), seed=args.seed + done
         ),
         optimizers=(optimizer, schedule),
-        callbacks=[average],
+        callbacks=[run],
     )
     if clock.fraction < 1 and done < args.steps:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
         done = trainer.state.global_step
     minutes = clock.seconds / 60
-    average.put_into(model)
+    run.average.put_into_model()
     model.eval()
     model.save_pretrained(output / "model")
     processor.save_pretrained(output / "model")
