@@ -90,4 +90,4 @@ def test_a_checkpoint_that_transformers_cannot_read_is_refused(tiny_folder, caps
 def test_sizes_are_whole_numbers(capsys):
     with pytest.raises(SystemExit):
         main(["bench", "--size", "0", "64"])
-    assert "'0' is not a whole number above 0" in capsys.readouterr().err
+    assert "'0' is not a whole number of at least 1" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from typing import Any
 
 from .errors import UsageError
 from .inputs import parse_labels
+from .numbers import positive
 
 HELP = "time a model stage by stage, alone or against transformers"
 STAGES = ("image features", "text features", "encoder", "decoder", "selection and heads", "post-processing")
@@ -31,15 +32,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument(
         "--size",
-        type=_positive,
+        type=positive,
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
         help="pixels the network sees (default: the model's own, 800 1066 for random)",
     )
-    parser.add_argument("--batch", type=_positive, default=1, help="images at once (default: %(default)s)")
+    parser.add_argument("--batch", type=positive, default=1, help="images at once (default: %(default)s)")
     parser.add_argument("--labels", default="cat, remote control", help="as in gdino detect (default: %(default)s)")
-    parser.add_argument("--threads", type=_positive, help="CPU threads (default: torch's)")
-    parser.add_argument("--repeats", type=_positive, default=5, help="runs of which the median counts (default: 5)")
+    parser.add_argument("--threads", type=positive, help="CPU threads (default: torch's)")
+    parser.add_argument("--repeats", type=positive, default=5, help="runs of which the median counts (default: 5)")
     parser.add_argument("--plain", action="store_true", help="without optimize_for_inference(), which runs on a CPU")
     parser.add_argument(
         "--against", choices=("transformers",), help="also run this, in turn with ours in one process, in float32"
@@ -341,11 +342,3 @@ def _ratios(against: dict[str, Any]) -> str:
     ]
     rest = [f"{name.replace('_', ' ')}: {value:.3g}" for name, value in against.items() if isinstance(value, float)]
     return "\n".join(["", *lines, *rest])
-
-
-def _positive(text: str) -> int:
-    """An argparse type: a whole number above zero."""
-    value = int(text) if text.isdigit() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return value

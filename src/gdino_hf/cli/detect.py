@@ -9,6 +9,7 @@ from typing import Any
 
 from .errors import INTERRUPTED, OutputError, UsageError
 from .inputs import ImageInput, collect_images, parse_labels
+from .numbers import fraction
 from .report_file import ReportFile
 
 HELP = "find what the labels name in photographs"
@@ -28,16 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--negative", metavar="LABELS", help="labels that compete but are left out of the results")
     parser.add_argument("--model", default="nano", help="Hub id, folder or nano (default: %(default)s)")
     parser.add_argument(
-        "--threshold", type=_fraction, default=0.3, help="lowest score of a detection, 0..1 (default: %(default)s)"
+        "--threshold", type=fraction, default=0.3, help="lowest score of a detection, 0..1 (default: %(default)s)"
     )
     parser.add_argument(
         "--text-threshold",
-        type=_fraction,
+        type=fraction,
         help=f"lowest score of a label's best token, 0..1 (default: {TEXT_THRESHOLD}, or --threshold if lower)",
     )
     parser.add_argument(
         "--nms",
-        type=_fraction,
+        type=fraction,
         metavar="IOU",
         help="drop the lesser of two boxes of a label whose IoU is above this, 0..1",
     )
@@ -235,14 +236,3 @@ def _count(report: dict[str, Any]) -> str:
     detections = sum(len(image["detections"]) for image in report["images"])
     count = f"{detections} detection{'s' * (detections != 1)} in {done} image{'s' * (done != 1)}"
     return f"{count}; {failed} input{'s' * (failed != 1)} failed, see above" if failed else count
-
-
-def _fraction(text: str) -> float:
-    """An argparse type: a number in 0..1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return value

@@ -15,6 +15,7 @@ from typing import Any
 
 from .errors import INTERRUPTED, OutputError, UsageError
 from .inputs import parse_labels
+from .numbers import fraction, positive
 from .run_folder import new_run_folder
 
 HELP = "measure a model on annotated images, or stored predictions without it"
@@ -52,17 +53,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="COCO's AP, LVIS' fixed AP, recall of a caption's phrases, or accuracy of referring expressions (default: "
         "what DATA is annotated for; referring has to be asked for)",
     )
-    parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N images")
-    parser.add_argument("--batch", type=_positive, default=8, help="images at once (default: %(default)s)")
+    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N images")
+    parser.add_argument("--batch", type=positive, default=8, help="images at once (default: %(default)s)")
     parser.add_argument(
         "--max-detections",
-        type=_positive,
+        type=positive,
         metavar="N",
         help=f"kept per image (default: {_MAX_DETECTIONS}; of LVIS all that its prompts give, {_LVIS_PER_PROMPT} each)",
     )
     parser.add_argument(
         "--labels-per-prompt",
-        type=_positive,
+        type=positive,
         metavar="N",
         help=f"most labels of one prompt (default: as many as it holds; of LVIS {_LVIS_LABELS})",
     )
@@ -73,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--threshold",
-        type=_fraction,
+        type=fraction,
         help="score from which on detections count in the confusion matrix and are drawn, 0..1 (default: where F1 is "
         "highest)",
     )
@@ -389,21 +390,3 @@ def _count(task: _Task, evaluation: Any, predictions: Any) -> str:
     if judged < there:
         count += f" of {there}"
     return f"{count}; {failed} could not be used, see above and metrics.json" if failed else count
-
-
-def _positive(text: str) -> int:
-    """An argparse type: a whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def _fraction(text: str) -> float:
-    """An argparse type: a number in 0..1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return value

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from ..model.text_prompt import shorten
 from .coco import image_folder, load_coco, photograph
 from .formats import annotation_file, annotation_format
 from .negatives import name_key
@@ -26,7 +27,7 @@ from .odvg import (
     parse_line,
     read_label_map,
 )
-from .rows import LARGEST_SIDE, clip, corners, is_file, picture_path, reason, shown, text, whole
+from .rows import LARGEST_SIDE, clip, corners, is_file, picture_path, reason, text, whole
 
 # How far a box may leave its picture, in pixels: the rounding of annotation tools.
 _TOLERANCE = 1.0
@@ -194,11 +195,11 @@ class _Check:
         """Look at a picture's file."""
         name = os.path.relpath(path, self.folder)
         if name in self._files:
-            self.add("repeated files", shown(name))
+            self.add("repeated files", shorten(name))
             return
         self._files.add(name)
         if not is_file(path):
-            self.add("missing files", shown(name))
+            self.add("missing files", shorten(name))
             return
         try:
             with Image.open(path) as picture:
@@ -209,11 +210,11 @@ class _Check:
                     ImageOps.exif_transpose(picture).load()
         # Decoders raise whatever a damaged file leads them to.
         except Exception as error:
-            self.add("unreadable files", f"{shown(name)}: {reason(error)[:80]}")
+            self.add("unreadable files", f"{shorten(name)}: {reason(error)[:80]}")
             return
         if size != (width, height):
             how = ", turned by its EXIF mark" if turned else ""
-            self.add("wrong sizes", f"{shown(name)}: {size[0]}x{size[1]}{how}, not {width}x{height}")
+            self.add("wrong sizes", f"{shorten(name)}: {size[0]}x{size[1]}{how}, not {width}x{height}")
 
     def box(self, box: tuple[float, float, float, float], width: int, height: int, where: str) -> None:
         """Look at a box, xyxy as annotated."""
@@ -231,7 +232,7 @@ class _Check:
         try:
             text(name, where)
         except ValueError:
-            self.add("broken names", f"{where}: {shown(name)}")
+            self.add("broken names", f"{where}: {shorten(name)}")
             return
         self.boxes_per_name.setdefault(name, 0)
 
@@ -241,19 +242,19 @@ class _Check:
         for name, count in self.boxes_per_name.items():
             alike.setdefault(name_key(name), []).append(name)
             if count == 0:
-                self.add("empty classes", shown(name))
+                self.add("empty classes", shorten(name))
             if not self.are_phrases and ("." in name or "?" in name):
-                self.add("names with marks", shown(name))
+                self.add("names with marks", shorten(name))
         for spellings in alike.values():
             if len(spellings) > 1 and not self.are_phrases:
-                self.add("alike names", " = ".join(map(shown, spellings)))
+                self.add("alike names", " = ".join(map(shorten, spellings)))
 
 
 def _check_coco(check: _Check, file: Path) -> None:
     content = load_coco(file)
     names: dict[int, Any] = {}
     for category in content["categories"]:
-        where = f"category {shown(category.get('id'))}"
+        where = f"category {shorten(category.get('id'))}"
         try:
             number = whole(category.get("id"), "its id", -LARGEST_SIDE)
         except ValueError as error:
@@ -261,7 +262,7 @@ def _check_coco(check: _Check, file: Path) -> None:
             continue
         name = category.get("name")
         if name in names.values():
-            check.add("repeated names", shown(name))
+            check.add("repeated names", shorten(name))
         names[number] = name
         check.name(name, where)
     sizes: dict[int, tuple[int, int]] = {}
@@ -287,7 +288,7 @@ def _check_annotations(
     without = set(sizes)
     for annotation in annotations:
         check.num_boxes += 1
-        where = f"annotation {shown(annotation.get('id'))}"
+        where = f"annotation {shorten(annotation.get('id'))}"
         image, category = annotation.get("image_id"), annotation.get("category_id")
         size = sizes.get(image) if isinstance(image, (int, float)) else None
         if isinstance(category, (int, float)) and category in names:
@@ -295,14 +296,14 @@ def _check_annotations(
             if isinstance(name := names[category], str):
                 check.boxes_per_name[name] += 1
         else:
-            check.add("unknown classes", f"{where}: category_id {shown(category)}")
+            check.add("unknown classes", f"{where}: category_id {shorten(category)}")
         try:
             box = corners(annotation.get("bbox"), "xywh")
         except ValueError as error:
             check.add("broken boxes", f"{where}: {error}")
             continue
         if size is None:
-            check.add("unknown images", f"{where}: image_id {shown(image)}")
+            check.add("unknown images", f"{where}: image_id {shorten(image)}")
             continue
         check.box(box, *size, where)
         without.discard(image)
@@ -317,7 +318,7 @@ def _check_odvg(check: _Check, file: Path) -> None:
         check.name(name, "label map")
     for name, count in Counter(names.values()).items():
         if count > 1:
-            check.add("repeated names", shown(name))
+            check.add("repeated names", shorten(name))
     for number, line in tqdm(odvg_lines(file), desc="check pictures", disable=None, leave=False):
         check.num_images += 1
         where = f"line {number + 1}"
@@ -337,7 +338,7 @@ def _check_odvg(check: _Check, file: Path) -> None:
             check.add("broken entries", f"{where}: {error}")
             continue
         if not entries:
-            check.add("images without boxes", shown(name))
+            check.add("images without boxes", shorten(name))
         for entry in entries:
             _check_entry(check, entry, names, caption, (width, height), where)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from ..model.text_prompt import shorten
 from .rows import (
     LARGEST_SIDE,
     clip,
@@ -16,7 +17,6 @@ from .rows import (
     make_stream,
     picture_path,
     read_json,
-    shown,
     text,
     whole,
 )
@@ -204,9 +204,9 @@ def _row(
             box = clip(corners(annotation.get("bbox"), "xywh"), width, height)
             category = annotation.get("category_id")
             if not isinstance(category, (int, float)) or category not in names:
-                raise ValueError(f"category_id {shown(category)} is not among the file's categories")
+                raise ValueError(f"category_id {shorten(category)} is not among the file's categories")
         except ValueError as error:
-            raise ValueError(f"in annotation {shown(annotation.get('id'))}, {error}") from None
+            raise ValueError(f"in annotation {shorten(annotation.get('id'))}, {error}") from None
         if box is not None:
             row["boxes"].append(box)
             row["names"].append(names[int(category)])

@@ -11,10 +11,10 @@ import numpy as np
 
 from ..model.caption_prompt import build_caption, phrase_tokens
 from ..model.image_processing_gdino import load_image
-from ..model.text_prompt import Prompt, build_prompt
+from ..model.text_prompt import Prompt, build_prompt, shorten
 from .captions import fit_caption
 from .prompts import PromptRoom
-from .rows import reason, shown
+from .rows import reason
 from .transforms import RandomChoiceResize, Transform
 from .visits import row_random
 
@@ -148,7 +148,7 @@ class GDinoDataCollator:
             try:
                 phrase_tokens(prompt, pairs)
             except ValueError as error:
-                logger.warning("The phrase %s is left out with its box: %s.", shown(name), reason(error))
+                logger.warning("The phrase %s is left out with its box: %s.", shorten(name), reason(error))
                 continue
             items.append({"bbox": _xywh(box), "tokens_positive": pairs})
         return prompt, items
@@ -162,7 +162,7 @@ class GDinoDataCollator:
         crowd = row.get("crowd") or [False] * len(row["names"])
         for name, is_crowd in zip(row["names"], crowd, strict=True):
             if not is_crowd and self._prompts.key(str(name)) not in self._label_keys:
-                raise ValueError(f"The annotated class {shown(name)} is not among the labels; add it to them.")
+                raise ValueError(f"The annotated class {shorten(name)} is not among the labels; add it to them.")
 
     def _at_one_stage(self, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Where a transform brought some images to the model's size and left others, bring those to the usual one."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..model.caption_prompt import check_pair
+from ..model.text_prompt import shorten
 from .coco import image_folder
 from .rows import (
     LARGEST_SIDE,
@@ -21,7 +22,6 @@ from .rows import (
     picture_path,
     read_json,
     reason,
-    shown,
     text,
     whole,
 )
@@ -170,7 +170,7 @@ def read_label_map(annotations: str | Path, label_map: str | Path | Mapping[Any,
     names = {}
     for number, name in content.items():
         if not str(number).strip().isdecimal():
-            raise ValueError(f"The label map has the number {shown(number)}; its keys must be whole numbers from 0.")
+            raise ValueError(f"The label map has the number {shorten(number)}; its keys must be whole numbers from 0.")
         try:
             names[int(number)] = text(name, f"the name of {number}")
         except ValueError as error:
@@ -216,8 +216,8 @@ def locate_phrase(caption: str, phrase: str) -> list[int]:
     found = list(re.finditer(rf"(?<![^\W_]){re.escape(phrase.strip())}(?![^\W_])", caption, re.IGNORECASE))
     if len(found) != 1:
         raise ValueError(
-            f"the phrase {shown(phrase)} has no tokens_positive and stands {len(found)} times in the caption "
-            f"{shown(caption)}"
+            f"the phrase {shorten(phrase)} has no tokens_positive and stands {len(found)} times in the caption "
+            f"{shorten(caption)}"
         )
     return [found[0].start(), found[0].end()]
 
@@ -297,7 +297,7 @@ def _pairs(given: Any, caption: str, pieces: Sequence[str]) -> list[list[int]]:
     if not given:
         return [locate_phrase(caption, piece) for piece in pieces]
     if not isinstance(given, Sequence):
-        raise ValueError(f"tokens_positive is {shown(given)}, not a list of [start, end) pairs")
+        raise ValueError(f"tokens_positive is {shorten(given)}, not a list of [start, end) pairs")
     for pair in given:
         try:
             check_pair(pair, len(caption))

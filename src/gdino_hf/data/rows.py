@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import UnidentifiedImageError
 
+from ..model.text_prompt import shorten
+
 if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
 
@@ -164,7 +166,7 @@ def whole(value: Any, what: str, low: int, high: int = LARGEST_ID) -> int:
     """
     number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
     if not number or isinstance(value, bool) or value != int(value) or not low <= value <= high:
-        raise ValueError(f"{what} is {shown(value)}, not a whole number of {low} to {high}")
+        raise ValueError(f"{what} is {shorten(value)}, not a whole number of {low} to {high}")
     return int(value)
 
 
@@ -182,11 +184,11 @@ def text(value: Any, what: str) -> str:
         ValueError: It is no string, holds nothing but blanks, or bytes that are no text.
     """
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{what} is {shown(value)}, not a text with something in it")
+        raise ValueError(f"{what} is {shorten(value)}, not a text with something in it")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{what} {shown(value)} holds characters that are no text") from None
+        raise ValueError(f"{what} {shorten(value)} holds characters that are no text") from None
     return value
 
 
@@ -210,7 +212,7 @@ def corners(value: Any, form: str) -> tuple[float, float, float, float]:
     )
     # Beyond float32 there is no number for a box, and an integer may have a thousand digits.
     if not numbers or not all(abs(number) < 1e30 for number in value):
-        raise ValueError(f"the box {shown(value)} is not four finite numbers {', '.join(form)}")
+        raise ValueError(f"the box {shorten(value)} is not four finite numbers {', '.join(form)}")
     x, y, third, fourth = (float(number) for number in value)
     return (x, y, x + third, y + fourth) if form == "xywh" else (x, y, third, fourth)
 
@@ -231,21 +233,3 @@ def clip(box: Sequence[float], width: int, height: int) -> list[float] | None:
         return inside
     x1, y1, x2, y2 = np.asarray(inside, dtype=np.float32).tolist()
     return inside if x2 > x1 and y2 > y1 else None
-
-
-def shown(value: Any, limit: int = 60) -> str:
-    """A value as a message shows it.
-
-    Args:
-        value: Anything.
-        limit: Most characters.
-
-    Returns:
-        Its repr, cut where it is longer.
-    """
-    try:
-        form = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
-    except (ValueError, RecursionError):
-        # An integer of thousands of digits has no decimal form in Python.
-        form = f"a {type(value).__name__}"
-    return form if len(form) <= limit else form[: limit - 3] + "..."

@@ -55,6 +55,25 @@ class RandomHorizontalFlip:
         return mirror(example) if rng.random() < self.probability else example
 
 
+class RandomHalfTurn:
+    """Turn the image by 180 degrees, which puts right what was left; with mirroring, all four ways a rectangle can lie.
+
+    Args:
+        probability: How often, 0..1.
+    """
+
+    def __init__(self, probability: float = 0.5) -> None:
+        self.probability = probability
+
+    def __call__(self, example: Example, rng: random.Random) -> Example:
+        if rng.random() >= self.probability:
+            return example
+        mirrored = mirror(example)
+        image, boxes = mirrored["image"].transpose(Image.Transpose.FLIP_TOP_BOTTOM), mirrored["boxes"].copy()
+        boxes[:, [1, 3]] = image.height - boxes[:, [3, 1]]
+        return {**mirrored, "image": image, "boxes": boxes}
+
+
 class RandomScaleCrop:
     """Cut a random window and let it stand for the image: objects get larger, or smaller beside padding.
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.rows import corners, read_json, reason, shown
+from ..data.rows import corners, read_json, reason
+from ..model.text_prompt import shorten
 from .box_map import evaluate_boxes
 from .predict import predict
 from .prediction_file import Predictions
@@ -91,7 +92,7 @@ def coco_predictions(detections: Sequence[Any], truth: Truth) -> Predictions:
         try:
             image, category, box, score = _detection(detection)
             if image not in by_image:
-                raise ValueError(f"it is of image {shown(image)}, which the data set does not have")
+                raise ValueError(f"it is of image {shorten(image)}, which the data set does not have")
         except ValueError as error:
             raise ValueError(f"Detection {place} cannot be used: {error}.") from None
         if category in number:
@@ -157,15 +158,15 @@ def detect_coco(
 def _detection(detection: Any) -> tuple[Any, float, tuple[float, float, float, float], float]:
     """Image id, category id, xyxy and score of a detection."""
     if not isinstance(detection, Mapping):
-        raise ValueError(f"it is {shown(detection)}, not a dict with image_id, category_id, bbox and score")
+        raise ValueError(f"it is {shorten(detection)}, not a dict with image_id, category_id, bbox and score")
     # Scalars of numpy become Python's own.
     names = ("image_id", "category_id", "bbox", "score")
     image, category, bbox, score = (np.asarray(detection.get(name)).tolist() for name in names)
     if not isinstance(image, (int, float, str)) or not isinstance(category, (int, float)):
-        raise ValueError(f"its image_id is {shown(image)} and its category_id {shown(category)}")
+        raise ValueError(f"its image_id is {shorten(image)} and its category_id {shorten(category)}")
     if not isinstance(score, (int, float)) or not math.isfinite(score):
-        raise ValueError(f"its score is {shown(score)}, not a finite number")
+        raise ValueError(f"its score is {shorten(score)}, not a finite number")
     box = corners(bbox, "xywh")
     if box[2] < box[0] or box[3] < box[1]:
-        raise ValueError(f"its bbox {shown(bbox)} has a negative side; give x, y, width, height")
+        raise ValueError(f"its bbox {shorten(bbox)} has a negative side; give x, y, width, height")
     return image, category, box, score

@@ -13,7 +13,8 @@ import numpy as np
 
 from ..data.coco import image_folder, load_coco, names_by_id, photograph
 from ..data.negatives import name_key
-from ..data.rows import corners, shown
+from ..data.rows import corners
+from ..model.text_prompt import shorten
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def coco_truth(annotations: str | Path, images: str | Path | None = None) -> Tru
         image_id = image.get("id")
         try:
             if not isinstance(image_id, (int, float, str)):
-                raise ValueError(f"its id is {shown(image_id)}, neither number nor text")
+                raise ValueError(f"its id is {shorten(image_id)}, neither number nor text")
             references[image_id] = _reference(by_image[image_id], number) | _looked_for(image, number)
             rows.append({"image": str(photograph(image, folder)), "image_id": image_id})
         except ValueError as error:
@@ -175,11 +176,11 @@ def _reference(annotations: Sequence[Mapping[str, Any]], number: Mapping[Any, in
         try:
             boxes.append(corners(annotation.get("bbox"), "xywh"))
             if not isinstance(category, (int, float)) or category not in number:
-                raise ValueError(f"category_id {shown(category)} is not among the file's categories")
+                raise ValueError(f"category_id {shorten(category)} is not among the file's categories")
             if area is not None and not (isinstance(area, (int, float)) and math.isfinite(area)):
-                raise ValueError(f"the area {shown(area)} is not a finite number")
+                raise ValueError(f"the area {shorten(area)} is not a finite number")
         except ValueError as error:
-            raise ValueError(f"in annotation {shown(annotation.get('id'))}, {error}") from None
+            raise ValueError(f"in annotation {shorten(annotation.get('id'))}, {error}") from None
         labels.append(number[category])
         crowd.append(bool(annotation.get("iscrowd", 0)))
         areas.append(annotation["bbox"][2] * annotation["bbox"][3] if area is None else area)

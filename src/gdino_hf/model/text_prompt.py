@@ -262,5 +262,9 @@ def shorten(value: object, limit: int = 40) -> str:
     Returns:
         Its repr, cut where it is longer.
     """
-    text = repr(value)
+    try:
+        text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    except (ValueError, RecursionError):
+        # An integer of thousands of digits has no decimal form in Python.
+        text = f"a {type(value).__name__}"
     return text if len(text) <= limit else text[: limit - 3] + "..."

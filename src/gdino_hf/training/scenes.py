@@ -9,8 +9,7 @@ and Grounding DINO's encoder and decoder around them. Nothing pretrained is read
   occur neither in a picture nor in a prompt.
 - Test: pictures of all 48 pairs mixed, and one prompt of all 48. So "red circle" (never seen) competes with "red
   square" and "blue circle" (both seen) for every box. A model of class numbers would have no output for the unseen
-  pairs; one that knows pairs by heart would give their boxes a seen name; perfect boxes with only one of the two words
-  read would have an AP50 of 0.2.
+  pairs; one that knows pairs by heart would give their boxes a seen name.
 - Figures: COCO's AP and AP50 over the 12 unseen and over the 36 seen pairs, in `--output`/figures.json. The loss goes
   to log.jsonl, the model with the averaged weights to model/, the test set as COCO files to data/, and four scenes of
   unseen pairs with the model's boxes to unseen.png.

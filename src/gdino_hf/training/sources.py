@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from ..data.augmentation import default_transform
 from ..data.checks import check_dataset
 from ..data.formats import open_dataset
-from ..data.transforms import Compose, Example, RandomColour, RandomHorizontalFlip, RandomScaleCrop, Transform, mirror
+from ..data.transforms import (
+    Compose,
+    RandomColour,
+    RandomHalfTurn,
+    RandomHorizontalFlip,
+    RandomScaleCrop,
+    Transform,
+)
 
 _SUFFIXES = (".json", ".jsonl", ".odvg")
 _SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -103,25 +107,6 @@ def split_file(place: str | Path, split: str, option: str) -> Path:
         wanted = " or ".join(f"{name}{suffix}" for name in _SPLITS[split] for suffix in _SUFFIXES[:2])
         raise ValueError(f"{option} {place} has no {split} split; put {wanted} there, or name the file itself.")
     return found
-
-
-class RandomHalfTurn:
-    """Turn the image by 180 degrees, which puts right what was left; with mirroring, all four ways a rectangle can lie.
-
-    Args:
-        probability: How often, 0..1.
-    """
-
-    def __init__(self, probability: float = 0.5) -> None:
-        self.probability = probability
-
-    def __call__(self, example: Example, rng: random.Random) -> Example:
-        if rng.random() >= self.probability:
-            return example
-        mirrored = mirror(example)
-        image, boxes = mirrored["image"].transpose(Image.Transpose.FLIP_TOP_BOTTOM), mirrored["boxes"].copy()
-        boxes[:, [1, 3]] = image.height - boxes[:, [3, 1]]
-        return {**mirrored, "image": image, "boxes": boxes}
 
 
 def augmentation(kind: str, size: Mapping[str, int], rows: Any) -> Transform | None:

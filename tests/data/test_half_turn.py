@@ -5,7 +5,7 @@ import random
 import numpy as np
 from PIL import Image
 
-from gdino_hf.training.sources import RandomHalfTurn
+from gdino_hf.data.transforms import RandomHalfTurn
 
 
 def test_a_half_turn_moves_box_and_pixels_together_and_swaps_the_sides():
