@@ -85,6 +85,8 @@ def faint(tab):
         };
         const linear = (value) => value <= 10 ? value / 255 / 12.92 : ((value / 255 + 0.055) / 1.055) ** 2.4;
         const light = (rgb) => 0.2126 * linear(rgb[0]) + 0.7152 * linear(rgb[1]) + 0.0722 * linear(rgb[2]);
+        // Colours on their way to where a click sends them are nobody's choice: the end counts.
+        document.getAnimations().filter(each => each instanceof CSSTransition).forEach(each => each.finish());
         const found = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
         while (walker.nextNode()) {
             const text = walker.currentNode.textContent.trim(), element = walker.currentNode.parentElement;
