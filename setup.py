@@ -51,7 +51,13 @@ setup(
             sources=["kernels/msda/cpu/ms_deform_attn.c"],
             depends=["kernels/msda/cpu/ms_deform_attn.h", "kernels/msda/cpu/ms_deform_attn_kernel.h"],
             optional=True,  # without a compiler the package installs all the same and PyTorch's operations run
-        )
+        ),
+        Extension(
+            "gdino_hf._int8_cpu",
+            sources=["kernels/int8_linear/int8_linear.c"],
+            depends=["kernels/int8_linear/int8_linear.h"],
+            optional=True,
+        ),
     ],
     cmdclass={"build_ext": BuildKernels, "build_py": BuildPackage},
 )

@@ -18,8 +18,8 @@ def test_without_a_compiler_it_installs_and_says_which_backend_runs(tmp_path):
     # What the build needs, without compiled files that lie beside the sources in a working copy.
     leave_out = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__", "build", "*.egg-info")
     shutil.copytree(ROOT / "src", source / "src", ignore=leave_out)
-    shutil.copytree(ROOT / "kernels" / "msda" / "cpu", source / "kernels" / "msda" / "cpu", ignore=leave_out)
-    shutil.copytree(ROOT / "demo", source / "demo", ignore=leave_out)
+    for folder in ("kernels/msda/cpu", "kernels/int8_linear", "demo"):
+        shutil.copytree(ROOT / folder, source / folder, ignore=leave_out)
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, source)
     command = [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
@@ -35,3 +35,7 @@ def test_without_a_compiler_it_installs_and_says_which_backend_runs(tmp_path):
     run = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
     assert "deformable attention in torch" in run.stdout
     assert run.stderr.count("PyTorch's own operations") == 1
+    command += ["--dtype", "int8"]
+    refused = subprocess.run(command, cwd=tmp_path, env=environment, check=False, capture_output=True, text=True)
+    assert refused.returncode != 0
+    assert "install gdino-hf again where there is a C compiler" in refused.stderr

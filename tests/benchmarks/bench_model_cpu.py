@@ -1,6 +1,6 @@
 """Times the whole forward, and forward with backward, against transformers on a CPU.
 
-    python tests/benchmarks/bench_model_cpu.py [--size 800 1066] [--dtype bfloat16] [--optimize] [--train] [--json FILE]
+    python tests/benchmarks/bench_model_cpu.py [--size 800 1066] [--dtype bfloat16|int8] [--optimize] [--train]
 
 Random weights of Grounding DINO-T's shape are saved by transformers and loaded by both, and the runs alternate in one
 process. Besides medians of wall time it prints the process's CPU time, which a busy machine distorts less.
@@ -166,7 +166,7 @@ def main():
     parser.add_argument("--batch", type=int)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "int8"))
     parser.add_argument("--optimize", action="store_true", help="call optimize_for_inference() first")
     parser.add_argument("--train", action="store_true", help="forward and backward, 480x640 and batch 2 unless told")
     parser.add_argument("--json", help="write the report to this file")
@@ -175,9 +175,10 @@ def main():
     args.batch = args.batch or (2 if args.train else 1)
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
-        peer, ours = make_models(folder, getattr(torch, args.dtype))
-        if args.optimize:
-            ours.optimize_for_inference()
+        int8 = args.dtype == "int8"
+        peer, ours = make_models(folder, "float32" if int8 else args.dtype)
+        if args.optimize or int8:
+            ours.optimize_for_inference(int8=True if int8 else None)
         report = (bench_training if args.train else bench_forward)(args, peer, ours)
         if args.train:
             report["peak_gigabytes"] = {name: peak_memory(args, folder, name) for name in report["seconds"]}

@@ -29,6 +29,7 @@ from gdino_hf import (
     GDinoProcessor,
     GDinoZeroShotObjectDetectionPipeline,
 )
+from gdino_hf.model.int8_linear import has_int8
 
 DISTRACTORS = ["dog", "car", "chair", "book", "bottle", "television", "tree", "horse", "pizza", "laptop"]
 # The object's outline in the photograph, measured by hand, xyxy in pixels.
@@ -124,10 +125,14 @@ def test_average_precision_on_everyday(measured):
     assert measured["AP50"] >= 0.18
 
 
-def test_bfloat16_boxes_stay_within_a_pixel(nano, shared):
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+def test_low_precision_boxes_stay_within_a_pixel(nano, shared, kind):
     """Of results above the threshold, 95 in 100 boxes move by less than a pixel of the model's own picture."""
+    if kind == "int8" and not has_int8():
+        pytest.skip("no 8-bit layers on this CPU")
     model, processor = nano
-    half = copy.deepcopy(model).to(torch.bfloat16)
+    low_model = copy.deepcopy(model)
+    low_model = low_model.to(torch.bfloat16) if kind == "bfloat16" else low_model.optimize_for_inference(int8=True)
     folder = shared / "data" / "everyday"
     records = json.loads((folder / "val.json").read_text())
     names = [category["name"] for category in records["categories"]][:30]
@@ -136,11 +141,11 @@ def test_bfloat16_boxes_stay_within_a_pixel(nano, shared):
     for record in records["images"][:12]:
         image = Image.open(folder / "images" / record["file_name"]).convert("RGB")
         inputs = processor(images=image, text=names)
-        with torch.no_grad():
-            full, low = model(**inputs), half(**inputs)
+        with torch.inference_mode():
+            full, low = model(**inputs), low_model(**inputs)
         scores = full.logits.sigmoid().amax(-1)[0]
         for query in (scores > 0.3).nonzero()[:, 0].tolist():
-            # Half precision may rank two neighbouring proposals the other way round: compare with the nearest query.
+            # Low precision may rank two neighbouring proposals the other way round: compare with the nearest query.
             distance = (low.pred_boxes[0] - full.pred_boxes[0, query]).abs().amax(-1) * side
             moved.append(distance.min().item())
     assert len(moved) >= 12

@@ -19,7 +19,9 @@ import torch
 from PIL import Image
 
 from gdino_hf.cli import main
+from gdino_hf.model import int8_linear
 from gdino_hf.model.box_ops import box_iou
+from gdino_hf.model.int8_linear import has_int8
 from gdino_hf.visualize import draw_detections
 
 # Sides are written with two digits behind the point, scores with four.
@@ -415,7 +417,7 @@ def test_labels_of_one_period_each_are_the_callers_labels(detect, photo):
         ["--threshold", "1.5"],
         ["--threshold", "nan"],
         ["--nms", "much"],
-        ["--dtype", "int8"],
+        ["--dtype", "int4"],
         ["--unknown"],
     ],
 )
@@ -580,13 +582,23 @@ def test_results_that_can_no_longer_be_written_are_one_sentence(detect, photo, t
     assert "Traceback" not in complaint
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_gives_finite_results_for_every_query(detect, photo, dtype):
+@pytest.mark.parametrize(
+    "dtype", ["bfloat16", "float16", pytest.param("int8", marks=pytest.mark.skipif(not has_int8(), reason="no VNNI"))]
+)
+def test_low_precision_gives_finite_results_for_every_query(detect, photo, dtype):
     status, report, _, complaints = detect(photo, *EVERYTHING, "--dtype", dtype, "--device", "cpu")
     assert status == 0, complaints
     found = report["images"][0]["detections"]
     assert len(found) == 20
     assert np.isfinite([[item["score"], *item["box"]] for item in found]).all()
+
+
+def test_int8_where_there_is_none_is_one_sentence(detect, photo, monkeypatch):
+    monkeypatch.setattr(int8_linear, "find_compiled", lambda name: None)
+    status, _, _, complaint = detect(photo, "--dtype", "int8", "--device", "cpu")
+    assert status == 2
+    assert "--dtype int8 cannot be had (int8 needs the compiled layers" in complaint
+    assert "Traceback" not in complaint
 
 
 def test_help_and_mistakes_need_no_torch(tmp_path):

@@ -10,6 +10,8 @@ from transformers import ResNetConfig
 
 from gdino_hf import GDinoForObjectDetection, GDinoModel
 from gdino_hf.model import pretrained_gdino
+from gdino_hf.model.int8_encoder import Int8DeformableLayer
+from gdino_hf.model.int8_linear import Int8Linear, has_int8
 from gdino_hf.model.packed_attention import PackedMSDeformAttn
 from gdino_hf.model.packed_linear import PackedLinear, can_pack
 from gdino_hf.model.swin_inference import PackedSwin
@@ -18,6 +20,10 @@ from gdino_hf.model.swin_inference import PackedSwin
 ROUNDING = 1e-4
 # bfloat16 keeps 8 bits, and both models round in their own places.
 HALF_ROUNDING = 0.1
+
+# Each factor is rounded to 8 bits of its row's largest: a fraction of a percent of what a layer adds up to.
+INT8_ROUNDING = 0.02
+needs_int8 = pytest.mark.skipif(not has_int8(), reason="no 8-bit layers on this CPU")
 
 pytestmark = pytest.mark.skipif(not can_pack(torch.float32), reason="this build of torch has no oneDNN")
 
@@ -99,13 +105,104 @@ def test_a_resnet_and_a_bare_model_are_optimized_too(tiny_config):
     torch.testing.assert_close(after, before, rtol=0, atol=ROUNDING)
 
 
+def far(ours, theirs):
+    """Mean distance of two tensors, as a share of the mean size."""
+    return ((ours.float() - theirs).abs().mean() / theirs.abs().mean()).item()
+
+
+@needs_int8
+@pytest.mark.parametrize("extra", EXTRA)
+def test_int8_stays_close(tiny_config, extra):
+    plain = lively(tiny_config)
+    optimized = copy.deepcopy(plain).optimize_for_inference(int8=True)
+    inputs = make_inputs(**EXTRA[extra])
+    with torch.inference_mode():
+        ours, theirs = optimized.model(**inputs), plain.model(**inputs)
+        images = [model.model.get_image_features(inputs["pixel_values"]).feature_maps for model in (optimized, plain)]
+    distance = far(ours.encoder_last_hidden_state_vision, theirs.encoder_last_hidden_state_vision)
+    assert 0 < distance < INT8_ROUNDING
+    assert all(0 < far(*maps) < INT8_ROUNDING for maps in zip(*images, strict=True))
+
+
+@needs_int8
+def test_int8_windows_of_a_swin_as_published_stay_close(tiny_config):
+    """Heads 32 wide, as every published Swin has: attention and projections in one pass over the windows."""
+    config = copy.deepcopy(tiny_config)
+    config.backbone_config.embed_dim, config.backbone_config.num_heads = 32, [1, 2, 4, 8]
+    config.backbone_config.hidden_size = 256
+    plain = lively(config)
+    optimized = copy.deepcopy(plain).optimize_for_inference(int8=True)
+    pixels = make_inputs()["pixel_values"]
+    with torch.inference_mode():
+        ours, theirs = (model.get_image_features(pixels).feature_maps for model in (optimized, plain))
+    assert all(0 < far(*maps) < INT8_ROUNDING for maps in zip(ours, theirs, strict=True))
+
+
+@needs_int8
+def test_int8_takes_what_sees_every_image_token(tiny_config):
+    model = lively(tiny_config).optimize_for_inference(int8=True).model
+    layers = [layer.deformable_layer for layer in model.encoder.layers]
+    assert {type(layer) for layer in layers} == {Int8DeformableLayer}
+    assert model.backbone.fast_forward.int8
+    eight = {name for name, module in model.named_modules() if type(module) is Int8Linear}
+    parts = ("fc1", "fc2", "self_attn.value_proj", "self_attn.output_proj")
+    expected = {f"encoder.layers.{i}.deformable_layer.{part}" for i in range(len(layers)) for part in parts}
+    assert expected <= eight
+    others = {name.removeprefix("decoder.layers.") for name in eight - expected}
+    # Of the decoder only deformable attention's projections.
+    assert others
+    assert all(name.split(".", 1)[1].startswith("encoder_attn.") for name in others), others
+
+
+@needs_int8
+def test_int8_saves_the_published_weights_and_takes_new_ones(tiny_config):
+    plain = lively(tiny_config)
+    optimized = copy.deepcopy(plain).optimize_for_inference(int8=True)
+    inputs = make_inputs(height=64, width=96)
+    with torch.inference_mode():
+        before = optimized.model(**inputs).encoder_last_hidden_state_vision
+        again = copy.deepcopy(optimized).model(**inputs).encoder_last_hidden_state_vision
+    assert torch.equal(before, again)
+    ours, theirs = optimized.state_dict(), plain.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    optimized.load_state_dict(
+        {key: 0.9 * value for key, value in theirs.items() if value.is_floating_point()}, strict=False
+    )
+    other = copy.deepcopy(plain)
+    other.load_state_dict(optimized.state_dict())
+    with torch.inference_mode():
+        ours, theirs = (model.model(**inputs).encoder_last_hidden_state_vision for model in (optimized, other))
+    assert far(ours, theirs) < INT8_ROUNDING
+    assert far(before, theirs) > 10 * far(ours, theirs)
+
+
+def test_a_second_call_changes_nothing(tiny_config):
+    model = lively(tiny_config).optimize_for_inference()
+    modules = dict(model.named_modules())
+    assert model.optimize_for_inference(int8=True) is model
+    assert dict(model.named_modules()) == modules
+
+
+def test_int8_of_what_cannot_have_it_is_refused(tiny_config):
+    model = lively(tiny_config).half()
+    with pytest.raises(ValueError, match="float32 and bfloat16 models on a CPU"):
+        model.optimize_for_inference(int8=True)
+
+
+@pytest.mark.parametrize("int8", [None, False], ids=["left to the CPU", "forbidden"])
 @pytest.mark.parametrize("widened", [False, True])
-def test_bfloat16_stays_close_and_widens_where_that_is_faster(tiny_config, monkeypatch, widened):
+def test_bfloat16_stays_close_and_widens_where_that_is_faster(tiny_config, monkeypatch, caplog, widened, int8):
     if not can_pack(torch.bfloat16):
         pytest.skip("this build of torch packs no bfloat16 weights")
     monkeypatch.setattr(pretrained_gdino, "bfloat16_is_slower", lambda: widened)
     plain = lively(tiny_config)
-    optimized = copy.deepcopy(plain).bfloat16().optimize_for_inference()
+    with caplog.at_level("WARNING"):
+        optimized = copy.deepcopy(plain).bfloat16().optimize_for_inference(int8)
+    eight = any(isinstance(module, Int8DeformableLayer) for module in optimized.modules())
+    assert eight == (widened and int8 is None and has_int8())
+    assert ("8-bit" in caplog.text) == eight
+    assert ("slow at bfloat16" in caplog.text) == widened
     inputs = make_inputs()
     with torch.inference_mode():
         ours = optimized.model(**inputs).encoder_last_hidden_state_vision.float()

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from .detector import Detector, add_dtype
 from .errors import UsageError
 from .inputs import parse_labels
 from .numbers import positive
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Hub id, folder, nano, or random: Grounding DINO-T with random weights (default: %(default)s)",
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    add_dtype(parser)
     parser.add_argument(
         "--size",
         type=positive,
@@ -114,14 +115,10 @@ class _Bench:
     def __init__(self, args: argparse.Namespace, labels: list[str], where: str) -> None:
         import torch
 
-        from .detector import Detector
-
         self.args = args
-        ours = Detector(where, labels, device=args.device, dtype=args.dtype)
+        ours = Detector(where, labels, device=args.device, dtype=args.dtype, optimize=not args.plain)
         self.where, self.model, self.processor, self.device = where, ours.model, ours.processor, ours.device
-        self.optimized = self.device.type == "cpu" and not args.plain
-        if self.optimized:
-            self.model.optimize_for_inference()
+        self.optimized = ours.optimized
         size = args.size or (_SHAPE_SIZE if args.model == _SHAPE else self._own_size())
         generator = torch.Generator().manual_seed(0)
         pixels = torch.randn(args.batch, 3, *size, generator=generator)
@@ -220,7 +217,7 @@ class _Bench:
         peer = _peer(self.where).to(self.device).eval()
         mine = _Side(self.device, self.model, self.inputs)
         sides = {"transformers float32": _Side(self.device, peer, self.inputs)}
-        if self.args.dtype != "float32":
+        if self.args.dtype in ("bfloat16", "float16"):
             dtype = getattr(torch, self.args.dtype)
             autocast = torch.autocast(self.device.type, dtype)
             sides[f"transformers {self.args.dtype} autocast"] = _Side(self.device, peer, self.inputs, autocast)

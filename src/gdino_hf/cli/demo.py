@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from .detector import Detector, add_dtype
 from .errors import UsageError
 
 HELP = "serve the web page"
@@ -28,9 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--share", action="store_true", help="also through a public address of gradio's, for a week")
     parser.add_argument("--port", type=_port, help="default: the first free one from 7860 on")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
-    parser.add_argument(
-        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="default: %(default)s"
-    )
+    add_dtype(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,8 +39,6 @@ def run(args: argparse.Namespace) -> int:
         UsageError: gradio is not installed, a model or the device cannot be used, or the port is taken.
     """
     page_class = _page_class()
-
-    from .detector import Detector
 
     loaded: dict[str, tuple[Any, Any]] = {}
     for model in args.model or ["nano"]:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .detector import Detector, add_dtype
 from .errors import INTERRUPTED, OutputError, UsageError
 from .inputs import ImageInput, collect_images, parse_labels
 from .numbers import fraction
@@ -43,9 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="drop the lesser of two boxes of a label whose IoU is above this, 0..1",
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
-    parser.add_argument(
-        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="default: %(default)s"
-    )
+    add_dtype(parser)
     parser.add_argument(
         "--out", type=Path, default=Path("detections"), metavar="DIR", help="annotated pictures (default: %(default)s)"
     )
@@ -104,8 +103,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _load(args: argparse.Namespace, labels: list[str], negative_labels: list[str]) -> Any:
     from transformers.utils import logging
-
-    from .detector import Detector
 
     # Loading a model of two seconds needs no bar of its own, and the one over the images comes after it.
     logging.disable_progress_bar()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .detector import Detector, add_dtype
 from .errors import INTERRUPTED, OutputError, UsageError
 from .inputs import parse_labels
 from .numbers import fraction, positive
@@ -82,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", default="runs", metavar="DIR", help="folder of all runs (default: %(default)s)")
     parser.add_argument("--resume", metavar="DIR", help="go on with a run that was stopped, in its folder")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    add_dtype(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -260,16 +261,10 @@ def _run_table(args: argparse.Namespace) -> int:
 def _load(args: argparse.Namespace, labels: list[str]) -> Any:
     from transformers.utils import logging
 
-    from .detector import Detector
-
     _demand_metric()
     # Loading a model of two seconds needs no bar of its own, and the one over the images comes after it.
     logging.disable_progress_bar()
-    detector = Detector(args.model, labels, device=args.device, dtype=args.dtype)
-    if detector.device.type == "cpu":
-        # Thousands of images pay for the second that this takes.
-        detector.model.optimize_for_inference()
-    return detector
+    return Detector(args.model, labels, device=args.device, dtype=args.dtype)
 
 
 def _demand_metric() -> None:

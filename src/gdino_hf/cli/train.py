@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     for remark in (remark for split in sets for remark in split.remarks):
         if training.should_save:
             print(f"warning: {remark}", file=sys.stderr)
-    detector = Detector(model_arguments.model, sets.train.labels or ["object"], device="cpu")
+    detector = Detector(model_arguments.model, sets.train.labels or ["object"], device="cpu", optimize=False)
     folder = _folder(options)
     training.output_dir = str(folder)
     repository = (training.hub_model_id or folder.name) if training.push_to_hub else None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .decoder import DecoderLayer
 from .encoder import DeformableLayer, TextEnhancerLayer
 from .fusion import BiAttention
+from .int8_encoder import Int8DeformableLayer
 from .ms_deform_attn import MSDeformAttn
 from .outputs_gdino import GDinoTextFeatures
 from .packed_attention import PackedMSDeformAttn
@@ -19,34 +20,46 @@ from .swin_inference import PackedSwin
 logger = logging.getLogger(__name__)
 
 
-def pack_layers(module: nn.Module) -> None:
+def pack_layers(module: nn.Module, int8: bool = False) -> None:
     """Replace every linear layer below a module by a packed one with the same parameters.
 
     A feed-forward block's activation moves into its first layer. Fusion stays as it is: it reads its weights.
 
     Args:
         module: Encoder, decoder or head.
+        int8: Whether deformable layers and attention multiply 8-bit numbers: they see every image token. What sees
+            text, queries or boxes does not gain enough to round.
     """
+    for parent in list(module.modules()) if int8 else ():
+        for name, child in list(parent.named_children()):
+            if type(child) is DeformableLayer and type(child.activation) is nn.ReLU and _fits(child.self_attn):
+                setattr(parent, name, Int8DeformableLayer(child))
     for child in module.modules():
         is_block = isinstance(child, (DecoderLayer, DeformableLayer, TextEnhancerLayer))
         if is_block and type(child.activation) is nn.ReLU and type(child.fc1) is nn.Linear:
             child.fc1, child.activation = PackedLinear(child.fc1, "relu"), nn.Identity()
     for name, child in list(module.named_children()):
-        if isinstance(child, BiAttention):
+        if isinstance(child, (BiAttention, Int8DeformableLayer)):
             continue
         if type(child) is nn.Linear:
             setattr(module, name, PackedLinear(child))
-        elif type(child) is MSDeformAttn and child.value_proj.out_features // child.num_heads <= 256:
-            setattr(module, name, PackedMSDeformAttn(child))
+        elif type(child) is MSDeformAttn and _fits(child):
+            setattr(module, name, PackedMSDeformAttn(child, int8))
         else:
-            pack_layers(child)
+            pack_layers(child, int8)
 
 
-def pack_model(model: Any) -> None:
+def _fits(attention: MSDeformAttn) -> bool:
+    """Whether the C kernels take heads this wide."""
+    return attention.value_proj.out_features // attention.num_heads <= 256
+
+
+def pack_model(model: Any, int8: bool = False) -> None:
     """Pack a `GDinoModel` in place; where this build of torch cannot, leave it and say so in one log line.
 
     Args:
         model: The GDinoModel, in eval mode.
+        int8: Whether layers that see every image token multiply 8-bit numbers.
     """
     model.requires_grad_(False)
     dtype = model.level_embed.dtype
@@ -55,11 +68,11 @@ def pack_model(model: Any) -> None:
         return
     for name in ("encoder", "decoder", "encoder_output_bbox_embed"):
         if hasattr(model, name):
-            pack_layers(getattr(model, name))
+            pack_layers(getattr(model, name), int8)
     if type(getattr(model, "enc_output", None)) is nn.Linear:
         model.enc_output = PackedLinear(model.enc_output)
     backbone = model.backbone.conv_encoder.model
-    model.backbone.fast_forward = PackedSwin(backbone) if PackedSwin.knows(backbone) else ChannelsLast(backbone)
+    model.backbone.fast_forward = PackedSwin(backbone, int8) if PackedSwin.knows(backbone) else ChannelsLast(backbone)
 
 
 class ChannelsLast:

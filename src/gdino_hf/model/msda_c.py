@@ -7,7 +7,6 @@ otherwise `_msda_cpu*` inside the folder of an installed gdino_hf. No library me
 
 import ctypes
 import functools
-import importlib.util
 import logging
 import os
 from collections.abc import Sequence
@@ -16,10 +15,11 @@ from pathlib import Path
 # torch comes first: the library shares torch's copy of the OpenMP run time, and with it torch's threads.
 import torch
 
+from .compiled import find_compiled
+
 logger = logging.getLogger(__name__)
 
 _LIBRARY_VARIABLE = "GDINO_MSDA_LIBRARY"
-_SUFFIXES = (".so", ".pyd", ".dylib", ".dll")
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _MAX_HEAD_WIDTH = 256
 _MAX_POINTS = 256
@@ -221,15 +221,7 @@ def find_library() -> Path | None:
     named = os.environ.get(_LIBRARY_VARIABLE)
     if named:
         return Path(named)
-    try:
-        spec = importlib.util.find_spec("gdino_hf")
-    except (ImportError, ValueError):
-        return None
-    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
-        for path in sorted(Path(folder).glob("_msda_cpu*")):
-            if path.suffix in _SUFFIXES:
-                return path
-    return None
+    return find_compiled("_msda_cpu")
 
 
 def _describe(

@@ -87,8 +87,8 @@ class PackedLinear(nn.Linear):
         return packed_linear(x, self._packed[1], self.bias, self.activation)
 
 
-def side_by_side(layers: Sequence[nn.Linear]) -> PackedLinear:
-    """One packed layer for several of the same input; its output holds theirs, one after the other."""
+def side_by_side(layers: Sequence[nn.Linear], kind: type[PackedLinear] = PackedLinear) -> Any:
+    """One layer of a kind for several of the same input; its output holds theirs, one after the other."""
     # Out of inference mode, so that what is made there serves elsewhere too.
     with torch.inference_mode(False):
         joint = nn.Linear(1, 1, bias=layers[0].bias is not None)
@@ -98,7 +98,7 @@ def side_by_side(layers: Sequence[nn.Linear]) -> PackedLinear:
             if parts[0] is not None:
                 joined = torch.cat([part.detach() for part in parts])
                 setattr(joint, name, nn.Parameter(joined, requires_grad=False))
-        return PackedLinear(joint)
+        return kind(joint)
 
 
 def state_of(*weights: Tensor) -> tuple:

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import SwinBackbone
 
 from .blocks import by_blocks
+from .int8_linear import Int8Linear, feed_forward
 from .packed_linear import PackedLinear, runs_packed, side_by_side, state_of
 
 _TOKENS = 1024
@@ -52,20 +53,27 @@ def window_index(height: int, width: int, window: int, shift: int) -> tuple[Tens
 class _Layer:
     """One Swin layer's weights as inference wants them."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, int8: bool = False) -> None:
         attention, mlp = layer.attention, layer.mlp
+        kind = Int8Linear if int8 else PackedLinear
         self.window, self.shift = int(layer.window_size), int(layer.shift_size)
         self.heads = attention.num_attention_heads
         self.norm_before, self.norm_after = layer.layernorm_before, layer.layernorm_after
-        self.qkv = side_by_side([attention.q_proj, attention.k_proj, attention.v_proj])
-        self.out = PackedLinear(attention.o_proj)
-        self.fc1, self.fc2 = PackedLinear(mlp.fc1, "gelu"), PackedLinear(mlp.fc2)
+        self.qkv = side_by_side([attention.q_proj, attention.k_proj, attention.v_proj], kind)
+        self.out = kind(attention.o_proj)
+        self.fc1, self.fc2 = kind(mlp.fc1, "gelu"), kind(mlp.fc2)
         self.bias = attention.relative_position_bias().detach()
 
     def attend(self, x: Tensor, height: int, width: int) -> Tensor:
         """Window attention with its residual: (B, height * width, C) to the same."""
-        batch, tokens, channels = x.shape
         index, regions = window_index(height, width, self.window, self.shift)
+        if isinstance(self.qkv, Int8Linear) and isinstance(self.out, Int8Linear) and x.shape[-1] == 32 * self.heads:
+            qkv, out = self.qkv.weight_for(x), self.out.weight_for(x)
+            if qkv is not None and out is not None:
+                return qkv.library.window_attention(
+                    x, index, regions, self.bias, before=self.norm_before, qkv=qkv, project=out
+                )
+        batch, tokens, channels = x.shape
         area = index.shape[1]
         output = torch.empty(batch, tokens + 1, channels, dtype=x.dtype)
         step = max(1, _TOKENS // area)
@@ -93,6 +101,10 @@ class _Layer:
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """The MLP with its residual, any number of tokens."""
+        fused = feed_forward(x, self.fc1, self.fc2, before=self.norm_after)
+        return by_blocks(self._feed_forward, x) if fused is None else fused
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.fc1(self.norm_after(x))).add_(x)
 
 
@@ -101,10 +113,11 @@ class PackedSwin:
 
     Args:
         backbone: The SwinBackbone, which keeps its parameters and their names.
+        int8: Whether the linear layers multiply 8-bit numbers.
     """
 
-    def __init__(self, backbone: Any) -> None:
-        self.backbone = backbone
+    def __init__(self, backbone: Any, int8: bool = False) -> None:
+        self.backbone, self.int8 = backbone, int8
         self._layers: list[list[_Layer]] = []
         self._key: tuple = ()
 
@@ -121,7 +134,7 @@ class PackedSwin:
             return False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"backbone": self.backbone, "_layers": [], "_key": ()}
+        return {"backbone": self.backbone, "int8": self.int8, "_layers": [], "_key": ()}
 
     def __call__(self, pixel_values: Tensor) -> list[Tensor]:
         """(B, 3, H, W) to a list of (B, C_l, h_l, w_l), fine to coarse, channels last in memory."""
@@ -131,12 +144,12 @@ class PackedSwin:
         key = state_of(*swin.encoder.parameters())
         if self._key != key:
             self._key = key
-            self._layers = [[_Layer(layer) for layer in stage.blocks] for stage in swin.encoder.layers]
+            self._layers = [[_Layer(layer, self.int8) for layer in stage.blocks] for stage in swin.encoder.layers]
         x, (height, width) = swin.embeddings(pixel_values)
         maps = []
         for name, stage, layers in zip(self.backbone.stage_names[1:], swin.encoder.layers, self._layers, strict=True):
             for layer in layers:
-                x = by_blocks(layer.feed_forward, layer.attend(x, height, width))
+                x = layer.feed_forward(layer.attend(x, height, width))
             if name in self.backbone.out_features:
                 normed = self.backbone.hidden_states_norms[name](x)
                 maps.append(normed.unflatten(1, (height, width)).permute(0, 3, 1, 2))

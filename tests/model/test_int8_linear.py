@@ -1,0 +1,286 @@
+"""Linear layers with 8-bit products against the same whole numbers multiplied in float64."""
+
+import copy
+import os
+import pickle
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gdino_hf.model import int8_linear
+from gdino_hf.model.compiled import find_compiled
+from gdino_hf.model.int8_linear import Int8Library, Int8Linear, Int8Weight, check_int8, feed_forward
+from gdino_hf.model.swin_inference import window_index
+
+SOURCE = Path(__file__).resolve().parents[2] / "kernels" / "int8_linear" / "int8_linear.c"
+# Whole numbers are summed exactly; scale, bias and activation are a handful of float32 operations.
+ROUNDING = 1e-5
+ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
+
+
+@pytest.fixture(scope="module")
+def library():
+    path = find_compiled("_int8_cpu")
+    if path is None:
+        reason = "the 8-bit layers are not built: install the package with a C compiler"
+        if os.environ.get("GDINO_REQUIRE_C") == "1":
+            pytest.fail(f"GDINO_REQUIRE_C=1, but {reason}")
+        pytest.skip(reason)
+    found = int8_linear.load()
+    if found is None:
+        assert not Int8Library(path).supported
+        pytest.skip("this CPU has no AVX-512 VNNI")
+    return found
+
+
+def whole(x):
+    """Rows to whole numbers of -127..127 in float64, and what one step is worth."""
+    step = (x.abs().amax(-1, keepdim=True) / 127).double()
+    return torch.where(step > 0, x.double() / step, 0.0).round(), step
+
+
+def expected(x, weight, bias, activation="none"):
+    rows, row_step = whole(x)
+    columns, column_step = whole(weight)
+    product = (rows @ columns.T) * row_step * column_step.T
+    return ACTIVATIONS[activation](product + (0.0 if bias is None else bias.double()))
+
+
+def assert_close(found, wanted, tolerance=ROUNDING):
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=tolerance * max(1.0, wanted.abs().max().item()))
+
+
+def make(rows, inputs, columns, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x, weight, bias = (
+        torch.randn(*shape, generator=generator) for shape in ((rows, inputs), (columns, inputs), (columns,))
+    )
+    # Rows and columns of very different sizes: each has a scale of its own.
+    return x * 10 ** torch.empty(rows, 1).uniform_(-3, 3, generator=generator), weight, bias
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("seed", range(8))
+def test_it_is_the_product_of_whole_numbers(library, activation, seed):
+    choose = random.Random(seed)
+    rows, inputs, columns = choose.choice((1, 5, 48, 49, 113)), choose.randint(1, 300), choose.randint(1, 300)
+    x, weight, bias = make(rows, inputs, columns, seed)
+    bias = choose.choice((bias, None))
+    found = library.linear(x, Int8Weight(library, weight, bias), activation)
+    # Row by row: a large one must not hide a small one.
+    for row, wanted in zip(found, expected(x, weight, bias, activation), strict=True):
+        assert_close(row, wanted)
+
+
+@pytest.mark.parametrize(("inputs", "columns"), [(96, 288), (256, 384), (2048, 256), (256, 2048), (3, 4)])
+def test_the_answer_is_within_the_rounding_of_eight_bits(library, inputs, columns):
+    x, weight, bias = make(130, inputs, columns, seed=3)
+    found = library.linear(x, Int8Weight(library, weight, bias)).double()
+    error = (found - F.linear(x.double(), weight.double(), bias.double())).abs()
+    # Each factor is off by half a step at most.
+    rows, columns = x.double().abs(), weight.double().abs()
+    half_rows, half_columns = (y.amax(-1, keepdim=True) / 254 for y in (rows, columns))
+    bound = (
+        rows.sum(-1, keepdim=True) * half_columns.T + half_rows * columns.sum(-1) + inputs * half_rows * half_columns.T
+    )
+    assert (error <= bound * (1 + ROUNDING) + ROUNDING).all()
+
+
+def test_an_addend_repeats_over_the_batch(library):
+    x, weight, bias = make(3 * 50, 24, 40)
+    x, packed = x.view(3, 50, 24), Int8Weight(library, weight, bias)
+    addend = torch.randn(1, 50, 24)
+    wanted = expected((x + addend).flatten(0, 1), weight, bias).view(3, 50, 40)
+    assert_close(library.linear(x, packed, addend=addend), wanted)
+    strided = x.transpose(0, 1).contiguous().transpose(0, 1)
+    assert torch.equal(library.linear(strided, packed, addend=addend), library.linear(x, packed, addend=addend))
+    with pytest.raises(ValueError, match="addend has 40 rows"):
+        library.linear(x, packed, addend=addend[:, :40])
+    with pytest.raises(ValueError, match="takes 24 float32 channels"):
+        library.linear(x[..., :20], packed)
+
+
+def test_neither_threads_nor_neighbours_change_a_row(library):
+    x, weight, bias = make(201, 96, 100)
+    packed = Int8Weight(library, weight, bias)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = library.linear(x, packed, "gelu")
+        torch.set_num_threads(3)
+        assert torch.equal(library.linear(x, packed, "gelu"), one)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(library.linear(x[77:140], packed, "gelu"), one[77:140])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_no_number_stays_in_its_row(library, value):
+    x, weight, bias = make(60, 40, 33)
+    packed = Int8Weight(library, weight, bias)
+    broken = x.clone()
+    broken[7, 11] = value
+    found = library.linear(broken, packed, "relu")
+    assert found[7].isnan().all()
+    others = torch.arange(60) != 7
+    assert torch.equal(found[others], library.linear(x, packed, "relu")[others])
+
+
+def test_rows_of_zeros_and_next_to_nothing_give_the_bias(library):
+    _, weight, bias = make(1, 40, 33)
+    x = torch.zeros(3, 40)
+    x[1, 3] = 1e-42
+    found = library.linear(x, Int8Weight(library, weight, bias))
+    torch.testing.assert_close(found, bias.expand(3, 33), rtol=0, atol=1e-38)
+    still = library.linear(torch.ones(2, 40), Int8Weight(library, torch.zeros(33, 40), bias))
+    assert torch.equal(still, bias.expand(2, 33))
+
+
+def norm(width):
+    made = nn.LayerNorm(width, eps=1e-5).requires_grad_(False)
+    made.weight.uniform_(0.5, 1.5)
+    made.bias.normal_()
+    return made
+
+
+@pytest.mark.parametrize("post", [True, False], ids=["post norm", "pre norm"])
+@pytest.mark.parametrize("branched", [True, False], ids=["branch", "alone"])
+@pytest.mark.parametrize(("rows", "width", "hidden"), [(1, 16, 40), (100, 96, 384), (47, 30, 50)])
+def test_the_fused_block_is_its_parts(library, post, branched, rows, width, hidden):
+    torch.manual_seed(rows)
+    x, y = torch.randn(1, rows, width), torch.randn(1, rows, width)
+    first, second, project = (
+        Int8Linear(nn.Linear(*shape).requires_grad_(False))
+        for shape in ((width, hidden), (hidden, width), (width, width))
+    )
+    first.activation = "relu" if post else "gelu"
+    before, after = norm(width), norm(width)
+    wide = x + project(y) if branched else x
+    normed = before(wide)
+    wanted = second(first(normed))
+    wanted = after(normed + wanted) if post else wide + wanted
+    found = feed_forward(
+        x, first, second, before=before, branch=(y, project) if branched else None, after=after if post else None
+    )
+    # float32 sums in another order may round a value to the neighbouring whole number: one step of two in a product.
+    assert (found - wanted).abs().mean() < 1e-4
+    assert (found - wanted).abs().max() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "window", "shift"),
+    [(14, 21, 7, 0), (15, 20, 7, 3), (9, 5, 4, 2), (13, 12, 12, 6), (3, 3, 7, 0)],
+)
+@pytest.mark.parametrize("heads", [1, 3])
+def test_window_attention_is_its_parts(library, height, width, window, shift, heads):
+    torch.manual_seed(window)
+    channels, tokens, area = 32 * heads, height * width, window * window
+    x, bias = torch.randn(2, tokens, channels), torch.randn(1, heads, area, area)
+    index, regions = window_index(height, width, window, shift)
+    qkv, project = (Int8Linear(nn.Linear(channels, n).requires_grad_(False)) for n in (3 * channels, channels))
+    qkv.weight.mul_(4)
+    before = norm(channels)
+    # Padding is a token of its own that is zero after the normalization.
+    rows = torch.cat((before(x), torch.zeros(2, 1, channels)), dim=1)[:, index]
+    query, key, value = qkv(rows).unflatten(-1, (3, heads, 32)).permute(3, 0, 1, 4, 2, 5)
+    mask = bias if regions is None else bias - 100.0 * (regions[:, None, None] != regions[:, None, :, None])
+    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask.expand(2, len(index), -1, -1, -1))
+    attended = project(attended.transpose(2, 3).flatten(3))
+    wanted = torch.zeros(2, tokens + 1, channels)
+    wanted[:, index] = attended
+    found = library.window_attention(
+        x, index, regions, bias, before=before, qkv=qkv.weight_for(x), project=project.weight_for(x)
+    )
+    wanted = x + wanted[:, :tokens]
+    # As above: a neighbouring whole number now and then.
+    assert (found - wanted).abs().mean() < 1e-4
+    assert (found - wanted).abs().max() < 0.05
+    with pytest.raises(ValueError, match="bias has shape"):
+        library.window_attention(
+            x, index, regions, bias[..., :-1], before=before, qkv=qkv.weight_for(x), project=project.weight_for(x)
+        )
+
+
+def test_where_it_may_not_run_it_is_the_ordinary_layer(library):
+    torch.manual_seed(0)
+    linear = nn.Linear(20, 12)
+    layer = Int8Linear(linear, "relu")
+    x = torch.randn(9, 20)
+    wanted = linear(x).relu()
+    assert torch.equal(layer(x), wanted)  # autograd records
+    x.requires_grad_()
+    assert torch.autograd.grad(layer(x).sum(), x)[0].shape == x.shape
+    with torch.no_grad():
+        torch._dynamo.reset()
+        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), wanted, rtol=0, atol=1e-6)
+        half = Int8Linear(copy.deepcopy(linear).bfloat16(), "relu")
+        torch.testing.assert_close(half(x.bfloat16()).float(), wanted, rtol=0.02, atol=0.02)
+        assert feed_forward(x.bfloat16(), half, half, before=nn.LayerNorm(20)) is None
+        ours = layer(x)
+        assert not torch.equal(ours, wanted), "8 bits leave a trace"
+        torch.testing.assert_close(ours, wanted, rtol=0, atol=0.05)
+        assert torch.equal(layer(x, addend=torch.ones(1, 20)), layer(x + 1))
+
+
+def test_new_weights_copies_and_pickles(library):
+    torch.manual_seed(0)
+    layer = Int8Linear(nn.Linear(20, 12).requires_grad_(False))
+    x = torch.randn(9, 20)
+    before = layer(x)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(other(x), before)
+    layer.bias.add_(1)
+    torch.testing.assert_close(layer(x), before + 1, rtol=0, atol=ROUNDING)
+    layer.weight.mul_(2)
+    torch.testing.assert_close(layer(x), 2 * (before - layer.bias + 1) + layer.bias, rtol=0, atol=ROUNDING)
+
+
+def test_what_stands_in_the_way_is_said(monkeypatch):
+    cpu = torch.device("cpu")
+    with pytest.raises(ValueError, match=r"not torch\.float16 on cpu: leave it out"):
+        check_int8(cpu, torch.float16)
+    with pytest.raises(ValueError, match="on meta"):
+        check_int8(torch.device("meta"), torch.float32)
+    monkeypatch.setattr(int8_linear, "load", lambda: None)
+    monkeypatch.setattr(int8_linear, "find_compiled", lambda name: Path("_int8_cpu.so"))
+    with pytest.raises(ValueError, match="needs a CPU with AVX-512 VNNI"):
+        check_int8(cpu, torch.float32)
+    monkeypatch.setattr(int8_linear, "find_compiled", lambda name: None)
+    with pytest.raises(ValueError, match="C compiler"):
+        check_int8(cpu, torch.float32)
+
+
+def test_a_library_that_cannot_be_loaded_is_one_log_line(tmp_path, monkeypatch, caplog):
+    broken = tmp_path / "_int8_cpu.so"
+    broken.write_bytes(b"not a library")
+    monkeypatch.setattr(int8_linear, "find_compiled", lambda name: broken)
+    int8_linear.load.cache_clear()
+    try:
+        assert int8_linear.load() is None
+        assert int8_linear.load() is None
+        assert len(caplog.records) == 1
+        assert str(broken) in caplog.text
+    finally:
+        int8_linear.load.cache_clear()
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
+@pytest.mark.skipif(sys.platform != "linux", reason="the command builds an ELF library")
+def test_it_compiles_without_openmp_and_without_a_warning(tmp_path, library):
+    if not SOURCE.is_file():
+        pytest.skip("the C source is not beside these tests")
+    output = tmp_path / "int8.so"
+    flags = ["-O1", "-std=gnu11", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    subprocess.run(["cc", *flags, str(SOURCE), "-o", str(output)], check=True)
+    single = Int8Library(output)
+    x, weight, bias = make(70, 33, 65)
+    found = single.linear(x, Int8Weight(single, weight, bias), "gelu")
+    assert torch.equal(found, library.linear(x, Int8Weight(library, weight, bias), "gelu"))
