@@ -139,19 +139,17 @@ def test_int8_windows_of_a_swin_as_published_stay_close(tiny_config):
 
 
 @needs_int8
-def test_int8_takes_what_sees_every_image_token(tiny_config):
-    model = lively(tiny_config).optimize_for_inference(int8=True).model
-    layers = [layer.deformable_layer for layer in model.encoder.layers]
-    assert {type(layer) for layer in layers} == {Int8DeformableLayer}
+def test_int8_takes_image_tokens_and_queries_and_leaves_text_boxes_and_scores(tiny_config):
+    optimized = lively(tiny_config).optimize_for_inference(int8=True)
+    model = optimized.model
+    assert {type(layer.deformable_layer) for layer in model.encoder.layers} == {Int8DeformableLayer}
     assert model.backbone.fast_forward.int8
-    eight = {name for name, module in model.named_modules() if type(module) is Int8Linear}
-    parts = ("fc1", "fc2", "self_attn.value_proj", "self_attn.output_proj")
-    expected = {f"encoder.layers.{i}.deformable_layer.{part}" for i in range(len(layers)) for part in parts}
-    assert expected <= eight
-    others = {name.removeprefix("decoder.layers.") for name in eight - expected}
-    # Of the decoder only deformable attention's projections.
-    assert others
-    assert all(name.split(".", 1)[1].startswith("encoder_attn.") for name in others), others
+    linear = {name: type(module) for name, module in optimized.named_modules() if isinstance(module, PackedLinear)}
+    for name, kind in linear.items():
+        eight = "deformable_layer" in name or "decoder.layers" in name
+        assert kind is (Int8Linear if eight else PackedLinear), name
+    parts = {name.rsplit(".", 1)[-1] for name, kind in linear.items() if kind is Int8Linear}
+    assert {"fc1", "fc2", "value_proj", "output_proj"} < parts
 
 
 @needs_int8

@@ -149,6 +149,8 @@ class FusionLayer(nn.Module):
         to_vision, to_text = self.attn(vision, text, vision_mask, text_mask)
         if self.kind == "gated":
             return _mix(self.gate_vision, vision, to_vision), _mix(self.gate_text, text, to_text)
+        if not self.training or self.drop_path == 0.0:
+            return torch.addcmul(vision, self.vision_param, to_vision), torch.addcmul(text, self.text_param, to_text)
         vision = vision + drop_path(self.vision_param * to_vision, self.drop_path, self.training)
         text = text + drop_path(self.text_param * to_text, self.drop_path, self.training)
         return vision, text

@@ -11,6 +11,7 @@ from .decoder import DecoderLayer
 from .encoder import DeformableLayer, TextEnhancerLayer
 from .fusion import BiAttention
 from .int8_encoder import Int8DeformableLayer
+from .int8_linear import Int8Linear
 from .ms_deform_attn import MSDeformAttn
 from .outputs_gdino import GDinoTextFeatures
 from .packed_attention import PackedMSDeformAttn
@@ -27,26 +28,30 @@ def pack_layers(module: nn.Module, int8: bool = False) -> None:
 
     Args:
         module: Encoder, decoder or head.
-        int8: Whether deformable layers and attention multiply 8-bit numbers: they see every image token. What sees
-            text, queries or boxes does not gain enough to round.
+        int8: Whether the layers of image tokens and queries multiply 8-bit numbers. The text's few tokens would not
+            gain, and what makes boxes and scores of states is not rounded.
     """
-    for parent in list(module.modules()) if int8 else ():
-        for name, child in list(parent.named_children()):
-            if type(child) is DeformableLayer and type(child.activation) is nn.ReLU and _fits(child.self_attn):
-                setattr(parent, name, Int8DeformableLayer(child))
-    for child in module.modules():
-        is_block = isinstance(child, (DecoderLayer, DeformableLayer, TextEnhancerLayer))
-        if is_block and type(child.activation) is nn.ReLU and type(child.fc1) is nn.Linear:
-            child.fc1, child.activation = PackedLinear(child.fc1, "relu"), nn.Identity()
+    if int8:
+        for parent in list(module.modules()):
+            for name, child in list(parent.named_children()):
+                if type(child) is DeformableLayer and type(child.activation) is nn.ReLU and _fits(child.self_attn):
+                    setattr(parent, name, Int8DeformableLayer(child))
+    _pack_below(module, int8, PackedLinear)
+
+
+def _pack_below(module: nn.Module, int8: bool, kind: type[PackedLinear]) -> None:
+    is_block = isinstance(module, (DecoderLayer, DeformableLayer, TextEnhancerLayer))
+    if is_block and type(module.activation) is nn.ReLU and type(module.fc1) is nn.Linear:
+        module.fc1, module.activation = kind(module.fc1, "relu"), nn.Identity()
     for name, child in list(module.named_children()):
         if isinstance(child, (BiAttention, Int8DeformableLayer)):
             continue
         if type(child) is nn.Linear:
-            setattr(module, name, PackedLinear(child))
+            setattr(module, name, kind(child))
         elif type(child) is MSDeformAttn and _fits(child):
             setattr(module, name, PackedMSDeformAttn(child, int8))
         else:
-            pack_layers(child, int8)
+            _pack_below(child, int8, Int8Linear if int8 and isinstance(child, DecoderLayer) else kind)
 
 
 def _fits(attention: MSDeformAttn) -> bool:
@@ -59,7 +64,7 @@ def pack_model(model: Any, int8: bool = False) -> None:
 
     Args:
         model: The GDinoModel, in eval mode.
-        int8: Whether layers that see every image token multiply 8-bit numbers.
+        int8: Whether layers of image tokens and queries multiply 8-bit numbers.
     """
     model.requires_grad_(False)
     dtype = model.level_embed.dtype

@@ -103,9 +103,9 @@ class GDinoPreTrainedModel(StoredModel):
         240 MB more for Grounding DINO-T in float32), so `state_dict` and `save_pretrained` give what they gave before.
         Under torch.compile and on other devices the usual operations run.
 
-        With `int8` the layers that see every image token (Swin's and the encoder's, deformable attention's values)
-        multiply 8-bit numbers, each row scaled by its own largest value, and compute everything else in float32. On
-        gdino-nano that moves boxes a tenth as far as bfloat16 does.
+        With `int8` the layers of image tokens and queries multiply 8-bit numbers, each row scaled by its own largest
+        value, and compute everything else in float32, as do the text's layers and those that make boxes and scores. On
+        gdino-nano that moves boxes a third as far as bfloat16 does.
 
         Args:
             int8: True asks for it, False forbids it. None uses it for a bfloat16 model on a CPU that multiplies

@@ -108,6 +108,21 @@ class _Layer:
         return self.fc2(self.fc1(self.norm_after(x))).add_(x)
 
 
+class _Merging:
+    """Patch merging between two stages: four neighbours become one token of twice their width (3.1)."""
+
+    def __init__(self, downsample: Any, int8: bool = False) -> None:
+        self.norm = downsample.norm
+        self.reduction = (Int8Linear if int8 else PackedLinear)(downsample.reduction)
+
+    def __call__(self, x: Tensor, height: int, width: int) -> Tensor:
+        """(B, height * width, C) to (B, ceil(height / 2) * ceil(width / 2), 2 C)."""
+        x = F.pad(x.unflatten(1, (height, width)), (0, 0, 0, width % 2, 0, height % 2))
+        # Rows within columns, as the published weights want it.
+        x = torch.cat([x[:, row::2, column::2] for column in range(2) for row in range(2)], dim=-1).flatten(1, 2)
+        return self.reduction(self.norm(x))
+
+
 class PackedSwin:
     """A SwinBackbone's forward along the path above where it can, the stock one elsewhere.
 
@@ -118,7 +133,7 @@ class PackedSwin:
 
     def __init__(self, backbone: Any, int8: bool = False) -> None:
         self.backbone, self.int8 = backbone, int8
-        self._layers: list[list[_Layer]] = []
+        self._stages: list[tuple[list[_Layer], _Merging | None]] = []
         self._key: tuple = ()
 
     @staticmethod
@@ -129,12 +144,13 @@ class PackedSwin:
         try:
             layers = [layer for stage in backbone.swin.encoder.layers for layer in stage.blocks]
             _Layer(layers[0])
+            _Merging(backbone.swin.encoder.layers[0].downsample)
             return all(type(layer.mlp.activation_fn).__name__ == "GELUActivation" for layer in layers)
         except (AttributeError, TypeError):
             return False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"backbone": self.backbone, "int8": self.int8, "_layers": [], "_key": ()}
+        return {"backbone": self.backbone, "int8": self.int8, "_stages": [], "_key": ()}
 
     def __call__(self, pixel_values: Tensor) -> list[Tensor]:
         """(B, 3, H, W) to a list of (B, C_l, h_l, w_l), fine to coarse, channels last in memory."""
@@ -144,16 +160,22 @@ class PackedSwin:
         key = state_of(*swin.encoder.parameters())
         if self._key != key:
             self._key = key
-            self._layers = [[_Layer(layer, self.int8) for layer in stage.blocks] for stage in swin.encoder.layers]
+            self._stages = [
+                (
+                    [_Layer(layer, self.int8) for layer in stage.blocks],
+                    None if stage.downsample is None else _Merging(stage.downsample, self.int8),
+                )
+                for stage in swin.encoder.layers
+            ]
         x, (height, width) = swin.embeddings(pixel_values)
         maps = []
-        for name, stage, layers in zip(self.backbone.stage_names[1:], swin.encoder.layers, self._layers, strict=True):
+        for name, (layers, merging) in zip(self.backbone.stage_names[1:], self._stages, strict=True):
             for layer in layers:
                 x = layer.feed_forward(layer.attend(x, height, width))
             if name in self.backbone.out_features:
                 normed = self.backbone.hidden_states_norms[name](x)
                 maps.append(normed.unflatten(1, (height, width)).permute(0, 3, 1, 2))
-            if stage.downsample is not None:
-                x = stage.downsample(x, (height, width))
+            if merging is not None:
+                x = merging(x, height, width)
                 height, width = -(-height // 2), -(-width // 2)
         return maps
