@@ -12,6 +12,7 @@ import sys
 import threading
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import safetensors.torch
@@ -454,6 +455,49 @@ def test_models_and_devices_that_cannot_be_used_exit_with_2(photo, capsys, tiny_
     assert status == 2
     assert reason in complaint.splitlines()[-1]
     assert "Traceback" not in complaint
+
+
+# A port that nobody listens on.
+UNREACHABLE = "http://127.0.0.1:9"
+
+
+def test_an_unknown_name_where_the_hub_does_not_answer_is_one_sentence(photo, tmp_path, capsys, monkeypatch, caplog):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", UNREACHABLE)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    assert main(["detect", str(photo), "--labels", "cat", "--model", "runs/nope", "--out", str(tmp_path)]) == 2
+    complaint = capsys.readouterr().err
+    assert "--model runs/nope cannot be loaded (there is no such folder, it was not downloaded before" in complaint
+    assert len(complaint.splitlines()) == 1
+    assert not caplog.records, "a loader was let loose on a Hub that does not answer"
+
+
+def test_a_model_that_was_downloaded_runs_where_the_hub_does_not_answer(photo, tmp_path, tiny_folder):
+    repository = tmp_path / "hub" / "models--someone--tiny"
+    shutil.copytree(tiny_folder, repository / "snapshots" / "0123")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123")
+    package = str(Path(sys.modules["gdino_hf"].__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": package, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
+    command = [sys.executable, "-m", "gdino_hf", "detect", str(photo), "--labels", "cat", "--model", "someone/tiny"]
+    run = subprocess.run(
+        [*command, "--out", str(tmp_path / "out")],
+        env={**environment, "HF_ENDPOINT": UNREACHABLE},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "Retry" not in run.stderr
+    assert (tmp_path / "out" / "detections.json").is_file()
+
+
+def test_the_folder_of_a_run_says_where_its_model_is(damaged, photo, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.move(damaged, run / "model")
+    status, _, _, complaint = run_detect(run, tmp_path / "out", photo)
+    assert status == 2
+    assert f"(the model of this run is in {run / 'model'})" in complaint
 
 
 def test_a_model_of_another_architecture_is_refused(photo, tmp_path, capsys):

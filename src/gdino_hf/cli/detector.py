@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import socket
+import urllib.parse
+import urllib.request
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,8 @@ from .errors import UsageError
 from .inputs import is_url, read_url
 
 _MODEL_TYPE = "gdino"
+_CONFIG = "config.json"
+_HUB_SECONDS = 5.0
 _WEIGHTS = {"int8": "float32"}
 
 
@@ -80,15 +85,17 @@ class Detector:
             _check_int8(self.device, optimize)
         where = NANO if model == "nano" else model
         try:
-            config = _read_config(where)
-            self.processor = GDinoProcessor.from_pretrained(where)
+            # Asked once here: loaders ask a Hub that does not answer six times for each of their files.
+            local = {"local_files_only": not Path(where).exists() and not _hub_answers()}
+            config = _read_config(where, local)
+            self.processor = GDinoProcessor.from_pretrained(where, **local)
             _check_tokenizer(self.processor.tokenizer)
             # Labels beyond what the model reads at once go to further prompts.
             self.processor.max_text_len = min(self.processor.max_text_len, config.max_text_len)
             # The tokenizer is read in no time: it judges the labels before the weights are loaded or downloaded.
             self._prepare(None)
             self.model, loading = GDinoForObjectDetection.from_pretrained(
-                where, config=config, dtype=_WEIGHTS.get(dtype, dtype), output_loading_info=True
+                where, config=config, dtype=_WEIGHTS.get(dtype, dtype), output_loading_info=True, **local
             )
             _check_weights(loading["missing_keys"])
             self.model.to(self.device).eval()
@@ -167,8 +174,26 @@ def _check_int8(device: Any, optimize: bool) -> None:
         raise UsageError(f"--dtype int8 cannot be had ({str(error).rstrip('.')})") from error
 
 
-def _read_config(where: str) -> Any:
+def _hub_answers() -> bool:
+    """Whether there is anything at the Hub's address; behind a proxy that is for the loaders to find out."""
+    from huggingface_hub import constants
+
+    address = urllib.parse.urlsplit(constants.ENDPOINT)
+    if constants.is_offline_mode():
+        return False
+    if urllib.request.getproxies():
+        return True
+    try:
+        port = address.port or (443 if address.scheme == "https" else 80)
+        socket.create_connection((address.hostname or "", port), timeout=_HUB_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def _read_config(where: str, local: dict[str, bool]) -> Any:
     """The model's configuration; other architectures, which would load as random weights, are refused."""
+    from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -179,7 +204,14 @@ def _read_config(where: str) -> Any:
             validate_repo_id(where)
         except HFValidationError as error:
             raise ValueError("there is no such folder") from error
-    config, _ = GDinoConfig.get_config_dict(where)
+        if local["local_files_only"] and not isinstance(try_to_load_from_cache(where, _CONFIG), str):
+            raise ValueError(
+                "there is no such folder, it was not downloaded before, and the Hub cannot be reached or is switched "
+                "off by HF_HUB_OFFLINE"
+            )
+    elif not (Path(where) / _CONFIG).is_file() and (Path(where) / "model" / _CONFIG).is_file():
+        raise ValueError(f"the model of this run is in {Path(where) / 'model'}")
+    config, _ = GDinoConfig.get_config_dict(where, **local)
     if not config:
         raise ValueError("there is no config.json in it")
     if config.get("model_type") != _MODEL_TYPE:

@@ -133,7 +133,9 @@ def read_batches(
     if limit is not None:
         total = limit if total is None else min(total, limit)
     batch: list[Picture] = []
-    # disable=None: no bar where stderr is not a terminal
+    if not sys.stderr.isatty():
+        print(f"{progress}: {'a stream of' if total is None else total} images", file=sys.stderr, flush=True)
+    # disable=None: no bar where stderr is not a terminal, but the line above
     for index, row in enumerate(tqdm(islice(_undecoded(rows), limit), progress, total, disable=None, leave=False)):
         if "image" not in row:
             raise ValueError(f"Row {index} has no 'image' but {', '.join(row)}; give rows with images.")
