@@ -186,6 +186,7 @@ def make_trainer(
         model,
         args,
         labels=[] if val is None else val.labels,
+        truth=None if val is None else val.truth,
         row_weights=weights,
         train_dataset=rows,
         eval_dataset=None if val is None else val.rows,
@@ -300,5 +301,12 @@ class FineTuning:
         return metrics
 
     def _measure(self, model: Any, processor: Any, split: Split) -> Measurement:
-        batch_size = self.args.per_device_eval_batch_size
-        return measure(model, processor, split.rows, split.labels, batch_size, progress=f"measure {split.name}")
+        return measure(
+            model,
+            processor,
+            split.rows,
+            split.labels,
+            self.args.per_device_eval_batch_size,
+            progress=f"measure {split.name}",
+            truth=split.truth,
+        )

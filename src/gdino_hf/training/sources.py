@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from ..data.transforms import (
     RandomScaleCrop,
     Transform,
 )
+from ..evaluation.sources import open_truth
+from ..evaluation.truth import Truth
 
 _SUFFIXES = (".json", ".jsonl", ".odvg")
 _SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -43,6 +46,11 @@ class Split:
     def name(self) -> str:
         """Its folder and file, as reports call it."""
         return f"{self.path.parent.name}/{self.path.stem}"
+
+    @cached_property
+    def truth(self) -> Truth:
+        """What there is to find, to the last digit of the file and with the areas of its segments."""
+        return replace(open_truth(self.path), rows=self.rows)
 
 
 def read_split(path: str | Path, images: str | Path | None = None, streaming: bool = False) -> Split:
