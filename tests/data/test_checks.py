@@ -96,6 +96,13 @@ def test_one_fault_is_one_finding(write, change, kind, is_error):
         assert len(open_dataset(report.path)[0]) == report.num_images
 
 
+def test_a_category_id_with_two_names_stops_a_training(write):
+    report = check_dataset(write(categories=[{"id": 1, "name": "dog"}]))
+    assert found(report) == {"repeated category ids": 1, "empty classes": 1}
+    with pytest.raises(ValueError, match="repeated category ids"):
+        report.raise_for_errors()
+
+
 def test_a_box_over_the_edge_by_rounding_is_none(write):
     assert found(check_dataset(write(annotations=[box(bbox=(10, 5, 10.9, 5.4))]))) == {}
 

@@ -74,3 +74,12 @@ def test_everyday_holds_what_its_readme_says(shared):
     assert len(rows) == 183
     assert (len(names), names[0], names[-1]) == (80, "person", "toothbrush")
     assert max(max(row) for row in zip(rows["width"], rows["height"], strict=True)) <= 448
+
+
+def test_backslashes_of_windows_lead_to_the_picture(write):
+    path = write(CONTENT)
+    content = json.loads(path.read_text())
+    for image in content["images"]:
+        image["file_name"] = "images\\" + image["file_name"]
+    path.write_text(json.dumps(content))
+    assert [row["image"].size for row in read_coco(path)] == [(20, 10), (30, 40)]

@@ -77,6 +77,16 @@ def test_positives_that_do_not_fit_take_turns(room, caplog):
     assert caplog.text.count("take turns") == 1
 
 
+def test_every_positive_has_its_turn_though_each_epoch_orders_its_prompt_anew(room):
+    rng = random.Random(2)
+    positives = list(dict.fromkeys(names(60, rng)))
+    lengths = [len(build_prompt([name], room.tokenizer, 256).chunks[0].input_ids) - 2 for name in positives]
+    seen = set()
+    for turn in range(len(pack(lengths, 254))):
+        seen |= set(room.choose(rng.sample([*positives, "cat"], 61), positives, rng, turn))
+    assert seen == set(positives)
+
+
 def test_negatives_are_drawn_evenly(tiny_tokenizer):
     room = PromptRoom(tiny_tokenizer, 12)
     rng = random.Random(0)

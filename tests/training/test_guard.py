@@ -88,6 +88,29 @@ def test_a_run_with_all_guards_reports_what_is_left(options, drawn, tiny_folder,
     )
 
 
+def test_figures_of_a_training_are_those_of_its_file(options, drawn, tmp_path):
+    content = json.loads((drawn / "val.json").read_text())
+    for place, item in enumerate(content["annotations"]):
+        x, y, width, height = item["bbox"]
+        # Segments larger than "small" in boxes that are not, and boxes that reach over the edge.
+        item["area"] = [9.0, 1600.0][place % 2]
+        item["bbox"] = [x - 20 * (x < 8), y, width, height]
+    (drawn / "val.json").write_text(json.dumps(content))
+    arguments = [*options, "--model", "nano", "--image-size", "64", "--max_steps", "1", "--name", "figures"]
+    assert main([*arguments, "--eval_strategy", "steps", "--eval_steps", "1", "--zero-shot", str(drawn)]) == 0
+    run = tmp_path / "runs" / "train" / "figures"
+    metrics = json.loads((run / "metrics.json").read_text())["metrics"]
+    common = ["--runs", str(tmp_path / "runs"), "--model", str(run / "model"), "--name", "figures"]
+    assert main(["eval", str(drawn / "val.json"), *common]) == 0
+    judged = json.loads((tmp_path / "runs" / "eval" / "figures" / "metrics.json").read_text())["metrics"]
+    assert judged["APs"] >= 0
+    assert judged["APm"] >= 0
+    assert metrics["after"] == pytest.approx(judged, abs=1e-6)
+    assert metrics["zero_shot_after"] == metrics["after"]
+    logged = json.loads((run / "checkpoint-1" / "trainer_state.json").read_text())["log_history"]
+    assert next(line["eval_APm"] for line in logged if "eval_APm" in line) == pytest.approx(judged["APm"], abs=1e-6)
+
+
 def test_the_finished_model_is_pushed_with_its_card(options, hub):
     pushed = ["--push_to_hub", "true", "--hub_model_id", "me/blood"]
     assert main([*options, *pushed, "--max_steps", "1", "--name", "pushed"]) == 0
@@ -95,6 +118,10 @@ def test_the_finished_model_is_pushed_with_its_card(options, hub):
     card = hub.files["README.md"].decode()
     assert "## Fine-tuning" in card
     assert "metric" in card.partition("---\n")[2]
+    # The example is for whoever finds the repository, where no folder "model" is.
+    assert "\n# me/blood\n" in card
+    assert card.count('from_pretrained("me/blood")') == 2
+    assert '"model"' not in card
     assert "model.safetensors" in hub.files
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,15 +36,19 @@ _TOLERANCE = 1.0
 _ORIENTATION = 0x0112
 _ON_ITS_SIDE = (5, 6, 7, 8)
 
+UNREADABLE = "unreadable files"
+"""The fault of pictures that a training may pass over."""
+
 _ERRORS = {
     "broken entries": "cannot be read",
-    "missing files": "are not in the images' folder",
-    "unreadable files": "are no pictures, or damaged",
+    "missing files": "are not in the images' folder, which --images names",
+    UNREADABLE: "are no pictures, or damaged",
     "wrong sizes": "have another size than the annotations say, so boxes may not fit",
     "broken boxes": "are not four finite numbers",
     "unknown classes": "are named by no category",
     "unknown images": "belong to no image of the file",
     "repeated image ids": "stand for several images",
+    "repeated category ids": "stand for several categories",
     "broken phrases": "do not tell where in the caption they stand",
     "broken names": "have nothing in them",
 }
@@ -111,15 +115,19 @@ class DatasetReport:
         """Faults that do not."""
         return [finding for finding in self.findings if not finding.is_error]
 
-    def raise_for_errors(self) -> None:
+    def raise_for_errors(self, except_for: Collection[str] = ()) -> None:
         """Stop where there is an error.
+
+        Args:
+            except_for: Kinds of fault that the caller can live with.
 
         Raises:
             ValueError: One sentence on the first error.
         """
-        if self.errors:
-            more = f" and {len(self.errors) - 1} other kinds of fault" if len(self.errors) > 1 else ""
-            raise ValueError(f"{self.path} cannot be trained on: {self.errors[0]}{more}; repair it.")
+        errors = [finding for finding in self.errors if finding.kind not in except_for]
+        if errors:
+            more = f" and {len(errors) - 1} other kinds of fault" if len(errors) > 1 else ""
+            raise ValueError(f"{self.path} cannot be trained on: {errors[0]}{more}; repair it.")
 
     def as_dict(self) -> dict[str, Any]:
         """The report as json takes it."""
@@ -210,7 +218,7 @@ class _Check:
                     ImageOps.exif_transpose(picture).load()
         # Decoders raise whatever a damaged file leads them to.
         except Exception as error:
-            self.add("unreadable files", f"{shorten(name)}: {reason(error)[:80]}")
+            self.add(UNREADABLE, f"{shorten(name)}: {reason(error)[:80]}")
             return
         if size != (width, height):
             how = ", turned by its EXIF mark" if turned else ""
@@ -263,6 +271,8 @@ def _check_coco(check: _Check, file: Path) -> None:
         name = category.get("name")
         if name in names.values():
             check.add("repeated names", shorten(name))
+        if number in names:
+            check.add("repeated category ids", str(number))
         names[number] = name
         check.name(name, where)
     sizes: dict[int, tuple[int, int]] = {}

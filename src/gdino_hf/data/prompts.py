@@ -48,7 +48,8 @@ class PromptRoom:
         Returns:
             Labels in the order given. A label that no prompt can hold is named in the log once and left out.
         """
-        present = {key for name in positives if (key := self.key(name)) is not None}
+        # In the row's order, not the prompt's, which may be another in each epoch: the groups must stay the same.
+        present = list(dict.fromkeys(key for name in positives if (key := self.key(name)) is not None))
         known: dict[_Key, tuple[str, int]] = {}
         for label in [*labels, *positives]:
             found = self._look_up(label)
@@ -72,10 +73,9 @@ class PromptRoom:
         return None if found is None else found[0]
 
     def _within(
-        self, known: dict[_Key, tuple[str, int]], present: set[_Key], rng: random.Random, turn: int
+        self, known: dict[_Key, tuple[str, int]], positives: list[_Key], rng: random.Random, turn: int
     ) -> set[_Key]:
-        groups = pack([known[key][1] for key in known if key in present], self.room)
-        positives = [key for key in known if key in present]
+        groups = pack([known[key][1] for key in positives], self.room)
         if len(groups) > 1:
             if not self._overflow_named:
                 self._overflow_named = True
@@ -89,7 +89,7 @@ class PromptRoom:
             first = groups[turn % len(groups)][0]
             candidates, taken = positives[first:] + positives[:first], set()
         else:
-            absent = [key for key in known if key not in present]
+            absent = [key for key in known if key not in positives]
             candidates, taken = rng.sample(absent, len(absent)), set(positives)
         left = self.room - sum(known[key][1] for key in taken)
         for key in candidates:

@@ -137,12 +137,14 @@ def picture_path(folder: str | Path, name: str) -> Path:
 
     Args:
         folder: Of the photographs.
-        name: What the annotations call it; some tools write the folder's own name before it.
+        name: What the annotations call it; some tools write the folder's own name before it, or backslashes.
 
     Returns:
         The file, which need not exist.
     """
     path = Path(folder) / name
+    if "\\" in name and not is_file(path):
+        return picture_path(folder, name.replace("\\", "/"))
     if Path(name).parts[:1] == (Path(folder).name,) and not is_file(path):
         beside = Path(folder).parent / name
         return beside if is_file(beside) else path

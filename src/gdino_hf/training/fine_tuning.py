@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,21 +93,22 @@ def read_data(arguments: DataArguments) -> DataSets:
     if not arguments.data:
         raise ValueError("There is no data set to learn from; name a COCO json, or a folder with train.json.")
     train = split_file(arguments.data, "train", "DATA")
+    read = partial(read_split, unreadable=arguments.unreadable)
 
     def other(named: str | None, split: str) -> Split | None:
         if named is not None:
-            return read_split(split_file(named, split, f"--{split}"), arguments.images)
+            return read(split_file(named, split, f"--{split}"), arguments.images)
         beside = find_split(train, split)
-        return read_split(beside, arguments.images) if beside is not None and beside != train else None
+        return read(beside, arguments.images) if beside is not None and beside != train else None
 
     def apart(named: str | None, split: str, option: str) -> Split | None:
-        return None if named is None else read_split(split_file(named, split, option))
+        return None if named is None else read(split_file(named, split, option))
 
     zero_shot = apart(arguments.zero_shot, "val", "--zero-shot")
     if zero_shot is not None and not zero_shot.labels:
         raise ValueError(f"--zero-shot {zero_shot.path} has captions, of which there is no AP; name one with labels.")
     return DataSets(
-        train=read_split(train, arguments.images, arguments.streaming),
+        train=read(train, arguments.images, arguments.streaming),
         val=other(arguments.val, "val"),
         test=other(arguments.test, "test"),
         replay=apart(arguments.replay, "train", "--replay"),
@@ -186,6 +188,7 @@ def make_trainer(
         model,
         args,
         labels=[] if val is None else val.labels,
+        truth=None if val is None else val.truth,
         row_weights=weights,
         train_dataset=rows,
         eval_dataset=None if val is None else val.rows,
@@ -300,5 +303,12 @@ class FineTuning:
         return metrics
 
     def _measure(self, model: Any, processor: Any, split: Split) -> Measurement:
-        batch_size = self.args.per_device_eval_batch_size
-        return measure(model, processor, split.rows, split.labels, batch_size, progress=f"measure {split.name}")
+        return measure(
+            model,
+            processor,
+            split.rows,
+            split.labels,
+            self.args.per_device_eval_batch_size,
+            progress=f"measure {split.name}",
+            truth=split.truth,
+        )

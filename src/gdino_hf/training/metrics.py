@@ -31,7 +31,13 @@ class Measurement:
 
 
 def measure(
-    model: Any, processor: Any, rows: Any, labels: Sequence[str], batch_size: int = 8, progress: str = "evaluate"
+    model: Any,
+    processor: Any,
+    rows: Any,
+    labels: Sequence[str],
+    batch_size: int = 8,
+    progress: str = "evaluate",
+    truth: Truth | None = None,
 ) -> Measurement:
     """Predict with all labels as the prompt and judge as COCO does.
 
@@ -42,6 +48,8 @@ def measure(
         labels: The names to look for.
         batch_size: Images per forward.
         progress: What the progress bar is called.
+        truth: Of the rows, as their file has it; by default what the rows say, whose boxes are cut at the picture's
+            edge and sized as boxes.
 
     Returns:
         The same in every process.
@@ -56,5 +64,5 @@ def measure(
     found = predict(model, processor, own, labels, batch_size=batch_size, progress=progress)
     if number > 1:
         found = Predictions(found.header, gather_object(found.images), gather_object(found.failed))
-    truth = rows_truth(rows, labels)
+    truth = rows_truth(rows, labels) if truth is None else truth
     return Measurement(evaluate_boxes(*truth.of(found.images)).summary(), truth, found)

@@ -112,6 +112,13 @@ def _complete_card(path: Path, outcome: Outcome, sets: DataSets) -> None:
     path.write_text(str(card), encoding="utf-8")
 
 
+def _name_card(path: Path, name: str) -> None:
+    """Have a card speak of the repository instead of the folder on this machine, so that its example runs anywhere."""
+    text = path.read_text(encoding="utf-8").replace(f"\n# {MODEL_FOLDER}\n", f"\n# {name}\n", 1)
+    text = text.replace(f'from_pretrained("{MODEL_FOLDER}"', f'from_pretrained("{name}"')
+    path.write_text(text, encoding="utf-8")
+
+
 def push(folder: Path, repository: str, private: bool | None = None, token: str | None = None) -> str:
     """Upload the finished model with its card and figures.
 
@@ -132,6 +139,7 @@ def push(folder: Path, repository: str, private: bool | None = None, token: str 
     api = HfApi(token=token)
     try:
         name = api.create_repo(repository, private=private, exist_ok=True).repo_id
+        _name_card(folder / MODEL_FOLDER / "README.md", name)
         return str(api.upload_folder(repo_id=name, folder_path=folder / MODEL_FOLDER, commit_message="Fine-tuned"))
     # The Hub's client raises whatever a connection can fail with.
     except Exception as error:

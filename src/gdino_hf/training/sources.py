@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..data.augmentation import default_transform
-from ..data.checks import check_dataset
-from ..data.formats import open_dataset
+from ..data.checks import UNREADABLE, check_dataset
+from ..data.formats import annotation_file, open_dataset
 from ..data.transforms import (
     Compose,
     RandomColour,
@@ -18,6 +19,9 @@ from ..data.transforms import (
     RandomScaleCrop,
     Transform,
 )
+from ..data.visits import OnError
+from ..evaluation.sources import open_truth
+from ..evaluation.truth import Truth
 
 _SUFFIXES = (".json", ".jsonl", ".odvg")
 _SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -44,14 +48,22 @@ class Split:
         """Its folder and file, as reports call it."""
         return f"{self.path.parent.name}/{self.path.stem}"
 
+    @cached_property
+    def truth(self) -> Truth:
+        """What there is to find, to the last digit of the file and with the areas of its segments."""
+        return replace(open_truth(self.path), rows=self.rows)
 
-def read_split(path: str | Path, images: str | Path | None = None, streaming: bool = False) -> Split:
+
+def read_split(
+    path: str | Path, images: str | Path | None = None, streaming: bool = False, unreadable: OnError = "stop"
+) -> Split:
     """Check and read an annotation file.
 
     Args:
         path: COCO json or ODVG json lines.
         images: Folder of the photographs; images/ beside the file by default.
         streaming: Read rows as they are walked through.
+        unreadable: With "skip" a damaged picture is a remark and no reason to stop.
 
     Returns:
         Its rows and labels.
@@ -60,15 +72,18 @@ def read_split(path: str | Path, images: str | Path | None = None, streaming: bo
         ValueError: It cannot be trained on or measured with, or holds no photograph.
     """
     report = check_dataset(path, images)
-    report.raise_for_errors()
+    passed_over = (UNREADABLE,) if unreadable == "skip" else ()
+    report.raise_for_errors(except_for=passed_over)
     if report.num_images == 0:
         raise ValueError(f"{path} holds no photograph; give a data set with some.")
     rows, labels = open_dataset(path, images, streaming)
-    return Split(Path(path), rows, labels or [], tuple(f"{path}: {finding}" for finding in report.warnings))
+    odd = [finding for finding in report.findings if not finding.is_error or finding.kind in passed_over]
+    remarks = tuple(f"{path}: {finding}" for finding in odd)
+    return Split(Path(path), rows, labels or [], remarks)
 
 
 def find_split(place: str | Path, split: str) -> Path | None:
-    """The annotation file of a split in a folder, or beside another split's file.
+    """The annotation file of a split in a folder, or beside another split's file: train.json, or the one in train/.
 
     Args:
         place: A folder, or an annotation file.
@@ -78,9 +93,23 @@ def find_split(place: str | Path, split: str) -> Path | None:
         The file, None where there is none.
     """
     folder = Path(place)
-    folder = folder if folder.is_dir() else folder.parent
+    is_folder = folder.is_dir()
+    folder = folder if is_folder else folder.parent
     names = [f"{name}{suffix}" for name in _SPLITS[split] for suffix in _SUFFIXES]
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+    file = next((folder / name for name in names if (folder / name).is_file()), None)
+    if file is not None:
+        return file
+    if not is_folder:
+        # Beside a file in a split's own folder are the other splits' folders.
+        if not any(folder.name in own for own in _SPLITS.values()):
+            return None
+        folder = folder.parent
+    inside = next((folder / name for name in _SPLITS[split] if (folder / name).is_dir()), None)
+    try:
+        return None if inside is None else annotation_file(inside, split)
+    except ValueError:
+        # A folder of pictures, say.
+        return None
 
 
 def split_file(place: str | Path, split: str, option: str) -> Path:

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, get_scheduler
 
 from ..data.visits import VisitedRows, VisitSampler
+from ..evaluation.truth import Truth
 from .arguments import GDinoTrainingArguments
 from .average import AVERAGE_FILE, WeightAverage
 from .budget import Clock, by_time, ticks
@@ -41,6 +42,7 @@ class GDinoTrainer(Trainer):
         model: The model, or one with adapters around it.
         args: What Trainer takes and more.
         labels: The names to detect in evaluation.
+        truth: What there is to find in `eval_dataset`; by default what its rows say.
         row_weights: How often each row of `train_dataset` comes in an epoch; once by default.
         **kwargs: As in Trainer; `processing_class` is the processor, `eval_dataset` rows as `open_dataset` gives them.
     """
@@ -57,6 +59,7 @@ class GDinoTrainer(Trainer):
         args: GDinoTrainingArguments | None = None,
         *,
         labels: Sequence[str] = (),
+        truth: Truth | None = None,
         row_weights: Sequence[float] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -64,6 +67,7 @@ class GDinoTrainer(Trainer):
         self.frozen = freeze(_plain(model), args.freeze)
         super().__init__(model, args, **kwargs)
         self.labels = list(labels)
+        self.truth = truth
         self.row_weights = row_weights
         self.sampler: VisitSampler | None = None
         self.clock = Clock(args.minutes)
@@ -208,13 +212,20 @@ class GDinoTrainer(Trainer):
         Raises:
             ValueError: There are no rows to evaluate on.
         """
-        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        own = eval_dataset is None
+        rows = self.eval_dataset if own else eval_dataset
         if rows is None:
             raise ValueError("There is nothing to evaluate on; give eval_dataset.")
         was_training = self.model.training
         with self.averaged():
-            batch_size = self.args.per_device_eval_batch_size
-            found = measure(self.detector, self.processing_class, rows, self.labels, batch_size).figures
+            found = measure(
+                self.detector,
+                self.processing_class,
+                rows,
+                self.labels,
+                self.args.per_device_eval_batch_size,
+                truth=self.truth if own else None,
+            ).figures
         self.model.train(was_training)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(metrics)
