@@ -16,8 +16,9 @@ import torch
 
 from gdino_hf.cli import main
 
-# Sums over two halves of a batch round differently from sums over the whole.
-ROUNDING = 1e-4
+# Sums over two halves of a batch round differently from sums over the whole, and the normalization of a level with one
+# place amplifies that: a change of 1e-7 of the pixels moves these gradients by 2e-4. A wrong mean is off by a tenth.
+ROUNDING = 1e-3
 # AdamW divides by the root of squared gradients, so where these are nearly zero their rounding moves weights.
 CURVE_ROUNDING = 1e-4
 

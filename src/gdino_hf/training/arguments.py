@@ -56,8 +56,14 @@ class DataArguments:
             "from above; small-set: several sizes and mosaics of four"
         },
     )
-    least_labels: int = field(default=20, metadata={"help": "labels of a training prompt, absent ones included"})
-    most_labels: int = field(default=60, metadata={"help": "labels of a training prompt, absent ones included"})
+    least_labels: int | None = field(
+        default=None,
+        metadata={"help": "labels of a training prompt, absent ones included; all that fit, and 20 where replayed"},
+    )
+    most_labels: int | None = field(
+        default=None,
+        metadata={"help": "labels of a training prompt, absent ones included; all that fit, and 60 where replayed"},
+    )
     replay: str | None = field(
         default=None, metadata={"help": "data set of what the model must not forget, mixed in; COCO json or a folder"}
     )
@@ -77,11 +83,25 @@ class DataArguments:
             raise ValueError(f"start_share must be at least 0 and below 1, got {self.start_share}.")
         if self.streaming and self.replay is not None:
             raise ValueError("streaming and replay exclude each other; leave one of them out.")
-        if not 1 <= self.least_labels <= self.most_labels:
-            raise ValueError(
-                f"least_labels and most_labels must be 1 <= least <= most, got {self.least_labels} and "
-                f"{self.most_labels}."
-            )
+        for bounds in (self.prompt_length(0), self.prompt_length(None)):
+            if not 1 <= bounds[0] <= bounds[1]:
+                raise ValueError(
+                    f"least_labels and most_labels must be 1 <= least <= most, got {bounds[0]} and {bounds[1]}."
+                )
+
+    def prompt_length(self, names: int | None) -> tuple[int, int]:
+        """Least and most labels of a training prompt, before what does not fit is left out.
+
+        Args:
+            names: How many names there are to ask for, all of them at once by default; None for replayed photographs,
+                whose prompts vary in length as those that gdino-nano learned with.
+        """
+        least, most = (20, 60) if names is None else (max(20, names), max(60, names))
+        if self.most_labels is not None:
+            most, least = self.most_labels, min(least, self.most_labels)
+        if self.least_labels is not None:
+            least, most = self.least_labels, max(most, self.least_labels) if self.most_labels is None else most
+        return least, most
 
 
 @dataclass

@@ -169,9 +169,10 @@ def make_trainer(
         raise ValueError("streaming needs an end, as nobody knows how many rows there are; give max_steps or minutes.")
     size = processor.image_processor.size
 
-    def collator(split: Split) -> Collator:
+    def collator(split: Split, replayed: bool = False) -> Collator:
+        length = data.prompt_length(None if replayed else len(split.labels))
         # Captions bring their own prompts.
-        sampler = PromptSampler(split.labels, (data.least_labels, data.most_labels)) if split.labels else None
+        sampler = PromptSampler(split.labels, length) if split.labels else None
         transform = augmentation(data.augment, size, split.rows)
         return GDinoDataCollator(processor, prompt_sampler=sampler, transform=transform, seed=args.seed)
 
@@ -181,7 +182,7 @@ def make_trainer(
     elif sets.replay is not None:
         mixture = Mixture(sets.train.rows, sets.replay.rows)
         rows, weights = VisitedRows(mixture, data.unreadable), mixture.weights(data.replay_share)
-        collate = MixedCollator(collate, collator(sets.replay))
+        collate = MixedCollator(collate, collator(sets.replay, replayed=True))
     else:
         rows = VisitedRows(sets.train.rows, data.unreadable)
     trainer = GDinoTrainer(
