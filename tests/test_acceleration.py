@@ -1,6 +1,7 @@
 """Claims about accelerate: transformers' own models answer as before, faster, and nothing else about them changes."""
 
 import copy
+import io
 
 import pytest
 import torch
@@ -170,6 +171,40 @@ def test_it_trains_and_can_be_copied(name):
         scale = gradients[0][key].abs().max()
         assert scale > 0
         torch.testing.assert_close(gradients[1][key], gradients[0][key], rtol=0, atol=float(1e-3 * scale))
+
+
+def test_a_whole_model_can_be_pickled():
+    model, inputs = lively("RT-DETRv2")
+    file = io.BytesIO()
+    torch.save(gdino_hf.accelerate(model), file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert [type(module) for module in loaded.modules()] == [type(module) for module in model.modules()]
+    with torch.no_grad():
+        torch.testing.assert_close(answers(loaded(**inputs)), answers(model(**inputs)), rtol=0, atol=0)
+
+
+def test_layers_of_one_class_are_compiled_each_for_itself():
+    """Beside the untouched ones: what torch.compile made of one layer's code must not serve another's names."""
+    model, _ = lively("RT-DETRv2")
+    fast = gdino_hf.accelerate(copy.deepcopy(model))
+    shapes = [(4, 6), (2, 3), (1, 2)]
+    generator = torch.Generator().manual_seed(0)
+    inputs = {
+        "hidden_states": torch.randn(1, 5, 32, generator=generator),
+        "encoder_hidden_states": torch.randn(1, 32, 32, generator=generator),
+        "reference_points": torch.rand(1, 5, 1, 4, generator=generator),
+        "spatial_shapes": torch.tensor(shapes),
+        "spatial_shapes_list": shapes,
+    }
+    torch._dynamo.reset()
+    for one in (model, fast):
+        layers = [m for m in one.modules() if type(m).__name__ == "RTDetrV2MultiscaleDeformableAttention"]
+        assert len(layers) == 2
+        with torch.no_grad():
+            for layer in layers:
+                compiled = torch.compile(layer, backend="eager")(**inputs)[0]
+                torch.testing.assert_close(compiled, layer(**inputs)[0], rtol=0, atol=TOLERANCE)
 
 
 def test_twice_is_once_and_others_of_the_kind_stay():
