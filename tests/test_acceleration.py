@@ -9,8 +9,10 @@ import transformers
 from torch import nn
 
 import gdino_hf
+from gdino_hf import acceleration
 from gdino_hf.acceleration import MultiScaleDeformableAttention, sample_points_per_level
 from gdino_hf.model import msda_backends
+from gdino_hf.model.msda_backends import ms_deform_attn
 
 # float32 sums of a few hundred products in another order, through a few layers.
 TOLERANCE = 1e-5
@@ -121,13 +123,23 @@ MODELS = {
 
 
 def lively(name):
+    """A model whose answers hang on what is sampled, which those of an untrained one hardly do."""
     torch.manual_seed(0)
     model, inputs = MODELS[name]()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             # Untrained offsets look at whole cells and untrained weights are all alike.
             if "sampling_offsets" in key or "attention_weights" in key:
                 parameter.add_(0.3 * torch.randn_like(parameter))
+            elif parameter.ndim == 2 and "backbone" not in key:
+                parameter.add_(0.5 / parameter.shape[1] ** 0.5 * torch.randn_like(parameter))
+        # Untrained norms pass on a hundredth of what they get: after a few of them there is nothing to sample.
+        for norm in norms:
+            nn.init.ones_(norm.weight)
+            norm.momentum = 1.0
+        if norms:
+            model.train()(**inputs)
     return model.eval(), inputs
 
 
@@ -150,9 +162,13 @@ def test_answers_and_weights_stay_and_the_operator_runs(name, monkeypatch):
         assert not calls
         found = answers(fast(**inputs))
     assert calls
+    monkeypatch.setattr(acceleration, "ms_deform_attn", lambda *args: 0 * ms_deform_attn(*args))
+    with torch.no_grad():
+        blind = answers(fast(**inputs))
     for key, value in expected.items():
         finite = value.isfinite()
         torch.testing.assert_close(found[key][finite], value[finite], rtol=0, atol=TOLERANCE)
+        assert (blind[key][finite] - value[finite]).abs().max() > 1000 * TOLERANCE, "sampling does not matter here"
     assert fast.state_dict().keys() == model.state_dict().keys()
 
 
