@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -12,8 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.slow
-def test_without_a_compiler_it_installs_and_says_which_backend_runs(tmp_path):
+def copy_source(tmp_path):
     source = tmp_path / "source"
     # What the build needs, without compiled files that lie beside the sources in a working copy.
     leave_out = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__", "build", "*.egg-info")
@@ -22,6 +22,25 @@ def test_without_a_compiler_it_installs_and_says_which_backend_runs(tmp_path):
         shutil.copytree(ROOT / folder, source / folder, ignore=leave_out)
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, source)
+    return source
+
+
+def test_a_source_archive_holds_all_that_is_compiled(tmp_path):
+    """The libraries are optional: a header left out would only be a slow installation that nobody notices."""
+    source = copy_source(tmp_path)
+    build = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
+    (path,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    needed = {str(file.relative_to(source)) for file in (source / "kernels").rglob("*.[ch]")}
+    assert len(needed) == 5
+    assert needed <= packed
+
+
+@pytest.mark.slow
+def test_without_a_compiler_it_installs_and_says_which_backend_runs(tmp_path):
+    source = copy_source(tmp_path)
     command = [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
     subprocess.run(command, cwd=source, env={**os.environ, "CC": "/bin/false"}, check=True, capture_output=True)
 

@@ -8,6 +8,7 @@
 
 #include "int8_linear.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,7 +44,7 @@ int int8_pack(int64_t inputs, int64_t columns, const float *weight, int8_t *pack
         scale[n] = most / 127.0f;
         int32_t sum = 0;
         int8_t *panel = packed + n / PANEL * PANEL * padded + n % PANEL * 4;
-        for (int64_t k = 0; most > 1e-36f && most <= 3.4e38f && k < inputs; k++) {
+        for (int64_t k = 0; most > 1e-36f && most <= FLT_MAX && k < inputs; k++) {
             const float q = weight[n * inputs + k] * (127.0f / most);
             const int8_t rounded = (int8_t)(q < 0 ? q - 0.5f : q + 0.5f);
             panel[k / 4 * PANEL * 4 + k % 4] = rounded;
@@ -73,7 +74,7 @@ INLINE __mmask16 lanes(int64_t left) { return left >= LANES ? 0xffff : left <= 0
 /* e^x for x <= 0, to 2e-7 of itself: e^x = 2^n e^r with |r| <= ln(2) / 2. */
 INLINE __m512 exponential(__m512 x)
 {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
+    x = _mm512_max_ps(_mm512_set1_ps(-87.0f), x); /* in this order a NaN stays */
     const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 8);
     __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
     r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
@@ -149,7 +150,7 @@ TARGET static float quantize(const float *row, uint8_t *to, int64_t width)
     const int32_t bits = _mm512_reduce_max_epi32(most);
     float size;
     memcpy(&size, &bits, sizeof size);
-    if (!(size > 0 && size <= 3.4e38f)) { /* nothing, or no numbers */
+    if (!(size > 0 && size <= FLT_MAX)) { /* nothing, or no numbers */
         memset(to, 128, round_up(width, 4));
         return size > 0 || size != size ? size - size : 0.0f;
     }

@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from gdino_hf import GDinoForObjectDetection
 from gdino_hf.cli import main
 from gdino_hf.model import int8_linear
 from gdino_hf.model.box_ops import box_iou
@@ -594,6 +595,10 @@ def test_low_precision_gives_finite_results_for_every_query(detect, photo, dtype
 
 
 def test_int8_where_there_is_none_is_one_sentence(detect, photo, monkeypatch):
+    def load(*_, **__):
+        raise AssertionError("what cannot run was loaded, maybe downloaded")
+
+    monkeypatch.setattr(GDinoForObjectDetection, "from_pretrained", load)
     monkeypatch.setattr(int8_linear, "find_compiled", lambda name: None)
     status, _, _, complaint = detect(photo, "--dtype", "int8", "--device", "cpu")
     assert status == 2

@@ -1,6 +1,8 @@
 """Claims about optimize_for_inference: the same answers, the same published weights, and a clear refusal to train."""
 
 import copy
+import sys
+import threading
 
 import pytest
 import torch
@@ -173,6 +175,53 @@ def test_int8_saves_the_published_weights_and_takes_new_ones(tiny_config):
         ours, theirs = (model.model(**inputs).encoder_last_hidden_state_vision for model in (optimized, other))
     assert far(ours, theirs) < INT8_ROUNDING
     assert far(before, theirs) > 10 * far(ours, theirs)
+
+
+@needs_int8
+def test_int8_moved_to_another_dtype_computes_each_part_once(tiny_config):
+    plain = lively(tiny_config)
+    optimized = copy.deepcopy(plain).optimize_for_inference(int8=True).bfloat16()
+    calls = []
+    for layer in optimized.model.encoder.layers:
+        layer.deformable_layer.self_attn.value_proj.register_forward_hook(lambda *_: calls.append(1))
+    inputs = make_inputs(height=64, width=96)
+    with torch.inference_mode():
+        theirs = plain.model(**inputs).encoder_last_hidden_state_vision
+        ours = optimized.model(**{**inputs, "pixel_values": inputs["pixel_values"].bfloat16()})
+    assert far(ours.encoder_last_hidden_state_vision, theirs) < HALF_ROUNDING
+    assert len(calls) == len(optimized.model.encoder.layers)
+
+
+@pytest.mark.parametrize("int8", [False, pytest.param(True, marks=needs_int8)])
+def test_threads_share_a_model_that_nothing_ran_before(tiny_config, int8):
+    """What is packed, joined and kept at the first run is made while others look."""
+    optimized = lively(tiny_config).optimize_for_inference(int8=int8)
+    # One prompt more than are kept: threads throw out what others have just looked up.
+    optimized.model._prompts.size = 2
+    prompts = [torch.tensor([[2, 60 + i % 3, 7, 61, 62, 7, 3]]) for i in range(6)]
+    inputs = make_inputs(batch=1, height=64, width=96)
+    start, found = threading.Barrier(len(prompts)), {}
+
+    def work(number):
+        start.wait()
+        with torch.inference_mode():
+            outputs = [optimized(**{**inputs, "input_ids": prompts[number]}) for _ in range(3)]
+        found[number] = outputs[-1]
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(prompts))]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(found) == len(prompts), "a thread failed"
+    with torch.inference_mode():
+        for number, prompt in enumerate(prompts):
+            assert_same(found[number], optimized(**{**inputs, "input_ids": prompt}))
 
 
 def test_a_second_call_changes_nothing(tiny_config):

@@ -101,8 +101,10 @@ def test_an_addend_repeats_over_the_batch(library):
     assert_close(library.linear(x, packed, addend=addend), wanted)
     strided = x.transpose(0, 1).contiguous().transpose(0, 1)
     assert torch.equal(library.linear(strided, packed, addend=addend), library.linear(x, packed, addend=addend))
-    with pytest.raises(ValueError, match="addend has 40 rows"):
-        library.linear(x, packed, addend=addend[:, :40])
+    # 3 rows divide 150, and would repeat along the wrong dimension.
+    for misfit in (addend[:, :40], x[:, :1]):
+        with pytest.raises(ValueError, match="give it x's shape or 1 as its first size"):
+            library.linear(x, packed, addend=misfit)
     with pytest.raises(ValueError, match="takes 24 float32 channels"):
         library.linear(x[..., :20], packed)
 
@@ -141,6 +143,32 @@ def test_rows_of_zeros_and_next_to_nothing_give_the_bias(library):
     torch.testing.assert_close(found, bias.expand(3, 33), rtol=0, atol=1e-38)
     still = library.linear(torch.ones(2, 40), Int8Weight(library, torch.zeros(33, 40), bias))
     assert torch.equal(still, bias.expand(2, 33))
+
+
+def test_the_largest_numbers_are_numbers(library):
+    largest = torch.finfo(torch.float32).max
+    x, weight = torch.tensor([[largest, 0.0]]), torch.tensor([[0.5, 1.0]])
+    torch.testing.assert_close(
+        library.linear(x, Int8Weight(library, weight, None)).item(), largest / 2, rtol=0.01, atol=0
+    )
+    found = library.linear(weight, Int8Weight(library, x, None))
+    torch.testing.assert_close(found.item(), largest / 2, rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_defaults_of_dtype_and_device_change_nothing(library, dtype):
+    """C writes float32: a result of another size would be overrun."""
+    x, weight, bias = make(60, 40, 33)
+    wanted = library.linear(x, Int8Weight(library, weight, bias))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            found = library.linear(x, Int8Weight(library, weight, bias))
+    finally:
+        torch.set_default_dtype(before)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, wanted)
 
 
 def norm(width):
@@ -202,10 +230,43 @@ def test_window_attention_is_its_parts(library, height, width, window, shift, he
     # As above: a neighbouring whole number now and then.
     assert (found - wanted).abs().mean() < 1e-4
     assert (found - wanted).abs().max() < 0.05
+    if regions is not None:
+        strided = regions.T.contiguous().T
+        again = library.window_attention(
+            x, index, strided, bias, before=before, qkv=qkv.weight_for(x), project=project.weight_for(x)
+        )
+        assert torch.equal(again, found)
     with pytest.raises(ValueError, match="bias has shape"):
         library.window_attention(
             x, index, regions, bias[..., :-1], before=before, qkv=qkv.weight_for(x), project=project.weight_for(x)
         )
+
+
+@pytest.mark.parametrize("part", ["query", "key", "value", "bias"])
+def test_attention_of_what_is_no_number_is_none(library, part):
+    """A weight that is no number must not end as a plausible answer."""
+    torch.manual_seed(0)
+    index, _ = window_index(8, 8, 4, 0)
+    x, bias = torch.randn(1, 64, 32), torch.randn(1, 1, 16, 16)
+    qkv, project = (Int8Linear(nn.Linear(32, n).requires_grad_(False)) for n in (96, 32))
+    if part == "bias":
+        bias[..., 3] = float("nan")
+    else:
+        qkv.weight[("query", "key", "value").index(part) * 32 + 5, 7] = float("nan")
+    found = library.window_attention(
+        x, index, None, bias, before=norm(32), qkv=qkv.weight_for(x), project=project.weight_for(x)
+    )
+    assert found.isnan().all()
+
+
+def test_a_normalization_of_another_kind_is_refused(library):
+    x, _, _ = make(5, 16, 16)
+    layer = Int8Linear(nn.Linear(16, 16).requires_grad_(False))
+    for other in (norm(8), norm(16).bfloat16()):
+        with pytest.raises(ValueError, match=r"give it 16 of float32"):
+            feed_forward(x, layer, layer, before=other)
+    with pytest.raises(ValueError, match="one shape and dtype"):
+        feed_forward(x, layer, layer, before=norm(16), branch=(x.bfloat16(), layer))
 
 
 def test_where_it_may_not_run_it_is_the_ordinary_layer(library):
@@ -255,6 +316,10 @@ def test_what_stands_in_the_way_is_said(monkeypatch):
         check_int8(cpu, torch.float32)
     monkeypatch.setattr(int8_linear, "find_compiled", lambda name: None)
     with pytest.raises(ValueError, match="C compiler"):
+        check_int8(cpu, torch.float32)
+    monkeypatch.setattr(int8_linear, "find_compiled", lambda name: Path("_int8_cpu.so"))
+    monkeypatch.setattr(int8_linear, "can_pack", lambda dtype: False)
+    with pytest.raises(ValueError, match="build of torch with oneDNN"):
         check_int8(cpu, torch.float32)
 
 

@@ -71,12 +71,13 @@ class Detector:
         dtype: str = "float32",
         optimize: bool = True,
     ) -> None:
-
         from gdino_hf import NANO, GDinoForObjectDetection, GDinoProcessor
 
         self.labels = list(labels)
         self.negative_labels = list(negative_labels)
         self.device = _device(device)
+        if dtype == "int8":
+            _check_int8(self.device, optimize)
         where = NANO if model == "nano" else model
         try:
             config = _read_config(where)
@@ -99,15 +100,10 @@ class Detector:
             raise UsageError(
                 f"--model {model} cannot be loaded ({reason}); give a Hub id, a folder with its files, or nano"
             ) from error
-        if dtype == "int8" and (self.device.type != "cpu" or not optimize):
-            raise UsageError("--dtype int8 is for optimized models on a CPU; choose float32, bfloat16 or float16")
         # float16 on a CPU is for those who want its very numbers: nothing computes it faster.
         self.optimized = optimize and self.device.type == "cpu" and dtype != "float16"
         if self.optimized:
-            try:
-                self.model.optimize_for_inference(int8=True if dtype == "int8" else None)
-            except ValueError as error:
-                raise UsageError(f"--dtype int8 cannot be had ({str(error).rstrip('.')})") from error
+            self.model.optimize_for_inference(int8=True if dtype == "int8" else None)
 
     def __call__(
         self,
@@ -155,6 +151,20 @@ class Detector:
             if image is None:
                 raise UsageError(str(error).rstrip(".")) from error
             raise
+
+
+def _check_int8(device: Any, optimize: bool) -> None:
+    """Refuse what no model could be optimized for, before one is loaded or downloaded."""
+    import torch
+
+    from gdino_hf.model.int8_linear import check_int8
+
+    if device.type != "cpu" or not optimize:
+        raise UsageError("--dtype int8 is for optimized models on a CPU; choose float32, bfloat16 or float16")
+    try:
+        check_int8(device, torch.float32)
+    except ValueError as error:
+        raise UsageError(f"--dtype int8 cannot be had ({str(error).rstrip('.')})") from error
 
 
 def _read_config(where: str) -> Any:

@@ -1,6 +1,7 @@
 """`model.optimize_for_inference()`: the same function, laid out for the machine it runs on."""
 
 import logging
+import threading
 from collections import OrderedDict
 from typing import Any
 
@@ -106,6 +107,7 @@ class PromptCache:
     def __init__(self, size: int = 8) -> None:
         self.size = size
         self._kept: OrderedDict[tuple, GDinoTextFeatures] = OrderedDict()
+        self._lock = threading.Lock()  # a server runs one model in several threads
 
     def get(
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
@@ -123,12 +125,15 @@ class PromptCache:
         prompt = tuple(None if x is None else (x.shape, tuple(x.flatten().tolist())) for x in texts)
         weights = (*model.text_backbone.parameters(), *model.text_projection.parameters())
         key = (prompt, input_ids.device, torch.is_inference_mode_enabled(), state_of(*weights))
-        if key not in self._kept:
-            self._kept[key] = model._text_features(*texts)
+        with self._lock:
+            features = self._kept.pop(key, None)
+        if features is None:
+            features = model._text_features(*texts)
+        with self._lock:
+            self._kept[key] = features
             while len(self._kept) > self.size:
                 self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        return self._kept[key]
+        return features
 
     def __deepcopy__(self, memo: dict) -> "PromptCache":
         return PromptCache(self.size)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from .encoder import DeformableLayer
-from .int8_linear import Int8Linear, feed_forward
+from .int8_linear import Int8Linear, feed_forward, weights_for
 from .packed_attention import PackedMSDeformAttn
 
 
@@ -37,7 +37,8 @@ class Int8DeformableLayer(DeformableLayer):
         """As in `DeformableLayer.forward`."""
         attention = self.self_attn
         library = attention.library_for(vision)
-        if library is not None:
+        # Asked first: attention is not computed a second time where the block after it cannot follow.
+        if library is not None and weights_for(vision, self.fc1, self.fc2, attention.output_proj):
             projected = attention.joint_projection()(vision, position_embedding)
             sampled = attention.sample(library, projected, vision, reference_points, spatial_shapes, vision_mask)
             enhanced = feed_forward(

@@ -47,8 +47,9 @@ class Int8Weight:
         self.library = library
         columns, inputs = weight.shape
         padded = library.padded_columns(columns)
-        self.weight = torch.empty(library.packed_bytes(inputs, columns), dtype=torch.int8)
-        self.scale, self.offset = torch.empty(padded), torch.empty(padded, dtype=torch.int32)
+        # Of the weight's own device and a dtype of their own, whatever the defaults are: C writes to them.
+        self.weight = weight.new_empty(library.packed_bytes(inputs, columns), dtype=torch.int8)
+        self.scale, self.offset = weight.new_empty(padded), weight.new_empty(padded, dtype=torch.int32)
         self.bias = None if bias is None else bias.detach().contiguous()
         library.pack(inputs, columns, weight.detach().contiguous(), self.weight, self.scale, self.offset)
         pointers = (x if x is None else x.data_ptr() for x in (self.weight, self.scale, self.bias, self.offset))
@@ -100,22 +101,24 @@ class Int8Library:
             x: (..., C) float32.
             weight: Of C inputs and N columns.
             activation: "none", "relu" or "gelu".
-            addend: (..., C) float32 whose leading sizes repeat to x's along the first of them, or None.
+            addend: Like x, or of size 1 along the first dimension, or None.
 
         Returns:
             (..., N) float32.
 
         Raises:
-            ValueError: The widths do not fit, or an addend does not repeat to x.
+            ValueError: The widths or the addend do not fit.
         """
         layer, x = weight.described, x.contiguous()
         rows, repeats = _rows(x, layer.inputs), 1
         if addend is not None:
             addend = addend.contiguous()
             repeats = _rows(addend, layer.inputs)
-            if repeats == 0 or rows % repeats:
-                raise ValueError(f"addend has {repeats} rows for {rows} of x, give it a number that divides them.")
-        out = torch.empty(*x.shape[:-1], layer.columns)
+            if addend.shape[1:] != x.shape[1:] or len(addend) not in (1, len(x)):
+                raise ValueError(
+                    f"addend is {tuple(addend.shape)} and x {tuple(x.shape)}, give it x's shape or 1 as its first size."
+                )
+        out = x.new_empty(*x.shape[:-1], layer.columns)
         run = self._library.int8_linear
         number = _ACTIVATIONS[activation]
         _check(
@@ -159,8 +162,11 @@ class Int8Library:
         other, project = None, _Layer()
         if branch is not None:
             other, project = branch[0].contiguous(), branch[1].described
-            if other.shape != x.shape:
-                raise ValueError(f"The branch is {tuple(other.shape)} and x {tuple(x.shape)}, give them one shape.")
+            if other.shape != x.shape or other.dtype != x.dtype:
+                raise ValueError(
+                    f"The branch is {tuple(other.shape)} of {other.dtype} and x {tuple(x.shape)} of {x.dtype}, give "
+                    "them one shape and dtype."
+                )
         out = torch.empty_like(x)
         _check(
             self._library.int8_feed_forward(
@@ -168,11 +174,11 @@ class Int8Library:
                 x.data_ptr(),
                 _pointer(other),
                 project,
-                _describe(before),
+                _describe(before, x.shape[-1]),
                 first.described,
                 _ACTIVATIONS[activation],
                 second.described,
-                _Norm() if after is None else _describe(after),
+                _Norm() if after is None else _describe(after, x.shape[-1]),
                 after is not None,
                 torch.get_num_threads(),
                 out.data_ptr(),
@@ -211,6 +217,7 @@ class Int8Library:
             ValueError: The widths do not fit.
         """
         x, bias, index = x.contiguous(), bias.contiguous(), index.contiguous()
+        regions = None if regions is None else regions.contiguous()
         batch, tokens, width = x.shape
         windows, area = index.shape
         heads = width // 32
@@ -225,9 +232,9 @@ class Int8Library:
             self._library.int8_window_attention(
                 *sizes,
                 index.data_ptr(),
-                _pointer(None if regions is None else regions.contiguous()),
+                _pointer(regions),
                 x.data_ptr(),
-                _describe(before),
+                _describe(before, x.shape[-1]),
                 qkv.described,
                 bias.data_ptr(),
                 project.described,
@@ -270,7 +277,9 @@ def check_int8(device: torch.device, dtype: torch.dtype) -> None:
             "int8 needs the compiled layers, which are not built here: install gdino-hf again where there is a C "
             "compiler, or leave int8 out."
         )
-    if not has_int8():
+    if not can_pack(torch.float32):
+        raise ValueError("int8 needs a build of torch with oneDNN, which this one lacks: leave it out.")
+    if load() is None:
         raise ValueError("int8 needs a CPU with AVX-512 VNNI, which this one lacks: leave it out.")
 
 
@@ -298,6 +307,17 @@ class Int8Linear(PackedLinear):
         return weight.library.linear(x, weight, self.activation, addend)
 
 
+def weights_for(x: Tensor, *layers: nn.Module) -> list[Int8Weight] | None:
+    """The packed weights of Int8Linear layers, or None where one is another or may not run on x in 8 bits."""
+    weights = []
+    for layer in layers:
+        weight = layer.weight_for(x) if isinstance(layer, Int8Linear) else None
+        if weight is None:
+            return None
+        weights.append(weight)
+    return weights
+
+
 def feed_forward(
     x: Tensor,
     first: nn.Linear,
@@ -307,13 +327,10 @@ def feed_forward(
     branch: tuple[Tensor, nn.Linear] | None = None,
     after: nn.LayerNorm | None = None,
 ) -> Tensor | None:
-    """`Int8Library.feed_forward` of Int8Linear layers, or None where one is another or may not run on x in 8 bits."""
-    weights = []
-    for layer in (first, second, *(() if branch is None else (branch[1],))):
-        weight = layer.weight_for(x) if isinstance(layer, Int8Linear) else None
-        if weight is None:
-            return None
-        weights.append(weight)
+    """`Int8Library.feed_forward` of Int8Linear layers, or None where `weights_for` has none."""
+    weights = weights_for(x, first, second, *(() if branch is None else (branch[1],)))
+    if weights is None:
+        return None
     pair = None if branch is None else (branch[0], weights[2])
     run, activation = weights[0].library.feed_forward, first.activation
     return run(x, weights[0], weights[1], str(activation), before=before, branch=pair, after=after)
@@ -329,7 +346,10 @@ def _pointer(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
 
 
-def _describe(norm: nn.LayerNorm) -> _Norm:
+def _describe(norm: nn.LayerNorm, width: int) -> _Norm:
+    if norm.weight.shape != (width,) or norm.weight.dtype != torch.float32:
+        given = f"{tuple(norm.weight.shape)} of {norm.weight.dtype}"
+        raise ValueError(f"The normalization has weights {given}, give it {width} of float32.")
     return _Norm(norm.weight.data_ptr(), _pointer(norm.bias), norm.eps)
 
 

@@ -106,7 +106,7 @@ class CpuLibrary:
         value = value.detach().contiguous()
         locations = _float32(sampling_locations)
         weights = _float32(attention_weights)
-        out = torch.empty((shape.B, shape.Q, shape.M * shape.D), dtype=value.dtype)
+        out = value.new_empty((shape.B, shape.Q, shape.M * shape.D))
         _check(self._library.msda_forward(shape, sizes, *_pointers(value, locations, weights, out)))
         return out
 
@@ -152,7 +152,7 @@ class CpuLibrary:
         shape = _Shape(batch, tokens, heads, width, queries, levels, points, _DTYPES[value.dtype], threads)
         value = value.detach().contiguous()
         inputs = _float32(projected), _float32(reference_points)
-        out = torch.empty((batch, queries, heads * width), dtype=value.dtype)
+        out = value.new_empty((batch, queries, heads * width))
         areas = (ctypes.c_int64 * len(sizes))(*sizes)
         run = self._library.msda_forward_projected
         _check(run(shape, areas, *_pointers(value, *inputs), axes, rows, *_pointers(out)))

@@ -33,9 +33,9 @@ def can_pack(dtype: torch.dtype) -> bool:
         return False
     try:
         # Whole numbers below 256, which every dtype holds.
-        weight = torch.arange(6, dtype=dtype).view(2, 3)
-        found = packed_linear(torch.ones(4, 3, dtype=dtype), pack(weight), torch.ones(2, dtype=dtype), "relu")
-        return torch.equal(found.float(), torch.tensor([[4.0, 13.0]]).expand(4, 2))
+        weight = torch.arange(6, dtype=dtype, device="cpu").view(2, 3)
+        found = packed_linear(weight.new_ones(4, 3), pack(weight), weight.new_ones(2), "relu")
+        return torch.equal(found.float(), found.new_tensor([[4.0, 13.0]], dtype=torch.float32).expand(4, 2))
     except (AttributeError, RuntimeError):
         return False
 
@@ -45,7 +45,7 @@ def bfloat16_is_slower() -> bool:
     """Whether float32 products are the faster ones here, as on a CPU with half-rate bfloat16 units and no AMX."""
     if not (can_pack(torch.float32) and can_pack(torch.bfloat16)):
         return False
-    x, weight = torch.ones(512, 256), torch.ones(1024, 256)
+    x, weight = (torch.ones(rows, 256, dtype=torch.float32, device="cpu") for rows in (512, 1024))
     half, packed, packed_half = x.bfloat16(), pack(weight), pack(weight.bfloat16())
     # The best of many: other work on the machine only ever adds.
     best = {True: float("inf"), False: float("inf")}
@@ -111,7 +111,7 @@ def runs_packed(x: Tensor, weight: Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
-        and x.device.type == "cpu"
+        and x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype
         and x.numel() > 0
         and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))

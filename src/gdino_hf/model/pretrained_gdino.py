@@ -127,9 +127,10 @@ class GDinoPreTrainedModel(StoredModel):
         if int8:
             check_int8(self.device, self.dtype)
         if on_cpu and self.dtype == torch.bfloat16 and (int8 or bfloat16_is_slower()):
+            reason = "As int8 was asked for" if int8 else "This CPU is slow at bfloat16"
             int8 = has_int8() if int8 is None else int8
-            products = "8-bit numbers and everything else in float32" if int8 else "float32"
-            logger.warning("This CPU is slow at bfloat16: the model now computes linear layers with %s.", products)
+            now = "multiplies 8-bit numbers for image tokens and queries, everything else" if int8 else "computes"
+            logger.warning("%s: the model now %s in float32.", reason, now)
             self.float()
         core = self.base_model
         for module in (self, core):

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import SwinBackbone
 
 from .blocks import by_blocks
-from .int8_linear import Int8Linear, feed_forward
+from .int8_linear import Int8Linear, feed_forward, weights_for
 from .packed_linear import PackedLinear, runs_packed, side_by_side, state_of
 
 _TOKENS = 1024
@@ -33,7 +33,7 @@ def window_index(height: int, width: int, window: int, shift: int) -> tuple[Tens
         (windows, window^2) int64, height * width for padding; and (windows, window^2) int64, the region of each place:
         only places of one region see each other. None without a shift, when all do.
     """
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), torch.device("cpu"):
         rows, columns = -(-height // window) * window, -(-width // window) * window
         index = torch.full((rows, columns), height * width)
         index[:height, :width] = torch.arange(height * width).view(height, width)
@@ -67,15 +67,15 @@ class _Layer:
     def attend(self, x: Tensor, height: int, width: int) -> Tensor:
         """Window attention with its residual: (B, height * width, C) to the same."""
         index, regions = window_index(height, width, self.window, self.shift)
-        if isinstance(self.qkv, Int8Linear) and isinstance(self.out, Int8Linear) and x.shape[-1] == 32 * self.heads:
-            qkv, out = self.qkv.weight_for(x), self.out.weight_for(x)
-            if qkv is not None and out is not None:
-                return qkv.library.window_attention(
-                    x, index, regions, self.bias, before=self.norm_before, qkv=qkv, project=out
-                )
+        weights = weights_for(x, self.qkv, self.out) if x.shape[-1] == 32 * self.heads else None
+        if weights is not None:
+            qkv, out = weights
+            return qkv.library.window_attention(
+                x, index, regions, self.bias, before=self.norm_before, qkv=qkv, project=out
+            )
         batch, tokens, channels = x.shape
         area = index.shape[1]
-        output = torch.empty(batch, tokens + 1, channels, dtype=x.dtype)
+        output = x.new_empty(batch, tokens + 1, channels)
         step = max(1, _TOKENS // area)
         for image in range(batch):
             # Padding is zero after the normalization and is never read back: one more row stands for all of it.
@@ -133,8 +133,7 @@ class PackedSwin:
 
     def __init__(self, backbone: Any, int8: bool = False) -> None:
         self.backbone, self.int8 = backbone, int8
-        self._stages: list[tuple[list[_Layer], _Merging | None]] = []
-        self._key: tuple = ()
+        self._packed: tuple[tuple, list[tuple[list[_Layer], _Merging | None]]] | None = None
 
     @staticmethod
     def knows(backbone: Any) -> bool:
@@ -150,7 +149,16 @@ class PackedSwin:
             return False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"backbone": self.backbone, "int8": self.int8, "_stages": [], "_key": ()}
+        return {"backbone": self.backbone, "int8": self.int8, "_packed": None}
+
+    def _pack(self, encoder: Any) -> list[tuple[list[_Layer], _Merging | None]]:
+        return [
+            (
+                [_Layer(layer, self.int8) for layer in stage.blocks],
+                None if stage.downsample is None else _Merging(stage.downsample, self.int8),
+            )
+            for stage in encoder.layers
+        ]
 
     def __call__(self, pixel_values: Tensor) -> list[Tensor]:
         """(B, 3, H, W) to a list of (B, C_l, h_l, w_l), fine to coarse, channels last in memory."""
@@ -158,18 +166,13 @@ class PackedSwin:
         if not runs_packed(pixel_values, swin.embeddings.patch_embeddings.projection.weight):
             return list(self.backbone(pixel_values).feature_maps)
         key = state_of(*swin.encoder.parameters())
-        if self._key != key:
-            self._key = key
-            self._stages = [
-                (
-                    [_Layer(layer, self.int8) for layer in stage.blocks],
-                    None if stage.downsample is None else _Merging(stage.downsample, self.int8),
-                )
-                for stage in swin.encoder.layers
-            ]
+        packed = self._packed
+        if packed is None or packed[0] != key:
+            # Whole before it is seen: another thread may be running the same model.
+            packed = self._packed = (key, self._pack(swin.encoder))
         x, (height, width) = swin.embeddings(pixel_values)
         maps = []
-        for name, (layers, merging) in zip(self.backbone.stage_names[1:], self._stages, strict=True):
+        for name, (layers, merging) in zip(self.backbone.stage_names[1:], packed[1], strict=True):
             for layer in layers:
                 x = layer.feed_forward(layer.attend(x, height, width))
             if name in self.backbone.out_features:
