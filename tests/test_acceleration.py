@@ -1,6 +1,7 @@
 """Claims about accelerate: transformers' own models answer as before, faster, and nothing else about them changes."""
 
 import copy
+import io
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ import transformers
 from torch import nn
 
 import gdino_hf
+from gdino_hf import acceleration
 from gdino_hf.acceleration import MultiScaleDeformableAttention, sample_points_per_level
 from gdino_hf.model import msda_backends
+from gdino_hf.model.msda_backends import ms_deform_attn
 
 # float32 sums of a few hundred products in another order, through a few layers.
 TOLERANCE = 1e-5
@@ -108,6 +111,52 @@ def mask2former():
     return transformers.Mask2FormerForUniversalSegmentation(config), PIXELS
 
 
+def omdet_turbo():
+    config = transformers.OmDetTurboConfig(
+        backbone_config=swin(out_features=["stage2", "stage3", "stage4"]),
+        use_timm_backbone=False,
+        backbone=None,
+        apply_layernorm_after_vision_backbone=False,
+        text_config=transformers.CLIPTextConfig(
+            vocab_size=100,
+            hidden_size=48,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=16,
+            projection_dim=48,
+            pad_token_id=1,
+            bos_token_id=0,
+            eos_token_id=2,
+        ),
+        text_projection_in_dim=48,
+        text_projection_out_dim=48,
+        class_embed_dim=48,
+        image_size=64,
+        vision_features_channels=[32, 32, 32],
+        encoder_in_channels=[16, 32, 64],
+        encoder_hidden_dim=32,
+        encoder_dim_feedforward=32,
+        encoder_attention_heads=4,
+        decoder_hidden_dim=32,
+        decoder_dim_feedforward=32,
+        decoder_num_heads=4,
+        decoder_num_layers=2,
+        task_encoder_hidden_dim=32,
+        num_queries=10,
+    )
+    words = torch.tensor([[5, 6, 7, 2], [8, 9, 2, 1], [10, 2, 1, 1], [11, 12, 13, 2]])
+    inputs = {
+        "pixel_values": PIXELS["pixel_values"][..., :64],
+        "classes_input_ids": words,
+        "classes_attention_mask": (words != 1).long(),
+        "classes_structure": torch.tensor([2, 2]),
+        "tasks_input_ids": words[:2],
+        "tasks_attention_mask": (words[:2] != 1).long(),
+    }
+    return transformers.OmDetTurboForObjectDetection(config), inputs
+
+
 MODELS = {
     "Grounding DINO": grounding_dino,
     "MM Grounding DINO": lambda: grounding_dino("MMGroundingDino"),
@@ -116,22 +165,34 @@ MODELS = {
     "RT-DETRv2": lambda: rt_detr("RTDetrV2"),
     "D-FINE": lambda: rt_detr("DFine", decoder_n_points=[3, 2, 1]),
     "Mask2Former": mask2former,
+    "OmDet-Turbo": omdet_turbo,
 }
 
 
 def lively(name):
+    """A model whose answers hang on what is sampled, which those of an untrained one hardly do."""
     torch.manual_seed(0)
     model, inputs = MODELS[name]()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             # Untrained offsets look at whole cells and untrained weights are all alike.
             if "sampling_offsets" in key or "attention_weights" in key:
                 parameter.add_(0.3 * torch.randn_like(parameter))
+            elif parameter.ndim == 2 and "backbone" not in key:
+                parameter.add_(0.5 / parameter.shape[1] ** 0.5 * torch.randn_like(parameter))
+        # Untrained norms pass on a hundredth of what they get: after a few of them there is nothing to sample.
+        for norm in norms:
+            nn.init.ones_(norm.weight)
+            norm.momentum = 1.0
+        if norms:
+            model.train()(**inputs)
     return model.eval(), inputs
 
 
 def answers(outputs):
     names = ("logits", "pred_boxes", "class_queries_logits", "masks_queries_logits")
+    names += ("decoder_class_logits", "decoder_coord_logits")
     found = {name: outputs[name] for name in names if outputs.get(name) is not None}
     assert len(found) == 2
     return found
@@ -149,9 +210,13 @@ def test_answers_and_weights_stay_and_the_operator_runs(name, monkeypatch):
         assert not calls
         found = answers(fast(**inputs))
     assert calls
+    monkeypatch.setattr(acceleration, "ms_deform_attn", lambda *args: 0 * ms_deform_attn(*args))
+    with torch.no_grad():
+        blind = answers(fast(**inputs))
     for key, value in expected.items():
         finite = value.isfinite()
         torch.testing.assert_close(found[key][finite], value[finite], rtol=0, atol=TOLERANCE)
+        assert (blind[key][finite] - value[finite]).abs().max() > 100 * TOLERANCE, "sampling does not matter here"
     assert fast.state_dict().keys() == model.state_dict().keys()
 
 
@@ -170,6 +235,40 @@ def test_it_trains_and_can_be_copied(name):
         scale = gradients[0][key].abs().max()
         assert scale > 0
         torch.testing.assert_close(gradients[1][key], gradients[0][key], rtol=0, atol=float(1e-3 * scale))
+
+
+def test_a_whole_model_can_be_pickled():
+    model, inputs = lively("RT-DETRv2")
+    file = io.BytesIO()
+    torch.save(gdino_hf.accelerate(model), file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert [type(module) for module in loaded.modules()] == [type(module) for module in model.modules()]
+    with torch.no_grad():
+        torch.testing.assert_close(answers(loaded(**inputs)), answers(model(**inputs)), rtol=0, atol=0)
+
+
+def test_layers_of_one_class_are_compiled_each_for_itself():
+    """Beside the untouched ones: what torch.compile made of one layer's code must not serve another's names."""
+    model, _ = lively("RT-DETRv2")
+    fast = gdino_hf.accelerate(copy.deepcopy(model))
+    shapes = [(4, 6), (2, 3), (1, 2)]
+    generator = torch.Generator().manual_seed(0)
+    inputs = {
+        "hidden_states": torch.randn(1, 5, 32, generator=generator),
+        "encoder_hidden_states": torch.randn(1, 32, 32, generator=generator),
+        "reference_points": torch.rand(1, 5, 1, 4, generator=generator),
+        "spatial_shapes": torch.tensor(shapes),
+        "spatial_shapes_list": shapes,
+    }
+    torch._dynamo.reset()
+    for one in (model, fast):
+        layers = [m for m in one.modules() if type(m).__name__ == "RTDetrV2MultiscaleDeformableAttention"]
+        assert len(layers) == 2
+        with torch.no_grad():
+            for layer in layers:
+                compiled = torch.compile(layer, backend="eager")(**inputs)[0]
+                torch.testing.assert_close(compiled, layer(**inputs)[0], rtol=0, atol=TOLERANCE)
 
 
 def test_twice_is_once_and_others_of_the_kind_stay():

@@ -62,7 +62,7 @@ def build(desk: Desk) -> None:
         shown: list[Any] = []
         for one in both:
             text, boxes, rows = render.result(one, settings)
-            shown += [text, gr.HTML(value=boxes, picture=photograph), rows]
+            shown += [text, gr.HTML(value=boxes, **photograph), rows]
         kept = [desk.kept.put(one, replaces=key) for one, key in zip(both, (left_key, right_key), strict=True)]
         return (*kept, *shown)
 

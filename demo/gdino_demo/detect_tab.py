@@ -85,7 +85,7 @@ def build(desk: Desk) -> None:
         return (
             desk.kept.put(outputs, replaces=key),
             text,
-            gr.HTML(value=boxes, picture=render.photograph(image.image, f"The picture {outputs.name}")),
+            gr.HTML(value=boxes, **render.photograph(image.image, f"The picture {outputs.name}")),
             rows,
             gr.CheckboxGroup(choices=names, value=names, visible=len(names) > 1),
         )

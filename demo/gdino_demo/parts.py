@@ -127,6 +127,7 @@ def figure_field(elem_id: str, label: str) -> gr.HTML:
         "",
         html_template=FIGURE_TEMPLATE,
         picture="",
+        ratio=1,
         label=label,
         elem_id=elem_id,
         apply_default_css=False,

@@ -18,7 +18,9 @@ from .engine import Detection, Outputs, Settings
 LONGEST_SIDE_SHOWN = 1280
 
 # The photograph is a property of its own, so that moving a slider sends the boxes alone.
-FIGURE_TEMPLATE = '<figure class="gd-figure">${picture}<div class="gd-boxes">${value}</div></figure>'
+FIGURE_TEMPLATE = (
+    '<figure class="gd-figure" style="--ratio:${ratio}">${picture}<div class="gd-boxes">${value}</div></figure>'
+)
 
 
 def result(outputs: Outputs, settings: Settings) -> tuple[str, str, str]:
@@ -27,7 +29,7 @@ def result(outputs: Outputs, settings: Settings) -> tuple[str, str, str]:
     return status(outputs, detections, settings), boxes(detections, outputs.size), table(detections)
 
 
-def photograph(image: Image.Image, alt: str) -> str:
+def photograph(image: Image.Image, alt: str) -> dict[str, Any]:
     """The picture as an element that carries its pixels: no file has to be kept for it.
 
     Args:
@@ -35,14 +37,15 @@ def photograph(image: Image.Image, alt: str) -> str:
         alt: What a screen reader says.
 
     Returns:
-        An img element.
+        What `FIGURE_TEMPLATE` shows besides the boxes: "picture", an img element, and "ratio", width over height.
     """
     shown = image
     if max(image.size) > LONGEST_SIDE_SHOWN:
         shown = image.copy()
         shown.thumbnail((LONGEST_SIDE_SHOWN, LONGEST_SIDE_SHOWN))
     code = base64.b64encode(jpeg(shown)).decode()
-    return f'<img alt="{html.escape(alt)}" src="data:image/jpeg;base64,{code}">'
+    element = f'<img alt="{html.escape(alt)}" src="data:image/jpeg;base64,{code}">'
+    return {"picture": element, "ratio": round(image.width / image.height, 4)}
 
 
 def boxes(detections: Sequence[Detection], size: tuple[int, int]) -> str:
@@ -129,6 +132,8 @@ def advice(outputs: Outputs, settings: Settings) -> str:
     """Why a result is empty: the best score there is, and what to change to see it."""
     best = outputs.best()
     if best is None:
+        if outputs.negatives:
+            return "The negative labels take every candidate; leave some of them out, or try other words."
         return "The model has no candidate for these labels; try other words."
     found = f"The best candidate is {best.label} with a score of {best.score:.3f}"
     if best.label in settings.hidden:

@@ -19,6 +19,8 @@ LARGEST_REQUEST = 100 * MEGABYTE
 """Bytes of one upload, all its files together; a video may take the whole of it."""
 LARGEST_PICTURE = 20 * MEGABYTE
 MOST_PIXELS = 40_000_000
+MOST_SCANS = 100
+"""Of one JPEG: a progressive one has about ten, and each costs a pass over all pixels whatever its own few bytes."""
 MOST_PICTURES = 50
 MOST_LABELS = 100
 LONGEST_TEXT = 4_000
@@ -90,6 +92,9 @@ def read_picture(source: str | os.PathLike | bytes, name: str = "picture") -> Pi
         raise Refused(f"{name} is damaged and cannot be decoded; save it again.") from error
     if opened.width * opened.height > MOST_PIXELS:
         raise Refused(_too_many_pixels(name, opened.size))
+    # The marker of a scan cannot occur inside one.
+    if opened.format == "JPEG" and data.count(b"\xff\xda") > MOST_SCANS:
+        raise Refused(f"{name} is a JPEG of more than {MOST_SCANS} scans, which takes too long; save it again.")
     try:
         return Picture(load_image(opened), data, name)
     except ValueError as error:
@@ -114,9 +119,10 @@ def _too_many_pixels(name: str, size: tuple[int, int] | None = None) -> str:
 
 
 def plain_name(name: str) -> str:
-    """The last part of a file name, short and without characters that could be markup or a path."""
+    """The last part of a file name, short and without characters that could be markup, a path or unseen."""
     last = name.replace("\\", "/").rsplit("/", 1)[-1]
-    kept = "".join(c if c.isalnum() or c in " ._-()" else "_" for c in last).strip(" .")
+    kept = "".join("_" if c in '<>:"|?*' or unicodedata.category(c)[0] in "CZ" and c != " " else c for c in last)
+    kept = kept.strip(" .")
     return kept[-80:] or "picture"
 
 

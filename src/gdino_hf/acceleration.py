@@ -7,6 +7,7 @@ OneFormer, RT-DETRv2). Only the model given is changed; its parameters, configur
 
 from __future__ import annotations
 
+import functools
 import inspect
 import types
 from collections.abc import Callable, Sequence
@@ -153,11 +154,25 @@ def _swap(host: nn.Module) -> int:
     return found + len(called)
 
 
+@functools.cache
 def _rebound(host_class: type[nn.Module]) -> type[nn.Module]:
     """A class like the given one whose forward finds our functions under the names it calls."""
     forward: Any = inspect.unwrap(host_class.forward)
     names = {**forward.__globals__, **_FUNCTIONS}
-    ours = types.FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
+    # torch.compile keeps what it made of a function with its code and global names: neither may be the original's.
+    code = forward.__code__.replace()
+    ours = types.FunctionType(code, names, forward.__name__, forward.__defaults__, forward.__closure__)
     ours.__kwdefaults__ = forward.__kwdefaults__
-    body = {"forward": ours, "_gdino_accelerated": True, "__doc__": host_class.__doc__}
+
+    def reduce(self: nn.Module) -> tuple[Any, ...]:
+        """Copies and pickles name the class of transformers, which can be found by its name."""
+        return _restore, (host_class,), self.__getstate__()
+
+    body = {"forward": ours, "_gdino_accelerated": True, "__doc__": host_class.__doc__, "__reduce__": reduce}
     return type(host_class.__name__, (host_class,), body)
+
+
+def _restore(host_class: type[nn.Module]) -> nn.Module:
+    """An empty module of a class that was swapped, for `pickle` to fill."""
+    rebound = _rebound(host_class)
+    return rebound.__new__(rebound)

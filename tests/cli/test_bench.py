@@ -81,10 +81,13 @@ def test_transformers_runs_in_turn(peer_folder, tmp_path, capsys):
     assert "times ours" in capsys.readouterr().out
 
 
-def test_a_checkpoint_that_transformers_cannot_read_is_refused(tiny_folder, capsys):
-    command = ["bench", "--model", str(tiny_folder), "--size", "64", "64", "--repeats", "1", "--device", "cpu"]
-    assert main([*command, "--against", "transformers"]) == 2
-    assert "needs a checkpoint that transformers reads, not one of type gdino" in capsys.readouterr().err
+@pytest.mark.parametrize("model", ["nano", "folder"])
+def test_a_checkpoint_that_transformers_cannot_read_is_refused_before_anything_is_timed(model, tiny_folder, capsys):
+    where = str(tiny_folder) if model == "folder" else model
+    assert main(["bench", "--model", where, "--size", "64", "64", "--repeats", "1", "--against", "transformers"]) == 2
+    printed = capsys.readouterr()
+    assert "needs a checkpoint that transformers reads, not one of type gdino" in printed.err
+    assert printed.out == ""
 
 
 def test_sizes_are_whole_numbers(capsys):

@@ -74,7 +74,7 @@ def test_no_text_becomes_markup(outputs):
         render.table(found),
         render.status(outputs, found, Settings(0.2)),
         render.status(outputs, [], Settings(0.9)),
-        render.photograph(Image.new("RGB", SIZE), HOSTILE),
+        render.photograph(Image.new("RGB", SIZE), HOSTILE)["picture"],
     ]
     for piece in pieces:
         parsed = Tags(piece)
@@ -92,7 +92,9 @@ def test_phrases_without_a_box_are_named(outputs, detections):
 
 def test_the_page_shows_large_photographs_smaller():
     image = Image.new("RGB", (4000, 1000))
-    assert len(render.photograph(image, "large")) < 100_000
+    shown = render.photograph(image, "large")
+    assert len(shown["picture"]) < 100_000
+    assert shown["ratio"] == image.width / image.height
     assert image.size == (4000, 1000)
 
 

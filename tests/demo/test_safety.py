@@ -70,6 +70,14 @@ def test_what_is_no_picture_is_refused_in_one_sentence(data, sentence):
     assert "\n" not in message
 
 
+def test_a_jpeg_of_a_thousand_scans_is_refused_before_it_is_decoded(photograph):
+    data = encoded(photograph, "JPEG", progressive=True)
+    assert read_picture(data).image.size == photograph.size
+    last = data[data.rfind(b"\xff\xda") : -2]
+    with pytest.raises(Refused, match="more than 100 scans"):
+        read_picture(data[:-2] + 1000 * last + data[-2:], "it.jpg")
+
+
 def test_decoders_nobody_asked_for_stay_closed(photograph):
     for kind in ("EPS", "TIFF", "ICO", "PDF"):
         with pytest.raises(Refused, match="not a picture"):
@@ -85,10 +93,13 @@ def test_a_file_that_was_swept_away_is_named(tmp_path):
     ("name", "shown"),
     [
         ("../../etc/passwd", "passwd"),
-        ("<img src=x>.png", "_img src_x_.png"),
+        ("<img src=x>.png", "_img src=x_.png"),
         ("..", "picture"),
         ("x" * 300, "x" * 80),
         ("Žluťoučký kůň.jpg", "Žluťoučký kůň.jpg"),
+        ("cafe\u0301 & R+D, #1's.jpg", "cafe\u0301 & R+D, #1's.jpg"),
+        ("कुत्ता 😀.png", "कुत्ता 😀.png"),
+        ("a\u202egnp.exe", "a_gnp.exe"),
     ],
 )
 def test_names_hold_no_path_and_no_markup(name, shown):

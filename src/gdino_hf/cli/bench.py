@@ -64,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     labels = parse_labels(args.labels)
     with _folder(args.model) as where:
+        if args.against:
+            _check_peer(where)
         bench = _Bench(args, labels, where)
         report = bench.report()
         print(_table(report))
@@ -278,18 +280,26 @@ def _wait(device: Any) -> None:
         torch.cuda.synchronize(device)
 
 
-def _peer(where: str) -> Any:
-    from transformers import AutoConfig, AutoModelForZeroShotObjectDetection
+def _check_peer(where: str) -> None:
+    """Refuse what transformers cannot run, before minutes went into timing ours."""
+    from transformers import AutoConfig
+
+    from gdino_hf import GDinoConfig
 
     try:
-        kind = AutoConfig.from_pretrained(where).model_type
+        kind = GDinoConfig.model_type if where == "nano" else AutoConfig.from_pretrained(where).model_type
     except (OSError, ValueError):
-        kind = None
+        return  # whoever loads it says why it cannot be loaded
     if kind not in ("grounding-dino", "mm-grounding-dino"):
         raise UsageError(
             f"--against transformers needs a checkpoint that transformers reads, not one of type {kind}; give one of "
             f"Grounding DINO, or --model {_SHAPE}"
         )
+
+
+def _peer(where: str) -> Any:
+    from transformers import AutoModelForZeroShotObjectDetection
+
     return AutoModelForZeroShotObjectDetection.from_pretrained(where)
 
 
