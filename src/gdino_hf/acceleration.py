@@ -155,7 +155,7 @@ def _swap(host: nn.Module) -> int:
 
 
 @functools.cache
-def _rebound(host_class: type[nn.Module]) -> type[nn.Module]:
+def _rebound(host_class: Any) -> Any:
     """A class like the given one whose forward finds our functions under the names it calls."""
     forward: Any = inspect.unwrap(host_class.forward)
     names = {**forward.__globals__, **_FUNCTIONS}
