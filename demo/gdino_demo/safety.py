@@ -121,7 +121,7 @@ def _too_many_pixels(name: str, size: tuple[int, int] | None = None) -> str:
 def plain_name(name: str) -> str:
     """The last part of a file name, short and without characters that could be markup, a path or unseen."""
     last = name.replace("\\", "/").rsplit("/", 1)[-1]
-    kept = "".join("_" if c in '<>:"|?*' or unicodedata.category(c)[0] in "CZ" and c != " " else c for c in last)
+    kept = "".join("_" if c in '<>:"|?*' or (unicodedata.category(c)[0] in "CZ" and c != " ") else c for c in last)
     kept = kept.strip(" .")
     return kept[-80:] or "picture"
 

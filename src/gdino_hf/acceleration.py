@@ -146,16 +146,16 @@ def _swap(host: nn.Module) -> int:
     if getattr(getattr(host, _HELD, None), "__name__", None) in (*_FUNCTIONS, sample_points_per_level.__name__):
         setattr(host, _HELD, sample_points_per_level)
         return found + 1
-    forward = type(host).forward
-    code = getattr(inspect.unwrap(forward), "__code__", None)
+    host_class: Any = type(host)
+    code = getattr(inspect.unwrap(host_class.forward), "__code__", None)
     called = [name for name in _FUNCTIONS if code is not None and name in code.co_names]
-    if called and not getattr(type(host), "_gdino_accelerated", False):
-        host.__class__ = _rebound(type(host))
+    if called and not getattr(host_class, "_gdino_accelerated", False):
+        host.__class__ = _rebound(host_class)
     return found + len(called)
 
 
 @functools.cache
-def _rebound(host_class: type[nn.Module]) -> type[nn.Module]:
+def _rebound(host_class: Any) -> Any:
     """A class like the given one whose forward finds our functions under the names it calls."""
     forward: Any = inspect.unwrap(host_class.forward)
     names = {**forward.__globals__, **_FUNCTIONS}
@@ -172,7 +172,7 @@ def _rebound(host_class: type[nn.Module]) -> type[nn.Module]:
     return type(host_class.__name__, (host_class,), body)
 
 
-def _restore(host_class: type[nn.Module]) -> nn.Module:
+def _restore(host_class: Any) -> nn.Module:
     """An empty module of a class that was swapped, for `pickle` to fill."""
     rebound = _rebound(host_class)
     return rebound.__new__(rebound)
