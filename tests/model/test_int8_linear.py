@@ -16,7 +16,7 @@ from torch import nn
 
 from gdino_hf.model import int8_linear
 from gdino_hf.model.compiled import find_compiled
-from gdino_hf.model.int8_linear import Int8Library, Int8Linear, Int8Weight, check_int8, feed_forward
+from gdino_hf.model.int8_linear import Int8Library, Int8Linear, Int8Weight, check_int8, weights_for
 from gdino_hf.model.swin_inference import window_index
 
 SOURCE = Path(__file__).resolve().parents[2] / "kernels" / "int8_linear" / "int8_linear.c"
@@ -194,8 +194,14 @@ def test_the_fused_block_is_its_parts(library, post, branched, rows, width, hidd
     normed = before(wide)
     wanted = second(first(normed))
     wanted = after(normed + wanted) if post else wide + wanted
-    found = feed_forward(
-        x, first, second, before=before, branch=(y, project) if branched else None, after=after if post else None
+    weights = [layer.weight_for(x) for layer in (first, second, project)]
+    found = library.feed_forward(
+        x,
+        *weights[:2],
+        first.activation,
+        before=before,
+        branch=(y, weights[2]) if branched else None,
+        after=after if post else None,
     )
     # float32 sums in another order may round a value to the neighbouring whole number: one step of two in a product.
     assert (found - wanted).abs().mean() < 1e-4
@@ -260,13 +266,13 @@ def test_attention_of_what_is_no_number_is_none(library, part):
 
 
 def test_a_normalization_of_another_kind_is_refused(library):
-    x, _, _ = make(5, 16, 16)
-    layer = Int8Linear(nn.Linear(16, 16).requires_grad_(False))
+    x, weight, bias = make(5, 16, 16)
+    weight = Int8Weight(library, weight, bias)
     for other in (norm(8), norm(16).bfloat16()):
         with pytest.raises(ValueError, match=r"give it 16 of float32"):
-            feed_forward(x, layer, layer, before=other)
+            library.feed_forward(x, weight, weight, "relu", before=other)
     with pytest.raises(ValueError, match="one shape and dtype"):
-        feed_forward(x, layer, layer, before=norm(16), branch=(x.bfloat16(), layer))
+        library.feed_forward(x, weight, weight, "relu", before=norm(16), branch=(x.bfloat16(), weight))
 
 
 def test_where_it_may_not_run_it_is_the_ordinary_layer(library):
@@ -284,7 +290,7 @@ def test_where_it_may_not_run_it_is_the_ordinary_layer(library):
         torch.testing.assert_close(compiled(x), wanted, rtol=0, atol=1e-6)
         half = Int8Linear(copy.deepcopy(linear).bfloat16(), "relu")
         torch.testing.assert_close(half(x.bfloat16()).float(), wanted, rtol=0.02, atol=0.02)
-        assert feed_forward(x.bfloat16(), half, half, before=nn.LayerNorm(20)) is None
+        assert weights_for(x, layer, half) is None
         ours = layer(x)
         assert not torch.equal(ours, wanted), "8 bits leave a trace"
         torch.testing.assert_close(ours, wanted, rtol=0, atol=0.05)

@@ -16,7 +16,6 @@ from .inputs import is_url, read_url
 _MODEL_TYPE = "gdino"
 _CONFIG = "config.json"
 _HUB_SECONDS = 5.0
-_WEIGHTS = {"int8": "float32"}
 
 
 def add_dtype(parser: argparse.ArgumentParser) -> None:
@@ -94,8 +93,9 @@ class Detector:
             self.processor.max_text_len = min(self.processor.max_text_len, config.max_text_len)
             # The tokenizer is read in no time: it judges the labels before the weights are loaded or downloaded.
             self._prepare(None)
+            weights = "float32" if dtype == "int8" else dtype
             self.model, loading = GDinoForObjectDetection.from_pretrained(
-                where, config=config, dtype=_WEIGHTS.get(dtype, dtype), output_loading_info=True, **local
+                where, config=config, dtype=weights, output_loading_info=True, **local
             )
             _check_weights(loading["missing_keys"])
             self.model.to(self.device).eval()

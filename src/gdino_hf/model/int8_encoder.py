@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from .encoder import DeformableLayer
-from .int8_linear import Int8Linear, feed_forward, weights_for
+from .int8_linear import Int8Linear, weights_for
 from .packed_attention import PackedMSDeformAttn
 
 
@@ -37,18 +37,18 @@ class Int8DeformableLayer(DeformableLayer):
         """As in `DeformableLayer.forward`."""
         attention = self.self_attn
         library = attention.library_for(vision)
-        # Asked first: attention is not computed a second time where the block after it cannot follow.
-        if library is not None and weights_for(vision, self.fc1, self.fc2, attention.output_proj):
-            projected = attention.joint_projection()(vision, position_embedding)
-            sampled = attention.sample(library, projected, vision, reference_points, spatial_shapes, vision_mask)
-            enhanced = feed_forward(
-                vision,
-                self.fc1,
-                self.fc2,
-                branch=(sampled, attention.output_proj),
-                before=self.self_attn_layer_norm,
-                after=self.final_layer_norm,
-            )
-            if enhanced is not None:
-                return enhanced
-        return super().forward(vision, position_embedding, reference_points, spatial_shapes, vision_mask)
+        weights = weights_for(vision, self.fc1, self.fc2, attention.output_proj)
+        if library is None or weights is None:
+            return super().forward(vision, position_embedding, reference_points, spatial_shapes, vision_mask)
+        first, second, project = weights
+        projected = attention.joint_projection()(vision, position_embedding)
+        sampled = attention.sample(library, projected, vision, reference_points, spatial_shapes, vision_mask)
+        return first.library.feed_forward(
+            vision,
+            first,
+            second,
+            "relu",
+            branch=(sampled, project),
+            before=self.self_attn_layer_norm,
+            after=self.final_layer_norm,
+        )

@@ -318,24 +318,6 @@ def weights_for(x: Tensor, *layers: nn.Module) -> list[Int8Weight] | None:
     return weights
 
 
-def feed_forward(
-    x: Tensor,
-    first: nn.Linear,
-    second: nn.Linear,
-    *,
-    before: nn.LayerNorm,
-    branch: tuple[Tensor, nn.Linear] | None = None,
-    after: nn.LayerNorm | None = None,
-) -> Tensor | None:
-    """`Int8Library.feed_forward` of Int8Linear layers, or None where `weights_for` has none."""
-    weights = weights_for(x, first, second, *(() if branch is None else (branch[1],)))
-    if weights is None:
-        return None
-    pair = None if branch is None else (branch[0], weights[2])
-    run, activation = weights[0].library.feed_forward, first.activation
-    return run(x, weights[0], weights[1], str(activation), before=before, branch=pair, after=after)
-
-
 def _rows(x: Tensor, width: int) -> int:
     if x.shape[-1] != width or x.dtype != torch.float32:
         raise ValueError(f"The layer takes {width} float32 channels, not {x.shape[-1]} of {x.dtype}.")

@@ -104,8 +104,7 @@ class GDinoPreTrainedModel(StoredModel):
         Under torch.compile and on other devices the usual operations run.
 
         With `int8` the layers of image tokens and queries multiply 8-bit numbers, each row scaled by its own largest
-        value, and compute everything else in float32, as do the text's layers and those that make boxes and scores. On
-        gdino-nano that moves boxes a third as far as bfloat16 does.
+        value, and compute everything else in float32, as do the text's layers and those that make boxes and scores.
 
         Args:
             int8: True asks for it, False forbids it. None uses it for a bfloat16 model on a CPU that multiplies

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import SwinBackbone
 
 from .blocks import by_blocks
-from .int8_linear import Int8Linear, feed_forward, weights_for
+from .int8_linear import Int8Linear, weights_for
 from .packed_linear import PackedLinear, runs_packed, side_by_side, state_of
 
 _TOKENS = 1024
@@ -101,8 +101,11 @@ class _Layer:
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """The MLP with its residual, any number of tokens."""
-        fused = feed_forward(x, self.fc1, self.fc2, before=self.norm_after)
-        return by_blocks(self._feed_forward, x) if fused is None else fused
+        weights = weights_for(x, self.fc1, self.fc2)
+        if weights is None:
+            return by_blocks(self._feed_forward, x)
+        first, second = weights
+        return first.library.feed_forward(x, first, second, "gelu", before=self.norm_after)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.fc1(self.norm_after(x))).add_(x)
