@@ -59,6 +59,7 @@ def register_auto_classes() -> None:
         BertTokenizerFast,
     )
 
+    from .inference.optimize import install as install_optimizer
     from .model.configuration_gdino import GDinoConfig
     from .model.image_processing_gdino import GDinoImageProcessor
     from .model.modeling_gdino import GDinoForObjectDetection, GDinoModel
@@ -72,6 +73,7 @@ def register_auto_classes() -> None:
     AutoProcessor.register(GDinoConfig, GDinoProcessor, exist_ok=True)
     AutoTokenizer.register(GDinoConfig, tokenizer_class=BertTokenizerFast, exist_ok=True)
     register_pipeline()
+    install_optimizer()
 
 
 def _is_the_command() -> bool:

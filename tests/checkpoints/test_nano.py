@@ -30,7 +30,7 @@ from gdino_hf import (
     GDinoProcessor,
     GDinoZeroShotObjectDetectionPipeline,
 )
-from gdino_hf.model.int8_linear import has_int8
+from gdino_hf.inference.int8_linear import has_int8
 
 DISTRACTORS = ["dog", "car", "chair", "book", "bottle", "television", "tree", "horse", "pizza", "laptop"]
 # The object's outline in the photograph, measured by hand, xyxy in pixels.
@@ -105,7 +105,7 @@ def test_card_names_data_parts_time_and_figures():
 @pytest.fixture(scope="module")
 def measured(nano, shared):
     pytest.importorskip("faster_coco_eval")
-    from gdino_hf.evaluation.coco import average_precision, detect_coco
+    from gdino_hf.evaluation.coco_detections import average_precision, detect_coco
 
     truth = shared / "data" / "everyday" / "val.json"
     return average_precision(truth, detect_coco(*nano, truth))

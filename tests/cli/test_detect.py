@@ -21,9 +21,9 @@ from PIL import Image
 
 from gdino_hf import GDinoForObjectDetection
 from gdino_hf.cli import main
-from gdino_hf.model import int8_linear
+from gdino_hf.inference import int8_linear
+from gdino_hf.inference.int8_linear import has_int8
 from gdino_hf.model.box_ops import box_iou
-from gdino_hf.model.int8_linear import has_int8
 from gdino_hf.visualize import draw_detections
 
 # Sides are written with two digits behind the point, scores with four.

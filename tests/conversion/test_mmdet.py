@@ -17,7 +17,7 @@ from published import LLMDET_EXTRAS, SMALL, mmdet, original
 from synthetic import assert_same, state_dict
 
 from gdino_hf import GDinoConfig, GDinoForObjectDetection
-from gdino_hf.conversion.convert import convert
+from gdino_hf.conversion.engine import convert
 from gdino_hf.conversion.rules import RULES
 
 FIVE_LEVELS = replace(SMALL, stages=(0, 1, 2, 3), levels=5)

@@ -18,7 +18,7 @@ from published import SMALL, original
 from synthetic import assert_same, state_dict
 
 from gdino_hf import GDinoConfig, GDinoForObjectDetection, GDinoProcessor
-from gdino_hf.conversion.convert import Options, convert
+from gdino_hf.conversion.engine import Options, convert
 
 VARIANTS = {
     "small": SMALL,

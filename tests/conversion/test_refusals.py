@@ -17,7 +17,7 @@ from published import SMALL, mmdet, original
 from synthetic import state_dict
 
 from gdino_hf.cli import main
-from gdino_hf.conversion.convert import convert
+from gdino_hf.conversion.engine import convert
 
 MARK = "gdino-malicious-pickle-ran"
 

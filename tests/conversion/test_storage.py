@@ -16,8 +16,8 @@ from published import SMALL, original
 from synthetic import assert_same, state_dict
 
 from gdino_hf import GDinoForObjectDetection
-from gdino_hf.conversion.convert import Options, convert
-from gdino_hf.conversion.errors import ConversionError
+from gdino_hf.conversion.conversion_error import ConversionError
+from gdino_hf.conversion.engine import Options, convert
 from gdino_hf.conversion.plan import Step
 from gdino_hf.conversion.storage import staged, write_safetensors
 

@@ -24,8 +24,8 @@ from published import SMALL, mmdet, original
 from synthetic import assert_same, relative_position_index, state_dict
 
 from gdino_hf import GDinoConfig, GDinoForObjectDetection, GDinoProcessor
-from gdino_hf.conversion.convert import Options, convert
-from gdino_hf.conversion.errors import ConversionError
+from gdino_hf.conversion.conversion_error import ConversionError
+from gdino_hf.conversion.engine import Options, convert
 
 PEERS = {
     "grounding-dino": (GroundingDinoConfig, GroundingDinoForObjectDetection, {}),

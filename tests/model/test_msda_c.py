@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gdino_hf.model import compiled, msda_c
+from gdino_hf.model import compiled_libraries, msda_c
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Sums of at most 40 float32 products of order 1; a location's gradient is those times a level's size, below 100.
@@ -308,7 +308,7 @@ def test_shapes_that_do_not_fit_are_named(library):
 
 def test_without_a_library_one_log_line_says_what_runs(monkeypatch, caplog):
     monkeypatch.delenv("GDINO_MSDA_LIBRARY", raising=False)
-    monkeypatch.setattr(compiled.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(compiled_libraries.importlib.util, "find_spec", lambda name: None)
     msda_c.load.cache_clear()
     try:
         assert msda_c.load() is None

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from gdino_hf import GDinoForObjectDetection
-from gdino_hf.conversion.convert import convert
+from gdino_hf.conversion.engine import convert
 
 LOGIT_TOLERANCE = 1e-3
 BOX_TOLERANCE = 1e-4

@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from gdino_hf.cli import main
-from gdino_hf.data.visits import VisitSampler
+from gdino_hf.data.reproducible_sampling import VisitSampler
 from gdino_hf.training.saving import UNFINISHED, last_checkpoint
 
 

@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 
 from gdino_hf import GDinoDataCollator, GDinoForObjectDetection
 from gdino_hf.data.coco import category_names, read_coco
-from gdino_hf.data.visits import VisitedRows
+from gdino_hf.data.reproducible_sampling import VisitedRows
 from gdino_hf.training.arguments import GDinoTrainingArguments
-from gdino_hf.training.average import WeightAverage
-from gdino_hf.training.budget import Clock, by_time, ticks
+from gdino_hf.training.ema import WeightAverage
 from gdino_hf.training.lora import add_adapters, merge_adapters
-from gdino_hf.training.parts import PARTS, freeze, parameter_groups, part_of
+from gdino_hf.training.parameter_groups import PARTS, freeze, parameter_groups, part_of
 from gdino_hf.training.saving import last_checkpoint
+from gdino_hf.training.time_budget import Clock, by_time, ticks
 from gdino_hf.training.trainer import GDinoTrainer
 
 # Gradients of recomputed activations differ from kept ones by the rounding of float32 at most.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 
 from gdino_hf.conversion import command
-from gdino_hf.conversion.errors import ConversionError
+from gdino_hf.conversion.conversion_error import ConversionError
 
 from .errors import UsageError
 

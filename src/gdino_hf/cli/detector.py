@@ -164,7 +164,7 @@ def _check_int8(device: Any, optimize: bool) -> None:
     """Refuse what no model could be optimized for, before one is loaded or downloaded."""
     import torch
 
-    from gdino_hf.model.int8_linear import check_int8
+    from gdino_hf.inference.int8_linear import check_int8
 
     if device.type != "cpu" or not optimize:
         raise UsageError("--dtype int8 is for optimized models on a CPU; choose float32, bfloat16 or float16")

@@ -135,7 +135,7 @@ def _open(args: argparse.Namespace, data: Any, images: Any, labels: Sequence[str
     Raises:
         ValueError: It cannot be read, or not be judged as asked.
     """
-    from gdino_hf.evaluation.sources import open_truth
+    from gdino_hf.evaluation.open_truth import open_truth
 
     truth = open_truth(data, images)
     if not truth.references:
@@ -193,7 +193,7 @@ def _stored_predictions(path: str, task: _Task) -> Any:
     Raises:
         ValueError: The file cannot be read or is of something else.
     """
-    from gdino_hf.evaluation.coco import are_coco_results, read_coco_results
+    from gdino_hf.evaluation.coco_detections import are_coco_results, read_coco_results
     from gdino_hf.evaluation.prediction_file import read_predictions
 
     if are_coco_results(path):
@@ -321,7 +321,7 @@ def _judge(args: argparse.Namespace, task: _Task, predictions: Any, folder: Path
     Raises:
         ValueError: Predictions and truth do not go together.
     """
-    from gdino_hf.evaluation.report import evaluate_predictions, write_report
+    from gdino_hf.evaluation.evaluate import evaluate_predictions, write_report
 
     most = args.max_detections or predictions.header.get("max_detections") or _MAX_DETECTIONS
     evaluation = evaluate_predictions(task.truth, predictions, task.protocol, most, args.threshold)
@@ -337,7 +337,7 @@ def _judge(args: argparse.Namespace, task: _Task, predictions: Any, folder: Path
 def _write_table(
     folder: Path, rows: dict[str, dict[str, float]], average: dict[str, float], failed: dict[str, str], model: str
 ) -> None:
-    from gdino_hf.evaluation.report import write_csv
+    from gdino_hf.evaluation.evaluate import write_csv
 
     content = {"model": model, "data sets": rows, "average": average, "failed": failed}
     try:

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         from gdino_hf.training.fine_tuning import FineTuning, read_data
-        from gdino_hf.training.report import push, summary, write_report
+        from gdino_hf.training.run_report import push, summary, write_report
         from gdino_hf.training.saving import SavingError, last_checkpoint
     except ModuleNotFoundError as error:
         raise UsageError(f'training needs {error.name}; pip install "gdino-hf[train]"') from error

@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .errors import ConversionError
-from .reasons import reason
+from ..error_text import reason
+from .conversion_error import ConversionError
 
 DTYPES = {
     "F64": torch.float64,

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import ConversionError
+from .conversion_error import ConversionError
 
 FILE_LAYOUTS = ("original", "mmdet")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", re.IGNORECASE)
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace, layout: str | None = None) -> int:
         )
     from tqdm import tqdm
 
-    from .convert import Options, convert
+    from .engine import Options, convert
     from .hub import check_repository, push
 
     if args.push_to_hub is not None:

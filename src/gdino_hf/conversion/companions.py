@@ -14,7 +14,7 @@ from gdino_hf.model.configuration_gdino import GDinoConfig
 from gdino_hf.model.image_processing_gdino import GDinoImageProcessor
 from gdino_hf.model.processing_gdino import GDinoProcessor
 
-from .errors import ConversionError
+from .conversion_error import ConversionError
 
 PUBLISHED_TOKENIZER = "google-bert/bert-base-uncased"
 """Hub id of the tokenizer that every published checkpoint was trained with."""

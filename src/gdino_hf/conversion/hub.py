@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ..error_text import reason
 from .companions import reachable
-from .errors import ConversionError
-from .reasons import reason
+from .conversion_error import ConversionError
 
 _REPOSITORY = re.compile(r"([\w.-]+/)?[\w.-]+")
 

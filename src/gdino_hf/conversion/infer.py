@@ -12,10 +12,10 @@ from transformers import BertConfig, SwinConfig
 
 from gdino_hf.model.configuration_gdino import GDinoConfig
 
-from .errors import ConversionError
+from ..error_text import CONFIG_ERRORS, reason
+from .conversion_error import ConversionError
 from .key_map import Facts
 from .layouts import Layout
-from .reasons import CONFIG_ERRORS, reason
 
 Shapes = Mapping[str, tuple[int, ...]]
 

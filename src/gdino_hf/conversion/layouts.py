@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import ConversionError
+from .conversion_error import ConversionError
 
 WRAPPING_PREFIXES = ("module.", "_orig_mod.", "model.")
 """What data-parallel, compiled and Lightning-style wrappers write before every key."""

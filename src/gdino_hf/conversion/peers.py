@@ -9,7 +9,7 @@ from transformers import GroundingDinoConfig, MMGroundingDinoConfig, PreTrainedC
 from gdino_hf.model.configuration_gdino import GDinoConfig
 from gdino_hf.model.csp_pan import CspPanConfig
 
-from .errors import ConversionError
+from .conversion_error import ConversionError
 
 _PEERS: dict[str, tuple[type[PreTrainedConfig], str]] = {
     "dot": (GroundingDinoConfig, "GroundingDinoForObjectDetection"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .errors import ConversionError
+from .conversion_error import ConversionError
 from .key_map import Bindings, KeyMap, Row
 from .rules import FILLS
 

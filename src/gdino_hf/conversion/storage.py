@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import DTYPES
-from .errors import ConversionError
+from .conversion_error import ConversionError
 from .plan import Reader, Step
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}

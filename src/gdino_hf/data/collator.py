@@ -14,9 +14,9 @@ from ..model.image_processing_gdino import load_image
 from ..model.text_prompt import Prompt, build_prompt, shorten
 from .captions import fit_caption
 from .prompts import PromptRoom
+from .reproducible_sampling import row_random
 from .rows import reason
 from .transforms import RandomChoiceResize, Transform
-from .visits import row_random
 
 logger = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import MultiheadAttention
-from .blocks import by_blocks
 from .configuration_gdino import GDinoConfig
 from .fusion import FusionLayer
 from .ms_deform_attn import MSDeformAttn
 from .position_encoding import grid_centers
+from .token_blocks import by_blocks
 
 
 class TextEnhancerLayer(nn.Module):

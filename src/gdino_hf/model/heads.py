@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_gdino import GDinoConfig
-from .packed_linear import PackedLinear
 
 # The bias at which an untrained head answers 0.01, so that the many negatives do not swamp the first steps
 # (Lin et al. 2017, 3.3).
@@ -51,7 +50,7 @@ class BoxHead(MLP):
         weight = getattr(last, "weight", None)
         narrow = isinstance(weight, Tensor) and weight.is_floating_point() and weight.dtype != torch.float32
         with torch.autocast(device_type=x.device.type, enabled=False):
-            if narrow and type(last) in (nn.Linear, PackedLinear):
+            if narrow and type(last) is nn.Linear:
                 bias = cast(Tensor, last.bias)
                 return F.linear(x.float(), cast(Tensor, weight).float(), bias.float())
             # Adapters and quantized layers are called, never read; a narrow one is asked in its own dtype.

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import Backbone, check_image_sizes, input_projections, project, project_by_size, resize_mask
-from .blocks import by_blocks
 from .box_ops import inverse_sigmoid
 from .configuration_gdino import GDinoConfig
 from .decoder import Decoder
@@ -19,18 +18,18 @@ from .denoising import make_denoising_queries
 from .encoder import Encoder
 from .heads import BoxHead, ContrastiveHead
 from .image_geometry import image_geometry
-from .inference_gdino import PromptCache
 from .losses import detection_losses
 from .ms_deform_attn import MSDeformAttn
 from .msda_hub import allow as allow_hub_kernel
 from .outputs_gdino import GDinoImageFeatures, GDinoModelOutput, GDinoObjectDetectionOutput, GDinoTextFeatures
-from .pairing import check_trainable, pair
 from .position_encoding import token_position_embedding
 from .pretrained_gdino import GDinoPreTrainedModel
+from .prompt_pairing import check_trainable, pair
 from .query_selection import select_queries
 from .targets import prepare_targets
 from .text_backbone import build_text_backbone, first_position
 from .text_prompt import phrase_structure
+from .token_blocks import by_blocks
 
 
 class GDinoModel(GDinoPreTrainedModel):
@@ -52,7 +51,8 @@ class GDinoModel(GDinoPreTrainedModel):
         self.backbone = Backbone(config)
         self.input_proj_vision = input_projections(self.backbone.channels, config.num_feature_levels, width)
         self.text_backbone = build_text_backbone(config)
-        self._prompts: PromptCache | None = None
+        # Set by gdino_hf.inference, which keeps the features of recent prompts.
+        self._prompts: Any = None
         self._text_arguments = set(inspect.signature(self.text_backbone.forward).parameters)
         self.text_projection = nn.Linear(self.text_backbone.config.hidden_size, width)
         if config.embedding_init_target or not config.two_stage:

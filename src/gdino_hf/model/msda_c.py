@@ -15,7 +15,7 @@ from pathlib import Path
 # torch comes first: the library shares torch's copy of the OpenMP run time, and with it torch's threads.
 import torch
 
-from .compiled import find_compiled
+from .compiled_libraries import find_compiled
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,5 @@
 """What all models of the family share: initialization, and inference laid out for the machine."""
 
-import logging
 from typing import Any
 
 import torch
@@ -10,13 +9,8 @@ from transformers import initialization as init
 from .configuration_gdino import GDinoConfig
 from .fusion import FusionLayer
 from .heads import PRIOR_BIAS, BoxHead, ContrastiveHead
-from .inference_gdino import PromptCache, pack_layers, pack_model
-from .int8_linear import check_int8, has_int8
 from .ms_deform_attn import MSDeformAttn
-from .packed_linear import bfloat16_is_slower
 from .stored_model import StoredModel
-
-logger = logging.getLogger(__name__)
 
 
 class GDinoPreTrainedModel(StoredModel):
@@ -96,50 +90,20 @@ class GDinoPreTrainedModel(StoredModel):
     _optimized = False
 
     def optimize_for_inference(self, int8: bool | None = None) -> Any:
-        """Lay the weights out for this machine's CPU, which runs several times faster, and keep what repeats.
+        """Lay the weights out for this machine's CPU. The gdino-hf package installs the real method on import.
 
-        Linear layers run through oneDNN in its own layout, a Swin backbone window by window, and text features of the
-        last prompts are kept. Results differ in rounding only. The published weights stay beside their copies (about
-        240 MB more for Grounding DINO-T in float32), so `state_dict` and `save_pretrained` give what they gave before.
-        Under torch.compile and on other devices the usual operations run.
-
-        With `int8` the layers of image tokens and queries multiply 8-bit numbers, each row scaled by its own largest
-        value, and compute everything else in float32, as do the text's layers and those that make boxes and scores.
+        Custom code on the Hub carries the model alone, so without the package this only says what to install.
 
         Args:
-            int8: True asks for it, False forbids it. None uses it for a bfloat16 model on a CPU that multiplies
-                float32 faster than bfloat16 and has AVX-512 VNNI. Such a model becomes float32, and is then saved so;
-                without VNNI or with False it computes in float32. A log line says which.
-
-        Returns:
-            The model itself, in eval mode and without gradients; it does not train any more, and a second call leaves
-            it as it is.
+            int8: Unused here.
 
         Raises:
-            ValueError: `int8` is True and cannot be had: the model is not on a CPU, or not float32 or bfloat16, the CPU
-                has no AVX-512 VNNI, or the C library was not compiled.
+            ImportError: Always: the package gdino-hf was not imported before this class was loaded.
         """
-        if self._optimized:
-            return self
-        self.eval()
-        on_cpu = self.device.type == "cpu"
-        if int8:
-            check_int8(self.device, self.dtype)
-        if on_cpu and self.dtype == torch.bfloat16 and (int8 or bfloat16_is_slower()):
-            reason = "As int8 was asked for" if int8 else "This CPU is slow at bfloat16"
-            int8 = has_int8() if int8 is None else int8
-            now = "multiplies 8-bit numbers for image tokens and queries, everything else" if int8 else "computes"
-            logger.warning("%s: the model now %s in float32.", reason, now)
-            self.float()
-        core = self.base_model
-        for module in (self, core):
-            module._optimized = True
-            module.requires_grad_(False)
-        pack_model(core, bool(int8))
-        if core is not self:
-            pack_layers(self.bbox_embed)
-        core._prompts = PromptCache()
-        return self
+        raise ImportError(
+            f"{type(self).__module__}.{type(self).__name__} was loaded without gdino-hf, which holds "
+            "optimize_for_inference(): pip install gdino-hf, then `import gdino_hf` before from_pretrained()."
+        )
 
     def train(self, mode: bool = True) -> Any:
         """As in torch; a model optimized for inference refuses.

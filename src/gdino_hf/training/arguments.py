@@ -7,8 +7,8 @@ from typing import Literal
 
 from transformers import TrainingArguments
 
-from ..evaluation.coco import METRICS
-from .parts import check_parts
+from ..evaluation.coco_detections import METRICS
+from .parameter_groups import check_parts
 
 # Steps of a training that time ends.
 _NO_END = 10**7

@@ -17,16 +17,16 @@ from transformers import set_seed
 
 from ..data.collator import GDinoDataCollator
 from ..data.negatives import PromptSampler
-from ..data.visits import VisitedRows, VisitedStream
+from ..data.reproducible_sampling import VisitedRows, VisitedStream
 from .arguments import DataArguments, GDinoTrainingArguments, ModelArguments
-from .guard import blend, starting_weights
 from .lora import add_adapters, merge_adapters
 from .metrics import Measurement, measure
-from .mixture import Collator, MixedCollator, Mixture
-from .parts import count_parameters
+from .parameter_groups import count_parameters
+from .replay import Collator, MixedCollator, Mixture
 from .saving import last_checkpoint
-from .sources import Split, augmentation, find_split, read_split, split_file
+from .splits import Split, augmentation, find_split, read_split, split_file
 from .trainer import GDinoTrainer
+from .weight_interpolation import blend, starting_weights
 
 MODEL_FOLDER = "model"
 _BEFORE_FILE = "before.json"

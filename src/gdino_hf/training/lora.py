@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from .parts import part_of
+from .parameter_groups import part_of
 
 _HEADS = ("bbox_embed", "class_embed", "encoder_output_bbox_embed", "encoder_output_class_embed")
 

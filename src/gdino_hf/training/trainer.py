@@ -14,15 +14,15 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, get_scheduler
 
-from ..data.visits import VisitedRows, VisitSampler
+from ..data.reproducible_sampling import VisitedRows, VisitSampler
 from ..evaluation.truth import Truth
 from .arguments import GDinoTrainingArguments
-from .average import AVERAGE_FILE, WeightAverage
-from .budget import Clock, by_time, ticks
+from .ema import AVERAGE_FILE, WeightAverage
 from .metrics import measure
-from .parts import freeze, parameter_groups
+from .parameter_groups import freeze, parameter_groups
 from .progress import ShortLog, ShortProgress
 from .saving import UNFINISHED, publish, saving
+from .time_budget import Clock, by_time, ticks
 
 
 class GDinoTrainer(Trainer):

@@ -1,6 +1,6 @@
 """Train gdino-nano: a small open-vocabulary detector for a CPU.
 
-    python -m gdino_hf.training.nano --data everyday --backbone csp_pan_head --text minilm \
+    python -m gdino_hf.recipes.nano --data everyday --backbone csp_pan_head --text minilm \
         --output runs/nano --export runs/gdino-nano --minutes 110
 
 Grounding DINO (Liu et al. 2023, arXiv:2303.05499) with 2 encoder and 3 decoder layers, width 128 and 100 queries, on
@@ -38,19 +38,19 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, Trainer, TrainerC
 from ..data.coco import category_names, read_coco
 from ..data.collator import GDinoDataCollator
 from ..data.negatives import PromptSampler
-from ..data.sampling import repeat_factors
+from ..data.repeat_factors import repeat_factors
 from ..data.transforms import Compose, RandomColour, RandomHorizontalFlip, RandomScaleCrop
-from ..evaluation.coco import average_precision, detect_coco
+from ..evaluation.coco_detections import average_precision, detect_coco
 from ..model.configuration_gdino import GDinoConfig
 from ..model.csp_pan import CspPanBackbone
 from ..model.image_processing_gdino import GDinoImageProcessor
 from ..model.modeling_gdino import GDinoForObjectDetection
 from ..model.processing_gdino import GDinoProcessor
 from ..model.text_prompt import phrase_structure, special_token_ids
-from .average import WeightAverage
-from .budget import CLOCK_FILE, Clock
-from .closed_set import ClosedSetHead, dense_loss, start_from_classifier
-from .saving import last_checkpoint
+from ..training.ema import WeightAverage
+from ..training.saving import last_checkpoint
+from ..training.time_budget import CLOCK_FILE, Clock
+from .closed_set_teacher import ClosedSetHead, dense_loss, start_from_classifier
 
 EMA_DECAY = 0.998
 SAVE_EVERY_SECONDS = 240.0

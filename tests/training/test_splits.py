@@ -7,7 +7,7 @@ import pytest
 
 from gdino_hf.training.arguments import DataArguments
 from gdino_hf.training.fine_tuning import read_data
-from gdino_hf.training.sources import find_split, read_split, split_file
+from gdino_hf.training.splits import find_split, read_split, split_file
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from gdino_hf.data.augmentation import default_transform
 from gdino_hf.data.coco import read_coco
 from gdino_hf.data.collator import GDinoDataCollator
 from gdino_hf.data.negatives import PromptSampler
-from gdino_hf.data.visits import Visit, VisitedRows, VisitedStream, VisitSampler, row_random
+from gdino_hf.data.reproducible_sampling import Visit, VisitedRows, VisitedStream, VisitSampler, row_random
 
 NAMES = ["cat", "dog", "cup", "person", "ball", "bird"]
 

@@ -11,9 +11,9 @@ import torch
 from gdino_hf import GDinoDataCollator, GDinoForObjectDetection
 from gdino_hf.cli import main
 from gdino_hf.data.coco import read_coco
-from gdino_hf.data.visits import VisitedRows, VisitSampler
-from gdino_hf.training.guard import blend, starting_weights
-from gdino_hf.training.mixture import MixedCollator, Mixture, join_batches
+from gdino_hf.data.reproducible_sampling import VisitedRows, VisitSampler
+from gdino_hf.training.replay import MixedCollator, Mixture, join_batches
+from gdino_hf.training.weight_interpolation import blend, starting_weights
 
 
 @pytest.mark.parametrize(("share", "replayed"), [(0.25, 4), (0.5, 12), (0.01, 1)])

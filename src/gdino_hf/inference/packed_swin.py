@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import SwinBackbone
 
-from .blocks import by_blocks
+from ..model.token_blocks import by_blocks
 from .int8_linear import Int8Linear, weights_for
 from .packed_linear import PackedLinear, runs_packed, side_by_side, state_of
 

@@ -6,9 +6,9 @@ import json
 import re
 from pathlib import Path
 
+from ..evaluation.evaluate import evaluate_predictions, write_csv
+from ..evaluation.evaluate import write_report as write_evaluation
 from ..evaluation.plots import plot_curves
-from ..evaluation.report import evaluate_predictions, write_csv
-from ..evaluation.report import write_report as write_evaluation
 from .fine_tuning import MODEL_FOLDER, DataSets, Outcome
 
 EVALUATION_FOLDER = "evaluation"

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gdino_hf.model import int8_linear
-from gdino_hf.model.compiled import find_compiled
-from gdino_hf.model.int8_linear import Int8Library, Int8Linear, Int8Weight, check_int8, weights_for
-from gdino_hf.model.swin_inference import window_index
+from gdino_hf.inference import int8_linear
+from gdino_hf.inference.int8_linear import Int8Library, Int8Linear, Int8Weight, check_int8, weights_for
+from gdino_hf.inference.packed_swin import window_index
+from gdino_hf.model.compiled_libraries import find_compiled
 
 SOURCE = Path(__file__).resolve().parents[2] / "kernels" / "int8_linear" / "int8_linear.c"
 # Whole numbers are summed exactly; scale, bias and activation are a handful of float32 operations.

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from gdino_hf.training.closed_set import DETECTOR_FILE, ClosedSetHead, dense_loss, start_from_classifier
+from gdino_hf.recipes.closed_set_teacher import DETECTOR_FILE, ClosedSetHead, dense_loss, start_from_classifier
 
 
 def test_head_reads_scores_and_boxes_off_each_cell():

@@ -1,6 +1,6 @@
 """Proof that words, not class numbers, drive detection: train on some colour-shape pairs, find pairs never seen.
 
-    python -m gdino_hf.training.scenes --output runs/scenes
+    python -m gdino_hf.recipes.scenes --output runs/scenes
 
 Everything starts from random weights: a small convolutional pyramid, a one-layer text encoder that knows the 14 words,
 and Grounding DINO's encoder and decoder around them. Nothing pretrained is read.
@@ -34,8 +34,7 @@ from transformers import BertConfig, BertTokenizerFast, Trainer, TrainingArgumen
 
 from ..data.collator import GDinoDataCollator
 from ..data.negatives import PromptSampler
-from ..data.scenes import COLOURS, OUTLINES, PAIRS, SEEN, UNSEEN, Scenes, write_coco
-from ..evaluation.coco import average_precision, detect_coco
+from ..evaluation.coco_detections import average_precision, detect_coco
 from ..model.configuration_gdino import GDinoConfig
 from ..model.csp_pan import CspPanConfig
 from ..model.image_processing_gdino import GDinoImageProcessor
@@ -44,6 +43,7 @@ from ..model.processing_gdino import GDinoProcessor
 from ..model.text_prompt import special_token_ids
 from ..visualize import draw_detections
 from .nano import learning_rate, timed_run
+from .scene_images import COLOURS, OUTLINES, PAIRS, SEEN, UNSEEN, Scenes, write_coco
 
 # No seed of a training set reaches these.
 TEST_SEED = 2**31

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .encoder import DeformableLayer
+from ..model.encoder import DeformableLayer
 from .int8_linear import Int8Linear, weights_for
 from .packed_attention import PackedMSDeformAttn
 

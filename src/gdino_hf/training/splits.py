@@ -11,6 +11,7 @@ from typing import Any
 from ..data.augmentation import default_transform
 from ..data.checks import UNREADABLE, check_dataset
 from ..data.formats import annotation_file, open_dataset
+from ..data.reproducible_sampling import OnError
 from ..data.transforms import (
     Compose,
     RandomColour,
@@ -19,8 +20,7 @@ from ..data.transforms import (
     RandomScaleCrop,
     Transform,
 )
-from ..data.visits import OnError
-from ..evaluation.sources import open_truth
+from ..evaluation.open_truth import open_truth
 from ..evaluation.truth import Truth
 
 _SUFFIXES = (".json", ".jsonl", ".odvg")

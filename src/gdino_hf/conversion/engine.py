@@ -12,17 +12,17 @@ from typing import Any
 
 from gdino_hf.model.configuration_gdino import GDinoConfig
 
+from ..error_text import CONFIG_ERRORS, reason
 from . import companions
 from .architecture import stored_shapes
 from .checkpoint import Checkpoint, open_checkpoint
-from .errors import ConversionError
+from .conversion_error import ConversionError
 from .infer import check_preset, infer_config
 from .key_map import KeyMap
 from .layouts import LAYOUTS, MMDET, ORIGINAL, TRANSFORMERS, Layout, facts_of_config, facts_of_source, find_layout
 from .peers import peer_config
 from .plan import Step, plan_from_ours, plan_to_ours, shapes_in_ours
-from .reasons import CONFIG_ERRORS, reason
-from .report import KEPT, RECORD, Report, read_record
+from .record import KEPT, RECORD, Report, read_record
 from .storage import Progress, check_target, staged, write_pickle, write_safetensors, write_shards
 
 GIGABYTE = 10**9

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gdino_hf.data.coco import read_coco
-from gdino_hf.data.scenes import COLOURS, OUTLINES, PAIRS, SEEN, UNSEEN, Scenes, write_coco
+from gdino_hf.recipes.scene_images import COLOURS, OUTLINES, PAIRS, SEEN, UNSEEN, Scenes, write_coco
 
 # Largest less smallest channel: at most 0.12 * 255 = 31 in a background, at least 0.75 * 0.64 * 255 = 122 in a shape.
 CHROMA = 60

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gdino_hf.data.sampling import repeat_factors
+from gdino_hf.data.repeat_factors import repeat_factors
 
 
 def test_rare_names_follow_the_formula():

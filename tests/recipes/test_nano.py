@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from gdino_hf.training import budget, nano
-from gdino_hf.training.closed_set import DETECTOR_FILE
+from gdino_hf.recipes import nano
+from gdino_hf.recipes.closed_set_teacher import DETECTOR_FILE
+from gdino_hf.training import time_budget
 
 NAMES = ["red", "blue"]
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220)}
@@ -84,15 +85,15 @@ def test_schedule_rises_stays_and_falls():
 
 def test_clock_goes_on_where_it_was(tmp_path, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(budget.time, "monotonic", lambda: now[0])
-    clock = budget.Clock(minutes=10)
+    monkeypatch.setattr(time_budget.time, "monotonic", lambda: now[0])
+    clock = time_budget.Clock(minutes=10)
     clock.start()
     now[0] += 150
     clock.tick()
     assert clock.fraction == pytest.approx(0.25)
     clock.save(tmp_path)
     now[0] += 1000
-    again = budget.Clock(minutes=10)
+    again = time_budget.Clock(minutes=10)
     again.load(tmp_path)
     assert again.fraction == pytest.approx(0.25)
     again.start()

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
+from ..error_text import reason
 from .checkpoint import Checkpoint
-from .errors import ConversionError
+from .conversion_error import ConversionError
 from .plan import Plan
-from .reasons import reason
 
 RECORD = "conversion.json"
 """The report beside a model; the way back reads it."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .compiled import find_compiled
+from ..model.compiled_libraries import find_compiled
 from .packed_linear import PackedLinear, can_pack, runs_packed, state_of
 
 logger = logging.getLogger(__name__)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from gdino_hf.data.collator import GDinoDataCollator
-from gdino_hf.data.scenes import SEEN, UNSEEN, Scenes
 from gdino_hf.model.box_ops import elementwise_iou
-from gdino_hf.training import scenes as recipe
+from gdino_hf.recipes import scenes as recipe
+from gdino_hf.recipes.scene_images import SEEN, UNSEEN, Scenes
 
 # Three colours and three shapes; three of these nine pairs are in UNSEEN.
 COLOURS, SHAPES = ("red", "green", "blue"), ("circle", "square", "star")

@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..model.ms_deform_attn import MSDeformAttn
+from ..model.msda_backends import requested_backend
+from ..model.msda_c import CpuLibrary, load
 from .int8_linear import Int8Linear
-from .ms_deform_attn import MSDeformAttn
-from .msda_backends import requested_backend
-from .msda_c import CpuLibrary, load
 from .packed_linear import PackedLinear, runs_packed, side_by_side, state_of
 
 

@@ -1,0 +1,56 @@
+"""Text features of recent prompts, kept so that many images with few prompts run the text encoder once per prompt."""
+
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..model.outputs_gdino import GDinoTextFeatures
+from .packed_linear import state_of
+
+
+class PromptCache:
+    """Text features of the last prompts: a detector sees many images and few prompts.
+
+    Args:
+        size: Prompts kept.
+    """
+
+    def __init__(self, size: int = 8) -> None:
+        self.size = size
+        self._kept: OrderedDict[tuple, GDinoTextFeatures] = OrderedDict()
+        self._lock = threading.Lock()  # a server runs one model in several threads
+
+    def get(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
+    ) -> GDinoTextFeatures:
+        """Features of a prompt, computed if the model's text weights have changed or it is new.
+
+        Args:
+            model: The GDinoModel.
+            input_ids, attention_mask, token_type_ids: As in `GDinoModel.get_text_features`.
+
+        Returns:
+            The features; do not write to them.
+        """
+        texts = (input_ids, attention_mask, token_type_ids)
+        prompt = tuple(None if x is None else (x.shape, tuple(x.flatten().tolist())) for x in texts)
+        weights = (*model.text_backbone.parameters(), *model.text_projection.parameters())
+        key = (prompt, input_ids.device, torch.is_inference_mode_enabled(), state_of(*weights))
+        with self._lock:
+            features = self._kept.pop(key, None)
+        if features is None:
+            features = model._text_features(*texts)
+        with self._lock:
+            self._kept[key] = features
+            while len(self._kept) > self.size:
+                self._kept.popitem(last=False)
+        return features
+
+    def __deepcopy__(self, memo: dict) -> "PromptCache":
+        return PromptCache(self.size)
+
+    def __reduce__(self) -> tuple:
+        return PromptCache, (self.size,)
