@@ -105,7 +105,7 @@ def test_card_names_data_parts_time_and_figures():
 @pytest.fixture(scope="module")
 def measured(nano, shared):
     pytest.importorskip("faster_coco_eval")
-    from gdino_hf.evaluation.coco_detections import average_precision, detect_coco
+    from gdino_hf.evaluation.coco_results import average_precision, detect_coco
 
     truth = shared / "data" / "everyday" / "val.json"
     return average_precision(truth, detect_coco(*nano, truth))

@@ -14,8 +14,8 @@ pytest.importorskip("faster_coco_eval")
 
 from gdino_hf.cli import main
 from gdino_hf.cli.run_folder import new_run_folder
+from gdino_hf.evaluation.ground_truth import coco_ground_truth
 from gdino_hf.evaluation.prediction_file import PredictionFile
-from gdino_hf.evaluation.truth import coco_truth
 
 NAMES = ("cat", "dog")
 FILES = ("metrics.json", "metrics.csv", "labels.csv", "confusion.csv", "predictions.png")
@@ -60,7 +60,7 @@ def write_data(folder, lvis=False):
 
 def perfect(data, path, of=slice(None)):
     """A file of predictions that are the truth."""
-    truth = coco_truth(data)
+    truth = coco_ground_truth(data)
     with PredictionFile(path, {"model": "oracle", "kind": "boxes", "labels": truth.labels}) as store:
         for image in list(truth.references)[of]:
             reference = truth.references[image]
@@ -308,7 +308,7 @@ def test_captions_are_judged_by_their_phrases(data, tiny_folder, tmp_path, proto
 
 def test_detections_in_odvg_lines_are_judged_as_boxes(data, tiny_folder, tmp_path):
     pytest.importorskip("gdino_hf.data.formats")
-    truth = coco_truth(data)
+    truth = coco_ground_truth(data)
     lines = [
         {
             "filename": f"{number}.png",

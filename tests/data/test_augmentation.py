@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gdino_hf.data.augmentation import default_transform, sizes_below
+from gdino_hf.data.augmentation import default_transform, training_sizes
 
 
 def example():
@@ -16,12 +16,11 @@ def example():
 
 
 def test_sizes_reach_down_in_steps():
-    assert [size["shortest_edge"] for size in sizes_below({"shortest_edge": 800, "longest_edge": 1333}, 0.6)] == list(
-        range(480, 801, 32)
-    )
-    assert {size["longest_edge"] for size in sizes_below({"shortest_edge": 800, "longest_edge": 1333}, 0.6)} == {1333}
-    assert sizes_below({"height": 320, "width": 320}, 0.8) == [{"height": s, "width": s} for s in (256, 288, 320)]
-    assert sizes_below({"height": 320, "width": 320}, 1.0) == [{"height": 320, "width": 320}]
+    sizes = training_sizes({"shortest_edge": 800, "longest_edge": 1333}, 0.6)
+    assert [size["shortest_edge"] for size in sizes] == list(range(480, 801, 32))
+    assert {size["longest_edge"] for size in sizes} == {1333}
+    assert training_sizes({"height": 320, "width": 320}, 0.8) == [{"height": s, "width": s} for s in (256, 288, 320)]
+    assert training_sizes({"height": 320, "width": 320}, 1.0) == [{"height": 320, "width": 320}]
 
 
 def test_boxes_stay_true_through_everything():
@@ -41,7 +40,7 @@ def test_boxes_stay_true_through_everything():
         # A box may have gone whose rest can still be seen, but none is outside the white pixels.
         assert (union[:2] >= extent[:2] - 1.5).all()
         assert (union[2:] <= extent[2:] + 1.5).all()
-    assert sizes == {(size["width"], size["height"]) for size in sizes_below({"height": 96, "width": 128}, 0.6, 16)}
+    assert sizes == {(size["width"], size["height"]) for size in training_sizes({"height": 96, "width": 128}, 0.6, 16)}
 
 
 def test_refuses():

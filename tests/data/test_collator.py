@@ -215,7 +215,7 @@ def test_a_long_caption_takes_turns(short_processor):
     )
     seen = set()
     for epoch in range(6):
-        batch = GDinoDataCollator(short_processor)([{**example, "visit": (epoch, 0)}])
+        batch = GDinoDataCollator(short_processor)([{**example, "sample_key": (epoch, 0)}])
         assert batch["input_ids"].shape[1] <= 12
         seen.update(phrases(short_processor, batch, 0))
     assert seen == {"cat", "dog"}
@@ -238,7 +238,7 @@ def test_boxes_whose_names_overflow_come_in_other_epochs(short_processor):
     example = row([[0, 0, 32, 24]] * 6, VOCABULARY)
     seen = []
     for epoch in range(4):
-        batch = GDinoDataCollator(short_processor, return_text=True)([{**example, "visit": (epoch, 0)}])
+        batch = GDinoDataCollator(short_processor, return_text=True)([{**example, "sample_key": (epoch, 0)}])
         seen.append({batch["text"][0][index] for index in batch["labels"][0]["class_labels"]})
     assert seen[0] | seen[1] == seen[2] | seen[3] == set(VOCABULARY)
     assert all(len(names) == 5 for names in seen)

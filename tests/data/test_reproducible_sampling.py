@@ -16,7 +16,13 @@ from gdino_hf.data.augmentation import default_transform
 from gdino_hf.data.coco import read_coco
 from gdino_hf.data.collator import GDinoDataCollator
 from gdino_hf.data.negatives import PromptSampler
-from gdino_hf.data.reproducible_sampling import Visit, VisitedRows, VisitedStream, VisitSampler, row_random
+from gdino_hf.data.reproducible_sampling import (
+    ReproducibleDataset,
+    ReproducibleSampler,
+    ReproducibleStream,
+    SampleKey,
+    row_random,
+)
 
 NAMES = ["cat", "dog", "cup", "person", "ball", "bird"]
 
@@ -39,15 +45,15 @@ def make_rows(count=10):
 def collator(tiny_processor):
     rows = make_rows()
     transform = default_transform(
-        tiny_processor.image_processor.size, colour=0.5, mosaic=0.5, rows=VisitedRows(rows), step=8
+        tiny_processor.image_processor.size, colour=0.5, mosaic=0.5, rows=ReproducibleDataset(rows), step=8
     )
     return GDinoDataCollator(tiny_processor, prompt_sampler=PromptSampler(NAMES, (2, 6)), transform=transform, seed=3)
 
 
 def loader(collator, batch_size=2, workers=0, rows=None):
-    rows = VisitedRows(rows or make_rows())
+    rows = ReproducibleDataset(rows or make_rows())
     return DataLoader(
-        rows, batch_size, sampler=VisitSampler(len(rows), seed=1), collate_fn=collator, num_workers=workers
+        rows, batch_size, sampler=ReproducibleSampler(len(rows), seed=1), collate_fn=collator, num_workers=workers
     )
 
 
@@ -70,7 +76,7 @@ def same(first, second):
 
 
 def test_every_row_once_an_epoch_in_a_new_order():
-    sampler = VisitSampler(20, seed=0)
+    sampler = ReproducibleSampler(20, seed=0)
     first, again = list(sampler), list(sampler)
     sampler.set_epoch(1)
     second = list(sampler)
@@ -78,12 +84,12 @@ def test_every_row_once_an_epoch_in_a_new_order():
     assert sorted(visit.row for visit in first) == sorted(visit.row for visit in second) == list(range(20))
     assert [visit.row for visit in first] != [visit.row for visit in second]
     assert {visit.epoch for visit in second} == {1}
-    assert [visit.row for visit in VisitSampler(5, shuffle=False)] == list(range(5))
-    assert list(VisitSampler(20, seed=1)) != first
+    assert [visit.row for visit in ReproducibleSampler(5, shuffle=False)] == list(range(5))
+    assert list(ReproducibleSampler(20, seed=1)) != first
 
 
 def test_weights_are_frequencies():
-    sampler = VisitSampler(3, seed=0, weights=[1.0, 2.5, 0.25])
+    sampler = ReproducibleSampler(3, seed=0, weights=[1.0, 2.5, 0.25])
     counts = Counter()
     for epoch in range(400):
         sampler.set_epoch(epoch)
@@ -97,7 +103,7 @@ def test_weights_are_frequencies():
 @pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [0.0, 0.0]])
 def test_bad_weights(weights):
     with pytest.raises(ValueError, match="weights"):
-        VisitSampler(2, weights=weights)
+        ReproducibleSampler(2, weights=weights)
 
 
 def test_a_resumed_epoch_goes_on_with_the_same_batches(collator, tiny_processor):
@@ -142,15 +148,15 @@ def test_workers_change_nothing(collator):
 
 
 def test_other_seeds_draw_otherwise():
-    row = {"visit": Visit(0, 4)}
+    row = {"sample_key": SampleKey(0, 4)}
     numbers = {
-        row_random({"visit": visit}, seed).random()
-        for visit in (Visit(0, 4), Visit(1, 4), Visit(0, 5))
+        row_random({"sample_key": visit}, seed).random()
+        for visit in (SampleKey(0, 4), SampleKey(1, 4), SampleKey(0, 5))
         for seed in (0, 1)
     }
-    numbers.add(row_random({"visit": Visit(0, 4, 1)}, 0).random())
+    numbers.add(row_random({"sample_key": SampleKey(0, 4, 1)}, 0).random())
     assert len(numbers) == 7
-    assert row_random(row, 0).random() == row_random({"visit": (0, 4, 0)}, 0).random()
+    assert row_random(row, 0).random() == row_random({"sample_key": (0, 4, 0)}, 0).random()
     assert row_random({}, 0) is None
 
 
@@ -178,28 +184,28 @@ def test_a_picture_that_cannot_be_read_stops_with_one_line_or_is_skipped(damaged
     path, damage = damaged
     rows = read_coco(path)
     damage(text)
-    stopping, skipping = VisitedRows(rows), VisitedRows(rows, on_error="skip")
-    assert stopping[Visit(0, 0)]["image_id"] == 0
-    for item in (Visit(0, 1), 1):
+    stopping, skipping = ReproducibleDataset(rows), ReproducibleDataset(rows, on_error="skip")
+    assert stopping[SampleKey(0, 0)]["image_id"] == 0
+    for item in (SampleKey(0, 1), 1):
         with pytest.raises(ValueError, match=r"1\.png cannot be read .*; repair it") as caught:
             stopping[item]
         assert "\n" not in str(caught.value)
     with caplog.at_level(logging.WARNING):
-        assert [skipping[Visit(0, index)]["image_id"] for index in (0, 1, 2, 1)] == [0, 2, 2, 2]
+        assert [skipping[SampleKey(0, index)]["image_id"] for index in (0, 1, 2, 1)] == [0, 2, 2, 2]
     assert caplog.text.count("1.png") == 1
-    assert skipping[Visit(0, 1)]["visit"] == Visit(0, 1)
+    assert skipping[SampleKey(0, 1)]["sample_key"] == SampleKey(0, 1)
 
 
 def test_streams_likewise(damaged, caplog):
     path, damage = damaged
     damage("no picture")
     with pytest.raises(ValueError, match=r"1\.png cannot be read"):
-        list(VisitedStream(read_coco(path, streaming=True), buffer=0))
-    stream = VisitedStream(read_coco(path, streaming=True), buffer=0, on_error="skip")
+        list(ReproducibleStream(read_coco(path, streaming=True), buffer=0))
+    stream = ReproducibleStream(read_coco(path, streaming=True), buffer=0, on_error="skip")
     stream.set_epoch(4)
-    assert [row["visit"] for row in stream] == [Visit(4, 0), Visit(4, 2)]
+    assert [row["sample_key"] for row in stream] == [SampleKey(4, 0), SampleKey(4, 2)]
     assert next(iter(stream))["image"].size == (20, 10)
-    shuffled = VisitedStream(read_coco(path, streaming=True), seed=1, on_error="skip")
+    shuffled = ReproducibleStream(read_coco(path, streaming=True), seed=1, on_error="skip")
     orders = set()
     for epoch in range(8):
         shuffled.set_epoch(epoch)
@@ -209,37 +215,37 @@ def test_streams_likewise(damaged, caplog):
 
 def test_refuses():
     with pytest.raises(ValueError, match="no rows"):
-        VisitSampler(0)
+        ReproducibleSampler(0)
     with pytest.raises(ValueError, match="on_error"):
-        VisitedRows([], on_error="ignore")
+        ReproducibleDataset([], on_error="ignore")
 
 
 def test_epoch_is_filled_up_to_whole_steps():
     for weights, own in ((None, 10), ([0.5] * 10, 5)):
-        plain = VisitSampler(10, seed=3, weights=weights)
-        filled = VisitSampler(10, seed=3, weights=weights, multiple=8)
+        plain = ReproducibleSampler(10, seed=3, weights=weights)
+        filled = ReproducibleSampler(10, seed=3, weights=weights, multiple=8)
         visits = list(filled)
         assert len(visits) == len(filled) == -(-own // 8) * 8
         assert visits[:own] == list(plain)
         # Seen once more, and so augmented otherwise.
         assert [visit.row for visit in visits[own:]] == [visit.row for visit in visits[: len(visits) - own]]
         assert len(set(visits)) == len(visits)
-    assert len(list(VisitSampler(3, multiple=8))) == 8
+    assert len(list(ReproducibleSampler(3, multiple=8))) == 8
     with pytest.raises(ValueError, match="multiple"):
-        VisitSampler(3, multiple=0)
+        ReproducibleSampler(3, multiple=0)
 
 
 def test_endless_stream_walks_through_one_epoch_after_the_other(damaged):
     path = damaged[0]
-    stream = VisitedStream(read_coco(path, streaming=True), seed=1, endless=True)
-    single = VisitedStream(read_coco(path, streaming=True), seed=1)
+    stream = ReproducibleStream(read_coco(path, streaming=True), seed=1, endless=True)
+    single = ReproducibleStream(read_coco(path, streaming=True), seed=1)
     expected = []
     for epoch in range(3):
         single.set_epoch(epoch)
-        expected += [row["visit"] for row in single]
-    assert [row["visit"] for row in itertools.islice(stream, len(expected))] == expected
+        expected += [row["sample_key"] for row in single]
+    assert [row["sample_key"] for row in itertools.islice(stream, len(expected))] == expected
     assert {visit.epoch for visit in expected} == {0, 1, 2}
     for file in (path.parent / "images").iterdir():
         file.write_text("no picture")
     with pytest.raises(ValueError, match="None of the 3 pictures"):
-        next(iter(VisitedStream(read_coco(path, streaming=True), on_error="skip", endless=True)))
+        next(iter(ReproducibleStream(read_coco(path, streaming=True), on_error="skip", endless=True)))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gdino_hf.evaluation.confusion import best_threshold, confusion_matrix, overlaps
+from gdino_hf.evaluation.confusion import best_threshold, confusion_matrix, pairwise_iou
 
 HERE, NEAR, ELSEWHERE = [0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60]
 CAT, DOG, BACKGROUND = 0, 1, 2
@@ -79,6 +79,6 @@ def test_best_threshold_is_where_f1_is_highest():
 
 
 def test_overlaps_of_boxes_without_area_are_zero():
-    assert overlaps(np.array([[1.0, 1, 1, 1]]), np.array([[1.0, 1, 1, 1]])).tolist() == [[0.0]]
-    assert overlaps(np.array([HERE], dtype=float), np.array([[0, 0, 20, 10.0]]))[0, 0] == pytest.approx(0.5)
-    assert overlaps(np.array([HERE], dtype=float), np.array([[0, 0, 20, 10.0]]), of_first=True)[0, 0] == 1.0
+    assert pairwise_iou(np.array([[1.0, 1, 1, 1]]), np.array([[1.0, 1, 1, 1]])).tolist() == [[0.0]]
+    assert pairwise_iou(np.array([HERE], dtype=float), np.array([[0, 0, 20, 10.0]]))[0, 0] == pytest.approx(0.5)
+    assert pairwise_iou(np.array([HERE], dtype=float), np.array([[0, 0, 20, 10.0]]), over_first_area=True)[0, 0] == 1.0

@@ -71,8 +71,8 @@ def test_equals_pycocotools_on_predictions_of_gdino_nano(shared, metric, tmp_pat
     """Real predictions, with crowds, an image without truth and one without predictions."""
     pytest.importorskip("pycocotools")
     from gdino_hf import NANO, GDinoForObjectDetection, GDinoProcessor
+    from gdino_hf.evaluation.ground_truth import coco_ground_truth
     from gdino_hf.evaluation.predict import predict
-    from gdino_hf.evaluation.truth import coco_truth
 
     data = shared / "data" / "everyday"
     content = json.loads((data / "val.json").read_text())
@@ -83,9 +83,9 @@ def test_equals_pycocotools_on_predictions_of_gdino_nano(shared, metric, tmp_pat
     for item in content["annotations"][::7]:
         item["iscrowd"] = 1
     (tmp_path / "val.json").write_text(json.dumps(content))
-    truth = coco_truth(tmp_path / "val.json", data / "images")
+    truth = coco_ground_truth(tmp_path / "val.json", data / "images")
     model, processor = GDinoForObjectDetection.from_pretrained(NANO), GDinoProcessor.from_pretrained(NANO)
-    found, meant = truth.of(predict(model, processor, truth.rows, truth.labels, batch_size=4).images)
+    found, meant = truth.paired_with(predict(model, processor, truth.rows, truth.labels, batch_size=4).images)
     found[2] = {**found[2], "boxes": np.zeros((0, 4)), "scores": np.zeros(0), "labels": np.zeros(0)}
     metric.add_batch(predictions=found, references=meant)
     figures = metric.compute(label_names=truth.labels)

@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from gdino_hf.cli import main
-from gdino_hf.data.reproducible_sampling import VisitSampler
+from gdino_hf.data.reproducible_sampling import ReproducibleSampler
 from gdino_hf.training.saving import UNFINISHED, last_checkpoint
 
 
@@ -65,7 +65,7 @@ def test_full_disk_stops_with_one_line_and_the_last_checkpoint_intact(options, t
 
 def test_broken_picture_stops_with_one_line_and_the_last_checkpoint_intact(options, drawn, tmp_path, capsys):
     # The last one that an epoch comes to, so that there is a checkpoint before.
-    broken = drawn / "images" / f"train{list(VisitSampler(12, seed=42))[-1].row}.png"
+    broken = drawn / "images" / f"train{list(ReproducibleSampler(12, seed=42))[-1].row}.png"
     whole = broken.read_bytes()
     damage(broken)
     assert main([*options, "--name", "broken", "--max_steps", "4", "--save_steps", "1"]) == 1

@@ -10,7 +10,7 @@ from transformers import Trainer, TrainingArguments
 
 from gdino_hf import NANO, GDinoDataCollator, GDinoForObjectDetection, GDinoProcessor
 from gdino_hf.data.coco import read_coco
-from gdino_hf.evaluation.coco_detections import average_precision, detect_coco
+from gdino_hf.evaluation.coco_results import average_precision, detect_coco
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from gdino_hf import GDinoDataCollator, GDinoForObjectDetection
 from gdino_hf.data.coco import category_names, read_coco
-from gdino_hf.data.reproducible_sampling import VisitedRows
+from gdino_hf.data.reproducible_sampling import ReproducibleDataset
 from gdino_hf.training.arguments import GDinoTrainingArguments
 from gdino_hf.training.ema import WeightAverage
 from gdino_hf.training.lora import add_adapters, merge_adapters
@@ -48,7 +48,7 @@ def make(model, tiny_processor, drawn, tmp_path):
             trained,
             GDinoTrainingArguments(**{**settings, **options}),
             labels=names,
-            train_dataset=VisitedRows(read_coco(drawn / "train.json")),
+            train_dataset=ReproducibleDataset(read_coco(drawn / "train.json")),
             eval_dataset=read_coco(drawn / "val.json"),
             processing_class=tiny_processor,
             data_collator=GDinoDataCollator(tiny_processor, labels=names),

@@ -11,7 +11,7 @@ import torch
 from gdino_hf import GDinoDataCollator, GDinoForObjectDetection
 from gdino_hf.cli import main
 from gdino_hf.data.coco import read_coco
-from gdino_hf.data.reproducible_sampling import VisitedRows, VisitSampler
+from gdino_hf.data.reproducible_sampling import ReproducibleDataset, ReproducibleSampler
 from gdino_hf.training.replay import MixedCollator, Mixture, join_batches
 from gdino_hf.training.weight_interpolation import blend, starting_weights
 
@@ -19,7 +19,7 @@ from gdino_hf.training.weight_interpolation import blend, starting_weights
 @pytest.mark.parametrize(("share", "replayed"), [(0.25, 4), (0.5, 12), (0.01, 1)])
 def test_an_epoch_holds_every_row_once_and_the_share_of_replayed_ones(share, replayed):
     mixture = Mixture(list(range(12)), list(range(100)))
-    sampler = VisitSampler(len(mixture), seed=0, weights=mixture.weights(share))
+    sampler = ReproducibleSampler(len(mixture), seed=0, weights=mixture.weights(share))
     seen = set()
     for epoch in range(3):
         sampler.set_epoch(epoch)
@@ -32,7 +32,7 @@ def test_an_epoch_holds_every_row_once_and_the_share_of_replayed_ones(share, rep
 
 
 def test_rows_of_each_data_set_are_asked_for_their_own_labels(drawn, tiny_processor):
-    rows = VisitedRows(Mixture(read_coco(drawn / "train.json"), read_coco(drawn / "val.json")))
+    rows = ReproducibleDataset(Mixture(read_coco(drawn / "train.json"), read_coco(drawn / "val.json")))
     new = GDinoDataCollator(tiny_processor, labels=["cat", "dog"])
     old = GDinoDataCollator(tiny_processor, labels=["dog", "red hat", "cat"])
     batch = MixedCollator(new, old)([rows[0], rows[12], rows[1]])

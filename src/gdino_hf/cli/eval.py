@@ -135,9 +135,9 @@ def _open(args: argparse.Namespace, data: Any, images: Any, labels: Sequence[str
     Raises:
         ValueError: It cannot be read, or not be judged as asked.
     """
-    from gdino_hf.evaluation.open_truth import open_truth
+    from gdino_hf.evaluation.open_ground_truth import open_ground_truth
 
-    truth = open_truth(data, images)
+    truth = open_ground_truth(data, images)
     if not truth.references:
         raise ValueError(f"{data} has no images; give a data set that has some")
     captions = truth.has_captions
@@ -152,7 +152,7 @@ def _open(args: argparse.Namespace, data: Any, images: Any, labels: Sequence[str
     if protocol == "lvis" and not truth.is_federated:
         raise ValueError(f"{data} has no neg_category_ids, which LVIS' protocol needs; leave --protocol out")
     if labels is not None:
-        chosen = truth.only(labels)
+        chosen = truth.restricted_to(labels)
         if not any(len(reference["labels"]) for reference in chosen.references.values()):
             raise ValueError(f"{data} has nothing of --labels {', '.join(labels)}; name labels it has")
         truth = chosen
@@ -193,10 +193,10 @@ def _stored_predictions(path: str, task: _Task) -> Any:
     Raises:
         ValueError: The file cannot be read or is of something else.
     """
-    from gdino_hf.evaluation.coco_detections import are_coco_results, read_coco_results
+    from gdino_hf.evaluation.coco_results import is_coco_results_file, read_coco_results
     from gdino_hf.evaluation.prediction_file import read_predictions
 
-    if are_coco_results(path):
+    if is_coco_results_file(path):
         return read_coco_results(path, task.truth)
     predictions = read_predictions(path)
     kind, labels = predictions.header.get("kind", "boxes"), predictions.header.get("labels", [])
@@ -205,7 +205,7 @@ def _stored_predictions(path: str, task: _Task) -> Any:
     if not predictions.images:
         raise ValueError(f"{path} has predictions of no image")
     if task.kind == "boxes" and labels != task.truth.labels:
-        task.truth = task.truth.only(labels)
+        task.truth = task.truth.restricted_to(labels)
         if not any(len(reference["labels"]) for reference in task.truth.references.values()):
             few = ", ".join(labels[:3]) + ", ..." * (len(labels) > 3)
             raise ValueError(f"{path} is of other labels ({few}), of which {task.data} has nothing")

@@ -41,10 +41,10 @@ def default_transform(
         raise ValueError("A mosaic needs the data set; pass rows=.")
     transforms: list[Transform] = [Mosaic(rows, mosaic)] if mosaic else []
     transforms += [RandomHorizontalFlip(flip), RandomCrop(probability=crop), RandomColour(probability=colour)]
-    return Compose([*transforms, RandomChoiceResize(sizes_below(size, smallest, step))])
+    return Compose([*transforms, RandomChoiceResize(training_sizes(size, smallest, step))])
 
 
-def sizes_below(size: Mapping[str, int], smallest: float, step: int = 32) -> list[dict[str, int]]:
+def training_sizes(size: Mapping[str, int], smallest: float, step: int = 32) -> list[dict[str, int]]:
     """Sizes from a part of one up to it.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..model.caption_prompt import caption_tokens
 from ..model.text_prompt import special_token_ids
-from .prompts import pack
+from .prompt_packing import pack
 
 Span = list[int]
 Spans = list[list[Span]]

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from ..model.text_prompt import shorten
-from .coco import image_folder, load_coco, photograph
+from .coco import coco_image_path, image_folder, load_coco
 from .formats import annotation_file, annotation_format
 from .negatives import name_key
 from .odvg import (
@@ -27,7 +27,7 @@ from .odvg import (
     parse_line,
     read_label_map,
 )
-from .rows import LARGEST_SIDE, clip, corners, is_file, picture_path, reason, text, whole
+from .rows import LARGEST_SIDE, clip_box, image_path, is_file, parse_box, parse_integer, parse_text, reason
 
 # How far a box may leave its picture, in pixels: the rounding of annotation tools.
 _TOLERANCE = 1.0
@@ -232,13 +232,13 @@ class _Check:
             self.add("boxes without area", f"{where}: {numbers}")
             return
         outside = min(x1, y1) < -_TOLERANCE or x2 > width + _TOLERANCE or y2 > height + _TOLERANCE
-        if outside or clip(box, width, height) is None:
+        if outside or clip_box(box, width, height) is None:
             self.add("boxes outside", f"{where}: {numbers} in {width}x{height}")
 
     def name(self, name: str, where: str) -> None:
         """Register a name of the data set, which may turn out to have no box."""
         try:
-            text(name, where)
+            parse_text(name, where)
         except ValueError:
             self.add("broken names", f"{where}: {shorten(name)}")
             return
@@ -264,7 +264,7 @@ def _check_coco(check: _Check, file: Path) -> None:
     for category in content["categories"]:
         where = f"category {shorten(category.get('id'))}"
         try:
-            number = whole(category.get("id"), "its id", -LARGEST_SIDE)
+            number = parse_integer(category.get("id"), "its id", -LARGEST_SIDE)
         except ValueError as error:
             check.add("broken entries", f"{where}: {error}")
             continue
@@ -279,9 +279,9 @@ def _check_coco(check: _Check, file: Path) -> None:
     for place, image in enumerate(tqdm(content["images"], desc="check pictures", disable=None, leave=False)):
         check.num_images += 1
         try:
-            number = whole(image.get("id"), "its id", -(2**63))
-            size = tuple(whole(image.get(side), f"its {side}", 1, LARGEST_SIDE) for side in ("width", "height"))
-            path = photograph(image, check.folder)
+            number = parse_integer(image.get("id"), "its id", -(2**63))
+            size = tuple(parse_integer(image.get(side), f"its {side}", 1, LARGEST_SIDE) for side in ("width", "height"))
+            path = coco_image_path(image, check.folder)
         except ValueError as error:
             check.add("broken entries", f"image {place}: {error}")
             continue
@@ -308,7 +308,7 @@ def _check_annotations(
         else:
             check.add("unknown classes", f"{where}: category_id {shorten(category)}")
         try:
-            box = corners(annotation.get("bbox"), "xywh")
+            box = parse_box(annotation.get("bbox"), "xywh")
         except ValueError as error:
             check.add("broken boxes", f"{where}: {error}")
             continue
@@ -334,12 +334,14 @@ def _check_odvg(check: _Check, file: Path) -> None:
         where = f"line {number + 1}"
         try:
             content = parse_line(line)
-            name = text(content.get("filename"), "its filename")
-            width, height = (whole(content.get(side), f"its {side}", 1, LARGEST_SIDE) for side in ("width", "height"))
+            name = parse_text(content.get("filename"), "its filename")
+            width, height = (
+                parse_integer(content.get(side), f"its {side}", 1, LARGEST_SIDE) for side in ("width", "height")
+            )
         except ValueError as error:
             check.add("broken entries", f"{where}: {error}")
             continue
-        check.picture(picture_path(check.folder, name), width, height)
+        check.picture(image_path(check.folder, name), width, height)
         try:
             entries, caption = line_entries(content)
             if caption is not None and not captions:

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 from ..model.text_prompt import shorten
 from .rows import (
     LARGEST_SIDE,
-    clip,
-    corners,
+    clip_box,
+    image_path,
     is_file,
     make_dataset,
     make_stream,
-    picture_path,
+    parse_box,
+    parse_integer,
+    parse_text,
     read_json,
-    text,
-    whole,
 )
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def load_coco(annotations: str | Path) -> dict[str, Any]:
     return content
 
 
-def photograph(image: Mapping[str, Any], folder: str | Path) -> Path:
+def coco_image_path(image: Mapping[str, Any], folder: str | Path) -> Path:
     """Where an image's file is.
 
     Args:
@@ -143,9 +143,9 @@ def photograph(image: Mapping[str, Any], folder: str | Path) -> Path:
         ValueError: The image has neither.
     """
     if "file_name" in image or not isinstance(image.get("coco_url"), str):
-        return picture_path(folder, text(image.get("file_name"), "its file_name"))
-    address = PurePosixPath(text(image["coco_url"], "its coco_url"))
-    by_split = picture_path(folder, str(PurePosixPath(address.parent.name, address.name)))
+        return image_path(folder, parse_text(image.get("file_name"), "its file_name"))
+    address = PurePosixPath(parse_text(image["coco_url"], "its coco_url"))
+    by_split = image_path(folder, str(PurePosixPath(address.parent.name, address.name)))
     return by_split if is_file(by_split) else Path(folder) / address.name
 
 
@@ -165,7 +165,9 @@ def names_by_id(content: Mapping[str, Any], annotations: str | Path) -> dict[int
     names = {}
     for category in content["categories"]:
         try:
-            names[whole(category.get("id"), "its id", -LARGEST_SIDE)] = text(category.get("name"), "its name")
+            names[parse_integer(category.get("id"), "its id", -LARGEST_SIDE)] = parse_text(
+                category.get("name"), "its name"
+            )
         except ValueError as error:
             raise ValueError(f"A category of {annotations} cannot be used: {error}; repair it.") from None
     return dict(sorted(names.items()))
@@ -184,7 +186,7 @@ def _rows(content: Mapping[str, Any], annotations: str | Path, folder: str) -> I
     for place, image in enumerate(content["images"]):
         try:
             row = _row(image, by_image, names)
-            path = photograph(image, folder)
+            path = coco_image_path(image, folder)
         except ValueError as error:
             raise ValueError(f"Image {place} of {annotations} cannot be used: {error}; repair it.") from None
         if not is_file(path):
@@ -195,13 +197,13 @@ def _rows(content: Mapping[str, Any], annotations: str | Path, folder: str) -> I
 def _row(
     image: Mapping[str, Any], by_image: Mapping[Any, list[dict[str, Any]]], names: Mapping[int, str]
 ) -> dict[str, Any]:
-    number = whole(image.get("id"), "its id", -(2**63))
-    width = whole(image.get("width"), "its width", 1, LARGEST_SIDE)
-    height = whole(image.get("height"), "its height", 1, LARGEST_SIDE)
+    number = parse_integer(image.get("id"), "its id", -(2**63))
+    width = parse_integer(image.get("width"), "its width", 1, LARGEST_SIDE)
+    height = parse_integer(image.get("height"), "its height", 1, LARGEST_SIDE)
     row: dict[str, Any] = {"image_id": number, "width": width, "height": height, "boxes": [], "names": [], "crowd": []}
     for annotation in by_image.get(number, ()):
         try:
-            box = clip(corners(annotation.get("bbox"), "xywh"), width, height)
+            box = clip_box(parse_box(annotation.get("bbox"), "xywh"), width, height)
             category = annotation.get("category_id")
             if not isinstance(category, (int, float)) or category not in names:
                 raise ValueError(f"category_id {shorten(category)} is not among the file's categories")

@@ -13,7 +13,7 @@ from ..model.caption_prompt import build_caption, phrase_tokens
 from ..model.image_processing_gdino import load_image
 from ..model.text_prompt import Prompt, build_prompt, shorten
 from .captions import fit_caption
-from .prompts import PromptRoom
+from .prompt_packing import PromptPacker
 from .reproducible_sampling import row_random
 from .rows import reason
 from .transforms import RandomChoiceResize, Transform
@@ -31,9 +31,9 @@ class GDinoDataCollator:
     are asked for labels: all of them where they fit `max_text_len`, else those the image holds and as many others,
     drawn at random, as there is room for.
 
-    Rows from `VisitedRows` or `VisitedStream` are augmented the same whatever was done before, in a resumed run or in
-    another process; see visits.py. Rows without a visit take their randomness from this collator's own sequence, which
-    a resumed run begins anew.
+    Rows from `ReproducibleDataset` or `ReproducibleStream` carry a "sample_key" that seeds their augmentation, so a
+    resumed run or another process draws the same; see reproducible_sampling.py. Rows without one use the collator's
+    own random generator, which a resumed run restarts.
 
     Args:
         processor: A GDinoProcessor.
@@ -65,7 +65,7 @@ class GDinoDataCollator:
         self.transform = transform
         self.seed = seed
         self.return_text = return_text
-        self._prompts = PromptRoom(processor.tokenizer, processor.max_text_len)
+        self._prompts = PromptPacker(processor.tokenizer, processor.max_text_len)
         self._rng: random.Random | None = None
         self._label_keys: set[Any] | None = None
 
@@ -99,7 +99,7 @@ class GDinoDataCollator:
         prompts, annotations = [], []
         for example, rng in zip(examples, draws, strict=True):
             # Without a visit there are no epochs to count, so chance decides what an overflowing prompt holds.
-            turn = example["visit"][0] if example.get("visit") is not None else rng.randrange(2**30)
+            turn = example["sample_key"][0] if example.get("sample_key") is not None else rng.randrange(2**30)
             prompt, items = self._ask(example, everything, rng, turn)
             prompts.append(prompt)
             annotations.append({"annotations": items})

@@ -19,7 +19,7 @@ class Mosaic:
     by the same rules, so captions, which name what one picture shows, are left alone.
 
     Args:
-        rows: The data set, whose rows are read when they are drawn; `VisitedRows` to deal with damaged pictures.
+        rows: The data set to draw from; a `ReproducibleDataset` also handles images that cannot be read.
         probability: How often, 0..1.
         zoom: Largest enlargement beyond filling the quarter.
         min_visibility: Least visible part of a box's area for it to stay, 0..1.

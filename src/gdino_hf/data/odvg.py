@@ -14,16 +14,16 @@ from ..model.text_prompt import shorten
 from .coco import image_folder
 from .rows import (
     LARGEST_SIDE,
-    clip,
-    corners,
+    clip_box,
+    image_path,
     is_file,
     make_dataset,
     make_stream,
-    picture_path,
+    parse_box,
+    parse_integer,
+    parse_text,
     read_json,
     reason,
-    text,
-    whole,
 )
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def odvg_names(annotations: str | Path, label_map: str | Path | Mapping[Any, str
             for item in instances:
                 label = item.get("label")
                 order = float(label) if isinstance(label, int) else float("inf")
-                found.setdefault(text(item.get("category"), "category"), order)
+                found.setdefault(parse_text(item.get("category"), "category"), order)
         except (ValueError, AttributeError, TypeError, OverflowError):
             # Whoever reads the rows is told about this line.
             continue
@@ -172,7 +172,7 @@ def read_label_map(annotations: str | Path, label_map: str | Path | Mapping[Any,
         if not str(number).strip().isdecimal():
             raise ValueError(f"The label map has the number {shorten(number)}; its keys must be whole numbers from 0.")
         try:
-            names[int(number)] = text(name, f"the name of {number}")
+            names[int(number)] = parse_text(name, f"the name of {number}")
         except ValueError as error:
             raise ValueError(f"The label map cannot be used: {error}; repair it.") from None
     return names
@@ -236,7 +236,7 @@ def line_entries(content: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], s
     """
     if "grounding" in content:
         regions = _dicts(content["grounding"], "grounding", "regions")
-        return regions, text(content["grounding"].get("caption"), "the caption")
+        return regions, parse_text(content["grounding"].get("caption"), "the caption")
     return _dicts(content.get("detection"), "detection", "instances"), None
 
 
@@ -254,7 +254,7 @@ def entry_boxes(entry: Mapping[str, Any]) -> list[tuple[float, float, float, flo
     """
     bbox: Any = entry.get("bbox")
     several = isinstance(bbox, list) and len(bbox) > 0 and isinstance(bbox[0], list)
-    return [corners(box, "xyxy") for box in (bbox if several else [bbox])]
+    return [parse_box(box, "xyxy") for box in (bbox if several else [bbox])]
 
 
 def entry_name(entry: Mapping[str, Any], names: Mapping[int, str], caption: str | None) -> tuple[str, list[list[int]]]:
@@ -274,11 +274,13 @@ def entry_name(entry: Mapping[str, Any], names: Mapping[int, str], caption: str 
     if caption is not None:
         phrase = entry.get("phrase")
         # A phrase that the caption interrupts is published as a list of its pieces.
-        pieces = [text(piece, "a phrase") for piece in (phrase if isinstance(phrase, list) and phrase else [phrase])]
+        pieces = [
+            parse_text(piece, "a phrase") for piece in (phrase if isinstance(phrase, list) and phrase else [phrase])
+        ]
         return " ".join(pieces), _pairs(entry.get("tokens_positive"), caption, pieces)
     if entry.get("category") is not None:
-        return text(entry["category"], "a category"), []
-    number = whole(entry.get("label"), "an instance has no category and its label", 0)
+        return parse_text(entry["category"], "a category"), []
+    number = parse_integer(entry.get("label"), "an instance has no category and its label", 0)
     if number not in names:
         raise ValueError(f"label {number} is not in the label map and has no category")
     return names[number], []
@@ -310,9 +312,9 @@ def _row(
     line: bytes, number: int, folder: str, names: Mapping[int, str], captions: bool, must_exist: bool = True
 ) -> dict[str, Any]:
     content = parse_line(line)
-    path = picture_path(folder, text(content.get("filename"), "its filename"))
-    width = whole(content.get("width"), "its width", 1, LARGEST_SIDE)
-    height = whole(content.get("height"), "its height", 1, LARGEST_SIDE)
+    path = image_path(folder, parse_text(content.get("filename"), "its filename"))
+    width = parse_integer(content.get("width"), "its width", 1, LARGEST_SIDE)
+    height = parse_integer(content.get("height"), "its height", 1, LARGEST_SIDE)
     row: dict[str, Any] = {"image": str(path), "image_id": number, "width": width, "height": height}
     row |= {"boxes": [], "names": [], "crowd": [], "spans": []}
     entries, row["caption"] = line_entries(content)
@@ -321,7 +323,7 @@ def _row(
     for entry in entries:
         name, pairs = entry_name(entry, names, row["caption"])
         for box in entry_boxes(entry):
-            inside = clip(box, width, height)
+            inside = clip_box(box, width, height)
             if inside is not None:
                 row["boxes"].append(inside)
                 row["names"].append(name)

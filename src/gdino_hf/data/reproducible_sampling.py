@@ -1,19 +1,23 @@
-"""Reproducible epochs: the sampler says which row is seen for which time, and all randomness follows from that.
+"""Reproducible epochs: a sampler whose keys seed all randomness, and the data sets that carry these keys.
 
-A training that is killed and resumed, or parted among processes, draws for every row what an unbroken single process
-would have drawn, since nothing depends on what a process did before:
+A training run that is killed and resumed, or split among processes, draws the same augmentation and the same negative
+labels for every row as one uninterrupted process, because nothing depends on what a process did before:
 
-    rows = VisitedRows(dataset)                               # train_dataset
-    sampler = VisitSampler(len(rows), seed=0)                 # Trainer._get_train_sampler returns it
+    rows = ReproducibleDataset(dataset)                       # train_dataset
+    sampler = ReproducibleSampler(len(rows), seed=0)          # Trainer._get_train_sampler returns it
     collator = GDinoDataCollator(processor, labels=names, transform=..., seed=0)
 
-The sampler yields `Visit(epoch, row, copy)`, a row fetched with it carries it as "visit", and the collator seeds the
-row's augmentation and its choice of negatives with (seed, visit). Workers need nothing more: the visit travels with the
-index. Resuming needs `sampler.set_epoch(epoch)` and the batches of that epoch already trained on skipped. Trainer does
-both in one process. With several, accelerate's `skip_first_batches` hides the sampler from Trainer, so a callback that
-knows the sampler calls `sampler.set_epoch(int(state.epoch or 0))` in `on_epoch_begin`; it does no harm elsewhere.
-Batches must be made of single rows' randomness alone: give the collator `labels` or a `prompt_sampler`, without which a
-prompt holds its own batch's names.
+The sampler yields `SampleKey(epoch, row, copy)`. The data set returns that row with the key as "sample_key", and the
+collator seeds the row's augmentation and negative labels with (seed, key). Worker processes need no seeds of their own,
+since the key travels with the index.
+
+To resume, call `sampler.set_epoch(epoch)` and skip the batches of that epoch that were already trained on. Trainer does
+both in a single process. With several processes, accelerate's `skip_first_batches` hides the sampler from Trainer, so a
+callback that knows the sampler calls `sampler.set_epoch(int(state.epoch or 0))` in `on_epoch_begin`; this is harmless
+in a single process.
+
+Each row's share of a batch must depend on that row alone: give the collator `labels` or a `prompt_sampler`. Without
+either, a prompt holds the names of the whole batch.
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ logger = logging.getLogger(__name__)
 OnError = Literal["stop", "skip"]
 
 
-class Visit(NamedTuple):
+class SampleKey(NamedTuple):
     """One look at one row.
 
     Attributes:
@@ -48,7 +52,7 @@ class Visit(NamedTuple):
     copy: int = 0
 
 
-class VisitSampler(torch.utils.data.Sampler[Visit]):
+class ReproducibleSampler(torch.utils.data.Sampler[SampleKey]):
     """Every row once an epoch, in an order that follows from seed and epoch alone.
 
     Args:
@@ -99,24 +103,24 @@ class VisitSampler(torch.utils.data.Sampler[Visit]):
     def _own_length(self) -> int:
         return self.num_rows if self.weights is None else round(sum(self.weights))
 
-    def __iter__(self) -> Iterator[Visit]:
+    def __iter__(self) -> Iterator[SampleKey]:
         rng = random.Random(f"order {self.seed} {self.epoch}")
         length = self._own_length()
         order = list(range(length)) if self.weights is None else _systematic(self.weights, length, rng)
         visits, seen = [], Counter[int]()
         for index in order:
-            visits.append(Visit(self.epoch, index, seen[index]))
+            visits.append(SampleKey(self.epoch, index, seen[index]))
             seen[index] += 1
         if self.shuffle:
             rng.shuffle(visits)
         for place in range(len(self) - length):
             row = visits[place].row
-            visits.append(Visit(self.epoch, row, seen[row]))
+            visits.append(SampleKey(self.epoch, row, seen[row]))
             seen[row] += 1
         return iter(visits)
 
 
-class VisitedRows(torch.utils.data.Dataset[dict[str, Any]]):
+class ReproducibleDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """Rows that know their visit, and pictures that cannot be read dealt with.
 
     Args:
@@ -135,11 +139,11 @@ class VisitedRows(torch.utils.data.Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, item: Visit | int) -> dict[str, Any]:
+    def __getitem__(self, item: SampleKey | int) -> dict[str, Any]:
         """A row.
 
         Args:
-            item: From a `VisitSampler`, or the plain index, which gives a row without "visit".
+            item: From a `ReproducibleSampler`, or the plain index, which gives a row without "sample_key".
 
         Returns:
             The row; one taken in another's place has that one's visit.
@@ -148,8 +152,8 @@ class VisitedRows(torch.utils.data.Dataset[dict[str, Any]]):
             ValueError: The picture cannot be read.
         """
         if isinstance(item, tuple):
-            visit = Visit(*item)
-            return {**self._read(visit.row), "visit": visit}
+            visit = SampleKey(*item)
+            return {**self._read(visit.row), "sample_key": visit}
         return self._read(item)
 
     def _read(self, index: int) -> dict[str, Any]:
@@ -177,14 +181,14 @@ class VisitedRows(torch.utils.data.Dataset[dict[str, Any]]):
             return f"of row {index}"
 
 
-class VisitedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
+class ReproducibleStream(torch.utils.data.IterableDataset[dict[str, Any]]):
     """The same for rows that are streamed: the visit's row is its `image_id`.
 
     Args:
         rows: A `datasets.IterableDataset` of this package.
         seed: Of the order.
         buffer: Rows held for drawing the next one from at random; 0 keeps the file's order.
-        on_error: As in `VisitedRows`; "skip" leaves the row out.
+        on_error: As in `ReproducibleDataset`; "skip" leaves the row out.
         endless: Begin the next epoch at the end of one. Batches skipped in a resumed run are then counted over all
             epochs, and no batch is short.
     """
@@ -247,20 +251,20 @@ class VisitedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
                 logger.warning("%s; it is left out.", fault)
                 yield None
                 continue
-            yield {**row, "image": image, "visit": Visit(epoch, row["image_id"])}
+            yield {**row, "image": image, "sample_key": SampleKey(epoch, row["image_id"])}
 
 
 def row_random(row: Mapping[str, Any], seed: int) -> random.Random | None:
     """The randomness of one visit.
 
     Args:
-        row: From `VisitedRows` or `VisitedStream`.
+        row: From `ReproducibleDataset` or `ReproducibleStream`.
         seed: Of the training.
 
     Returns:
         A generator that depends on seed and visit only; None for a row without a visit.
     """
-    visit = row.get("visit")
+    visit = row.get("sample_key")
     return None if visit is None else random.Random(f"row {seed} {tuple(visit)}")
 
 

@@ -132,7 +132,7 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def picture_path(folder: str | Path, name: str) -> Path:
+def image_path(folder: str | Path, name: str) -> Path:
     """A photograph's file.
 
     Args:
@@ -144,14 +144,14 @@ def picture_path(folder: str | Path, name: str) -> Path:
     """
     path = Path(folder) / name
     if "\\" in name and not is_file(path):
-        return picture_path(folder, name.replace("\\", "/"))
+        return image_path(folder, name.replace("\\", "/"))
     if Path(name).parts[:1] == (Path(folder).name,) and not is_file(path):
         beside = Path(folder).parent / name
         return beside if is_file(beside) else path
     return path
 
 
-def whole(value: Any, what: str, low: int, high: int = LARGEST_ID) -> int:
+def parse_integer(value: Any, what: str, low: int, high: int = LARGEST_ID) -> int:
     """A whole number out of a file.
 
     Args:
@@ -172,7 +172,7 @@ def whole(value: Any, what: str, low: int, high: int = LARGEST_ID) -> int:
     return int(value)
 
 
-def text(value: Any, what: str) -> str:
+def parse_text(value: Any, what: str) -> str:
     """A name out of a file.
 
     Args:
@@ -194,7 +194,7 @@ def text(value: Any, what: str) -> str:
     return value
 
 
-def corners(value: Any, form: str) -> tuple[float, float, float, float]:
+def parse_box(value: Any, form: str) -> tuple[float, float, float, float]:
     """A box out of a file.
 
     Args:
@@ -219,7 +219,7 @@ def corners(value: Any, form: str) -> tuple[float, float, float, float]:
     return (x, y, x + third, y + fourth) if form == "xywh" else (x, y, third, fourth)
 
 
-def clip(box: Sequence[float], width: int, height: int) -> list[float] | None:
+def clip_box(box: Sequence[float], width: int, height: int) -> list[float] | None:
     """The part of a box inside its picture.
 
     Args:

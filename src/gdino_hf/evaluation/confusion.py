@@ -73,13 +73,13 @@ def best_threshold(
     return float(score[order][f1.argmax()])
 
 
-def overlaps(boxes: np.ndarray, others: np.ndarray, of_first: bool = False) -> np.ndarray:
+def pairwise_iou(boxes: np.ndarray, others: np.ndarray, over_first_area: bool = False) -> np.ndarray:
     """Intersection over union of every pair of boxes.
 
     Args:
         boxes: (N, 4) xyxy.
         others: (M, 4) xyxy.
-        of_first: Divide by the area of `boxes` instead, as COCO does for crowds.
+        over_first_area: Divide by the area of `boxes` instead, as COCO does for crowds.
 
     Returns:
         (N, M) in 0..1, 0 where both boxes are without area.
@@ -88,7 +88,9 @@ def overlaps(boxes: np.ndarray, others: np.ndarray, of_first: bool = False) -> n
     high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
     inside = np.clip(high - low, 0, None).prod(axis=-1)
     area, other_area = ((x[:, 2:] - x[:, :2]).prod(axis=-1) for x in (boxes, others))
-    whole = np.broadcast_to(area[:, None], inside.shape) if of_first else area[:, None] + other_area[None] - inside
+    whole = (
+        np.broadcast_to(area[:, None], inside.shape) if over_first_area else area[:, None] + other_area[None] - inside
+    )
     return np.divide(inside, whole, out=np.zeros_like(inside), where=whole > 0)
 
 
@@ -120,7 +122,7 @@ def _match(
     true_boxes = np.asarray(reference["boxes"], dtype=np.float64).reshape(-1, 4)
     true_labels = np.asarray(reference["labels"], dtype=np.int64)
     crowd = np.asarray(reference.get("crowd", np.zeros(len(true_boxes))), dtype=bool)
-    iou, same = overlaps(boxes, true_boxes), labels[:, None] == true_labels[None]
+    iou, same = pairwise_iou(boxes, true_boxes), labels[:, None] == true_labels[None]
     free, taken = ~crowd, np.full(len(boxes), -1)
     for allowed in (same, ~same) if of_any_label else (same,):
         possible = allowed & (iou >= iou_threshold)
@@ -129,7 +131,7 @@ def _match(
             if len(candidates):
                 best = candidates[iou[place, candidates].argmax()]
                 taken[place], free[best] = best, False
-    in_crowd = overlaps(boxes, true_boxes, of_first=True) >= iou_threshold
+    in_crowd = pairwise_iou(boxes, true_boxes, over_first_area=True) >= iou_threshold
     return _Matched(
         scores=scores[order],
         labels=labels,

@@ -15,10 +15,10 @@ from PIL import Image
 from ..model.image_processing_gdino import load_image
 from .box_map import BoxMap, evaluate_boxes
 from .confusion import best_threshold, confusion_matrix
+from .ground_truth import GroundTruth
 from .grounding import Protocol, phrase_recall, referring_accuracy
 from .lvis import FREQUENCIES, lvis_fixed_ap
 from .prediction_file import Predictions
-from .truth import Truth
 
 PROTOCOLS = ("coco", "lvis", "phrases", "referring")
 _MOSAIC_IMAGES = 8
@@ -48,7 +48,7 @@ class Evaluation:
 
 
 def evaluate_predictions(
-    truth: Truth,
+    truth: GroundTruth,
     predictions: Predictions,
     protocol: str = "coco",
     max_detections: int = 100,
@@ -70,7 +70,7 @@ def evaluate_predictions(
         ImportError: faster-coco-eval is not installed.
         ValueError: Predictions and truth do not go together.
     """
-    found, meant = truth.of(predictions.images)
+    found, meant = truth.paired_with(predictions.images)
     if protocol in ("phrases", "referring"):
         return Evaluation(protocol, _grounding_figures(found, meant, protocol), len(found))
     groups: list[str] = []
@@ -93,7 +93,7 @@ def evaluate_predictions(
     )
 
 
-def write_report(folder: Path, evaluation: Evaluation, truth: Truth, predictions: Predictions) -> list[str]:
+def write_report(folder: Path, evaluation: Evaluation, truth: GroundTruth, predictions: Predictions) -> list[str]:
     """Write metrics.json, metrics.csv, and of boxes labels.csv, confusion.csv and pictures.
 
     Args:
@@ -188,7 +188,7 @@ def _per_label(
     }
 
 
-def _draw(folder: Path, evaluation: Evaluation, truth: Truth, predictions: Predictions) -> list[str]:
+def _draw(folder: Path, evaluation: Evaluation, truth: GroundTruth, predictions: Predictions) -> list[str]:
     from .plots import plot_confusion_matrix, plot_precision_recall, prediction_mosaic
 
     remarks = []
@@ -208,10 +208,10 @@ def _draw(folder: Path, evaluation: Evaluation, truth: Truth, predictions: Predi
 
 
 def _mosaic_items(
-    truth: Truth, predictions: Predictions
+    truth: GroundTruth, predictions: Predictions
 ) -> list[tuple[Image.Image, Mapping[str, Any], Mapping[str, Any]]]:
     """Some images spread over the data set, those with something in them before the others."""
-    found, meant = truth.of(predictions.images)
+    found, meant = truth.paired_with(predictions.images)
     places = sorted(range(len(found)), key=lambda place: not len(meant[place]["labels"]))
     filled = sum(bool(len(reference["labels"])) for reference in meant) or len(found)
     step = max(1, filled // _MOSAIC_IMAGES)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .confusion import overlaps
+from .confusion import pairwise_iou
 
 RANKS = (1, 5, 10)
 Protocol = Literal["any", "merged"]
@@ -49,7 +49,7 @@ def phrase_recall(
             continue
         if protocol == "merged":
             meant = np.concatenate([meant[:, :2].min(axis=0), meant[:, 2:].max(axis=0)])[None]
-        hits = np.flatnonzero((overlaps(found, meant) >= iou_threshold).any(axis=1))
+        hits = np.flatnonzero((pairwise_iou(found, meant) >= iou_threshold).any(axis=1))
         first_hits.append(hits[0] if len(hits) else np.inf)
     ranked = np.array(first_hits)
     recall = {f"recall@{k}": float((ranked < k).mean()) if len(ranked) else -1.0 for k in ranks}

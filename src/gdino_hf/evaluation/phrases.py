@@ -12,7 +12,7 @@ from torch import Tensor
 from ..model.box_ops import cxcywh_to_xyxy
 from ..model.caption_prompt import build_caption, phrase_tokens
 from ..model.text_prompt import Prompt
-from .predict import Picture, begin, fail, keep, prepare_images, read_batches
+from .predict import Picture, prepare_images, read_batches, record, record_failure, start_results
 from .prediction_file import PredictionFile, Predictions
 
 Span = tuple[int, int]
@@ -55,7 +55,7 @@ def predict_phrases(
     was_training = model.training
     model.eval()
     try:
-        results = begin(store)
+        results = start_results(store)
         for batch in read_batches(rows, results, batch_size, limit=limit, store=store, progress=progress):
             max_text_len = min(processor.max_text_len, model.config.max_text_len)
             captions = _prepare_captions(processor, max_text_len, batch, results, store)
@@ -78,7 +78,7 @@ def predict_phrases(
                     | _best(probabilities[place], boxes, phrase_tokens(prompts[place], spans)[1], score, top_k)
                     for phrase, spans in row_phrases(item.row)
                 ]
-                keep(item.entry({"phrases": phrases}), results, store)
+                record(item.entry({"phrases": phrases}), results, store)
     finally:
         model.train(was_training)
     return results
@@ -126,7 +126,7 @@ def _prepare_captions(
                 phrase_tokens(prompts[id(item)], spans)
         except ValueError as error:
             batch.remove(item)
-            fail(item.image_id, error, results, store)
+            record_failure(item.image_id, error, results, store)
     return prompts
 
 

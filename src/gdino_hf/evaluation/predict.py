@@ -69,7 +69,7 @@ def predict(
     model.eval()
     try:
         parts = _prompt_parts(model, processor, asked, labels_per_prompt)
-        results = begin(store)
+        results = start_results(store)
         batches = read_batches(rows, results, batch_size, limit=limit, store=store, progress=progress)
         for batch in batches:
             inputs = prepare_images(processor, batch, results, store)
@@ -84,7 +84,7 @@ def predict(
                 for part in parts
             ]
             for place, item in enumerate(batch):
-                keep(item.entry(_merge([found[place] for found in detections], max_detections)), results, store)
+                record(item.entry(_merge([found[place] for found in detections], max_detections)), results, store)
     finally:
         model.train(was_training)
     return results
@@ -146,7 +146,7 @@ def read_batches(
             batch.append(Picture(image_id, _read(row["image"]), row))
         # Bulk work: whatever is wrong with one image is its own affair, the others go on.
         except Exception as error:
-            fail(image_id, error, results, store)
+            record_failure(image_id, error, results, store)
         if len(batch) == batch_size:
             yield batch
             batch = []
@@ -154,7 +154,7 @@ def read_batches(
         yield batch
 
 
-def begin(store: PredictionFile | None) -> Predictions:
+def start_results(store: PredictionFile | None) -> Predictions:
     """What the store has already; what failed is tried again."""
     return Predictions() if store is None else Predictions(dict(store.header), list(store.earlier.images))
 
@@ -176,18 +176,18 @@ def prepare_images(processor: Any, batch: list[Picture], results: Predictions, s
                 processor(images=[item.image])
             except (TypeError, ValueError) as error:
                 batch.remove(item)
-                fail(item.image_id, error, results, store)
+                record_failure(item.image_id, error, results, store)
         return processor(images=[item.image for item in batch]) if batch else None
 
 
-def keep(entry: dict[str, Any], results: Predictions, store: PredictionFile | None) -> None:
+def record(entry: dict[str, Any], results: Predictions, store: PredictionFile | None) -> None:
     """Add one image's predictions to the results and to the store."""
     results.images.append(entry)
     if store is not None:
         store.append(entry)
 
 
-def fail(image_id: Any, error: Exception, results: Predictions, store: PredictionFile | None) -> None:
+def record_failure(image_id: Any, error: Exception, results: Predictions, store: PredictionFile | None) -> None:
     """Name an image that is left out on the terminal, and list it."""
     reason = " ".join(str(error).split()) or type(error).__name__
     tqdm.write(f"image {image_id} is left out: {reason}", file=sys.stderr)

@@ -40,7 +40,7 @@ from ..data.collator import GDinoDataCollator
 from ..data.negatives import PromptSampler
 from ..data.repeat_factors import repeat_factors
 from ..data.transforms import Compose, RandomColour, RandomHorizontalFlip, RandomScaleCrop
-from ..evaluation.coco_detections import average_precision, detect_coco
+from ..evaluation.coco_results import average_precision, detect_coco
 from ..model.configuration_gdino import GDinoConfig
 from ..model.csp_pan import CspPanBackbone
 from ..model.image_processing_gdino import GDinoImageProcessor

@@ -34,7 +34,7 @@ from transformers import BertConfig, BertTokenizerFast, Trainer, TrainingArgumen
 
 from ..data.collator import GDinoDataCollator
 from ..data.negatives import PromptSampler
-from ..evaluation.coco_detections import average_precision, detect_coco
+from ..evaluation.coco_results import average_precision, detect_coco
 from ..model.configuration_gdino import GDinoConfig
 from ..model.csp_pan import CspPanConfig
 from ..model.image_processing_gdino import GDinoImageProcessor

@@ -7,7 +7,7 @@ from typing import Literal
 
 from transformers import TrainingArguments
 
-from ..evaluation.coco_detections import METRICS
+from ..evaluation.coco_results import METRICS
 from .parameter_groups import check_parts
 
 # Steps of a training that time ends.

@@ -17,7 +17,7 @@ from transformers import set_seed
 
 from ..data.collator import GDinoDataCollator
 from ..data.negatives import PromptSampler
-from ..data.reproducible_sampling import VisitedRows, VisitedStream
+from ..data.reproducible_sampling import ReproducibleDataset, ReproducibleStream
 from .arguments import DataArguments, GDinoTrainingArguments, ModelArguments
 from .lora import add_adapters, merge_adapters
 from .metrics import Measurement, measure
@@ -178,13 +178,13 @@ def make_trainer(
 
     collate, weights = collator(sets.train), None
     if data.streaming:
-        rows: Any = VisitedStream(sets.train.rows, seed=args.seed, on_error=data.unreadable, endless=True)
+        rows: Any = ReproducibleStream(sets.train.rows, seed=args.seed, on_error=data.unreadable, endless=True)
     elif sets.replay is not None:
         mixture = Mixture(sets.train.rows, sets.replay.rows)
-        rows, weights = VisitedRows(mixture, data.unreadable), mixture.weights(data.replay_share)
+        rows, weights = ReproducibleDataset(mixture, data.unreadable), mixture.weights(data.replay_share)
         collate = MixedCollator(collate, collator(sets.replay, replayed=True))
     else:
-        rows = VisitedRows(sets.train.rows, data.unreadable)
+        rows = ReproducibleDataset(sets.train.rows, data.unreadable)
     trainer = GDinoTrainer(
         model,
         args,

@@ -10,9 +10,9 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from ..evaluation.box_map import evaluate_boxes
+from ..evaluation.ground_truth import GroundTruth, rows_ground_truth
 from ..evaluation.predict import predict
 from ..evaluation.prediction_file import Predictions
-from ..evaluation.truth import Truth, rows_truth
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Measurement:
     """
 
     figures: dict[str, float]
-    truth: Truth
+    truth: GroundTruth
     predictions: Predictions
 
 
@@ -37,7 +37,7 @@ def measure(
     labels: Sequence[str],
     batch_size: int = 8,
     progress: str = "evaluate",
-    truth: Truth | None = None,
+    truth: GroundTruth | None = None,
 ) -> Measurement:
     """Predict with all labels as the prompt and judge as COCO does.
 
@@ -64,5 +64,5 @@ def measure(
     found = predict(model, processor, own, labels, batch_size=batch_size, progress=progress)
     if number > 1:
         found = Predictions(found.header, gather_object(found.images), gather_object(found.failed))
-    truth = rows_truth(rows, labels) if truth is None else truth
-    return Measurement(evaluate_boxes(*truth.of(found.images)).summary(), truth, found)
+    truth = rows_ground_truth(rows, labels) if truth is None else truth
+    return Measurement(evaluate_boxes(*truth.paired_with(found.images)).summary(), truth, found)

@@ -33,7 +33,7 @@ class Mixture:
         return {**self.replay[index - len(self.rows)], _SOURCE: 1}
 
     def cast_column(self, name: str, feature: Any) -> Mixture:
-        """As a Dataset's, which `VisitedRows` asks for the file of a picture that cannot be read."""
+        """As a Dataset's, which `ReproducibleDataset` asks for the file of a picture that cannot be read."""
         return Mixture(self.rows.cast_column(name, feature), self.replay.cast_column(name, feature))
 
     def weights(self, share: float) -> list[float]:

@@ -20,8 +20,8 @@ from ..data.transforms import (
     RandomScaleCrop,
     Transform,
 )
-from ..evaluation.open_truth import open_truth
-from ..evaluation.truth import Truth
+from ..evaluation.ground_truth import GroundTruth
+from ..evaluation.open_ground_truth import open_ground_truth
 
 _SUFFIXES = (".json", ".jsonl", ".odvg")
 _SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -49,9 +49,9 @@ class Split:
         return f"{self.path.parent.name}/{self.path.stem}"
 
     @cached_property
-    def truth(self) -> Truth:
+    def truth(self) -> GroundTruth:
         """What there is to find, to the last digit of the file and with the areas of its segments."""
-        return replace(open_truth(self.path), rows=self.rows)
+        return replace(open_ground_truth(self.path), rows=self.rows)
 
 
 def read_split(

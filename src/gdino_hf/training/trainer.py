@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, get_scheduler
 
-from ..data.reproducible_sampling import VisitedRows, VisitSampler
-from ..evaluation.truth import Truth
+from ..data.reproducible_sampling import ReproducibleDataset, ReproducibleSampler
+from ..evaluation.ground_truth import GroundTruth
 from .arguments import GDinoTrainingArguments
 from .ema import AVERAGE_FILE, WeightAverage
 from .metrics import measure
@@ -34,7 +34,8 @@ class GDinoTrainer(Trainer):
       from its own.
     - Batches of an accumulated step count by their boxes, so that the step is that of one large batch.
     - The parts of the loss are logged, each the mean over all steps since the last log and over all processes.
-    - With `train_dataset` of VisitedRows, a resumed run sees what an unbroken one would have seen; see data/visits.py.
+    - With a ReproducibleDataset as `train_dataset`, a resumed run sees the same data as an uninterrupted one; see
+      data/reproducible_sampling.py.
     - A checkpoint is written under another name and renamed: whatever stops it, the last one stays whole.
     - `args.minutes` ends the training after so much time and lays the learning rate out over it.
 
@@ -59,7 +60,7 @@ class GDinoTrainer(Trainer):
         args: GDinoTrainingArguments | None = None,
         *,
         labels: Sequence[str] = (),
-        truth: Truth | None = None,
+        truth: GroundTruth | None = None,
         row_weights: Sequence[float] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -69,7 +70,7 @@ class GDinoTrainer(Trainer):
         self.labels = list(labels)
         self.truth = truth
         self.row_weights = row_weights
-        self.sampler: VisitSampler | None = None
+        self.sampler: ReproducibleSampler | None = None
         self.clock = Clock(args.minutes)
         self.average = WeightAverage(self.model, args.ema_decay) if args.ema_decay else None
         self.add_callback(_Steps(self))
@@ -87,11 +88,11 @@ class GDinoTrainer(Trainer):
         return _plain(self.model)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        if not isinstance(self.train_dataset, VisitedRows):
+        if not isinstance(self.train_dataset, ReproducibleDataset):
             return super()._get_train_sampler(train_dataset)
         args = self.args
         step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
-        self.sampler = VisitSampler(
+        self.sampler = ReproducibleSampler(
             len(self.train_dataset),
             seed=args.seed,
             weights=self.row_weights,

@@ -6,7 +6,7 @@ import string
 
 import pytest
 
-from gdino_hf.data.prompts import PromptRoom, pack
+from gdino_hf.data.prompt_packing import PromptPacker, pack
 from gdino_hf.model.text_prompt import build_prompt
 
 ODD = [
@@ -33,7 +33,7 @@ def names(count, rng):
 
 @pytest.fixture
 def room(tiny_tokenizer):
-    return PromptRoom(tiny_tokenizer, 256)
+    return PromptPacker(tiny_tokenizer, 256)
 
 
 def test_all_labels_where_they_fit_in_the_order_given(room):
@@ -88,7 +88,7 @@ def test_every_positive_has_its_turn_though_each_epoch_orders_its_prompt_anew(ro
 
 
 def test_negatives_are_drawn_evenly(tiny_tokenizer):
-    room = PromptRoom(tiny_tokenizer, 12)
+    room = PromptPacker(tiny_tokenizer, 12)
     rng = random.Random(0)
     vocabulary = ["cat", "dog", "cup", "person", "red", "blue", "car", "tree", "face", "hat"]
     counts = dict.fromkeys(vocabulary, 0)

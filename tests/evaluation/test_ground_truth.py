@@ -8,8 +8,8 @@ from PIL import Image
 
 from gdino_hf.data.checks import check_dataset
 from gdino_hf.data.coco import read_coco
+from gdino_hf.evaluation.ground_truth import coco_ground_truth, rows_ground_truth
 from gdino_hf.evaluation.table import average_row, read_table
-from gdino_hf.evaluation.truth import coco_truth, rows_truth
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def write(tmp_path):
 
 
 def test_boxes_are_neither_clipped_nor_rounded_and_areas_are_those_annotated(write):
-    truth = coco_truth(write())
+    truth = coco_ground_truth(write())
     assert truth.labels == ["cat", "dog"]
     reference = truth.references[9]
     assert reference["boxes"].tolist() == [[-1.5, 2, 8.5, 22], [0, 0, 5, 5]]
@@ -57,38 +57,38 @@ def test_lvis_says_which_labels_were_looked_for(write):
         ],
         categories=[{"id": 10, "name": "cat", "frequency": "r"}, {"id": 30, "name": "dog", "frequency": "f"}],
     )
-    truth = coco_truth(path)
+    truth = coco_ground_truth(path)
     assert truth.is_federated
     assert truth.references[9]["negative_labels"] == [1]
     assert truth.references[9]["not_exhaustive_labels"] == [0]
     assert truth.frequencies == ["r", "f"]
     assert truth.rows[0]["image"].endswith("000000000009.jpg")
-    only = truth.only(["dog"])
+    only = truth.restricted_to(["dog"])
     assert (only.references[9]["negative_labels"], only.frequencies) == ([0], ["f"])
 
 
 def test_only_some_labels_are_numbered_anew(write):
-    truth = coco_truth(write()).only(["zebra", " DOG "])
+    truth = coco_ground_truth(write()).restricted_to(["zebra", " DOG "])
     assert truth.references[9]["labels"].tolist() == [1]
     assert truth.references[9]["boxes"].tolist() == [[-1.5, 2, 8.5, 22]]
 
 
 def test_predictions_meet_references_in_the_order_of_image_ids(write):
-    truth = coco_truth(write())
-    found, meant = truth.of([{"image_id": 9, "boxes": "nine"}, {"image_id": 4, "boxes": "four"}])
+    truth = coco_ground_truth(write())
+    found, meant = truth.paired_with([{"image_id": 9, "boxes": "nine"}, {"image_id": 4, "boxes": "four"}])
     assert [item["boxes"] for item in found] == ["four", "nine"]
     assert [len(item["boxes"]) for item in meant] == [0, 2]
-    assert len(truth.of([{"image_id": 4}])[1]) == 1
+    assert len(truth.paired_with([{"image_id": 4}])[1]) == 1
     with pytest.raises(ValueError, match="image 5, which the data set does not have"):
-        truth.of([{"image_id": 5}])
+        truth.paired_with([{"image_id": 5}])
 
 
 def test_image_ids_may_be_text(write):
-    truth = coco_truth(
+    truth = coco_ground_truth(
         write(images=[{"id": "b", "file_name": "b.jpg"}, {"id": 4, "file_name": "a.jpg"}], annotations=[])
     )
     assert [row["image_id"] for row in truth.rows] == ["b", 4]
-    found, _ = truth.of([{"image_id": "b"}, {"image_id": 4}])
+    found, _ = truth.paired_with([{"image_id": "b"}, {"image_id": 4}])
     assert [item["image_id"] for item in found] == [4, "b"]
 
 
@@ -109,7 +109,7 @@ def test_photographs_are_found_where_training_finds_them(write, tmp_path, image,
     (tmp_path / stored).parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (8, 6)).save(tmp_path / stored)
     images = None if folder is None else tmp_path / folder
-    assert coco_truth(path, images).rows[0]["image"] == str(tmp_path / stored)
+    assert coco_ground_truth(path, images).rows[0]["image"] == str(tmp_path / stored)
     assert read_coco(path, images)[0]["image"].size == (8, 6)
     assert check_dataset(path, images).errors == []
 
@@ -119,7 +119,7 @@ def test_rows_of_the_readers_are_a_truth_too():
         {"image_id": 3, "boxes": [[0, 0, 4, 5], [1, 1, 2, 2]], "names": ["Cat", "unicorn"], "crowd": [True, False]},
         {"boxes": [], "names": []},
     ]
-    truth = rows_truth(rows, ["dog", "cat"])
+    truth = rows_ground_truth(rows, ["dog", "cat"])
     assert truth.references[3]["labels"].tolist() == [1]
     assert truth.references[3]["crowd"].tolist() == [True]
     assert truth.references[3]["area"].tolist() == [20.0]
@@ -141,7 +141,7 @@ def test_rows_of_the_readers_are_a_truth_too():
 )
 def test_a_file_that_is_not_coco_is_named_in_one_line(write, parts, message):
     with pytest.raises(ValueError, match=message) as caught:
-        coco_truth(write(**parts))
+        coco_ground_truth(write(**parts))
     assert "val.json" in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 _Key = tuple[int, ...]
 
 
-class PromptRoom:
+class PromptPacker:
     """Fits labels into prompts of a length, by their real tokens.
 
     Args:

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from ..data.coco import image_folder, load_coco, names_by_id, photograph
+from ..data.coco import coco_image_path, image_folder, load_coco, names_by_id
 from ..data.negatives import name_key
-from ..data.rows import corners
+from ..data.rows import parse_box
 from ..model.text_prompt import shorten
 
 
 @dataclass(frozen=True)
-class Truth:
+class GroundTruth:
     """The truth of a data set.
 
     Attributes:
@@ -46,7 +46,9 @@ class Truth:
         """Whether it holds phrases of captions instead of labels."""
         return any("phrases" in reference for reference in self.references.values())
 
-    def of(self, predictions: Iterable[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[dict[str, Any]]]:
+    def paired_with(
+        self, predictions: Iterable[Mapping[str, Any]]
+    ) -> tuple[list[Mapping[str, Any]], list[dict[str, Any]]]:
         """Predictions and references of the same images, in the order of image ids.
 
         Args:
@@ -69,7 +71,7 @@ class Truth:
         order = sorted(by_image, key=lambda image: (isinstance(image, str), image))
         return [by_image[image] for image in order], [self.references[image] for image in order]
 
-    def only(self, labels: Sequence[str]) -> Truth:
+    def restricted_to(self, labels: Sequence[str]) -> GroundTruth:
         """The truth of some labels; the others are as if nobody had annotated them.
 
         Args:
@@ -88,7 +90,7 @@ class Truth:
             return result
 
         frequency = {number[old]: value for old, value in enumerate(self.frequencies) if old in number}
-        return Truth(
+        return GroundTruth(
             labels=list(labels),
             references={image: kept(reference) for image, reference in self.references.items()},
             rows=self.rows,
@@ -96,7 +98,7 @@ class Truth:
         )
 
 
-def coco_truth(annotations: str | Path, images: str | Path | None = None) -> Truth:
+def coco_ground_truth(annotations: str | Path, images: str | Path | None = None) -> GroundTruth:
     """The truth of a COCO or LVIS file, to the last digit: boxes neither clipped nor rounded, areas as annotated.
 
     Photographs are not looked for: one that is missing fails where it is read, by its name.
@@ -125,17 +127,17 @@ def coco_truth(annotations: str | Path, images: str | Path | None = None) -> Tru
             if not isinstance(image_id, (int, float, str)):
                 raise ValueError(f"its id is {shorten(image_id)}, neither number nor text")
             references[image_id] = _reference(by_image[image_id], number) | _looked_for(image, number)
-            rows.append({"image": str(photograph(image, folder)), "image_id": image_id})
+            rows.append({"image": str(coco_image_path(image, folder)), "image_id": image_id})
         except ValueError as error:
             raise ValueError(f"Image {place} of {annotations} cannot be used: {error}; repair it.") from None
     frequencies: list[str] = []
     if any("frequency" in category for category in content["categories"]):
         given = {category["id"]: str(category.get("frequency", "f")) for category in content["categories"]}
         frequencies = [given[category] for category in names]
-    return Truth(list(names.values()), references, rows, frequencies, list(names))
+    return GroundTruth(list(names.values()), references, rows, frequencies, list(names))
 
 
-def rows_truth(rows: Iterable[Mapping[str, Any]], labels: Sequence[str]) -> Truth:
+def rows_ground_truth(rows: Iterable[Mapping[str, Any]], labels: Sequence[str]) -> GroundTruth:
     """The truth of rows as the readers in `data` give them.
 
     Args:
@@ -161,7 +163,7 @@ def rows_truth(rows: Iterable[Mapping[str, Any]], labels: Sequence[str]) -> Trut
             "crowd": crowd[keep],
             "area": area[keep],
         }
-    return Truth(list(labels), references, rows)
+    return GroundTruth(list(labels), references, rows)
 
 
 def _without_pictures(rows: Any) -> Any:
@@ -174,7 +176,7 @@ def _reference(annotations: Sequence[Mapping[str, Any]], number: Mapping[Any, in
     for annotation in annotations:
         category, area = annotation.get("category_id"), annotation.get("area")
         try:
-            boxes.append(corners(annotation.get("bbox"), "xywh"))
+            boxes.append(parse_box(annotation.get("bbox"), "xywh"))
             if not isinstance(category, (int, float)) or category not in number:
                 raise ValueError(f"category_id {shorten(category)} is not among the file's categories")
             if area is not None and not (isinstance(area, (int, float)) and math.isfinite(area)):

@@ -8,7 +8,7 @@ import random
 import pytest
 from PIL import Image
 
-from gdino_hf.evaluation.coco_detections import METRICS, average_precision, detect_coco
+from gdino_hf.evaluation.coco_results import METRICS, average_precision, detect_coco
 
 # Both are double precision sums of the same hundred terms.
 ROUNDING = 1e-9

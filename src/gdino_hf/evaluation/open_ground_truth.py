@@ -7,11 +7,11 @@ from typing import Any
 
 from ..data.formats import annotation_file, annotation_format
 from ..data.odvg import has_captions, odvg_names, odvg_rows
+from .ground_truth import GroundTruth, coco_ground_truth, rows_ground_truth
 from .phrases import phrase_reference
-from .truth import Truth, coco_truth, rows_truth
 
 
-def open_truth(path: str | Path, images: str | Path | None = None) -> Truth:
+def open_ground_truth(path: str | Path, images: str | Path | None = None) -> GroundTruth:
     """The truth of a COCO or LVIS json, or of ODVG json lines.
 
     Args:
@@ -26,13 +26,13 @@ def open_truth(path: str | Path, images: str | Path | None = None) -> Truth:
     """
     file = annotation_file(path, first_choice="val")
     if annotation_format(file) == "coco":
-        return coco_truth(file, images)
+        return coco_ground_truth(file, images)
     # A photograph that is missing fails where it is read, by its name; stored predictions are judged without any.
     rows = list(odvg_rows(file, images))
-    return captions_truth(rows) if has_captions(file) else rows_truth(rows, odvg_names(file) or [])
+    return captions_ground_truth(rows) if has_captions(file) else rows_ground_truth(rows, odvg_names(file) or [])
 
 
-def captions_truth(rows: Any) -> Truth:
+def captions_ground_truth(rows: Any) -> GroundTruth:
     """The truth of rows with captions.
 
     Args:
@@ -47,4 +47,4 @@ def captions_truth(rows: Any) -> Truth:
         for index, row in enumerate(without_pictures)
         if row["caption"]
     }
-    return Truth([], references, rows)
+    return GroundTruth([], references, rows)

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from ..data.rows import corners, read_json, reason
+from ..data.rows import parse_box, read_json, reason
 from ..model.text_prompt import shorten
 from .box_map import evaluate_boxes
+from .ground_truth import GroundTruth, coco_ground_truth
 from .predict import predict
 from .prediction_file import Predictions
-from .truth import Truth, coco_truth
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
@@ -33,11 +33,11 @@ def average_precision(annotations: str | Path, detections: Sequence[dict[str, An
         ImportError: faster-coco-eval is not installed.
         ValueError: The file is not COCO's, or a detection is of an image that it does not have.
     """
-    truth = coco_truth(annotations)
-    return evaluate_boxes(*truth.of(coco_predictions(detections, truth).images)).summary()
+    truth = coco_ground_truth(annotations)
+    return evaluate_boxes(*truth.paired_with(coco_predictions(detections, truth).images)).summary()
 
 
-def are_coco_results(path: str | Path) -> bool:
+def is_coco_results_file(path: str | Path) -> bool:
     """Whether a file of predictions begins as a json list does."""
     try:
         with Path(path).open(encoding="utf-8-sig") as file:
@@ -47,12 +47,12 @@ def are_coco_results(path: str | Path) -> bool:
         return False
 
 
-def read_coco_results(path: str | Path, truth: Truth) -> Predictions:
+def read_coco_results(path: str | Path, truth: GroundTruth) -> Predictions:
     """Read the results file that COCO's and LVIS' servers take, a json list of detections.
 
     Args:
         path: The file.
-        truth: From `coco_truth`.
+        truth: From `coco_ground_truth`.
 
     Returns:
         As `coco_predictions`.
@@ -69,14 +69,14 @@ def read_coco_results(path: str | Path, truth: Truth) -> Predictions:
         raise ValueError(f"{path} cannot be judged: {reason(error)}.") from None
 
 
-def coco_predictions(detections: Sequence[Any], truth: Truth) -> Predictions:
+def coco_predictions(detections: Sequence[Any], truth: GroundTruth) -> Predictions:
     """Detections in COCO's form as predictions of every image of a data set.
 
     Args:
         detections: {"image_id", "category_id", "bbox" (xywh in pixels), "score"} each. As with COCO's tools, those of
             categories that the data set does not have count nowhere, and an image without any is one where nothing
             was found.
-        truth: From `coco_truth`.
+        truth: From `coco_ground_truth`.
 
     Returns:
         The predictions, labels numbered as in the truth.
@@ -130,7 +130,7 @@ def detect_coco(
     Returns:
         Detections as `average_precision` takes them.
     """
-    truth = coco_truth(annotations, images)
+    truth = coco_ground_truth(annotations, images)
     found = predict(
         model,
         processor,
@@ -166,7 +166,7 @@ def _detection(detection: Any) -> tuple[Any, float, tuple[float, float, float, f
         raise ValueError(f"its image_id is {shorten(image)} and its category_id {shorten(category)}")
     if not isinstance(score, (int, float)) or not math.isfinite(score):
         raise ValueError(f"its score is {shorten(score)}, not a finite number")
-    box = corners(bbox, "xywh")
+    box = parse_box(bbox, "xywh")
     if box[2] < box[0] or box[3] < box[1]:
         raise ValueError(f"its bbox {shorten(bbox)} has a negative side; give x, y, width, height")
     return image, category, box, score
