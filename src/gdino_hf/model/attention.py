@@ -1,9 +1,10 @@
-"""Multi-head attention through whichever implementation the model was told to use."""
+"""Multi-head attention by the implementation that `attn_implementation` selects."""
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .transformers_internals import attention_function
 
 
 def attend(
@@ -15,29 +16,28 @@ def attend(
     mask: Tensor | None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """softmax(q k^T / sqrt(Dh)) v by the implementation in config._attn_implementation (SDPA unless told otherwise).
+    """Compute softmax(q k^T / sqrt(Dh)) v by the selected implementation (SDPA by default).
 
     Args:
-        module: The calling module; its `training` flag turns dropout on.
-        config: The model's configuration.
-        query: (B, M, Q, Dh).
-        key: (B, M, N, Dh).
-        value: (B, M, N, Dv).
-        mask: Broadcastable to (B, M, Q, N), bool, True = may attend, or None.
-        dropout: Probability of dropping an attention weight in training.
+        module: The calling module; dropout is applied while it is in training mode.
+        config: The model's configuration, which holds the choice of implementation.
+        query: (B, M, Q, Dh) queries.
+        key: (B, M, N, Dh) keys.
+        value: (B, M, N, Dv) values.
+        mask: Bool mask that broadcasts to (B, M, Q, N), True = may attend. None lets all pairs attend.
+        dropout: Probability in [0, 1] of dropping an attention weight during training.
 
     Returns:
-        (B, Q, M * Dv).
+        (B, Q, M * Dv) attended values, heads side by side.
     """
-    implementation = config._attn_implementation
-    if implementation in (None, "eager"):
+    function = attention_function(config)
+    if function is None:
         scores = (query @ key.transpose(-1, -2)) * query.shape[-1] ** -0.5
         if mask is not None:
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         weights = nn.functional.dropout(scores.softmax(-1), dropout, module.training)
         output = (weights @ value).transpose(1, 2)
     else:
-        function = ALL_ATTENTION_FUNCTIONS[implementation]
         output, _ = function(
             module,
             query,
@@ -52,11 +52,11 @@ def attend(
 
 
 class MultiheadAttention(nn.Module):
-    """Scaled dot-product attention with separate projections (Vaswani et al. 2017, 3.2.2).
+    """Multi-head attention with separate projections of queries, keys and values (Vaswani et al. 2017, 3.2.2).
 
     Args:
-        config: The model's configuration; gives the width, dropout and implementation.
-        num_heads: Heads M; the width must be a multiple.
+        config: The model's configuration, which sets the width D, the dropout and the attention implementation.
+        num_heads: Number of heads M; D must be a multiple of it.
     """
 
     is_causal = False
@@ -73,16 +73,16 @@ class MultiheadAttention(nn.Module):
         self.out_proj = nn.Linear(config.d_model, config.d_model)
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend.
+        """Let each query attend to the keys.
 
         Args:
-            queries: (B, Q, D).
-            keys: (B, N, D).
-            values: (B, N, D).
-            mask: Broadcastable to (B, 1, Q, N), bool, True = may attend.
+            queries: (B, Q, D) features that ask.
+            keys: (B, N, D) features that are compared with the queries.
+            values: (B, N, D) features that are averaged.
+            mask: Bool mask that broadcasts to (B, 1, Q, N), True = may attend. None lets all pairs attend.
 
         Returns:
-            (B, Q, D).
+            (B, Q, D) attended features.
         """
         query, key, value = (
             projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

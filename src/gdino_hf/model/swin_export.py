@@ -1,9 +1,10 @@
 """transformers' Swin backbone for torch.export: one graph for every batch and image size.
 
-The stock forward asks in Python whether a side needs padding and cuts maps by views, so an exported graph holds for the
-sizes of its example only. Here tokens are rows of one matrix, and windows and merged patches are gathered by indices
-computed in the graph (Liu et al. 2021, 3.1 and 3.2). No shape is compared with another, and every side stays of the
-form (side - 1) // stride + 1, which the exporter's algebra folds into one division of the image's side.
+The stock forward decides in Python whether a side needs padding and splits maps by views, so a graph exported from it
+is valid for the example's sizes only. Here tokens are the rows of one matrix, and windows and merged patches are
+gathered by indices computed inside the graph (Liu et al. 2021, sections 3.1 and 3.2). Shapes are never compared with
+each other, and every side keeps the form (side - 1) // stride + 1, which the exporter simplifies to one division of the
+image's side.
 """
 
 from typing import Any
@@ -11,40 +12,36 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import SwinBackbone
 
-# Parts that other releases of transformers name otherwise.
-_BLOCK = ("attention", "layernorm_before", "layernorm_after", "mlp", "shift_size", "window_size")
-_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "relative_position_bias", "num_attention_heads")
+from .transformers_internals import has_known_swin_parts
 
 
 def knows(backbone: Any) -> bool:
-    """Whether `export_forward` gives what a backbone gives: a SwinBackbone, in evaluation, with parts named as here."""
-    if type(backbone) is not SwinBackbone or backbone.training:
+    """Return whether `export_forward` can stand in for this backbone's own forward.
+
+    It can for a SwinBackbone in evaluation mode, without absolute position embeddings, from a supported transformers.
+    """
+    if not has_known_swin_parts(backbone) or backbone.training:
         return False
-    if backbone.swin.embeddings.position_embeddings is not None:
-        return False
-    blocks = [block for stage in backbone.swin.encoder.layers for block in stage.blocks]
-    return all(hasattr(block, name) for block in blocks for name in _BLOCK) and all(
-        hasattr(block.attention, name) for block in blocks for name in _ATTENTION
-    )
+    return backbone.swin.embeddings.position_embeddings is None
 
 
 def export_forward(backbone: Any, pixel_values: Tensor) -> list[Tensor]:
-    """What a SwinBackbone gives, without a branch on a size.
+    """Compute a SwinBackbone's feature maps without branching on a size.
 
     Args:
-        backbone: A SwinBackbone that `knows` accepts.
-        pixel_values: (B, 3, H, W). In an export H and W must be above 32 (four stages at stride 4), in the example and
-            later: the exporter treats a coarsest map one cell wide or high as another graph. Eagerly any size will do.
+        backbone: A SwinBackbone for which `knows` returns True.
+        pixel_values: (B, 3, H, W) normalized pixels. For an export, H and W must be above 32 in the example and in all
+            later inputs: with four stages, a smaller side leaves the coarsest map one cell wide, which the exporter
+            treats as another graph. Eager calls accept any size.
 
     Returns:
-        The backbone's maps (B, C_l, h_l, w_l), fine to coarse.
+        Feature maps (B, C_l, h_l, w_l), fine to coarse.
     """
     embeddings = backbone.swin.embeddings
     projection = embeddings.patch_embeddings.projection
     down, right = (side - 1 for side in projection.kernel_size)
-    # The convolution leaves out the part of this padding that does not fill a patch.
+    # The convolution drops whatever part of this padding does not fill a patch.
     patches = projection(F.pad(pixel_values, (0, right, 0, down)))
     batch, _, height, width = patches.shape
     x = embeddings.norm(patches.flatten(2).transpose(1, 2).flatten(0, 1))
@@ -61,7 +58,7 @@ def export_forward(backbone: Any, pixel_values: Tensor) -> list[Tensor]:
 
 
 def _to_map(backbone: Any, index: int, x: Tensor, batch: int, height: int, width: int) -> Tensor | None:
-    """The normalized map of a stage, if the backbone hands it out: (B * h * w, C) to (B, C, h, w)."""
+    """Normalize a stage's tokens and reshape (B * h * w, C) to (B, C, h, w); None if the stage is not an output."""
     name = backbone.stage_names[index]
     if name not in backbone.out_features:
         return None
@@ -69,14 +66,15 @@ def _to_map(backbone: Any, index: int, x: Tensor, batch: int, height: int, width
 
 
 def _windows(side: int, window: int) -> int:
-    """Windows along a side, the last one padded."""
+    """Number of windows along a side; the last one may be padded."""
     return (side - 1) // window + 1
 
 
 def _window_index(batch: int, height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """Row of the token at each place of each window, window by window; batch * height * width where there is none.
+    """Index of the token at each place of each window, window by window; batch * height * width stands for padding.
 
-    One flat axis instead of broadcast ones: the exporter would tie a window count of 1 in the example to its graph.
+    The index has one flat axis: with broadcast axes, a window count of 1 in the example would become a constant of the
+    exported graph.
     """
     down, across = _windows(height, window), _windows(width, window)
     place = torch.arange(batch * down * across * window * window, device=device)
@@ -88,7 +86,7 @@ def _window_index(batch: int, height: int, width: int, window: int, shift: int, 
 
 
 def _token_index(batch: int, height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """The way back: place of each token among the places of `_window_index`."""
+    """Inverse of `_window_index`: the place of each token."""
     down, across = _windows(height, window), _windows(width, window)
     token = torch.arange(batch * height * width, device=device)
     y = (token // width % height - shift) % (down * window)
@@ -98,9 +96,10 @@ def _token_index(batch: int, height: int, width: int, window: int, shift: int, d
 
 
 def _regions(batch: int, height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """Region of each place of shifted windows: the shift joins opposite borders, which must not see each other.
+    """Region number of each place of shifted windows; places attend to their own region only.
 
-    Only the last window of a side holds two regions, before and after its place window - shift.
+    The cyclic shift joins opposite borders of the map in the last window of each side. That window has two regions,
+    which meet at place window - shift.
     """
     down, across = _windows(height, window), _windows(width, window)
     place = torch.arange(batch * down * across * window * window, device=device)
@@ -111,13 +110,13 @@ def _regions(batch: int, height: int, width: int, window: int, shift: int, devic
 
 
 def _attend(layer: Any, x: Tensor, batch: int, height: int, width: int) -> Tensor:
-    """Window attention with its residual: (B * h * w, C) to the same."""
+    """Apply window attention and add the residual, (B * h * w, C) to the same shape."""
     attention, window, shift = layer.attention, int(layer.window_size), int(layer.shift_size)
     grid = (batch, height, width, window, shift, x.device)
     area, channels = window * window, x.shape[1]
     count = batch * _windows(height, window) * _windows(width, window)
     heads = (count, area, attention.num_attention_heads, channels // attention.num_attention_heads)
-    # Padding is zero after the normalization: one more row stands for all of it.
+    # Padding is zero after the normalization, so one extra row serves as every padded place.
     rows = F.pad(layer.layernorm_before(x), (0, 0, 0, 1)).index_select(0, _window_index(*grid))
     query, key, value = (
         linear(rows).view(heads).transpose(1, 2) for linear in (attention.q_proj, attention.k_proj, attention.v_proj)
@@ -133,9 +132,9 @@ def _attend(layer: Any, x: Tensor, batch: int, height: int, width: int) -> Tenso
 
 
 def _merge(downsample: Any, x: Tensor, batch: int, height: int, width: int) -> Tensor:
-    """Four neighbours side by side to one token: (B * h * w, C) to (B * ceil(h / 2) * ceil(w / 2), 2C)."""
+    """Merge 2 x 2 neighbours into one token, (B * h * w, C) to (B * ceil(h / 2) * ceil(w / 2), 2C)."""
     count = batch * _windows(height, 2) * _windows(width, 2)
     index = _window_index(batch, height, width, 2, 0, x.device)
-    # The published order goes down first, then to the right.
+    # The published weights expect the four neighbours in column-major order.
     neighbours = F.pad(x, (0, 0, 0, 1)).index_select(0, index).view(count, 2, 2, x.shape[1]).transpose(1, 2)
     return downsample.reduction(downsample.norm(neighbours.reshape(count, 4 * x.shape[1])))
