@@ -1,4 +1,4 @@
-"""Annotated pictures: boxes and label chips on a photograph, one stable colour per label, drawn with PIL alone."""
+"""Annotated images: boxes with label chips, in one fixed colour per label, drawn with PIL alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Area = tuple[int, int, int, int]
 
 _TINT = round(0.10 * 255)
 
-# PIL's own font is Latin. For other scripts, what common systems have is tried in this order.
+# PIL's built-in font covers Latin only. For other scripts, these fonts of common systems are tried in this order.
 _OTHER_FONTS = (
     "NotoSansCJK-Regular.ttc",
     "NotoSans-Regular.ttf",
@@ -31,10 +31,10 @@ _NOT_A_CHARACTER = "\U0010ffff"
 
 
 def label_color(label: str) -> Color:
-    """The colour of a label: the same in every picture and every run.
+    """Return the colour of a label, which is the same in every image and every run.
 
     Args:
-        label: Any text; upper and lower case are one label.
+        label: Any text, compared without case.
 
     Returns:
         (red, green, blue), each 0..255, bright enough to stand out from a photograph.
@@ -47,10 +47,10 @@ def label_color(label: str) -> Color:
 
 
 def text_color(background: Color) -> Color:
-    """Black or white, whichever has the higher WCAG contrast ratio on the given background.
+    """Return black or white, whichever has the higher WCAG contrast ratio on a background.
 
     Args:
-        background: (red, green, blue), each 0..255.
+        background: Background colour (red, green, blue), each 0..255.
 
     Returns:
         (0, 0, 0) or (255, 255, 255).
@@ -70,20 +70,20 @@ def draw_detections(
 ) -> Image.Image:
     """Draw the detections of one image, the most confident on top.
 
-    Boxes are cut at the borders of the picture; a box with a side that is not a number has no place in it and is left
-    out. However many boxes overlap, the photograph is tinted once.
+    Boxes are clipped to the image; a box with a NaN coordinate is left out. Where boxes overlap, the image is tinted
+    only once.
 
     Args:
-        image: The photograph, any mode; turned as its EXIF orientation says, as it was for the detector. The original
-            is not changed.
+        image: The image in any mode. Its EXIF orientation is applied, as it was for detection. The image itself is not
+            changed.
         result: One entry of `post_process_grounded_object_detection`, with "boxes" (N, 4) xyxy in pixels, "scores"
             (N,) in 0..1 and "text_labels" (N strings); or what the zero-shot pipeline returns for one image.
-        show_scores: Write the score after the label.
-        font_size: Height of the letters in pixels; None scales with the picture.
-        line_width: Width of the box lines in pixels; None scales with the picture.
+        show_scores: Whether to write the score after the label.
+        font_size: Height of the letters in pixels; None scales it with the image.
+        line_width: Width of the box lines in pixels; None scales it with the image.
 
     Returns:
-        A new RGB picture of the upright size.
+        A new RGB image, upright.
 
     Raises:
         ValueError: The numbers of boxes, scores and labels differ.
@@ -92,7 +92,7 @@ def draw_detections(
 
     boxes, scores, labels = _detections(result)
     picture = load_image(image)
-    # A ribbon of a picture gets the letters of its narrow side.
+    # In a very long and narrow image, the narrow side determines the size of the letters.
     scale = min(max(picture.size), 4 * min(picture.size))
     font_size = font_size or max(11, round(scale / 42))
     line_width = line_width or max(2, round(scale / 280))
@@ -118,7 +118,7 @@ def draw_detections(
 def _detections(
     result: Mapping[str, Any] | Sequence[Mapping[str, Any]],
 ) -> tuple[list[list[float]], list[float], list[str]]:
-    """Boxes, scores and labels as plain lists from either form of result."""
+    """Return boxes, scores and labels as plain lists from either form of result."""
     if isinstance(result, Mapping):
         boxes = [[float(x) for x in box] for box in result["boxes"]]
         scores = [float(score) for score in result["scores"]]
@@ -136,7 +136,7 @@ def _detections(
 
 
 def _area(box: Sequence[float], size: tuple[int, int]) -> Area:
-    """The first and last column and row of a box inside the picture."""
+    """Return the first column and row and the last column and row that a box covers inside the image."""
     left, top, right, bottom = (
         round(min(max(side, 0), limit - 1)) for side, limit in zip(box, (*size, *size), strict=True)
     )
@@ -144,10 +144,10 @@ def _area(box: Sequence[float], size: tuple[int, int]) -> Area:
 
 
 def _tint(picture: Image.Image, areas: Sequence[Area], colors: Sequence[Color]) -> None:
-    """Blend a tenth of its colour into every box, the last one's where several overlap.
+    """Blend a tenth of its colour into every box; where boxes overlap, the last one's colour counts.
 
-    The sides of all boxes part the picture into cells of one colour each. Boxes are painted on those few cells and the
-    photograph is touched once, so that hundreds of large boxes cost hardly more than one.
+    The sides of all boxes divide the image into a grid of cells with one colour each. Boxes are painted on that small
+    grid and the image is blended once, so that hundreds of large boxes take hardly longer than one.
     """
     firsts = np.array(areas).reshape(-1, 2, 2)[:, 0]
     ends = np.array(areas).reshape(-1, 2, 2)[:, 1] + 1
@@ -179,11 +179,11 @@ def _draw_chip(
     font_size: int,
     taken: np.ndarray,
 ) -> tuple[float, float, float, float]:
-    """A filled label at the box's corner, where it is inside the picture and covers no other label if possible."""
+    """Draw a filled label at a corner of the box, inside the image and, if possible, beside all other labels."""
     font = _font(font_size, _script(caption))
     pad = max(2, font_size // 4)
     text_left, text_top, text_right, text_bottom = draw.textbbox((0, 0), caption, font=font)
-    # The line height comes from fixed letters so that every chip of a picture is equally high.
+    # Fixed letters determine the line height, so that all chips of an image are equally high.
     _, line_top, _, line_bottom = draw.textbbox((0, 0), "Ag|", font=font)
     top_of_text, bottom_of_text = min(text_top, line_top), max(text_bottom, line_bottom)
     width = text_right - text_left + 2 * pad
@@ -213,13 +213,13 @@ def _overlaps_any(area: tuple[float, float, float, float], others: np.ndarray) -
 
 
 def _script(text: str) -> str:
-    """The characters beyond Latin, on which the choice of font depends."""
+    """Return the distinct non-ASCII characters of a text, which the choice of font depends on."""
     return "".join(sorted({character for character in text if ord(character) > 0x7E}))
 
 
 @lru_cache(maxsize=256)
 def _font(size: int, characters: str) -> Any:
-    """The font that has most of the characters; PIL's own where it does as well as any other."""
+    """Return the font that has most of the characters, preferring PIL's built-in one."""
     candidates = [ImageFont.load_default(size)]
     for name in _OTHER_FONTS if characters else ():
         try:

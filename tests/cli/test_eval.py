@@ -142,7 +142,10 @@ def test_malformed_coco_results_are_one_line(data, tmp_path, results, message):
 
 def test_predictions_of_other_labels_are_refused(data, tmp_path):
     image = {"image_id": 5, "boxes": [[1, 1, 9, 9]], "scores": [0.5]}
-    for labels, label, message in ((["zebra"], 0, "other labels (zebra)"), (["cat"], 1, "none of the 1 in its header")):
+    for labels, label, message in (
+        (["zebra"], 0, "other labels (zebra)"),
+        (["cat"], 1, "outside the 1 labels of its header"),
+    ):
         path = tmp_path / f"{label}.jsonl"
         with PredictionFile(path, {"kind": "boxes", "labels": labels}) as store:
             store.append({**image, "labels": [label]})
@@ -185,7 +188,7 @@ def test_curves_are_drawn_where_matplotlib_is_and_missed_in_one_line_where_not(d
     left = {path.name for path in (tmp_path / "work/runs/eval/without").iterdir()}
     assert drawn - left == {"precision_recall.png", "confusion.png"}
     assert status == 0
-    assert complained.strip() == 'gdino eval: Curves need matplotlib; pip install "gdino-hf[train]"'
+    assert complained.strip() == 'gdino eval: Plots need matplotlib; pip install "gdino-hf[train]"'
 
 
 def test_earlier_results_are_never_overwritten(data, tmp_path):
@@ -365,7 +368,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_there(data, tiny_folder, tmp
         (["{data}", "--table", "x.yaml"], "give DATA or --table"),
         (["no/such.json"], "does not exist"),
         (["{data}", "--predictions", "no/such.jsonl"], "cannot be read as predictions"),
-        (["{data}", "--predictions", "{data}"], "no file of predictions"),
+        (["{data}", "--predictions", "{data}"], "not a prediction file"),
         (["{data}", "--predictions", "x", "--labels", "cat"], "exclude each other"),
         (["{data}", "--labels", "zebra"], "has nothing of --labels zebra"),
         (["{data}", "--protocol", "lvis"], "no neg_category_ids"),

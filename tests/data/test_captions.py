@@ -1,4 +1,4 @@
-"""Claims about captions that are mirrored or cut: every phrase's characters go on naming it."""
+"""Tests of mirrored and shortened captions: the spans of every phrase still select its words."""
 
 import random
 
@@ -21,19 +21,19 @@ from gdino_hf.model.caption_prompt import build_caption
         ("", ""),
     ],
 )
-def test_whole_words_change_sides(text, mirrored):
+def test_left_and_right_are_swapped_in_whole_words_only(text, mirrored):
     assert swap_sides(text)[0] == mirrored
     assert swap_sides(mirrored)[0] == text
 
 
-def test_characters_move_along():
+def test_spans_move_with_the_swapped_words():
     text = "left cat of the left, a RIGHT dog left"
     mirrored, move = swap_sides(text)
     for phrase in ("left cat", "cat", "of the left", "RIGHT dog", "dog", "dog left", "the left, a RIGHT"):
         start = text.index(phrase)
         new_start, new_end = move(start, start + len(phrase))
         assert mirrored[new_start:new_end] == swap_sides(phrase)[0]
-    # In the midst of a word that changes, the whole word is meant.
+    # A position inside a swapped word selects the whole word.
     assert mirrored[slice(*move(1, 3))] == "right"
 
 
@@ -45,7 +45,7 @@ WORDS = ["cat", "red", "hat", "zebra", "lion", "qu", "blue"]
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_cut_captions_fit_and_lose_no_phrase_over_the_turns(tiny_tokenizer, seed):
+def test_shortened_captions_fit_and_every_phrase_appears_in_some_turn(tiny_tokenizer, seed):
     rng = random.Random(seed)
     lengths = [rng.choice((3, 8, 40 if seed % 2 else 12)) for _ in range(12)]
     caption = rng.choice((". ", "? ")).join(sentence(rng, WORDS, length) for length in lengths)
@@ -68,20 +68,20 @@ def test_cut_captions_fit_and_lose_no_phrase_over_the_turns(tiny_tokenizer, seed
     assert seen == set(range(8))
 
 
-def test_sentences_without_a_phrase_go_first(tiny_tokenizer):
+def test_sentences_without_a_phrase_are_dropped_first(tiny_tokenizer):
     caption = "the red car. a cat. the tree of the big table. a dog."
     spans = [[[caption.index("cat"), caption.index("cat") + 3]], [[caption.index("dog"), caption.index("dog") + 3]]]
-    # Ten tokens: those of the two phrases' sentences, and of the others only the first has four or less.
+    # There is room for ten tokens: the two sentences with phrases, and the first of the others, which has four tokens.
     cut, moved = fit_caption(caption, spans, tiny_tokenizer, 12, 0)
     assert cut == "the red car. a cat. a dog."
     assert [cut[start:end] for ((start, end),) in moved] == ["cat", "dog"]
 
 
-def test_a_caption_that_fits_is_left_alone(tiny_tokenizer):
+def test_a_caption_that_fits_is_unchanged(tiny_tokenizer):
     assert fit_caption("a cat", [[[2, 5]]], tiny_tokenizer, 256, 3) == ("a cat", [[[2, 5]]])
 
 
-def test_endless_words_are_cut_too(tiny_tokenizer):
+def test_very_long_words_are_cut(tiny_tokenizer):
     caption = "x" * 95 + " cat " + "日" * 300
     cut, moved = fit_caption(caption, [[[96, 99]]], tiny_tokenizer, 32, 0)
     assert cut[slice(*moved[0][0])] == "cat"

@@ -1,4 +1,4 @@
-"""Claims about the report on a data set: every fault is found, counted and judged."""
+"""Tests of the data set report: every fault is found, counted, and classified as error or warning."""
 
 import json
 
@@ -12,7 +12,7 @@ from gdino_hf.data.formats import open_dataset
 
 @pytest.fixture
 def write(tmp_path):
-    """A COCO file of one sound image, changed by the caller."""
+    """Return a function that writes a valid COCO file of one image with the given additions."""
     (tmp_path / "images").mkdir()
     for name in ("a.png", "b.png"):
         Image.new("RGB", (20, 10)).save(tmp_path / "images" / name)
@@ -42,7 +42,7 @@ def found(report):
     return {finding.kind: finding.count for finding in report.findings}
 
 
-def test_a_sound_file(write):
+def test_a_valid_file_has_no_findings(write):
     report = check_dataset(write())
     assert (report.num_images, report.num_boxes, report.boxes_per_name) == (1, 1, {"cat": 1})
     assert report.findings == []
@@ -96,34 +96,34 @@ def test_one_fault_is_one_finding(write, change, kind, is_error):
         assert len(open_dataset(report.path)[0]) == report.num_images
 
 
-def test_a_category_id_with_two_names_stops_a_training(write):
+def test_a_category_id_with_two_names_is_an_error(write):
     report = check_dataset(write(categories=[{"id": 1, "name": "dog"}]))
     assert found(report) == {"repeated category ids": 1, "empty classes": 1}
     with pytest.raises(ValueError, match="repeated category ids"):
         report.raise_for_errors()
 
 
-def test_a_box_over_the_edge_by_rounding_is_none(write):
+def test_a_box_outside_by_a_rounding_error_is_accepted(write):
     assert found(check_dataset(write(annotations=[box(bbox=(10, 5, 10.9, 5.4))]))) == {}
 
 
-def test_a_photograph_on_its_side_is_named(write, tmp_path):
+def test_an_image_rotated_by_exif_is_compared_upright(write, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (20, 10)).save(tmp_path / "images" / "c.jpg", exif=exif)
     report = check_dataset(write(images=[image("c.jpg")], annotations=[box(2)]))
     assert found(report) == {"wrong sizes": 1}
-    assert "10x20, turned by its EXIF mark, not 20x10" in str(report)
+    assert "10x20, turned by its EXIF orientation, not 20x10" in str(report)
     upright = check_dataset(write(images=[image("c.jpg", width=10, height=20)], annotations=[box(2)]))
     assert found(upright) == {}
 
 
-def test_a_file_that_is_no_picture(write, tmp_path):
+def test_a_file_that_is_not_an_image_is_reported(write, tmp_path):
     (tmp_path / "images" / "c.png").write_text("no picture")
     assert found(check_dataset(write(images=[image("c.png")], annotations=[box(2)]))) == {"unreadable files": 1}
 
 
-def test_a_damaged_picture_is_found_by_decoding(write, tmp_path):
+def test_a_damaged_image_is_found_by_decoding(write, tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (10, 20, 3), dtype=np.uint8)
     path = tmp_path / "images" / "c.jpg"
     Image.fromarray(noise).save(path)
@@ -133,7 +133,7 @@ def test_a_damaged_picture_is_found_by_decoding(write, tmp_path):
     assert found(check_dataset(file, decode=True)) == {"unreadable files": 1}
 
 
-def test_examples_are_few_and_the_count_is_whole(write):
+def test_examples_are_limited_and_all_faults_are_counted(write):
     report = check_dataset(write(annotations=[box(category=9, number=n) for n in range(10)]))
     assert found(report) == {"unknown classes": 10}
     assert len(report.findings[0].examples) == 3
@@ -141,7 +141,7 @@ def test_examples_are_few_and_the_count_is_whole(write):
     assert len(check_dataset(report.path, max_examples=5).findings[0].examples) == 5
 
 
-def test_odvg(tmp_path):
+def test_faults_of_an_odvg_file_are_found(tmp_path):
     Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
     regions = [
         {"bbox": [1, 1, 5, 5], "phrase": "cat", "tokens_positive": [[2, 5]]},
@@ -167,6 +167,6 @@ def test_odvg(tmp_path):
     }
 
 
-def test_the_shared_sets_are_sound(shared):
+def test_the_shared_data_sets_have_no_errors(shared):
     for name in ("bccd/train.json", "everyday/val.json"):
         assert check_dataset(shared / "data" / name).errors == []

@@ -1,4 +1,4 @@
-"""Claims about reading COCO files."""
+"""Tests of reading COCO files."""
 
 import json
 
@@ -23,6 +23,8 @@ CONTENT = {
 
 @pytest.fixture
 def write(tmp_path):
+    """Return a function that writes a COCO file and, by default, its images."""
+
     def write(content, with_images=True):
         if with_images:
             (tmp_path / "images").mkdir()
@@ -39,18 +41,18 @@ def test_rows_in_file_order_with_clipped_xyxy_boxes(write):
     rows = read_coco(write(CONTENT))
     assert rows["image_id"] == [7, 3]
     assert rows[0]["boxes"] == []
-    # The second box ends at the image's edge; the third has no area.
+    # The second box is clipped to the image; the third has no area and is dropped.
     assert rows[1]["boxes"] == [[1, 2, 4, 6], [20, 30, 30, 35]]
     assert rows[1]["names"] == ["dog", "cat"]
     assert rows[1]["crowd"] == [False, True]
     assert rows[1]["image"].size == (30, 40)
 
 
-def test_names_in_the_order_of_their_ids(write):
+def test_names_follow_the_order_of_their_ids(write):
     assert category_names(write(CONTENT)) == ["cat", "dog"]
 
 
-def test_a_missing_photograph_is_named(write):
+def test_a_missing_image_is_named(write):
     with pytest.raises(ValueError, match=r"b\.png"):
         read_coco(write(CONTENT, with_images=False))
 
@@ -61,14 +63,14 @@ def test_an_unknown_category_is_named(write):
 
 
 @pytest.mark.parametrize("text", ["no json", "[]", '{"images": []}'])
-def test_not_a_coco_file(tmp_path, text):
+def test_other_files_are_rejected(tmp_path, text):
     path = tmp_path / "train.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"train\.json"):
         read_coco(path)
 
 
-def test_everyday_holds_what_its_readme_says(shared):
+def test_the_everyday_data_set_matches_its_readme(shared):
     rows = read_coco(shared / "data" / "everyday" / "val.json")
     names = category_names(shared / "data" / "everyday" / "val.json")
     assert len(rows) == 183
@@ -76,7 +78,7 @@ def test_everyday_holds_what_its_readme_says(shared):
     assert max(max(row) for row in zip(rows["width"], rows["height"], strict=True)) <= 448
 
 
-def test_backslashes_of_windows_lead_to_the_picture(write):
+def test_file_names_with_backslashes_are_found(write):
     path = write(CONTENT)
     content = json.loads(path.read_text())
     for image in content["images"]:

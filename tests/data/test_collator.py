@@ -1,4 +1,4 @@
-"""Claims about batches: what the model is told about an image is what its row says."""
+"""Tests of batches: the model's inputs and targets say about an image what its row says."""
 
 import io
 import random
@@ -18,7 +18,7 @@ VOCABULARY = ["cat", "dog", "cup", "person", "ball", "bird"]
 
 
 def row(boxes, names, crowd=None, size=(64, 48)):
-    """An example; one without crowd marks has no crowds."""
+    """Return an example; without `crowd` it has no crowd marks."""
     example = {"image": Image.new("RGB", size, (90, 120, 30)), "boxes": boxes, "names": names}
     return example if crowd is None else {**example, "crowd": crowd}
 
@@ -31,13 +31,13 @@ ROWS = [
 
 
 def words(processor, batch, image):
-    """The words of each phrase of an image's prompt."""
+    """Return the text of each phrase of an image's prompt."""
     ids, mask = batch["input_ids"][image], batch["attention_mask"][image]
     phrases = phrase_structure(ids[None], mask[None], special_token_ids(processor.tokenizer)).phrase_ids[0]
     return [processor.tokenizer.decode(ids[phrases == index]) for index in range(int(phrases.max()) + 1)]
 
 
-def test_boxes_become_relative_and_classes_point_into_the_prompt(tiny_processor):
+def test_boxes_become_relative_and_class_labels_index_the_prompt(tiny_processor):
     batch = GDinoDataCollator(tiny_processor, labels=["dog", "cat", "cup"])(ROWS)
     first, second, third = batch["labels"]
     assert first["boxes"].tolist() == [[0.25, 0.25, 0.5, 0.5], [0.625, 0.625, 0.75, 0.75]]
@@ -48,7 +48,7 @@ def test_boxes_become_relative_and_classes_point_into_the_prompt(tiny_processor)
     assert batch["pixel_values"].shape[0] == batch["input_ids"].shape[0] == 3
 
 
-def test_sampled_prompts_name_each_images_own_objects(tiny_processor):
+def test_sampled_prompts_include_each_images_own_names(tiny_processor):
     collator = GDinoDataCollator(tiny_processor, prompt_sampler=PromptSampler(VOCABULARY, (3, 5)))
     for _ in range(5):
         batch = collator(ROWS)
@@ -58,20 +58,20 @@ def test_sampled_prompts_name_each_images_own_objects(tiny_processor):
             assert [asked[index] for index in batch["labels"][image]["class_labels"]] == example["names"]
 
 
-def test_without_labels_the_batch_names_itself(tiny_processor):
+def test_without_labels_prompts_hold_the_names_of_the_batch(tiny_processor):
     batch = GDinoDataCollator(tiny_processor)(ROWS)
     assert words(tiny_processor, batch, 2) == ["cat", "cup", "dog"]
     assert len(words(tiny_processor, GDinoDataCollator(tiny_processor)(ROWS[2:]), 0)) == 1
 
 
-def test_crowds_are_no_targets(tiny_processor):
+def test_crowds_are_not_targets(tiny_processor):
     rows = [row([[0, 0, 32, 24], [0, 0, 64, 48]], ["cat", "person"], crowd=[False, True])]
     batch = GDinoDataCollator(tiny_processor)(rows)
     assert words(tiny_processor, batch, 0) == ["cat"]
     assert batch["labels"][0]["class_labels"].tolist() == [0]
 
 
-def test_what_is_there_as_a_crowd_is_not_taught_to_be_absent(tiny_processor):
+def test_names_of_crowds_are_not_negatives(tiny_processor):
     collator = GDinoDataCollator(tiny_processor, labels=["person", "cat", "cup"])
     boxes = [[0, 0, 32, 24], [0, 0, 64, 48]]
     assert words(tiny_processor, collator([row(boxes, ["cat", "person"], crowd=[False, True])]), 0) == ["cat", "cup"]
@@ -80,21 +80,21 @@ def test_what_is_there_as_a_crowd_is_not_taught_to_be_absent(tiny_processor):
     assert "person" not in words(tiny_processor, alone([row(boxes[:1], ["person"], crowd=[True])]), 0)
 
 
-def test_transform_is_applied_to_image_and_boxes(tiny_processor):
+def test_the_transform_is_applied_to_image_and_boxes(tiny_processor):
     batch = GDinoDataCollator(tiny_processor, labels=["cat", "cup"], transform=RandomHorizontalFlip(1.0))(ROWS[:1])
     assert batch["labels"][0]["boxes"].tolist() == [[0.75, 0.25, 0.5, 0.5], [0.375, 0.625, 0.75, 0.75]]
 
 
 @pytest.fixture
 def short_processor(tiny_processor, tiny_tokenizer):
-    """Prompts of 12 tokens: [CLS], five labels of one token with their periods, [SEP]."""
+    """A processor whose prompts hold 12 tokens: [CLS], five one-token labels with their periods, and [SEP]."""
     from gdino_hf.model.processing_gdino import GDinoProcessor
 
     return GDinoProcessor(tiny_processor.image_processor, tiny_tokenizer, max_text_len=12)
 
 
-def test_a_picture_stored_on_its_side_is_upright_before_it_is_transformed(tiny_processor):
-    # The camera stored 48 x 64 turned by 90 degrees; boxes are pixels of the upright 64 x 48.
+def test_an_image_rotated_by_exif_is_upright_before_the_transform(tiny_processor):
+    # The stored image is 48 x 64, rotated by 90 degrees; boxes are pixels of the upright 64 x 48 image.
     exif = Image.Exif()
     exif[0x0112] = 6
     file = io.BytesIO()
@@ -105,7 +105,7 @@ def test_a_picture_stored_on_its_side_is_upright_before_it_is_transformed(tiny_p
 
 
 @pytest.mark.parametrize("mode", ["P", "RGBA", "I;16", "1"])
-def test_a_picture_of_any_mode_is_trained_on_as_it_is_asked_for(tiny_processor, mode):
+def test_images_of_any_mode_look_the_same_in_training_as_at_inference(tiny_processor, mode):
     picture = Image.effect_noise((64, 48), 90)
     picture = Image.fromarray(np.asarray(picture) * np.uint16(257)) if mode == "I;16" else picture.convert(mode)
     asked = tiny_processor(images=picture, text=["cat"])["pixel_values"]
@@ -115,13 +115,13 @@ def test_a_picture_of_any_mode_is_trained_on_as_it_is_asked_for(tiny_processor, 
     assert not torch.equal(changed["pixel_values"], asked)
 
 
-def test_a_label_of_another_case_is_no_absent_one(short_processor):
+def test_a_positive_in_another_case_is_not_a_negative(short_processor):
     labels = ["ball", "bird", "cup", "person", "hat", "lion", "table", "chair", "Dog"]
     batch = GDinoDataCollator(short_processor, labels=labels)([row([[0, 0, 32, 24]], ["dog"])])
     assert batch["labels"][0]["boxes"].shape == (1, 4)
 
 
-def test_absent_labels_give_way_when_a_prompt_is_full(short_processor):
+def test_negatives_are_dropped_first_when_the_prompt_is_full(short_processor):
     collator = GDinoDataCollator(short_processor, prompt_sampler=lambda names, rng: [*VOCABULARY, "bottle"])
     batch = collator([row([[0, 0, 32, 24], [0, 0, 16, 12]], ["bottle", "bird"])])
     asked = words(short_processor, batch, 0)
@@ -129,7 +129,7 @@ def test_absent_labels_give_way_when_a_prompt_is_full(short_processor):
     assert [asked[index] for index in batch["labels"][0]["class_labels"]] == ["bottle", "bird"]
 
 
-def test_boxes_go_only_when_their_names_do_not_fit(short_processor):
+def test_boxes_are_dropped_only_if_their_names_do_not_fit(short_processor):
     batch = GDinoDataCollator(short_processor)([row([[0, 0, 32, 24]] * 6, VOCABULARY)])
     asked = words(short_processor, batch, 0)
     assert len(asked) == 5
@@ -137,12 +137,12 @@ def test_boxes_go_only_when_their_names_do_not_fit(short_processor):
     assert batch["labels"][0]["class_labels"].tolist() == [0, 1, 2, 3, 4]
 
 
-def test_a_name_outside_fixed_labels_is_an_error(tiny_processor):
+def test_a_name_outside_the_fixed_labels_is_rejected(tiny_processor):
     with pytest.raises(ValueError, match="dog"):
         GDinoDataCollator(tiny_processor, labels=["cat", "cup"])(ROWS)
 
 
-def test_labels_and_sampler_exclude_each_other(tiny_processor):
+def test_labels_and_prompt_sampler_exclude_each_other(tiny_processor):
     with pytest.raises(ValueError, match="exclude"):
         GDinoDataCollator(tiny_processor, labels=["cat"], prompt_sampler=PromptSampler(VOCABULARY))
 
@@ -174,18 +174,19 @@ CAPTION = "Cattle left of a cat. A red dog, 2 cats"
 
 
 def caption_row(pairs, caption=CAPTION, names=None):
+    """Return a grounding example with one box per list of spans."""
     boxes = [[0, 0, 32, 24 + index] for index in range(len(pairs))]
     return {**row(boxes, names or ["phrase"] * len(pairs)), "caption": caption, "spans": pairs}
 
 
 def phrases(processor, batch, image):
-    """The words that each box of an image is to be found by."""
+    """Return the text of the target tokens of each box."""
     ids = batch["input_ids"][image]
     maps = batch["labels"][image]["positive_map"]
     return [processor.tokenizer.decode(ids[: maps.shape[1]][marked]) for marked in maps]
 
 
-def test_boxes_of_a_caption_are_found_by_their_phrases(tiny_processor):
+def test_targets_of_caption_boxes_are_the_tokens_of_their_phrases(tiny_processor):
     spans = [[[17, 20]], [[24, 31]], [[0, 6]], [[17, 20], [35, 39]]]
     batch = GDinoDataCollator(tiny_processor, labels=["cup"])([caption_row(spans), row([[0, 0, 9, 9]], ["cup"])])
     assert phrases(tiny_processor, batch, 0) == ["cat", "red dog", "cattle", "cat cats"]
@@ -200,16 +201,16 @@ def test_a_mirrored_caption_keeps_its_phrases(tiny_processor):
     assert phrases(tiny_processor, batch, 0) == ["cattle right of", "cat"]
 
 
-def test_a_phrase_without_a_word_is_named_and_left_out(tiny_processor, caplog):
+def test_a_phrase_without_a_word_is_logged_and_left_out(tiny_processor, caplog):
     rows = [caption_row([[[17, 20]], [[20, 21]]], names=["cat", "a period"]), caption_row([[[0, 1]]], caption="?!.")]
     batch = GDinoDataCollator(tiny_processor)([rows[0]])
     assert phrases(tiny_processor, batch, 0) == ["cat"]
     assert "a period" in caplog.text
-    # Punctuation is words to the tokenizer, delimiters are not.
+    # To the tokenizer punctuation is a word, but the delimiters are not.
     assert len(GDinoDataCollator(tiny_processor)([caption_row([[[0, 1]]], caption="?.")])["labels"][0]["boxes"]) == 0
 
 
-def test_a_long_caption_takes_turns(short_processor):
+def test_phrases_of_a_long_caption_take_turns(short_processor):
     example = caption_row(
         [[[6, 9]], [[56, 59]]], caption="a red cat with a very long sentence that goes on and on. dog"
     )
@@ -221,7 +222,7 @@ def test_a_long_caption_takes_turns(short_processor):
     assert seen == {"cat", "dog"}
 
 
-def test_hundreds_of_labels_lose_negatives_and_never_a_positive(tiny_processor):
+def test_among_hundreds_of_labels_no_positive_is_dropped(tiny_processor):
     rng = random.Random(0)
     letters = "abcdefghijklmnopqrstuvwxyz"
     vocabulary = list({"".join(rng.choices(letters, k=rng.randint(2, 20))) for _ in range(400)})
@@ -234,7 +235,7 @@ def test_hundreds_of_labels_lose_negatives_and_never_a_positive(tiny_processor):
         assert len(batch["text"][0]) > 8
 
 
-def test_boxes_whose_names_overflow_come_in_other_epochs(short_processor):
+def test_positives_that_do_not_fit_take_turns_over_epochs(short_processor):
     example = row([[0, 0, 32, 24]] * 6, VOCABULARY)
     seen = []
     for epoch in range(4):
@@ -244,7 +245,7 @@ def test_boxes_whose_names_overflow_come_in_other_epochs(short_processor):
     assert all(len(names) == 5 for names in seen)
 
 
-def test_a_mirrored_label_is_asked_for_though_it_is_none_of_the_labels(tiny_processor):
+def test_a_mirrored_label_may_be_outside_the_fixed_labels(tiny_processor):
     collator = GDinoDataCollator(
         tiny_processor, labels=["left hat", "cup"], transform=RandomHorizontalFlip(1.0), return_text=True
     )
@@ -252,7 +253,7 @@ def test_a_mirrored_label_is_asked_for_though_it_is_none_of_the_labels(tiny_proc
     assert [batch["text"][0][index] for index in batch["labels"][0]["class_labels"]] == ["right hat"]
 
 
-def test_what_a_transform_resized_is_not_resized_again(tiny_processor):
+def test_images_resized_by_a_transform_are_not_resized_again(tiny_processor):
     transform = RandomChoiceResize([{"height": 40, "width": 48}])
     batch = GDinoDataCollator(tiny_processor, labels=["cat", "cup"], transform=transform)(ROWS[:1])
     assert batch["pixel_values"].shape[2:] == (40, 48)

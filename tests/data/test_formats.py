@@ -1,4 +1,4 @@
-"""Claims about opening data sets: the format is found by looking, and nonsense is one sentence."""
+"""Tests of opening data sets: the format is detected, and an invalid file gives a one-line error."""
 
 import json
 import random
@@ -33,15 +33,16 @@ GROUNDING = {
 
 @pytest.fixture
 def folder(tmp_path):
+    """A folder with one image in `images`."""
     (tmp_path / "images").mkdir()
     Image.new("RGB", (8, 6)).save(tmp_path / "images" / "a.png")
     return tmp_path
 
 
 @pytest.mark.parametrize("indent", [None, 2])
-def test_coco(folder, indent):
+def test_coco_files_are_detected(folder, indent):
     (folder / "boxes.json").write_text(json.dumps(COCO, indent=indent))
-    # Other json beside it, of which one looks a little like annotations.
+    # Another json file beside it, which looks a little like annotations.
     (folder / "config.json").write_text(json.dumps({"model_type": "gdino", "images": 3}, indent=2))
     for path in (folder / "boxes.json", folder, str(folder)):
         rows, labels = open_dataset(path)
@@ -51,7 +52,7 @@ def test_coco(folder, indent):
 
 
 @pytest.mark.parametrize("suffix", ["json", "jsonl"])
-def test_odvg(folder, suffix):
+def test_odvg_files_are_detected(folder, suffix):
     (folder / f"boxes.{suffix}").write_text("\n" + json.dumps(DETECTION) + "\n")
     (folder / "label_map.json").write_text('{"0": "dog", "1": "cat"}')
     rows, labels = open_dataset(folder)
@@ -66,7 +67,7 @@ def test_grounding_has_no_labels(folder):
     assert rows[0]["spans"] == [[[2, 5]]]
 
 
-def test_streaming_reads_the_same(folder):
+def test_streaming_reads_the_same_rows(folder):
     for name, content in (("coco.json", COCO), ("odvg.jsonl", DETECTION)):
         (folder / name).write_text(json.dumps(content))
         rows, labels = open_dataset(folder / name)
@@ -76,7 +77,7 @@ def test_streaming_reads_the_same(folder):
         assert next(iter(stream))["image"].size == (8, 6)
 
 
-def test_the_training_split_is_taken_of_several(folder):
+def test_of_several_files_the_training_split_is_used(folder):
     for name in ("train", "val"):
         (folder / f"{name}.json").write_text(json.dumps(COCO))
     assert len(open_dataset(folder)[0]) == 1
@@ -85,14 +86,14 @@ def test_the_training_split_is_taken_of_several(folder):
         open_dataset(folder)
 
 
-def test_photographs_beside_the_annotations(tmp_path):
+def test_images_beside_the_annotations_are_found(tmp_path):
     Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
     (tmp_path / "_annotations.coco.json").write_text(json.dumps(COCO))
     assert open_dataset(tmp_path)[0][0]["image"].size == (8, 6)
 
 
 @pytest.mark.parametrize("content", ["", "nonsense", "[]", "{}", '{"a": 1}\n{"b": 2}', "[[[" * 9999, "\ufeff{", "null"])
-def test_what_is_neither_is_one_sentence(tmp_path, content):
+def test_other_files_are_rejected(tmp_path, content):
     path = tmp_path / "x.json"
     path.write_text(content)
     for target in (path, tmp_path):
@@ -126,7 +127,7 @@ NONSENSE += [{"a": 1}, "../" * 300, [0, 0, 1, 1], [1, float("nan"), 2, 3], ["1",
 
 
 def spoil(value, rng):
-    """The value with one thing in it replaced by nonsense or left out."""
+    """Return a copy of the value with one part replaced by nonsense or removed."""
     if isinstance(value, (dict, list)) and value and rng.random() < 0.85:
         value = dict(value) if isinstance(value, dict) else list(value)
         key = rng.choice(list(value) if isinstance(value, dict) else range(len(value)))
@@ -139,7 +140,7 @@ def spoil(value, rng):
 
 
 def outcome(call):
-    """What a call returns, or the complaint of its ValueError."""
+    """Return the result of a call and "", or None and the message of its ValueError."""
     try:
         return call(), ""
     except ValueError as error:
@@ -147,6 +148,7 @@ def outcome(call):
 
 
 def read(path, streaming):
+    """Open a data set, read all of its rows, and return the sizes of their images."""
     rows, labels = open_dataset(path, streaming=streaming)
     sizes = [row["image"].size for row in rows]
     assert sizes in ([], [(8, 6)])
@@ -155,7 +157,7 @@ def read(path, streaming):
 
 
 @pytest.mark.parametrize("content", [COCO, DETECTION, GROUNDING], ids=["coco", "detection", "grounding"])
-def test_spoilt_files_never_raise_more_than_one_sentence(folder, content):
+def test_spoilt_files_give_a_one_line_error_that_the_check_predicts(folder, content):
     rng = random.Random(0)
     path = folder / "spoilt.json"
     refused = 0
@@ -171,6 +173,6 @@ def test_spoilt_files_never_raise_more_than_one_sentence(folder, content):
             opened, complaint = outcome(lambda streaming=streaming: read(path, streaming))
             assert "\n" not in complaint
             refused += opened is None and not streaming
-            # What cannot be opened, the check has named before.
+            # Whatever cannot be opened was reported by the check.
             assert opened is not None or report is None or report.errors, (spoilt, complaint)
     assert 30 < refused < 150

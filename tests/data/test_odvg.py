@@ -1,4 +1,4 @@
-"""Claims about reading ODVG json lines."""
+"""Tests of reading ODVG json lines."""
 
 import json
 import logging
@@ -43,6 +43,8 @@ GROUNDING = [
 
 @pytest.fixture
 def write(tmp_path):
+    """Return a function that writes json lines with their images and, optionally, a label map."""
+
     def write(lines, label_map=None, skip=()):
         (tmp_path / "images").mkdir(exist_ok=True)
         for line in lines:
@@ -58,7 +60,7 @@ def write(tmp_path):
     return write
 
 
-def test_detection_rows(write):
+def test_detection_lines_become_rows(write):
     path = write(DETECTION)
     rows = read_odvg(path)
     assert rows["image_id"] == [0, 1]
@@ -70,7 +72,7 @@ def test_detection_rows(write):
     assert odvg_names(path) == ["cat", "dog"]
 
 
-def test_numbers_are_explained_by_the_label_map(write):
+def test_the_label_map_names_the_label_numbers(write):
     lines = json.loads(json.dumps(DETECTION))
     for instance in lines[0]["detection"]["instances"]:
         del instance["category"]
@@ -82,7 +84,7 @@ def test_numbers_are_explained_by_the_label_map(write):
         read_odvg(path, label_map={"0": "x"})
 
 
-def test_grounding_rows_keep_their_characters(write):
+def test_grounding_rows_have_captions_and_spans(write):
     rows = read_odvg(write(GROUNDING))
     row = rows[0]
     assert row["caption"] == CAPTION
@@ -92,7 +94,7 @@ def test_grounding_rows_keep_their_characters(write):
     assert odvg_names(write(GROUNDING)) is None
 
 
-def test_a_phrase_in_pieces_is_one_phrase(write):
+def test_a_phrase_in_several_pieces_is_one_phrase(write):
     regions = [
         {"bbox": [1, 2, 4, 6], "phrase": ["Cattle", "second cat"], "tokens_positive": [[0, 6], [24, 34]]},
         {"bbox": [1, 2, 4, 6], "phrase": ["cattle", "second"]},
@@ -103,7 +105,7 @@ def test_a_phrase_in_pieces_is_one_phrase(write):
     assert row["spans"] == [[[0, 6], [24, 34]], [[0, 6], [24, 30]]]
 
 
-def test_names_that_begin_with_the_folder(write):
+def test_file_names_with_the_image_folder_are_found(write):
     path = write(DETECTION[:1])
     path.write_text(path.read_text().replace("a.png", "images/a.png"))
     assert read_odvg(path)[0]["image"].size == (20, 10)
@@ -119,7 +121,7 @@ def test_a_streamed_file_has_the_same_rows(write):
     assert read_odvg(write(DETECTION * 40), streaming=True).num_shards > 10
 
 
-def test_a_stream_names_a_bad_line_and_goes_on(write, caplog):
+def test_a_stream_logs_an_invalid_line_and_continues(write, caplog):
     path = write([DETECTION[0], {**DETECTION[1], "filename": "gone.png"}, DETECTION[1]], skip=("gone.png",))
     path.write_text(path.read_text() + "no json\n")
     with caplog.at_level(logging.WARNING):
@@ -131,13 +133,13 @@ def test_a_stream_names_a_bad_line_and_goes_on(write, caplog):
         read_odvg(path)
 
 
-def test_a_phrase_is_located_at_word_boundaries_only():
+def test_phrases_are_located_as_whole_words():
     assert locate_phrase("cattle near a Cat.", "cat") == [14, 17]
     assert locate_phrase("a cat_toy", "cat") == [2, 5]
     for caption in ("cattle", "a cat and a cat", "concat", "dog", "cat2"):
         with pytest.raises(ValueError, match="times in the caption"):
             locate_phrase(caption, "cat")
-    # Signs of regular expressions are signs.
+    # Characters with a meaning in regular expressions are taken literally.
     assert locate_phrase("is it (a cat)?", "(a cat)") == [6, 13]
 
 
@@ -155,25 +157,25 @@ def test_a_phrase_is_located_at_word_boundaries_only():
         ({"phrase": ["cat", 3]}, "a phrase"),
     ],
 )
-def test_a_bad_region_is_one_sentence(write, change, what):
+def test_an_invalid_region_gives_a_one_line_error(write, change, what):
     lines = json.loads(json.dumps(GROUNDING))
     lines[0]["grounding"]["regions"][0].update(change)
     with pytest.raises(ValueError, match=rf"^Line 1 of .*{what}.*; repair it\.$"):
         read_odvg(write(lines))
 
 
-def test_grounding_among_detection_is_refused(write):
+def test_a_grounding_line_in_a_detection_file_is_rejected(write):
     with pytest.raises(ValueError, match=r"Line 3 .*two files"):
         read_odvg(write([*DETECTION, *GROUNDING]))
 
 
-def test_detection_among_grounding_has_no_caption(write):
+def test_a_detection_line_in_a_grounding_file_has_no_caption(write):
     rows = read_odvg(write([*GROUNDING, *DETECTION]))
     assert rows["caption"] == [CAPTION, None, None]
     assert rows[1]["names"] == ["dog", "cat"]
 
 
 @pytest.mark.parametrize("label_map", [[1], {"x": "cat"}, {"0": ""}, {"0": 3}])
-def test_a_bad_label_map(write, label_map):
+def test_an_invalid_label_map_is_rejected(write, label_map):
     with pytest.raises(ValueError, match="label map"):
         read_odvg(write(DETECTION, label_map))

@@ -1,4 +1,4 @@
-"""Claims about which labels a prompt has: positives before negatives, whatever the names."""
+"""Tests of choosing a prompt's labels: positives before negatives, whatever their names."""
 
 import logging
 import random
@@ -24,7 +24,7 @@ ODD = [
 
 
 def names(count, rng):
-    """Long names of one to six words of letters."""
+    """Return random names of one to six words."""
     return [
         " ".join("".join(rng.choices(string.ascii_lowercase, k=rng.randint(1, 9))) for _ in range(rng.randint(1, 6)))
         for _ in range(count)
@@ -32,94 +32,94 @@ def names(count, rng):
 
 
 @pytest.fixture
-def room(tiny_tokenizer):
+def packer(tiny_tokenizer):
     return PromptPacker(tiny_tokenizer, 256)
 
 
-def test_all_labels_where_they_fit_in_the_order_given(room):
+def test_all_labels_are_chosen_in_order_if_they_fit(packer):
     labels = ["cup", "cat", "dog"]
-    assert room.choose(labels, ["dog"], random.Random(0), 0) == labels
+    assert packer.choose(labels, ["dog"], random.Random(0), 0) == labels
 
 
-def test_positives_come_before_negatives_with_hundreds_of_names(room, tiny_tokenizer):
+def test_positives_come_before_negatives_with_hundreds_of_names(packer, tiny_tokenizer):
     rng = random.Random(0)
     vocabulary = list(dict.fromkeys(names(400, rng) + ODD))
     for _ in range(100):
         positives = rng.sample(vocabulary, rng.randint(0, 40))
-        chosen = room.choose(vocabulary, positives, rng, rng.randrange(5))
+        chosen = packer.choose(vocabulary, positives, rng, rng.randrange(5))
         prompt = build_prompt(chosen, tiny_tokenizer, 256)
         assert len(prompt.chunks) == 1
-        kept = {room.key(label) for label in chosen}
+        kept = {packer.key(label) for label in chosen}
         assert len(kept) == len(chosen)
-        wanted = {room.key(name) for name in positives}
+        wanted = {packer.key(name) for name in positives}
         if wanted <= kept:
-            # No label that is left out would have fitted.
+            # None of the labels left out would have fitted.
             used = len(prompt.chunks[0].input_ids) - 2
             shortest = min(
                 len(build_prompt([label], tiny_tokenizer, 256).chunks[0].input_ids) - 2
                 for label in vocabulary
-                if room.key(label) not in kept
+                if packer.key(label) not in kept
             )
             assert used + shortest > 254
         else:
             assert kept <= wanted
 
 
-def test_positives_that_do_not_fit_take_turns(room, caplog):
+def test_positives_that_do_not_fit_take_turns(packer, caplog):
     rng = random.Random(1)
     positives = list(dict.fromkeys(names(60, rng)))
-    groups = len(pack([len(build_prompt([p], room.tokenizer, 256).chunks[0].input_ids) - 2 for p in positives], 254))
+    groups = len(pack([len(build_prompt([p], packer.tokenizer, 256).chunks[0].input_ids) - 2 for p in positives], 254))
     assert groups > 3
     with caplog.at_level(logging.WARNING):
-        seen = [room.choose([*positives, "cat"], positives, rng, turn) for turn in range(5, 5 + groups)]
+        seen = [packer.choose([*positives, "cat"], positives, rng, turn) for turn in range(5, 5 + groups)]
     assert set().union(*seen) == set(positives)
     assert all("cat" not in chosen for chosen in seen)
     assert caplog.text.count("take turns") == 1
 
 
-def test_every_positive_has_its_turn_though_each_epoch_orders_its_prompt_anew(room):
+def test_every_positive_has_its_turn_whatever_the_order_of_each_prompt(packer):
     rng = random.Random(2)
     positives = list(dict.fromkeys(names(60, rng)))
-    lengths = [len(build_prompt([name], room.tokenizer, 256).chunks[0].input_ids) - 2 for name in positives]
+    lengths = [len(build_prompt([name], packer.tokenizer, 256).chunks[0].input_ids) - 2 for name in positives]
     seen = set()
     for turn in range(len(pack(lengths, 254))):
-        seen |= set(room.choose(rng.sample([*positives, "cat"], 61), positives, rng, turn))
+        seen |= set(packer.choose(rng.sample([*positives, "cat"], 61), positives, rng, turn))
     assert seen == set(positives)
 
 
 def test_negatives_are_drawn_evenly(tiny_tokenizer):
-    room = PromptPacker(tiny_tokenizer, 12)
+    packer = PromptPacker(tiny_tokenizer, 12)
     rng = random.Random(0)
     vocabulary = ["cat", "dog", "cup", "person", "red", "blue", "car", "tree", "face", "hat"]
     counts = dict.fromkeys(vocabulary, 0)
     for _ in range(900):
-        for label in room.choose(vocabulary, ["cat"], rng, 0):
+        for label in packer.choose(vocabulary, ["cat"], rng, 0):
             counts[label] += 1
     assert counts.pop("cat") == 900
-    # Four of nine in each of 900 draws: 400 with a deviation of 15.
+    # Four of nine labels in each of 900 draws: a mean of 400 with a standard deviation of 15.
     assert max(abs(count - 400) for count in counts.values()) < 75
 
 
-def test_labels_that_are_one_to_the_model_stand_once(room):
-    assert room.choose(["Cat", "cat ", "c.a.t", "CAT."], [], random.Random(0), 0) == ["Cat", "c.a.t"]
-    # A positive of another spelling is the label, not a second one beside it.
-    assert room.choose(["dog", "Cat"], ["cat"], random.Random(0), 0) == ["dog", "Cat"]
+def test_labels_the_model_cannot_tell_apart_are_chosen_once(packer):
+    assert packer.choose(["Cat", "cat ", "c.a.t", "CAT."], [], random.Random(0), 0) == ["Cat", "c.a.t"]
+    # A positive in another spelling is that label, not a second one.
+    assert packer.choose(["dog", "Cat"], ["cat"], random.Random(0), 0) == ["dog", "Cat"]
 
 
-def test_a_label_no_prompt_can_hold_is_named_once_and_left_out(room, caplog):
+def test_a_label_that_fits_no_prompt_is_logged_once_and_left_out(packer, caplog):
     labels = ["cat", "...", "", "z " * 300, "dog"]
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert room.choose(labels, ["..."], random.Random(0), 0) == ["cat", "dog"]
+            assert packer.choose(labels, ["..."], random.Random(0), 0) == ["cat", "dog"]
     assert caplog.text.count("is left out") == 3
 
 
-def test_one_seed_gives_one_choice(room):
+def test_one_seed_gives_one_choice(packer):
     vocabulary = names(300, random.Random(0))
-    once, again, other = (room.choose(vocabulary, [], random.Random(seed), 0) for seed in (1, 1, 2))
+    once, again, other = (packer.choose(vocabulary, [], random.Random(seed), 0) for seed in (1, 1, 2))
     assert once == again != other
 
 
-def test_pack_keeps_order_and_room():
+def test_pack_keeps_the_order_and_the_limit():
     assert pack([3, 3, 3, 9, 1, 1], 6) == [[0, 1], [2], [3], [4, 5]]
     assert pack([], 6) == [[]]

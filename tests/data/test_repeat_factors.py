@@ -1,4 +1,4 @@
-"""Claims about repeat factors."""
+"""Tests of repeat factors."""
 
 import pytest
 

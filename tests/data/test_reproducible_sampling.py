@@ -1,4 +1,4 @@
-"""Claims about epochs: what a row goes through depends on seed, epoch and row, on nothing that happened before."""
+"""Tests of reproducible epochs: augmentation depends on seed, epoch and row, and on nothing that happened before."""
 
 import itertools
 import logging
@@ -28,6 +28,7 @@ NAMES = ["cat", "dog", "cup", "person", "ball", "bird"]
 
 
 def make_rows(count=10):
+    """Return rows with one box each on images of random colours."""
     colours = np.random.default_rng(0).integers(0, 255, (count, 3))
     return [
         {
@@ -58,7 +59,7 @@ def loader(collator, batch_size=2, workers=0, rows=None):
 
 
 def epochs(batches, which=(0, 1)):
-    """Batches of several epochs."""
+    """Return the batches of several epochs."""
     result = []
     for epoch in which:
         batches.sampler.set_epoch(epoch)
@@ -66,7 +67,7 @@ def epochs(batches, which=(0, 1)):
     return result
 
 
-def same(first, second):
+def assert_same_batches(first, second):
     for name, value in first.items():
         if name == "labels":
             for one, other in zip(value, second[name], strict=True):
@@ -75,40 +76,40 @@ def same(first, second):
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(second[name])), name
 
 
-def test_every_row_once_an_epoch_in_a_new_order():
+def test_every_row_is_drawn_once_per_epoch_in_a_new_order():
     sampler = ReproducibleSampler(20, seed=0)
     first, again = list(sampler), list(sampler)
     sampler.set_epoch(1)
     second = list(sampler)
     assert first == again
-    assert sorted(visit.row for visit in first) == sorted(visit.row for visit in second) == list(range(20))
-    assert [visit.row for visit in first] != [visit.row for visit in second]
-    assert {visit.epoch for visit in second} == {1}
-    assert [visit.row for visit in ReproducibleSampler(5, shuffle=False)] == list(range(5))
+    assert sorted(key.row for key in first) == sorted(key.row for key in second) == list(range(20))
+    assert [key.row for key in first] != [key.row for key in second]
+    assert {key.epoch for key in second} == {1}
+    assert [key.row for key in ReproducibleSampler(5, shuffle=False)] == list(range(5))
     assert list(ReproducibleSampler(20, seed=1)) != first
 
 
-def test_weights_are_frequencies():
+def test_weights_are_mean_numbers_of_draws():
     sampler = ReproducibleSampler(3, seed=0, weights=[1.0, 2.5, 0.25])
     counts = Counter()
     for epoch in range(400):
         sampler.set_epoch(epoch)
-        visits = list(sampler)
-        assert len(visits) == len(set(visits)) == len(sampler) == 4
-        counts.update(visit.row for visit in visits)
-    # 3.75 marks are spread over 4 visits.
+        keys = list(sampler)
+        assert len(keys) == len(set(keys)) == len(sampler) == 4
+        counts.update(key.row for key in keys)
+    # The weights sum to 3.75, which is rounded to 4 draws per epoch.
     assert [counts[row] / 400 for row in range(3)] == pytest.approx([4 / 3.75, 10 / 3.75, 1 / 3.75], abs=0.1)
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [0.0, 0.0]])
-def test_bad_weights(weights):
+def test_invalid_weights_are_rejected(weights):
     with pytest.raises(ValueError, match="weights"):
         ReproducibleSampler(2, weights=weights)
 
 
-def test_a_resumed_epoch_goes_on_with_the_same_batches(collator, tiny_processor):
+def test_a_resumed_epoch_continues_with_the_same_batches(collator, tiny_processor):
     unbroken = epochs(loader(collator))
-    # A fresh process: another collator that has seen nothing, which begins in the midst of the second epoch.
+    # A new collator without any history, as in a new process, starts in the middle of the second epoch.
     fresh = GDinoDataCollator(
         tiny_processor, prompt_sampler=collator.prompt_sampler, transform=collator.transform, seed=3
     )
@@ -117,41 +118,41 @@ def test_a_resumed_epoch_goes_on_with_the_same_batches(collator, tiny_processor)
     resumed = list(skip_first_batches(batches, 3))
     assert len(resumed) == 2
     for first, second in zip(unbroken[1][3:], resumed, strict=True):
-        same(first, second)
+        assert_same_batches(first, second)
 
 
-def test_an_epoch_is_not_the_one_before(collator):
+def test_epochs_differ(collator):
     first, second = epochs(loader(collator, batch_size=10))
     assert not torch.equal(first[0]["pixel_values"], second[0]["pixel_values"])
     assert not torch.equal(first[0]["input_ids"], second[0]["input_ids"])
 
 
 @pytest.mark.parametrize("skip", [0, 2])
-def test_two_processes_see_what_one_sees(collator, skip):
-    """The same rows, each of them augmented and asked the same, also where the epoch is gone on with."""
+def test_two_processes_see_the_batches_of_one(collator, skip):
+    """Rows, augmentation and prompts are the same, also when the epoch is resumed."""
     one = epochs(loader(collator, batch_size=1), [2])[0]
     for process in range(2):
         single = loader(collator, batch_size=1)
         batches = skip_first_batches(prepare_data_loader(single, num_processes=2, process_index=process), skip)
-        # Skipping hides the sampler from the loader's own set_epoch.
+        # skip_first_batches hides the sampler from the loader's own set_epoch.
         single.sampler.set_epoch(2)
         seen = list(batches)
         assert len(seen) == 5 - skip
         for place, batch in enumerate(seen):
-            same(one[2 * (skip + place) + process], batch)
+            assert_same_batches(one[2 * (skip + place) + process], batch)
 
 
 @pytest.mark.slow
-def test_workers_change_nothing(collator):
+def test_worker_processes_change_nothing(collator):
     for first, second in zip(epochs(loader(collator))[1], epochs(loader(collator, workers=2))[1], strict=True):
-        same(first, second)
+        assert_same_batches(first, second)
 
 
-def test_other_seeds_draw_otherwise():
+def test_generators_depend_on_seed_and_sample_key():
     row = {"sample_key": SampleKey(0, 4)}
     numbers = {
-        row_random({"sample_key": visit}, seed).random()
-        for visit in (SampleKey(0, 4), SampleKey(1, 4), SampleKey(0, 5))
+        row_random({"sample_key": key}, seed).random()
+        for key in (SampleKey(0, 4), SampleKey(1, 4), SampleKey(0, 5))
         for seed in (0, 1)
     }
     numbers.add(row_random({"sample_key": SampleKey(0, 4, 1)}, 0).random())
@@ -162,7 +163,7 @@ def test_other_seeds_draw_otherwise():
 
 @pytest.fixture
 def damaged(tmp_path):
-    """A set of three photographs of which the second vanishes after it was opened."""
+    """A data set of three images, and a function that deletes the second one or replaces its content."""
     import json
 
     (tmp_path / "images").mkdir()
@@ -180,7 +181,7 @@ def damaged(tmp_path):
 
 
 @pytest.mark.parametrize("text", [None, "no picture"])
-def test_a_picture_that_cannot_be_read_stops_with_one_line_or_is_skipped(damaged, text, caplog):
+def test_an_unreadable_image_gives_a_one_line_error_or_is_skipped(damaged, text, caplog):
     path, damage = damaged
     rows = read_coco(path)
     damage(text)
@@ -196,7 +197,7 @@ def test_a_picture_that_cannot_be_read_stops_with_one_line_or_is_skipped(damaged
     assert skipping[SampleKey(0, 1)]["sample_key"] == SampleKey(0, 1)
 
 
-def test_streams_likewise(damaged, caplog):
+def test_an_unreadable_image_of_a_stream_gives_an_error_or_is_skipped(damaged, caplog):
     path, damage = damaged
     damage("no picture")
     with pytest.raises(ValueError, match=r"1\.png cannot be read"):
@@ -213,29 +214,29 @@ def test_streams_likewise(damaged, caplog):
     assert orders == {(0, 2), (2, 0)}
 
 
-def test_refuses():
+def test_invalid_arguments_are_rejected():
     with pytest.raises(ValueError, match="no rows"):
         ReproducibleSampler(0)
     with pytest.raises(ValueError, match="on_error"):
         ReproducibleDataset([], on_error="ignore")
 
 
-def test_epoch_is_filled_up_to_whole_steps():
+def test_an_epoch_is_filled_up_to_complete_steps():
     for weights, own in ((None, 10), ([0.5] * 10, 5)):
         plain = ReproducibleSampler(10, seed=3, weights=weights)
         filled = ReproducibleSampler(10, seed=3, weights=weights, multiple=8)
-        visits = list(filled)
-        assert len(visits) == len(filled) == -(-own // 8) * 8
-        assert visits[:own] == list(plain)
-        # Seen once more, and so augmented otherwise.
-        assert [visit.row for visit in visits[own:]] == [visit.row for visit in visits[: len(visits) - own]]
-        assert len(set(visits)) == len(visits)
+        keys = list(filled)
+        assert len(keys) == len(filled) == -(-own // 8) * 8
+        assert keys[:own] == list(plain)
+        # The first rows are drawn again, with other keys and thus other augmentation.
+        assert [key.row for key in keys[own:]] == [key.row for key in keys[: len(keys) - own]]
+        assert len(set(keys)) == len(keys)
     assert len(list(ReproducibleSampler(3, multiple=8))) == 8
     with pytest.raises(ValueError, match="multiple"):
         ReproducibleSampler(3, multiple=0)
 
 
-def test_endless_stream_walks_through_one_epoch_after_the_other(damaged):
+def test_an_endless_stream_continues_with_the_next_epoch(damaged):
     path = damaged[0]
     stream = ReproducibleStream(read_coco(path, streaming=True), seed=1, endless=True)
     single = ReproducibleStream(read_coco(path, streaming=True), seed=1)
@@ -244,8 +245,8 @@ def test_endless_stream_walks_through_one_epoch_after_the_other(damaged):
         single.set_epoch(epoch)
         expected += [row["sample_key"] for row in single]
     assert [row["sample_key"] for row in itertools.islice(stream, len(expected))] == expected
-    assert {visit.epoch for visit in expected} == {0, 1, 2}
+    assert {key.epoch for key in expected} == {0, 1, 2}
     for file in (path.parent / "images").iterdir():
         file.write_text("no picture")
-    with pytest.raises(ValueError, match="None of the 3 pictures"):
+    with pytest.raises(ValueError, match="None of the 3 images"):
         next(iter(ReproducibleStream(read_coco(path, streaming=True), on_error="skip", endless=True)))

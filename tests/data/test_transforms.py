@@ -1,4 +1,4 @@
-"""Claims about augmentation: boxes follow the pixels they enclose."""
+"""Tests of augmentation: boxes follow the pixels they enclose."""
 
 import random
 
@@ -12,6 +12,7 @@ from gdino_hf.data.transforms import (
     RandomChoiceResize,
     RandomColour,
     RandomCrop,
+    RandomHalfTurn,
     RandomHorizontalFlip,
     RandomScaleCrop,
     crop,
@@ -20,13 +21,14 @@ from gdino_hf.model.image_processing_gdino import to_rgb
 
 
 def marked(width=60, height=40, box=(10, 5, 25, 20), names=("cat",)):
-    """A black image whose one white rectangle is its one box."""
+    """Return an example with a black image whose only box is a white rectangle."""
     pixels = np.zeros((height, width, 3), dtype=np.uint8)
     pixels[box[1] : box[3], box[0] : box[2]] = 255
     return {"image": Image.fromarray(pixels), "boxes": [list(box)], "names": list(names), "crowd": [False]}
 
 
 def white_extent(image):
+    """Return the bounding box of the white pixels as [x1, y1, x2, y2]."""
     rows, columns = np.nonzero(np.asarray(image).min(-1) == 255)
     return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
 
@@ -37,14 +39,14 @@ def test_flip_moves_the_box_with_the_pixels():
     assert white_extent(flipped["image"]) == [35, 5, 50, 20]
 
 
-def test_crop_inside_the_image():
+def test_a_crop_inside_the_image_moves_the_box():
     cut = crop(marked(), (5, 0, 40, 30))
     assert cut["image"].size == (35, 30)
     assert cut["boxes"].tolist() == [[5, 5, 20, 20]]
     assert white_extent(cut["image"]) == [5, 5, 20, 20]
 
 
-def test_crop_over_the_edge_pads_and_moves_the_box():
+def test_a_crop_beyond_the_image_pads_and_moves_the_box():
     cut = crop(marked(), (-10, -5, 70, 45))
     assert cut["image"].size == (80, 50)
     assert cut["boxes"].tolist() == [[20, 10, 35, 25]]
@@ -52,8 +54,8 @@ def test_crop_over_the_edge_pads_and_moves_the_box():
     assert np.asarray(cut["image"])[0, 0].tolist() == [124, 116, 104]
 
 
-def test_crop_drops_a_box_of_which_too_little_is_left():
-    # The window keeps 3 of the box's 15 columns: a fifth.
+def test_crop_drops_a_box_that_is_hardly_visible():
+    # The window keeps 3 of the box's 15 columns, a fifth.
     assert crop(marked(), (0, 0, 13, 40), min_visibility=0.21)["names"] == []
     kept = crop(marked(), (0, 0, 13, 40), min_visibility=0.19)
     assert kept["boxes"].tolist() == [[10, 5, 13, 20]]
@@ -85,7 +87,7 @@ def test_scale_crop_keeps_box_and_pixels_together():
     assert min(width for width, _ in sizes) < 60 < max(width for width, _ in sizes)
 
 
-def test_an_image_without_boxes_stays_one():
+def test_an_image_without_boxes_keeps_none():
     example = {"image": Image.new("RGB", (40, 30)), "boxes": [], "names": []}
     transform = Compose([RandomHorizontalFlip(1.0), RandomScaleCrop(probability=1.0), RandomColour(probability=1.0)])
     assert transform(example, random.Random(0))["boxes"].shape == (0, 4)
@@ -105,7 +107,7 @@ def test_one_seed_gives_one_result():
     assert not np.array_equal(once["image"], other["image"])
 
 
-def test_colour_changes_pixels_and_leaves_boxes():
+def test_colour_jitter_changes_pixels_but_not_boxes():
     example = marked()
     example["image"] = Image.new("RGB", (60, 40), (200, 100, 50))
     changed = RandomColour(strength=0.3, probability=1.0)(example, random.Random(0))
@@ -114,12 +116,12 @@ def test_colour_changes_pixels_and_leaves_boxes():
 
 
 @pytest.mark.parametrize(("arguments", "what"), [({"scale": (2, 1)}, "scale"), ({"aspect": 0.5}, "aspect")])
-def test_scale_crop_refuses(arguments, what):
+def test_scale_crop_rejects_invalid_arguments(arguments, what):
     with pytest.raises(ValueError, match=what):
         RandomScaleCrop(**arguments)
 
 
-def test_flip_mirrors_what_names_and_captions_say():
+def test_flip_swaps_left_and_right_in_names_and_captions():
     caption = "a left shoe, the leftover"
     example = {**marked(names=("left shoe",)), "caption": caption, "spans": [[[2, 11], [17, 25]]]}
     flipped = RandomHorizontalFlip(1.0)(example, random.Random(0))
@@ -140,6 +142,28 @@ def test_crop_drops_phrases_with_their_boxes():
     }
     cut = crop(example, (20, 20, 40, 40))
     assert (cut["names"], cut["spans"], cut["caption"]) == (["dog"], [[[12, 15]]], "a cat and a dog")
+
+
+def test_half_turn_moves_box_and_pixels_together_and_swaps_left_and_right():
+    pixels = np.zeros((40, 60, 3), dtype=np.uint8)
+    pixels[5:20, 10:25] = 255
+    example = {
+        "image": Image.fromarray(pixels),
+        "boxes": [[10, 5, 25, 20]],
+        "names": ["left cat"],
+        "caption": "a left cat",
+        "spans": [[[2, 6]]],
+    }
+    turned = RandomHalfTurn(1.0)(example, random.Random(0))
+    assert turned["boxes"].tolist() == [[35, 20, 50, 35]]
+    rows, columns = np.nonzero(np.asarray(turned["image"])[..., 0])
+    assert [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] == [35, 20, 50, 35]
+    assert (turned["names"], turned["caption"], turned["spans"]) == (["right cat"], "a right cat", [[[2, 7]]])
+    again = RandomHalfTurn(1.0)(turned, random.Random(0))
+    assert again["boxes"].tolist() == example["boxes"]
+    assert np.array_equal(again["image"], pixels)
+    assert again["caption"] == example["caption"]
+    assert RandomHalfTurn(0.0)(example, random.Random(0)) is example
 
 
 def test_random_crop_keeps_box_and_pixels_together():
@@ -185,18 +209,18 @@ def test_resize_chooses_among_its_sizes():
     ],
     ids=lambda transform: type(transform).__name__,
 )
-def test_pictures_of_any_mode_keep_box_and_pixels_together(transform, mode):
+def test_images_of_any_mode_keep_box_and_pixels_together(transform, mode):
     example = marked()
     grey = np.asarray(example["image"])[..., 0]
     picture = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else example["image"].convert(mode)
     for seed in range(3):
         changed = transform({**example, "image": picture}, random.Random(seed))
-        # Enlarged edges are blurred by less than a pixel of the original, which is two of the new ones.
+        # Magnification by 2 blurs edges by less than one original pixel, which is two new ones.
         assert white_extent(to_rgb(changed["image"])) == pytest.approx(list(changed["boxes"][0]), abs=2)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 200), (300, 1), (2, 3)])
-def test_pictures_of_a_pixel_go_through_everything(size):
+def test_tiny_images_pass_through_all_transforms(size):
     example = {"image": Image.new("RGB", size), "boxes": [[0, 0, *size]], "names": ["cat"], "crowd": [False]}
     everything = default_transform(
         {"shortest_edge": 32, "longest_edge": 48}, flip=1, crop=1, colour=1, mosaic=1, rows=[example]
@@ -209,8 +233,8 @@ def test_pictures_of_a_pixel_go_through_everything(size):
         assert (boxes[:, 2:] <= np.array(changed["image"].size) + 1e-3).all()
 
 
-def test_refuses_empty_choices():
+def test_invalid_arguments_are_rejected():
     with pytest.raises(ValueError, match="size"):
         RandomChoiceResize([])
-    with pytest.raises(ValueError, match="rising"):
+    with pytest.raises(ValueError, match="ascending"):
         RandomCrop(0.9, 0.2)

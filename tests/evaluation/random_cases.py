@@ -1,4 +1,4 @@
-"""Random predictions and truths that provoke what evaluators disagree on, and pycocotools as the judge of both."""
+"""Random predictions and ground truth for the cases on which evaluators disagree, and pycocotools as reference."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ LABELS = 4
 
 
 def random_case(seed: int) -> tuple[list[dict], list[dict]]:
-    """Predictions and references of a few images: tied scores, more than a hundred detections of one label, crowds,
-    images without truth or without prediction, labels without truth, areas on the borders between sizes."""
+    """Return predictions and references of a few images.
+
+    They include tied scores, more than a hundred detections of one label, crowds, images without ground truth or
+    without predictions, labels without ground truth, and areas on the borders between sizes.
+    """
     rng = random.Random(seed)
     predictions, references = [], []
     for _ in range(rng.randint(1, 5)):
@@ -46,9 +49,9 @@ def random_case(seed: int) -> tuple[list[dict], list[dict]]:
 
 
 def pycocotools_stats(truths: list[dict], detections: list[dict], images: list[int], labels: list[int]) -> list[float]:
-    """The twelve figures of pycocotools; annotations in COCO's form, without ids.
+    """Return the twelve metrics of pycocotools for annotations in COCO's format, without ids.
 
-    Its loader takes no empty list of detections, so both sides are built by hand.
+    Both collections are built by hand, because pycocotools cannot load an empty list of detections.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -72,7 +75,7 @@ def pycocotools_stats(truths: list[dict], detections: list[dict], images: list[i
 
 
 def coco_annotations(items: list[dict]) -> list[dict]:
-    """Predictions or references, image by image, as COCO annotations."""
+    """Convert predictions or references, listed by image, into COCO annotations."""
     annotations = []
     for image, item in enumerate(items):
         for place, (label, (x1, y1, x2, y2)) in enumerate(zip(item["labels"], item["boxes"], strict=True)):

@@ -1,4 +1,4 @@
-"""Claims about confusion matrices, each countable by hand."""
+"""Tests of confusion matrices against values counted by hand."""
 
 import numpy as np
 import pytest
@@ -29,19 +29,19 @@ def matrix(prediction, reference, threshold=0.3):
     return confusion_matrix([prediction], [reference], 2, threshold).tolist()
 
 
-def test_right_wrong_missed_and_made_up():
+def test_right_wrong_missed_and_false_detections_are_counted():
     prediction = found((CAT, HERE, 0.9), (CAT, ELSEWHERE, 0.8), (DOG, [80, 0, 90, 10], 0.7))
     reference = truth((CAT, HERE), (DOG, ELSEWHERE), (DOG, [20, 20, 30, 30]))
-    # cat found; one dog taken for a cat, one missed; a dog made up
+    # The cat is found, one dog is detected as a cat and one missed, and one detected dog does not exist.
     assert matrix(prediction, reference) == [[1, 0, 0], [1, 0, 1], [0, 1, 0]]
 
 
-def test_the_right_label_comes_before_a_higher_score():
+def test_a_match_with_the_right_label_precedes_a_higher_score():
     prediction = found((DOG, HERE, 0.9), (CAT, NEAR, 0.5))
     assert matrix(prediction, truth((CAT, HERE))) == [[1, 0, 0], [0, 0, 0], [0, 1, 0]]
 
 
-def test_a_second_detection_of_one_object_is_made_up():
+def test_a_second_detection_of_an_object_is_false():
     assert matrix(found((CAT, HERE, 0.9), (CAT, NEAR, 0.8)), truth((CAT, HERE))) == [[1, 0, 0], [0, 0, 0], [1, 0, 0]]
 
 
@@ -49,17 +49,17 @@ def test_detections_below_the_threshold_do_not_count():
     assert matrix(found((CAT, HERE, 0.29)), truth((CAT, HERE))) == [[0, 0, 1], [0, 0, 0], [0, 0, 0]]
 
 
-def test_a_crowd_is_not_missed_and_excuses_its_label():
+def test_a_crowd_is_never_missed_and_excuses_detections_of_its_label():
     reference = truth((CAT, [0, 0, 100, 100]), crowd=[True])
     assert matrix(found((CAT, HERE, 0.9)), reference) == np.zeros((3, 3)).tolist()
     assert matrix(found((DOG, HERE, 0.9)), reference) == [[0, 0, 0], [0, 0, 0], [0, 1, 0]]
 
 
-def test_images_without_anything():
+def test_empty_images_give_a_matrix_of_zeros():
     assert matrix(found(), truth()) == np.zeros((3, 3)).tolist()
 
 
-def test_rows_sum_to_what_is_true():
+def test_rows_and_columns_sum_to_true_and_predicted_boxes():
     rng = np.random.default_rng(0)
     corners = rng.uniform(0, 80, (40, 2))
     boxes = np.hstack([corners, corners + rng.uniform(5, 40, (40, 2))])
@@ -71,14 +71,14 @@ def test_rows_sum_to_what_is_true():
 
 
 def test_best_threshold_is_where_f1_is_highest():
-    # F1 after each detection: 2/3 (1 of 2 found), 1/2, 4/5, 2/3
+    # F1 after each detection is 2/3, 1/2, 4/5 and 2/3.
     items = [(CAT, HERE, 0.9), (CAT, [90, 0, 99, 9], 0.7), (CAT, ELSEWHERE, 0.6), (DOG, HERE, 0.2)]
     assert best_threshold([found(*items)], [truth((CAT, HERE), (CAT, ELSEWHERE))]) == 0.6
     assert best_threshold([found((DOG, HERE, 0.9))], [truth((CAT, HERE))]) == 0.0
     assert best_threshold([], []) == 0.0
 
 
-def test_overlaps_of_boxes_without_area_are_zero():
+def test_iou_of_boxes_without_area_is_zero():
     assert pairwise_iou(np.array([[1.0, 1, 1, 1]]), np.array([[1.0, 1, 1, 1]])).tolist() == [[0.0]]
     assert pairwise_iou(np.array([HERE], dtype=float), np.array([[0, 0, 20, 10.0]]))[0, 0] == pytest.approx(0.5)
     assert pairwise_iou(np.array([HERE], dtype=float), np.array([[0, 0, 20, 10.0]]), over_first_area=True)[0, 0] == 1.0

@@ -1,4 +1,4 @@
-"""Claims about detection_map: pycocotools' figures to the last digit, loaded by path and from Python."""
+"""Tests of detection_map: the metrics equal those of pycocotools, loaded by path and imported."""
 
 import importlib.util
 import json
@@ -16,7 +16,7 @@ from gdino_hf.evaluation import detection_map  # noqa: E402
 from gdino_hf.evaluation.box_map import evaluate_boxes  # noqa: E402
 from gdino_hf.evaluation.detection_map import DetectionMap  # noqa: E402
 
-# Sums of the same numbers in double precision, in another order.
+# Both sum the same numbers in double precision, in another order.
 ROUNDING = 1e-9
 
 
@@ -53,7 +53,7 @@ def test_equals_pycocotools_on_adversarial_cases(metric, seed):
 
 def test_equals_pycocotools_on_fractional_corners(metric):
     pytest.importorskip("pycocotools")
-    # 10.1 + 32 - 10.1 is not 32 in floating point: the area must stay on the border between small and medium.
+    # 10.1 + 32 - 10.1 is not 32 in floating point, but the area must stay on the border between small and medium.
     boxes = [[10.1, 10.1, 32.0, 32.0], [70.3, 20.7, 96.0, 96.0], [0.1, 0.2, 31.9, 32.1]]
     truths = [{"image_id": 0, "category_id": 0, "bbox": box, "area": box[2] * box[3]} for box in boxes]
     found = [{**truth, "score": 0.9 - 0.1 * place} for place, truth in enumerate(truths)]
@@ -68,7 +68,7 @@ def test_equals_pycocotools_on_fractional_corners(metric):
 
 
 def test_equals_pycocotools_on_predictions_of_gdino_nano(shared, metric, tmp_path):
-    """Real predictions, with crowds, an image without truth and one without predictions."""
+    """Checks real predictions, with crowds, an image without ground truth and one without predictions."""
     pytest.importorskip("pycocotools")
     from gdino_hf import NANO, GDinoForObjectDetection, GDinoProcessor
     from gdino_hf.evaluation.ground_truth import coco_ground_truth
@@ -78,7 +78,7 @@ def test_equals_pycocotools_on_predictions_of_gdino_nano(shared, metric, tmp_pat
     content = json.loads((data / "val.json").read_text())
     content["images"] = content["images"][:16]
     chosen = sorted(image["id"] for image in content["images"])
-    # The set has neither crowds nor empty images: make some.
+    # The data set has neither crowds nor empty images, so some are made.
     content["annotations"] = [item for item in content["annotations"] if item["image_id"] in chosen[1:]]
     for item in content["annotations"][::7]:
         item["iscrowd"] = 1
@@ -111,10 +111,10 @@ def test_equals_pycocotools_on_predictions_of_gdino_nano(shared, metric, tmp_pat
     assert np.mean(known) == pytest.approx(figures["AP"], abs=ROUNDING)
 
 
-def test_loads_by_path_and_says_the_same(metric, tmp_path):
+def test_loading_by_path_gives_the_same_metrics(metric, tmp_path):
     predictions, references = cases.random_case(3)
     loaded = evaluate.load(detection_map.__file__, cache_dir=str(tmp_path / "loaded"))
-    # The file is copied and runs by itself.
+    # The loaded class comes from a copy of the file.
     assert type(loaded).__module__ != DetectionMap.__module__
     for prediction, reference in zip(predictions, references, strict=True):
         loaded.add(prediction=prediction, reference=reference)
@@ -138,7 +138,7 @@ def test_takes_tensors_arrays_and_empty_lists(metric):
     assert figures["per_class"]["cat"] == {"AP": -1.0, "AP50": -1.0, "AP75": -1.0, "AR": -1.0}
 
 
-def test_takes_half_precision_arrays_of_dicts_and_coco_marks_of_crowds(metric):
+def test_takes_half_precision_arrays_of_dicts_and_iscrowd(metric):
     predictions = [
         {
             "boxes": torch.tensor([[0.0, 0, 10, 10]], dtype=torch.bfloat16, requires_grad=True),
@@ -157,7 +157,7 @@ def test_takes_half_precision_arrays_of_dicts_and_coco_marks_of_crowds(metric):
         assert list(figures["per_class"]) == ["cat", "dog"]
 
 
-def test_two_processes_give_the_figures_of_one(metric, tmp_path):
+def test_two_processes_give_the_metrics_of_one(metric, tmp_path):
     predictions, references = cases.random_case(5)
     references = [{**reference, "image_id": image} for image, reference in enumerate(references)]
     whole = metric.compute(predictions=predictions, references=references)
@@ -167,14 +167,14 @@ def test_two_processes_give_the_figures_of_one(metric, tmp_path):
 
 
 def judge_half(rank, predictions, references, folder):
-    """What one of two processes gets to see."""
+    """Compute the metric in one of two processes, which sees half of the images."""
     half = DetectionMap(num_process=2, process_id=rank, experiment_id="two", cache_dir=folder)
     half.add_batch(predictions=predictions, references=references)
     return half.compute()
 
 
-def test_overlap_of_0_6_counts_at_three_of_ten_thresholds(metric):
-    # 30 of 50 columns: IoU 0.6, met at 0.50, 0.55 and 0.60.
+def test_an_iou_of_0_6_counts_at_three_of_ten_thresholds(metric):
+    # 30 of 50 columns give an IoU of 0.6, which meets the thresholds 0.50, 0.55 and 0.60.
     figures = metric.compute(
         predictions=[{"boxes": [[0, 0, 30, 50]], "scores": [0.9], "labels": [0]}],
         references=[{"boxes": [[0, 0, 50, 50]], "labels": [0]}],
@@ -183,7 +183,7 @@ def test_overlap_of_0_6_counts_at_three_of_ten_thresholds(metric):
     assert figures["AP"] == pytest.approx(0.3)
 
 
-def test_of_equal_scores_the_lower_image_id_comes_first(metric):
+def test_tied_scores_are_ordered_by_image_id(metric):
     right = {"boxes": [[0, 0, 10, 10]], "scores": [0.5], "labels": [0]}
     wrong = {"boxes": [[50, 50, 60, 60]], "scores": [0.5], "labels": [0]}
     truth = {"boxes": [[0, 0, 10, 10]], "labels": [0]}
@@ -195,7 +195,7 @@ def test_of_equal_scores_the_lower_image_id_comes_first(metric):
     assert (first["AP50"], last["AP50"]) == (pytest.approx(0.5), pytest.approx(1.0))
 
 
-def test_nothing_to_find_is_minus_one_and_nothing_found_is_zero(metric):
+def test_no_ground_truth_gives_minus_one_and_no_detections_give_zero(metric):
     nothing = {"boxes": [], "scores": [], "labels": []}
     assert metric.compute(predictions=[nothing], references=[{"boxes": [], "labels": []}])["AP"] == -1.0
     figures = metric.compute(predictions=[nothing], references=[{"boxes": [[0, 0, 50, 50]], "labels": [0]}])
@@ -230,19 +230,19 @@ def test_nothing_to_find_is_minus_one_and_nothing_found_is_zero(metric):
         ),
     ],
 )
-def test_malformed_input_is_named(metric, prediction, reference, message):
+def test_malformed_input_is_rejected(metric, prediction, reference, message):
     with pytest.raises(ValueError, match=message):
         metric.compute(predictions=[prediction], references=[reference])
 
 
-def test_names_must_tell_all_labels_apart(metric):
+def test_label_names_must_be_complete_and_distinct(metric):
     image = {"boxes": [[0, 0, 1, 1]], "labels": [1]}
     for names, message in ((["cat"], "no name for the label 1"), (["cat", "cat"], "'cat' twice")):
         with pytest.raises(ValueError, match=message):
             metric.compute(predictions=[{**image, "scores": [1]}], references=[image], label_names=names)
 
 
-def test_unequal_numbers_of_images_are_refused(metric):
+def test_unequal_numbers_of_images_are_rejected(metric):
     nothing = {"boxes": [], "labels": []}
     with pytest.raises(ValueError, match="0 images but references of 1"):
         metric.add_batch(predictions=[], references=[nothing])

@@ -1,4 +1,4 @@
-"""Claims about what there is to find: COCO and LVIS files to the last digit, rows, some labels only, tables of sets."""
+"""Tests of ground truth from COCO and LVIS files and from rows, of label subsets, and of tables of data sets."""
 
 import json
 
@@ -14,7 +14,7 @@ from gdino_hf.evaluation.table import average_row, read_table
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes a COCO file with some parts replaced."""
+    """Return a function that writes a COCO file with some parts replaced."""
 
     def write(**parts):
         content = {
@@ -32,7 +32,7 @@ def write(tmp_path):
     return write
 
 
-def test_boxes_are_neither_clipped_nor_rounded_and_areas_are_those_annotated(write):
+def test_boxes_are_not_clipped_or_rounded_and_areas_are_as_annotated(write):
     truth = coco_ground_truth(write())
     assert truth.labels == ["cat", "dog"]
     reference = truth.references[9]
@@ -45,7 +45,7 @@ def test_boxes_are_neither_clipped_nor_rounded_and_areas_are_those_annotated(wri
     assert not truth.is_federated
 
 
-def test_lvis_says_which_labels_were_looked_for(write):
+def test_lvis_lists_the_labels_annotated_in_each_image(write):
     path = write(
         images=[
             {
@@ -67,13 +67,13 @@ def test_lvis_says_which_labels_were_looked_for(write):
     assert (only.references[9]["negative_labels"], only.frequencies) == ([0], ["f"])
 
 
-def test_only_some_labels_are_numbered_anew(write):
+def test_a_subset_of_labels_is_renumbered(write):
     truth = coco_ground_truth(write()).restricted_to(["zebra", " DOG "])
     assert truth.references[9]["labels"].tolist() == [1]
     assert truth.references[9]["boxes"].tolist() == [[-1.5, 2, 8.5, 22]]
 
 
-def test_predictions_meet_references_in_the_order_of_image_ids(write):
+def test_predictions_and_references_are_paired_in_the_order_of_image_ids(write):
     truth = coco_ground_truth(write())
     found, meant = truth.paired_with([{"image_id": 9, "boxes": "nine"}, {"image_id": 4, "boxes": "four"}])
     assert [item["boxes"] for item in found] == ["four", "nine"]
@@ -104,7 +104,7 @@ def test_image_ids_may_be_text(write):
         ({"coco_url": "http://images.cocodataset.org/val2017/a.jpg"}, "coco/a.jpg", "coco"),
     ],
 )
-def test_photographs_are_found_where_training_finds_them(write, tmp_path, image, stored, folder):
+def test_images_are_found_where_training_finds_them(write, tmp_path, image, stored, folder):
     path = write(images=[{"id": 9, "width": 8, "height": 6, **image}], annotations=[])
     (tmp_path / stored).parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (8, 6)).save(tmp_path / stored)
@@ -114,7 +114,7 @@ def test_photographs_are_found_where_training_finds_them(write, tmp_path, image,
     assert check_dataset(path, images).errors == []
 
 
-def test_rows_of_the_readers_are_a_truth_too():
+def test_rows_of_the_readers_become_ground_truth():
     rows = [
         {"image_id": 3, "boxes": [[0, 0, 4, 5], [1, 1, 2, 2]], "names": ["Cat", "unicorn"], "crowd": [True, False]},
         {"boxes": [], "names": []},
@@ -139,7 +139,7 @@ def test_rows_of_the_readers_are_a_truth_too():
         ({"categories": [{"id": 10}]}, "its name"),
     ],
 )
-def test_a_file_that_is_not_coco_is_named_in_one_line(write, parts, message):
+def test_an_invalid_coco_file_gives_a_one_line_error(write, parts, message):
     with pytest.raises(ValueError, match=message) as caught:
         coco_ground_truth(write(**parts))
     assert "val.json" in str(caught.value)
@@ -167,22 +167,22 @@ def test_a_table_is_a_list_of_data_sets_relative_to_its_file(tmp_path):
         ("name: pets", "must hold a list"),
         ("- pets", "Data set 1 of .* is 'pets'"),
         ("- {name: pets}", "has no annotations"),
-        ("- {name: a/b, annotations: x.json}", "no name of a folder"),
-        ("- {name: pets, annotations: x.json, prompt: {}}", "has the key 'prompt'"),
-        ("- {name: pets, annotations: x.json, prompts: [cat]}", "prompts that are no mapping"),
+        ("- {name: a/b, annotations: x.json}", "cannot be the name of a folder"),
+        ("- {name: pets, annotations: x.json, prompt: {}}", "has the unknown key 'prompt'"),
+        ("- {name: pets, annotations: x.json, prompts: [cat]}", "prompts that are not a mapping"),
         ("- {name: pets, annotations: x.json, labels: cat}", "give a list of names"),
         ("- {name: pets, annotations: x.json}\n- {name: pets, annotations: y.json}", "two data sets named 'pets'"),
         ("- {name: [", "cannot be read as YAML"),
     ],
 )
-def test_a_malformed_table_is_named(tmp_path, text, message):
+def test_a_malformed_table_is_rejected(tmp_path, text, message):
     path = tmp_path / "sets.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         read_table(path)
 
 
-def test_every_set_counts_the_same_in_the_average():
+def test_every_data_set_has_the_same_weight_in_the_average():
     rows = [{"AP": 0.2, "APs": -1.0}, {"AP": 0.4, "APs": 0.5}]
     average = average_row(rows, ("AP", "APs"))
     assert average == {"AP": pytest.approx(0.3), "APs": 0.5}

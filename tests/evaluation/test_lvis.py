@@ -1,4 +1,4 @@
-"""Claims about LVIS fixed AP: cases one can count, and the lvis package where it is installed."""
+"""Tests of LVIS fixed AP, against values counted by hand and against the lvis package if it is installed."""
 
 import logging
 import random
@@ -16,7 +16,7 @@ HERE, ELSEWHERE = [0, 0, 10, 10], [50, 50, 60, 60]
 
 
 def found(*items):
-    """A prediction of (label, box, score)."""
+    """Return a prediction with the given (label, box, score) items."""
     return {
         "boxes": [box for _, box, _ in items],
         "scores": [score for _, _, score in items],
@@ -25,7 +25,7 @@ def found(*items):
 
 
 def truth(*labels, negative=(), not_exhaustive=()):
-    """A reference with each label HERE."""
+    """Return a reference with a box HERE for each label."""
     return {
         "boxes": [HERE] * len(labels),
         "labels": list(labels),
@@ -38,49 +38,49 @@ def ap50(predictions, references, **options):
     return lvis_fixed_ap(predictions, references, **options)[0]["AP50"]
 
 
-def test_a_mistake_counts_only_where_the_label_was_looked_for():
+def test_a_mistake_counts_only_where_the_label_is_annotated():
     mistake, right = found((0, ELSEWHERE, 0.9)), found((0, HERE, 0.8))
     assert ap50([mistake, right], [truth(), truth(0)]) == pytest.approx(1.0)
     assert ap50([mistake, right], [truth(negative=[0]), truth(0)]) == pytest.approx(0.5)
 
 
-def test_where_not_all_is_annotated_extra_detections_are_no_mistakes():
+def test_extra_detections_are_ignored_where_annotation_is_not_exhaustive():
     both = found((0, ELSEWHERE, 0.9), (0, HERE, 0.8))
     assert ap50([both], [truth(0)]) == pytest.approx(0.5)
     assert ap50([both], [truth(0, not_exhaustive=[0])]) == pytest.approx(1.0)
 
 
 def test_the_limit_is_per_label_over_all_images_not_per_image():
-    # 400 detections of one label in an image: COCO's 100 would lose the right one, which comes last.
+    # With 400 other detections of the label in the image, COCO's limit of 100 would lose the right one, the last.
     many = found(*[(0, ELSEWHERE, 0.9 - i / 1000) for i in range(400)], (0, HERE, 0.1))
     assert ap50([many], [truth(0)]) == pytest.approx(1 / 401)
     assert ap50([many], [truth(0)], max_per_label=400) == pytest.approx(0.0)
-    # Another label's detections take no place of it.
+    # Detections of another label do not count towards the limit.
     other = found(*[(1, HERE, 0.99)] * 400, (0, HERE, 0.1))
     assert ap50([other], [truth(0)], max_per_label=1) == pytest.approx(1.0)
 
 
-def test_groups_are_averaged_apart():
+def test_frequency_groups_are_averaged_separately():
     figures, _ = lvis_fixed_ap([found((0, HERE, 0.9))], [truth(0, 1)], frequencies=["r", "f", "c"])
     assert (figures["APr"], figures["APf"], figures["APc"]) == (pytest.approx(1.0), 0.0, -1.0)
     assert figures["AP"] == pytest.approx(0.5)
 
 
-def test_without_frequencies_the_number_of_images_decides():
+def test_without_frequencies_the_number_of_images_determines_the_group():
     references = [truth(0, 1, 2)] * 10 + [truth(1, 2)] * 90 + [truth(2)]
     figures, _ = lvis_fixed_ap([found((0, HERE, 0.9))] * len(references), references)
-    # 10 images are rare, 100 common, 101 frequent; detections of label 0 in images that were not searched fall out.
+    # 10 images make a label rare, 100 common, 101 frequent. Label 0 is ignored in images not annotated for it.
     assert (figures["APr"], figures["APc"], figures["APf"]) == (pytest.approx(1.0), 0.0, 0.0)
 
 
-def test_an_unknown_frequency_is_refused():
+def test_an_unknown_frequency_is_rejected():
     with pytest.raises(ValueError, match="'x' is no frequency"):
         lvis_fixed_ap([found()], [truth(0)], frequencies=["x"])
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_equals_the_lvis_package(seed, monkeypatch):
-    # The package draws with OpenCV, which judging does not need, and uses a name that numpy has dropped.
+    # The package imports OpenCV only for drawing, and uses np.float, which numpy has removed.
     monkeypatch.setitem(sys.modules, "cv2", types.ModuleType("cv2"))
     monkeypatch.setattr(np, "float", float, raising=False)
     lvis = pytest.importorskip("lvis")
@@ -132,7 +132,7 @@ def test_equals_the_lvis_package(seed, monkeypatch):
     figures, _ = lvis_fixed_ap(predictions, references, frequencies)
     names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
     expected = {name: evaluation.get_results()[name] for name in names}
-    # The same sums in double precision.
+    # Both compute the same sums in double precision.
     assert {name: figures[name] for name in names} == pytest.approx(expected, abs=1e-9)
 
 

@@ -1,4 +1,4 @@
-"""Claims about grounding captions: tokens of phrases, scores, batches, and rows with several phrases."""
+"""Tests of phrase grounding: tokens of phrases, scores, batches, and rows with several phrases."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_phrases_of_a_row_are_its_distinct_spans(tiny_tokenizer):
 
 
 @pytest.mark.parametrize("score", ["mean", "max"])
-def test_a_phrase_gets_the_boxes_its_tokens_score_highest(tiny_model, tiny_processor, score):
+def test_a_phrase_gets_the_boxes_with_its_highest_token_scores(tiny_model, tiny_processor, score):
     example = row(spans=((4, 15),))
     (found,) = predict_phrases(tiny_model, tiny_processor, [example], score=score, top_k=5).images
     prompt = build_caption(CAPTION, tiny_processor.tokenizer, 64)
@@ -54,11 +54,11 @@ def test_a_phrase_gets_the_boxes_its_tokens_score_highest(tiny_model, tiny_proce
     (phrase,) = found["phrases"]
     assert phrase["phrase"] == CAPTION[4:15]
     np.testing.assert_allclose(phrase["scores"], scores[best], atol=1e-6)
-    # Pixels of an image of 120, from float32.
+    # Tolerance in pixels of a 120-pixel image, for float32.
     np.testing.assert_allclose(phrase["boxes"], expected, atol=1e-3)
 
 
-def test_batches_of_different_captions_give_what_single_ones_give(tiny_model, tiny_processor):
+def test_batch_of_different_captions_equals_single_images(tiny_model, tiny_processor):
     rows = [row(0), row(1, "a dog", ((2, 5),), (80, 120)), row(2, "the red car left. a cup.", ((4, 11), (20, 23)))]
     together = predict_phrases(tiny_model, tiny_processor, rows, batch_size=3).images
     apart = predict_phrases(tiny_model, tiny_processor, rows, batch_size=1).images
@@ -68,7 +68,7 @@ def test_batches_of_different_captions_give_what_single_ones_give(tiny_model, ti
             np.testing.assert_allclose(mine["boxes"], theirs["boxes"], atol=0.01)
 
 
-def test_captions_that_cannot_be_used_are_named_and_skipped(tiny_model, tiny_processor, capsys):
+def test_unusable_captions_are_reported_and_skipped(tiny_model, tiny_processor, capsys):
     rows = [row(0), row(1, "cat " * 80), row(2, " . "), row(3, CAPTION, ((3, 4),)), {**row(4), "caption": None}]
     found = predict_phrases(tiny_model, tiny_processor, rows, batch_size=5)
     assert [item["image_id"] for item in found.images] == [0]
@@ -80,7 +80,7 @@ def test_captions_that_cannot_be_used_are_named_and_skipped(tiny_model, tiny_pro
     assert "image 1 is left out" in capsys.readouterr().err
 
 
-def test_stored_phrases_are_read_as_they_were(tiny_model, tiny_processor, tmp_path):
+def test_stored_phrases_are_read_back_unchanged(tiny_model, tiny_processor, tmp_path):
     path = tmp_path / "predictions.jsonl"
     with PredictionFile(path, {"kind": "phrases"}) as store:
         found = predict_phrases(tiny_model, tiny_processor, [row(0), row(1)], store=store)

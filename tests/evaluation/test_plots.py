@@ -1,4 +1,4 @@
-"""Claims about pictures: they are written, show what differs, and leave matplotlib's global state alone."""
+"""Tests of plots: they are written, reflect their data, and leave matplotlib's global state alone."""
 
 import sys
 
@@ -30,7 +30,7 @@ def test_curves_show_loss_and_average_precision(tmp_path):
     assert np.ptp(without) > 200
 
 
-def test_curves_of_nothing_are_an_empty_picture(tmp_path):
+def test_empty_data_gives_an_empty_plot(tmp_path):
     pytest.importorskip("matplotlib")
     plot_curves([], tmp_path / "curves.png")
     plot_precision_recall({}, tmp_path / "pr.png")
@@ -38,7 +38,7 @@ def test_curves_of_nothing_are_an_empty_picture(tmp_path):
     assert all(pixels(path).size for path in tmp_path.glob("*.png"))
 
 
-def test_pictures_differ_where_the_numbers_do(tmp_path):
+def test_different_numbers_give_different_plots(tmp_path):
     pytest.importorskip("matplotlib")
     for name, level in (("low", 0.2), ("high", 0.9)):
         plot_precision_recall({"cat": np.full(101, level)}, tmp_path / f"pr-{name}.png")
@@ -50,7 +50,7 @@ def test_pictures_differ_where_the_numbers_do(tmp_path):
         assert (low != high).any()
 
 
-def test_labels_without_any_count_are_left_out_of_the_confusion_picture(tmp_path):
+def test_labels_without_counts_are_left_out_of_the_confusion_plot(tmp_path):
     pytest.importorskip("matplotlib")
     matrix = np.zeros((61, 61), dtype=int)
     matrix[3, 3] = 5
@@ -65,13 +65,13 @@ def test_no_figure_is_left_open(tmp_path):
     assert helpers.Gcf.get_num_fig_managers() == 0
 
 
-def test_without_matplotlib_the_remedy_is_named(tmp_path, monkeypatch):
+def test_without_matplotlib_the_error_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r'pip install "gdino-hf\[train\]"'):
         plot_curves(HISTORY, tmp_path / "curves.png")
 
 
-def test_mosaic_shows_truth_beside_predictions_above_the_threshold(tmp_path):
+def test_mosaic_shows_ground_truth_beside_predictions_above_the_threshold(tmp_path):
     image = Image.new("RGB", (200, 100), (90, 90, 90))
     reference = {"boxes": [[20, 20, 120, 80]], "labels": [0]}
     prediction = {"boxes": [[20, 20, 120, 80], [5, 5, 60, 60]], "labels": [0, 1], "scores": [0.9, 0.2]}

@@ -1,4 +1,4 @@
-"""Claims about predictions over a data set: chunks, batches, streams, broken images, stores and resumption."""
+"""Tests of prediction over a data set: several prompts, batches, streams, broken images, storing and resuming."""
 
 import json
 
@@ -11,7 +11,7 @@ from gdino_hf.evaluation.predict import predict
 from gdino_hf.evaluation.prediction_file import PredictionFile, read_predictions
 
 LABELS = ["cat", "dog", "red car", "traffic light", "remote control"]
-# Boxes in pixels of an image of 200, from float32 in another order of summation.
+# Tolerance of boxes in pixels of a 200-pixel image, for float32 sums in another order.
 PIXELS = 0.01
 
 
@@ -22,7 +22,7 @@ def picture(seed, size=(200, 100)):
 
 @pytest.fixture
 def rows(tmp_path):
-    """Four photographs on disk."""
+    """Rows of four images on disk."""
     paths = [tmp_path / f"{number}.png" for number in range(4)]
     for number, path in enumerate(paths):
         picture(number, (200, 100) if number % 2 else (100, 160)).save(path)
@@ -30,7 +30,7 @@ def rows(tmp_path):
 
 
 def same(first, second):
-    """Whether two lists of predictions agree but for rounding."""
+    """Assert that two lists of predictions agree up to rounding."""
     assert [item["image_id"] for item in first] == [item["image_id"] for item in second]
     for one, other in zip(first, second, strict=True):
         assert one["labels"].tolist() == other["labels"].tolist()
@@ -38,7 +38,7 @@ def same(first, second):
         np.testing.assert_allclose(one["scores"], other["scores"], atol=1e-5)
 
 
-def test_every_pair_counts_and_the_best_are_kept(tiny_model, tiny_processor, rows):
+def test_the_best_pairs_of_query_and_label_are_kept(tiny_model, tiny_processor, rows):
     with torch.no_grad():
         inputs = tiny_processor(images=[picture(1)], text=[LABELS])
         outputs = tiny_model(**inputs)
@@ -46,13 +46,13 @@ def test_every_pair_counts_and_the_best_are_kept(tiny_model, tiny_processor, row
             outputs, inputs, threshold=0, text_threshold=0, target_sizes=[(100, 200)], score="mean", multi_label=True
         )
     (found,) = predict(tiny_model, tiny_processor, rows[1:2], LABELS, max_detections=50).images
-    # 20 queries answer for five names each: 100 pairs, 50 of them kept.
+    # 20 queries and five names make 100 pairs, of which the best 50 are kept.
     assert len(found["scores"]) == 50
     np.testing.assert_allclose(found["scores"], expected["scores"][:50].double(), atol=1e-6)
     assert (found["image_id"], found["width"], found["height"]) == (8, 200, 100)
 
 
-def test_chunks_give_the_best_of_what_each_prompt_gives(tiny_model, tiny_processor, rows):
+def test_several_prompts_give_the_best_of_all_their_detections(tiny_model, tiny_processor, rows):
     together = predict(tiny_model, tiny_processor, rows, LABELS, labels_per_prompt=2, max_detections=30).images
     apart = [predict(tiny_model, tiny_processor, rows, LABELS[i : i + 2], max_detections=30).images for i in (0, 2, 4)]
     for place, found in enumerate(together):
@@ -63,11 +63,11 @@ def test_chunks_give_the_best_of_what_each_prompt_gives(tiny_model, tiny_process
         assert found["labels"].tolist() == labels[order].tolist()
 
 
-def test_labels_beyond_a_prompt_are_all_asked(tiny_model, tiny_processor, rows):
+def test_labels_that_do_not_fit_one_prompt_are_all_detected(tiny_model, tiny_processor, rows):
     things = ("cat", "dog", "cup", "car", "tree", "hat", "lion")
     many = [f"{colour} {thing}" for colour in ("red", "blue") for thing in things] * 2
     many = [f"{name} {number}" for number, name in enumerate(many)]
-    # 28 labels of four tokens or more: one prompt of the processor's 256 tokens, several of the model's 64.
+    # 28 labels of at least four tokens fit one prompt of the processor's 256 tokens, but not of the model's 64.
     assert len(tiny_processor(text=[many]).prompts[0].chunks) == 1
     found = predict(tiny_model, tiny_processor, rows[:1], many, max_detections=None).images[0]
     assert set(found["labels"].tolist()) == set(range(len(many)))
@@ -83,7 +83,7 @@ def test_image_features_are_computed_once_for_all_prompts(tiny_model, tiny_proce
     assert len(calls) == 1
 
 
-def test_batches_give_what_single_images_give(tiny_model, tiny_processor, rows):
+def test_batch_equals_single_images(tiny_model, tiny_processor, rows):
     together = predict(tiny_model, tiny_processor, rows, LABELS, batch_size=4, max_detections=20).images
     apart = predict(tiny_model, tiny_processor, rows, LABELS, batch_size=1, max_detections=20).images
     same(together, apart)
@@ -98,7 +98,7 @@ def test_lists_data_sets_and_streams_give_the_same(tiny_model, tiny_processor, r
 
 
 @pytest.mark.parametrize("as_data_set", [False, True])
-def test_an_unreadable_image_is_named_skipped_and_listed(
+def test_an_unreadable_image_is_reported_skipped_and_listed(
     tiny_model, tiny_processor, rows, tmp_path, capsys, as_data_set
 ):
     (tmp_path / "1.png").write_bytes(b"no picture")
@@ -115,18 +115,18 @@ def test_an_unreadable_image_is_named_skipped_and_listed(
     assert "image 8 is left out" in capsys.readouterr().err
 
 
-def test_limit_looks_at_the_first_images_only(tiny_model, tiny_processor, rows):
+def test_limit_runs_on_the_first_images_only(tiny_model, tiny_processor, rows):
     assert [item["image_id"] for item in predict(tiny_model, tiny_processor, rows, LABELS, limit=2).images] == [7, 8]
 
 
-def test_prompts_replace_names_but_not_numbers(tiny_model, tiny_processor, rows):
+def test_prompts_replace_the_text_but_not_the_numbers_of_labels(tiny_model, tiny_processor, rows):
     renamed = predict(tiny_model, tiny_processor, rows[:1], ["x", "y"], prompts=["cat", "dog"]).images
     same(renamed, predict(tiny_model, tiny_processor, rows[:1], ["cat", "dog"]).images)
     with pytest.raises(ValueError, match="1 prompts for 2 labels"):
         predict(tiny_model, tiny_processor, rows, ["x", "y"], prompts=["cat"])
 
 
-def test_a_model_in_training_stays_in_training(tiny_model, tiny_processor, rows):
+def test_a_model_in_training_mode_stays_in_it(tiny_model, tiny_processor, rows):
     tiny_model.train()
     try:
         predict(tiny_model, tiny_processor, rows[:1], LABELS)
@@ -135,7 +135,7 @@ def test_a_model_in_training_stays_in_training(tiny_model, tiny_processor, rows)
         tiny_model.eval()
 
 
-def test_what_is_stored_is_what_was_found_to_the_last_bit(tiny_model, tiny_processor, rows, tmp_path):
+def test_stored_predictions_are_read_back_bit_equal(tiny_model, tiny_processor, rows, tmp_path):
     path = tmp_path / "predictions.jsonl"
     with PredictionFile(path, {"model": "tiny", "labels": LABELS}) as store:
         found = predict(tiny_model, tiny_processor, rows, LABELS, store=store)
@@ -147,7 +147,7 @@ def test_what_is_stored_is_what_was_found_to_the_last_bit(tiny_model, tiny_proce
             np.testing.assert_array_equal(one[name], other[name])
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(tiny_model, tiny_processor, rows, tmp_path):
+def test_an_interrupted_run_continues_where_it_stopped(tiny_model, tiny_processor, rows, tmp_path):
     path = tmp_path / "predictions.jsonl"
     header = {"model": "tiny", "labels": LABELS}
 
@@ -157,7 +157,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tiny_model, tiny_processor,
 
     with pytest.raises(KeyboardInterrupt), PredictionFile(path, header) as store:
         predict(tiny_model, tiny_processor, stopping(), LABELS, batch_size=1, store=store)
-    # Killed while it wrote the second image.
+    # This is what remains if the process is killed while writing the second image.
     content = path.read_bytes()
     path.write_bytes(content[:-40])
     assert [item["image_id"] for item in read_predictions(path).images] == [7]
@@ -187,7 +187,7 @@ def test_an_image_that_failed_is_tried_again(tiny_model, tiny_processor, rows, t
     assert sorted(item["image_id"] for item in read_predictions(path).images) == [7, 8, 9, 10]
 
 
-def test_other_settings_do_not_go_on_in_the_same_file(tmp_path):
+def test_other_settings_cannot_continue_the_same_file(tmp_path):
     path = tmp_path / "predictions.jsonl"
     with PredictionFile(path, {"model": "one", "labels": LABELS}):
         pass
@@ -196,10 +196,10 @@ def test_other_settings_do_not_go_on_in_the_same_file(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "{}\n", "[1]\n", '{"format": "other"}\n', "no json\n"])
-def test_a_file_of_something_else_is_refused(tmp_path, content):
+def test_other_files_are_rejected(tmp_path, content):
     path = tmp_path / "other.jsonl"
     path.write_text(content)
-    with pytest.raises(ValueError, match=r"no file of predictions|damaged in line 1"):
+    with pytest.raises(ValueError, match=r"not a prediction file|damaged in line 1"):
         read_predictions(path)
 
 

@@ -1,1 +1,1 @@
-"""Data sets as rows of image, boxes and names; transforms, negative labels and the collator."""
+"""Data sets as rows of an image, its boxes and their names; augmentation, negative labels and the data collator."""

@@ -1,4 +1,4 @@
-"""The augmentation that fine-tuning starts from."""
+"""The default augmentation for fine-tuning."""
 
 from __future__ import annotations
 
@@ -20,40 +20,42 @@ def default_transform(
     rows: Any = None,
     step: int = 32,
 ) -> Compose:
-    """Mirror, cut and resize as DETR and its successors are trained, with colour and mosaic for small data sets.
+    """Build the augmentation of DETR and its successors: flip, crop and multi-scale resize.
+
+    Colour jitter and mosaic are off by default; they help on small data sets.
 
     Args:
-        size: The image processor's `size`, the largest that training sees.
-        smallest: The least of the sizes as a part of the largest, 0..1; 1 keeps to one size.
-        flip, crop, colour, mosaic: How often each, 0..1.
-        rows: The data set that a mosaic takes other pictures from.
-        step: Sizes are that many pixels apart.
+        size: Largest training size, in the form of the image processor's `size`.
+        smallest: Smallest training size as a fraction of the largest, in (0, 1]; 1 trains at a single size.
+        flip, crop, colour, mosaic: Probability of each augmentation, 0..1.
+        rows: Data set that a mosaic draws its other images from; required when `mosaic` is above 0.
+        step: Distance between two training sizes in pixels.
 
     Returns:
-        The transform. Images leave it at the size the model sees.
+        The transform. It resizes last, so images leave it at the model's input size.
 
     Raises:
-        ValueError: smallest is not within 0..1, or there is to be a mosaic and there are no rows.
+        ValueError: `smallest` is outside (0, 1], or `mosaic` is above 0 and `rows` is missing.
     """
     if not 0 < smallest <= 1:
-        raise ValueError(f"smallest must be within 0..1, got {smallest}.")
+        raise ValueError(f"smallest must be above 0 and at most 1, got {smallest}.")
     if mosaic and rows is None:
-        raise ValueError("A mosaic needs the data set; pass rows=.")
+        raise ValueError("A mosaic draws images from the data set; pass rows=.")
     transforms: list[Transform] = [Mosaic(rows, mosaic)] if mosaic else []
     transforms += [RandomHorizontalFlip(flip), RandomCrop(probability=crop), RandomColour(probability=colour)]
     return Compose([*transforms, RandomChoiceResize(training_sizes(size, smallest, step))])
 
 
 def training_sizes(size: Mapping[str, int], smallest: float, step: int = 32) -> list[dict[str, int]]:
-    """Sizes from a part of one up to it.
+    """Return the training sizes, from `smallest * size` up to `size`.
 
     Args:
-        size: As the image processor's `size`.
-        smallest: The least as a part of it, 0..1.
-        step: Pixels from one to the next, along the shortest edge or the height.
+        size: Largest size, in the form of the image processor's `size`.
+        smallest: Smallest size as a fraction of the largest, in (0, 1].
+        step: Distance between two sizes in pixels, along the shortest edge or the height.
 
     Returns:
-        The sizes, the whole one last; a longest edge is the same for all.
+        The sizes in ascending order. A longest edge is kept unchanged in all of them.
     """
     side = next(name for name in ("shortest_edge", "height", "max_height") if name in size)
     whole = size[side]

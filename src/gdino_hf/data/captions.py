@@ -1,4 +1,4 @@
-"""Captions that change: cut to the length of a prompt, mirrored with their picture, their phrases' characters kept."""
+"""Edits of captions that keep each phrase's character spans valid: mirroring and shortening to the prompt length."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ Span = list[int]
 Spans = list[list[Span]]
 
 _SIDES = {"left": "right", "right": "left"}
-# "left" by itself or as a word's part that still means the side; letters and digits of any script belong to a word.
+# "left" or "right" as a word, or with a suffix that still names the side; a word is letters and digits of any script.
 _SIDE = re.compile(r"(?<![^\W_])(left|right)(?=(?:most|wards?|hand|handed|side)?(?![^\W_]))", re.IGNORECASE)
 
 
 def swap_sides(text: str) -> tuple[str, Callable[[int, int], Span]]:
-    """What a text says of a mirrored picture: "left" and "right" change places, "leftover" and "bright" stay.
+    """Swap "left" and "right" in a text, as mirroring its image does; "leftover" and "bright" stay as they are.
 
     Args:
         text: A caption or a label.
 
     Returns:
-        The text with the case of each word kept, and a function that moves [start, end) characters along.
+        The new text, with the case of each word kept, and a function that maps [start, end) characters of the old text
+        to those of the new one.
     """
     pieces: list[str] = []
-    # (old start, old end, new start, new end) of every word that changed
+    # (old start, old end, new start, new end) of every swapped word.
     changes: list[tuple[int, int, int, int]] = []
     place, length = 0, 0
     for match in _SIDE.finditer(text):
@@ -53,7 +54,7 @@ def swap_sides(text: str) -> tuple[str, Callable[[int, int], Span]]:
 
 
 def _moved(place: int, changes: Sequence[tuple[int, int, int, int]], to_end: bool) -> int:
-    """A character's new place; one inside a changed word goes to the word's beginning or end."""
+    """Map a character position; one inside a swapped word moves to that word's start or end."""
     shift = 0
     for start, end, new_start, new_end in changes:
         if place <= start:
@@ -66,7 +67,7 @@ def _moved(place: int, changes: Sequence[tuple[int, int, int, int]], to_end: boo
 
 @dataclass(frozen=True)
 class _Piece:
-    """Characters that stay together, and how many tokens they have with the period that closes them."""
+    """Characters that stay together, and their number of tokens including the period that closes them."""
 
     start: int
     end: int
@@ -74,22 +75,22 @@ class _Piece:
 
 
 def fit_caption(caption: str, spans: Spans, tokenizer: Any, max_text_len: int, turn: int) -> tuple[str, Spans]:
-    """Cut a caption that is longer than a prompt, its phrases last.
+    """Shorten a caption that does not fit a prompt, keeping its annotated phrases as long as possible.
 
-    Sentences in which no phrase stands go first. Where those with phrases do not fit, they are parted into groups, one
-    a turn: over as many epochs as there are groups, every phrase is trained on. A sentence longer than a prompt is cut
-    between words, not in a phrase if it can be helped. What goes changes nothing for the rest, since the text encoder
-    reads every sentence by itself.
+    Sentences without a phrase are dropped first. If those with phrases still do not fit, they are split into groups and
+    `turn` selects one, so that over as many epochs as there are groups every phrase is trained on. A sentence longer
+    than a prompt is cut between words, inside a phrase only if there is no other place. Dropping a sentence does not
+    affect the others, since the text encoder reads each sentence by itself.
 
     Args:
-        caption: The text.
-        spans: Per box its [start, end) characters.
+        caption: The caption.
+        spans: Characters of each box's phrase, a list of [start, end) per box.
         tokenizer: Fast tokenizer of the model's text encoder.
-        max_text_len: Most tokens of the prompt.
-        turn: Which group is chosen, the epoch say.
+        max_text_len: Maximum number of tokens in a prompt.
+        turn: Number that selects the group of sentences, usually the epoch.
 
     Returns:
-        The caption, and per box the characters of its phrase in it: none where the phrase was left out.
+        The caption, and the spans of each box's phrase in it; empty for phrases that were dropped.
     """
     special = special_token_ids(tokenizer)
     room = max_text_len - 2
@@ -101,17 +102,17 @@ def fit_caption(caption: str, spans: Spans, tokenizer: Any, max_text_len: int, t
         pieces = _pieces(tokens, spans, special, room)
         chosen = _choose(pieces, spans, room, turn)
         caption, spans = _join(caption, spans, chosen)
-        # Words cut in two may come out as other tokens, of another number.
+        # Words that were cut may tokenize differently, into more tokens than before.
         room = max(2, room - 1)
 
 
 def _pieces(tokens: list[tuple[int, int, int]], spans: Spans, special: list[int], room: int) -> list[_Piece]:
-    """Sentences, and parts of those that are longer than a prompt."""
+    """Split the caption into sentences, and sentences longer than a prompt into parts."""
     pieces: list[_Piece] = []
     begin = 0
     for place, (token, _, end) in enumerate(tokens):
         closes = token in special
-        # One token is kept for the period that a cut needs.
+        # A part that is cut off needs one more token for its closing period.
         if closes:
             pieces.append(_Piece(tokens[begin][1], end, place + 1 - begin))
             begin = place + 1
@@ -125,7 +126,7 @@ def _pieces(tokens: list[tuple[int, int, int]], spans: Spans, special: list[int]
 
 
 def _cut(tokens: list[tuple[int, int, int]], spans: Spans, begin: int, last: int) -> int:
-    """The token to begin anew with: the latest that begins a word outside any phrase, or any word, or any token."""
+    """Return the token to cut before: the last that starts a word outside any phrase, else any word, else any token."""
     words = [place for place in range(last, begin, -1) if tokens[place][1] > tokens[place - 1][2]]
     outside = (
         place for place in words if not any(start < tokens[place][1] < end for pairs in spans for start, end in pairs)
@@ -134,6 +135,7 @@ def _cut(tokens: list[tuple[int, int, int]], spans: Spans, begin: int, last: int
 
 
 def _choose(pieces: list[_Piece], spans: Spans, room: int, turn: int) -> list[_Piece]:
+    """Choose the pieces to keep: one group of those with phrases, then others while they fit."""
     named = {
         index
         for index, piece in enumerate(pieces)
@@ -153,6 +155,7 @@ def _choose(pieces: list[_Piece], spans: Spans, room: int, turn: int) -> list[_P
 
 
 def _join(caption: str, spans: Spans, pieces: list[_Piece]) -> tuple[str, Spans]:
+    """Join the pieces into a caption and move the spans along."""
     text = ""
     moved: Spans = [[] for _ in spans]
     for piece in pieces:

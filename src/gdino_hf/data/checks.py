@@ -1,4 +1,4 @@
-"""What is wrong with a data set, told before a training starts instead of in its midst."""
+"""A report on everything in a data set that would stop or harm training, made before training starts."""
 
 from __future__ import annotations
 
@@ -29,50 +29,50 @@ from .odvg import (
 )
 from .rows import LARGEST_SIDE, clip_box, image_path, is_file, parse_box, parse_integer, parse_text, reason
 
-# How far a box may leave its picture, in pixels: the rounding of annotation tools.
+# Pixels by which a box may extend beyond its image, for the rounding of annotation tools.
 _TOLERANCE = 1.0
 
-# The EXIF tag of how a camera was held, and its values for a picture on its side.
+# EXIF tag of the camera's orientation, and its values that swap width and height.
 _ORIENTATION = 0x0112
-_ON_ITS_SIDE = (5, 6, 7, 8)
+_SWAPS_SIDES = (5, 6, 7, 8)
 
 UNREADABLE = "unreadable files"
-"""The fault of pictures that a training may pass over."""
+"""Kind of fault of damaged images, which training can be told to skip."""
 
 _ERRORS = {
-    "broken entries": "cannot be read",
-    "missing files": "are not in the images' folder, which --images names",
-    UNREADABLE: "are no pictures, or damaged",
-    "wrong sizes": "have another size than the annotations say, so boxes may not fit",
-    "broken boxes": "are not four finite numbers",
-    "unknown classes": "are named by no category",
-    "unknown images": "belong to no image of the file",
-    "repeated image ids": "stand for several images",
-    "repeated category ids": "stand for several categories",
-    "broken phrases": "do not tell where in the caption they stand",
-    "broken names": "have nothing in them",
+    "broken entries": "cannot be parsed",
+    "missing files": "not found in the image folder, which --images sets",
+    UNREADABLE: "not an image, or damaged",
+    "wrong sizes": "differ in size from their annotation, so boxes may not fit",
+    "broken boxes": "not four finite numbers",
+    "unknown classes": "have no name in the file",
+    "unknown images": "refer to an image that the file does not list",
+    "repeated image ids": "used for several images",
+    "repeated category ids": "used for several categories",
+    "broken phrases": "have no clear position in the caption",
+    "broken names": "empty or not text",
 }
 _WARNINGS = {
-    "boxes outside": "leave their picture and are cut at its edge, or left out where nothing remains",
-    "boxes without area": "are left out",
+    "boxes outside": "extend beyond their image and are clipped to it, or dropped if nothing remains",
+    "boxes without area": "dropped",
     "empty classes": "have no box",
-    "alike names": "differ in case or blanks only and are one name to the model",
-    "repeated names": "are several categories and one name to the model",
-    "names with marks": "hold a period or question mark, which is read as a blank",
-    "repeated files": "stand for several images",
-    "images without boxes": "teach only what is absent",
+    "alike names": "differ only in case or blanks and are one name to the model",
+    "repeated names": "used for several categories and are one name to the model",
+    "names with marks": "contain a period or question mark, which is read as a blank",
+    "repeated files": "listed as several images",
+    "images without boxes": "provide negatives only",
 }
 
 
 @dataclass
 class Finding:
-    """One kind of fault.
+    """One kind of fault in a data set.
 
     Attributes:
-        kind: Its name, as "missing files".
-        is_error: Whether it stops a training; a warning does not.
-        count: How often it was found.
-        examples: Some of them.
+        kind: Name of the kind, such as "missing files".
+        is_error: Whether the fault stops training; a warning does not.
+        count: Number of occurrences.
+        examples: Descriptions of the first occurrences.
     """
 
     kind: str
@@ -81,20 +81,20 @@ class Finding:
     examples: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        shown_ones = "; ".join(self.examples) + ("; ..." if self.count > len(self.examples) else "")
-        return f"{self.count} {self.kind}: {(_ERRORS | _WARNINGS)[self.kind]} ({shown_ones})"
+        examples = "; ".join(self.examples) + ("; ..." if self.count > len(self.examples) else "")
+        return f"{self.count} {self.kind}: {(_ERRORS | _WARNINGS)[self.kind]} ({examples})"
 
 
 @dataclass
 class DatasetReport:
-    """What a data set holds and what is wrong with it.
+    """Contents and faults of a data set.
 
     Attributes:
         path: The annotation file.
         format: "coco" or "odvg".
-        num_images: Images, or lines.
-        num_boxes: Boxes, those that are left out too.
-        boxes_per_name: Boxes of each name; of grounding, of each phrase.
+        num_images: Number of images of a COCO file, or of lines of an ODVG file.
+        num_boxes: Number of annotated boxes, including those that training drops.
+        boxes_per_name: Number of boxes by name; by phrase in grounding data.
         findings: Faults, errors first.
     """
 
@@ -107,22 +107,22 @@ class DatasetReport:
 
     @property
     def errors(self) -> list[Finding]:
-        """Faults that stop a training."""
+        """Faults that stop training."""
         return [finding for finding in self.findings if finding.is_error]
 
     @property
     def warnings(self) -> list[Finding]:
-        """Faults that do not."""
+        """Faults that do not stop training."""
         return [finding for finding in self.findings if not finding.is_error]
 
     def raise_for_errors(self, except_for: Collection[str] = ()) -> None:
-        """Stop where there is an error.
+        """Raise an exception if the data set has errors.
 
         Args:
-            except_for: Kinds of fault that the caller can live with.
+            except_for: Kinds of fault to ignore.
 
         Raises:
-            ValueError: One sentence on the first error.
+            ValueError: There are errors; the message describes the first kind.
         """
         errors = [finding for finding in self.errors if finding.kind not in except_for]
         if errors:
@@ -130,7 +130,7 @@ class DatasetReport:
             raise ValueError(f"{self.path} cannot be trained on: {errors[0]}{more}; repair it.")
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as json takes it."""
+        """Return the report as plain dicts and lists, ready for json."""
         return {
             "path": str(self.path),
             "format": self.format,
@@ -150,20 +150,20 @@ class DatasetReport:
 def check_dataset(
     path: str | Path, images: str | Path | None = None, *, decode: bool = False, max_examples: int = 3
 ) -> DatasetReport:
-    """Look through annotations and pictures for all that a training would stumble over.
+    """Check annotations and images for everything that would stop or harm training.
 
     Args:
-        path: As `open_dataset` takes it.
-        images: Folder of the photographs; by default as `open_dataset` finds it.
-        decode: Also decode every picture to its end, which finds damaged ones and takes as long as an epoch's loading;
-            otherwise only its head is read.
-        max_examples: Of each fault.
+        path: The annotation file or its folder, as for `open_dataset`.
+        images: Folder of the images; found as `open_dataset` finds it by default.
+        decode: Whether to decode every image completely. This finds damaged images but takes as long as loading them
+            for one epoch; by default only the header is read.
+        max_examples: Maximum number of examples listed for each kind of fault.
 
     Returns:
         The report.
 
     Raises:
-        ValueError: There are no annotations at all.
+        ValueError: There is no annotation file, or its format is unknown.
     """
     file = annotation_file(path)
     form = annotation_format(file)
@@ -172,14 +172,14 @@ def check_dataset(
         _check_coco(check, file)
     else:
         _check_odvg(check, file)
-    check.names_at_the_end()
+    check.finish_names()
     order = [*_ERRORS, *_WARNINGS]
     findings = sorted(check.findings.values(), key=lambda finding: order.index(finding.kind))
     return DatasetReport(file, form, check.num_images, check.num_boxes, dict(check.boxes_per_name), findings)
 
 
 class _Check:
-    """Faults found so far."""
+    """Collects the faults of one data set while it is read."""
 
     def __init__(self, folder: Path, decode: bool, max_examples: int) -> None:
         self.folder = folder
@@ -193,14 +193,14 @@ class _Check:
         self._files: set[str] = set()
 
     def add(self, kind: str, example: str) -> None:
-        """Count a fault."""
+        """Count one fault."""
         finding = self.findings.setdefault(kind, Finding(kind, kind in _ERRORS))
         finding.count += 1
         if len(finding.examples) < self.max_examples:
             finding.examples.append(example)
 
     def picture(self, path: Path, width: int, height: int) -> None:
-        """Look at a picture's file."""
+        """Check that an image file exists, can be read and has the annotated size."""
         name = os.path.relpath(path, self.folder)
         if name in self._files:
             self.add("repeated files", shorten(name))
@@ -211,21 +211,21 @@ class _Check:
             return
         try:
             with Image.open(path) as picture:
-                # Boxes are pixels of the picture as people see it.
-                turned = picture.getexif().get(_ORIENTATION, 1) in _ON_ITS_SIDE
+                # Boxes are pixels of the upright image.
+                turned = picture.getexif().get(_ORIENTATION, 1) in _SWAPS_SIDES
                 size = picture.size[::-1] if turned else picture.size
                 if self.decode:
                     ImageOps.exif_transpose(picture).load()
-        # Decoders raise whatever a damaged file leads them to.
+        # A damaged file makes the decoders raise exceptions of almost any type.
         except Exception as error:
             self.add(UNREADABLE, f"{shorten(name)}: {reason(error)[:80]}")
             return
         if size != (width, height):
-            how = ", turned by its EXIF mark" if turned else ""
+            how = ", turned by its EXIF orientation" if turned else ""
             self.add("wrong sizes", f"{shorten(name)}: {size[0]}x{size[1]}{how}, not {width}x{height}")
 
     def box(self, box: tuple[float, float, float, float], width: int, height: int, where: str) -> None:
-        """Look at a box, xyxy as annotated."""
+        """Check the area and the position of a box, given as annotated xyxy."""
         x1, y1, x2, y2 = box
         numbers = ", ".join(f"{value:g}" for value in box)
         if x2 <= x1 or y2 <= y1:
@@ -236,7 +236,7 @@ class _Check:
             self.add("boxes outside", f"{where}: {numbers} in {width}x{height}")
 
     def name(self, name: str, where: str) -> None:
-        """Register a name of the data set, which may turn out to have no box."""
+        """Register a name of the data set; one that gets no box is reported by `finish_names`."""
         try:
             parse_text(name, where)
         except ValueError:
@@ -244,8 +244,8 @@ class _Check:
             return
         self.boxes_per_name.setdefault(name, 0)
 
-    def names_at_the_end(self) -> None:
-        """Look at all names together."""
+    def finish_names(self) -> None:
+        """Check the registered names, once all boxes have been counted."""
         alike: dict[str, list[str]] = {}
         for name, count in self.boxes_per_name.items():
             alike.setdefault(name_key(name), []).append(name)
@@ -302,7 +302,7 @@ def _check_annotations(
         image, category = annotation.get("image_id"), annotation.get("category_id")
         size = sizes.get(image) if isinstance(image, (int, float)) else None
         if isinstance(category, (int, float)) and category in names:
-            # A name that is none was complained of already.
+            # A name that is not text was already reported with its category.
             if isinstance(name := names[category], str):
                 check.boxes_per_name[name] += 1
         else:

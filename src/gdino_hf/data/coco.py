@@ -1,4 +1,4 @@
-"""COCO detection files as a lazily decoded `datasets.Dataset`."""
+"""COCO detection files as a `datasets.Dataset` whose images are decoded when a row is read."""
 
 from __future__ import annotations
 
@@ -30,22 +30,21 @@ _LISTS = ("images", "annotations", "categories")
 def read_coco(
     annotations: str | Path, images: str | Path | None = None, streaming: bool = False
 ) -> Dataset | IterableDataset:
-    """Read a COCO detection file; photographs are decoded when a row is read, not before.
+    """Read a COCO detection file; images are decoded only when a row is read.
 
     Args:
-        annotations: The COCO json, boxes as absolute xywh.
-        images: Folder of the photographs; the folder `images` beside the json by default, or where there is none, the
-            json's own.
-        streaming: Make rows one by one as the data set is walked through. The json itself is read whole, its format
-            leaves no choice; ODVG is the format for annotations larger than memory.
+        annotations: The COCO json file; its boxes are absolute xywh.
+        images: Folder of the images; by default `images` beside the json file, or else the json file's own folder.
+        streaming: Create rows one by one while iterating. The json file is still read as a whole, since its format
+            does not allow otherwise; for annotations larger than memory use ODVG.
 
     Returns:
         One row per image, in file order: `image` (PIL), `image_id`, `width`, `height`, `boxes` ((N, 4) xyxy in
-        pixels, clipped to the image), `names` (N) and `crowd` (N). Boxes without area are left out.
+        pixels, clipped to the image), `names` (N) and `crowd` (N). Boxes without area are dropped.
 
     Raises:
-        ValueError: The json is not a COCO detection file, holds something that cannot be trained on, or names a
-            photograph that does not exist. `check_dataset` lists all there is to repair.
+        ValueError: The file is not a COCO detection file, holds something that cannot be used, or lists an image file
+            that does not exist. `check_dataset` lists everything to repair.
     """
     return open_coco(annotations, images, streaming)[0]
 
@@ -53,16 +52,18 @@ def read_coco(
 def open_coco(
     annotations: str | Path, images: str | Path | None = None, streaming: bool = False
 ) -> tuple[Dataset | IterableDataset, list[str]]:
-    """Rows and names of a COCO file, which is read once for both.
+    """Return the rows and the category names of a COCO file, reading it only once.
 
     Args:
-        annotations, images, streaming: As in `read_coco`.
+        annotations: The COCO json file.
+        images: Folder of the images, as in `read_coco`.
+        streaming: Whether to create rows while iterating, as in `read_coco`.
 
     Returns:
-        What `read_coco` and `category_names` give.
+        The results of `read_coco` and of `category_names`.
 
     Raises:
-        ValueError: As in `read_coco`.
+        ValueError: The file cannot be used, as in `read_coco`.
     """
     folder, content = str(image_folder(annotations, images)), load_coco(annotations)
     listed = list(names_by_id(content, annotations).values())
@@ -72,29 +73,29 @@ def open_coco(
 
 
 def category_names(annotations: str | Path) -> list[str]:
-    """The category names of a COCO file, in the order of their ids.
+    """Return the category names of a COCO file, in the order of their ids.
 
     Args:
-        annotations: The COCO json.
+        annotations: The COCO json file.
 
     Returns:
         The names.
 
     Raises:
-        ValueError: The json is not a COCO detection file, or a category has no name.
+        ValueError: The file is not a COCO detection file, or a category has no name.
     """
     return list(names_by_id(load_coco(annotations), annotations).values())
 
 
 def image_folder(annotations: str | Path, images: str | Path | None) -> Path:
-    """Where an annotation file's photographs are.
+    """Return the folder that holds an annotation file's images.
 
     Args:
-        annotations: The file.
-        images: What the caller says, taken before anything else.
+        annotations: The annotation file.
+        images: Folder given by the user, which takes precedence; None looks for one.
 
     Returns:
-        The folder `images` beside the file, or its own where there is none.
+        The given folder, else `images` beside the annotation file if it exists, else the file's own folder.
     """
     if images is not None:
         return Path(images)
@@ -103,16 +104,16 @@ def image_folder(annotations: str | Path, images: str | Path | None) -> Path:
 
 
 def load_coco(annotations: str | Path) -> dict[str, Any]:
-    """The content of a COCO file, of which no more is known than that its three lists are lists of dicts.
+    """Load a COCO file and check that its three lists are lists of dicts; the entries themselves are not checked.
 
     Args:
-        annotations: The COCO json.
+        annotations: The COCO json file.
 
     Returns:
-        The content.
+        The parsed content.
 
     Raises:
-        ValueError: The json is not a COCO detection file.
+        ValueError: The file is not a COCO detection file.
     """
     content = read_json(annotations, "COCO json")
     if not isinstance(content, dict):
@@ -129,18 +130,18 @@ def load_coco(annotations: str | Path) -> dict[str, Any]:
 
 
 def coco_image_path(image: Mapping[str, Any], folder: str | Path) -> Path:
-    """Where an image's file is.
+    """Return the path of an image of a COCO or LVIS file.
 
     Args:
-        image: An entry of a COCO file's images; LVIS gives "coco_url" instead of "file_name", an address whose last
-            parts are COCO's folder and name.
-        folder: Of the photographs, all in one or in COCO's folders.
+        image: Entry of the file's "images". LVIS has no "file_name" but a "coco_url", whose last two parts are COCO's
+            folder and file name.
+        folder: Folder of the images; they may lie in it directly or in COCO's sub-folders.
 
     Returns:
-        The file, which need not exist.
+        The path; the file need not exist.
 
     Raises:
-        ValueError: The image has neither.
+        ValueError: The entry has neither a "file_name" nor a "coco_url".
     """
     if "file_name" in image or not isinstance(image.get("coco_url"), str):
         return image_path(folder, parse_text(image.get("file_name"), "its file_name"))
@@ -150,17 +151,17 @@ def coco_image_path(image: Mapping[str, Any], folder: str | Path) -> Path:
 
 
 def names_by_id(content: Mapping[str, Any], annotations: str | Path) -> dict[int, str]:
-    """What a COCO file's category ids mean.
+    """Return the category names of a COCO file by category id.
 
     Args:
-        content: From `load_coco`.
-        annotations: The file, for messages.
+        content: Content of the file, from `load_coco`.
+        annotations: Path of the file, for error messages.
 
     Returns:
-        Names in the order of their ids.
+        Category id to name, in ascending order of ids.
 
     Raises:
-        ValueError: A category has no whole number as its id, or no name.
+        ValueError: A category has no integer id, or no name.
     """
     names = {}
     for category in content["categories"]:
@@ -190,7 +191,7 @@ def _rows(content: Mapping[str, Any], annotations: str | Path, folder: str) -> I
         except ValueError as error:
             raise ValueError(f"Image {place} of {annotations} cannot be used: {error}; repair it.") from None
         if not is_file(path):
-            raise ValueError(f"{annotations} names the photograph {path}, which does not exist; pass images=FOLDER.")
+            raise ValueError(f"{annotations} lists the image {path}, which does not exist; pass images=FOLDER.")
         yield {"image": str(path), **row}
 
 

@@ -1,4 +1,4 @@
-"""Rows of a detection or grounding data set to a batch the model trains on."""
+"""The data collator: rows of a detection or grounding data set become a batch the model trains on."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from .transforms import RandomChoiceResize, Transform
 
 logger = logging.getLogger(__name__)
 
-# What an image without any name is asked for.
+# Prompt of an image that has no names at all.
 _NO_NAME = "object"
 
 
 class GDinoDataCollator:
-    """Augment, choose each image's prompt, and let the processor do the rest.
+    """Augment each row, choose its prompt, and let the processor build the batch.
 
-    A row with a caption is asked for its caption, and its boxes' targets are the tokens of their phrases. Other rows
-    are asked for labels: all of them where they fit `max_text_len`, else those the image holds and as many others,
-    drawn at random, as there is room for.
+    The prompt of a row with a caption is that caption, and the targets of its boxes are the tokens of their phrases.
+    The prompt of any other row is a list of labels: all of them if they fit `max_text_len`, otherwise the row's own
+    names and as many randomly drawn others as fit.
 
     Rows from `ReproducibleDataset` or `ReproducibleStream` carry a "sample_key" that seeds their augmentation, so a
     resumed run or another process draws the same; see reproducible_sampling.py. Rows without one use the collator's
@@ -37,15 +37,15 @@ class GDinoDataCollator:
 
     Args:
         processor: A GDinoProcessor.
-        labels: The labels of every prompt; for evaluation, or a data set of few names.
-        prompt_sampler: Chooses the labels of each prompt from the image's names; see `PromptSampler`. Without it and
-            without labels, a prompt holds the names of its own batch.
-        transform: Augmentation of one row; see transforms.py and `default_transform`.
-        seed: Of all randomness.
-        return_text: Also hand on each image's labels, as "text"; the model does not take them.
+        labels: Labels of every prompt; for evaluation, or for data sets with few names.
+        prompt_sampler: Function that chooses a prompt's labels from the image's names; see `PromptSampler`. Without it
+            and without `labels`, each prompt holds the names of the whole batch.
+        transform: Augmentation of one row; see transforms.py and `default_transform`. None augments nothing.
+        seed: Seed for augmentation and sampled negatives.
+        return_text: Whether the batch also has the labels of each prompt as "text", which the model does not accept.
 
     Raises:
-        ValueError: Both labels and prompt_sampler are given.
+        ValueError: Both `labels` and `prompt_sampler` are given.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class GDinoDataCollator:
         return_text: bool = False,
     ) -> None:
         if labels is not None and prompt_sampler is not None:
-            raise ValueError("labels and prompt_sampler exclude each other; give one of them.")
+            raise ValueError("labels and prompt_sampler exclude each other; pass only one of them.")
         self.processor = processor
         self.labels = list(labels) if labels is not None else None
         self.prompt_sampler = prompt_sampler
@@ -70,15 +70,16 @@ class GDinoDataCollator:
         self._label_keys: set[Any] | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Make a batch.
+        """Build a batch.
 
         Args:
-            rows: Each with "image" (PIL), "boxes" (N, 4) xyxy in pixels, "names" (N) and optionally "crowd" (N);
-                crowds are left out, and their names are not asked for unless the image has single ones too.
-                Grounding rows have "caption" and "spans" (N lists of [start, end) characters).
+            rows: Dicts with "image" (PIL), "boxes" ((N, 4) xyxy in pixels), "names" (N) and optionally "crowd" (N).
+                Crowd boxes are dropped, and their name is not part of the prompt unless the image also has a single
+                object of that name. Grounding rows also have "caption" and "spans" (N lists of [start, end)
+                characters).
 
         Returns:
-            The model's inputs with `labels`, and "text" (B lists of labels) if asked for.
+            The model's inputs with `labels`, and "text" (B lists of labels) if `return_text` is set.
 
         Raises:
             ValueError: A name is not among the fixed labels.
@@ -88,8 +89,8 @@ class GDinoDataCollator:
         if self.labels is not None:
             for row in rows:
                 self._check_names(row)
-        # Upright and RGB before any transform: boxes are pixels of the picture as people see it, and palettes, 16 bits
-        # and transparency become colours as they do when the model is asked.
+        # Convert to upright RGB before any transform: boxes are pixels of the upright image, and palettes, 16-bit
+        # images and transparency must become the same colours as at inference.
         examples = [{**row, "image": load_image(row["image"])} for row in rows]
         if self.transform is not None:
             examples = [self.transform(example, rng) for example, rng in zip(examples, draws, strict=True)]
@@ -98,7 +99,7 @@ class GDinoDataCollator:
         everything = list(dict.fromkeys(name for example in named for name in example["names"]))
         prompts, annotations = [], []
         for example, rng in zip(examples, draws, strict=True):
-            # Without a visit there are no epochs to count, so chance decides what an overflowing prompt holds.
+            # Without a sample key the epoch is unknown, so an overflowing prompt takes a random group.
             turn = example["sample_key"][0] if example.get("sample_key") is not None else rng.randrange(2**30)
             prompt, items = self._ask(example, everything, rng, turn)
             prompts.append(prompt)
@@ -111,7 +112,7 @@ class GDinoDataCollator:
     def _ask(
         self, example: dict[str, Any], everything: Sequence[str], rng: random.Random, turn: int
     ) -> tuple[Prompt, list[dict[str, Any]]]:
-        """An image's prompt and its annotations in terms of it."""
+        """Return an image's prompt and its annotations in terms of that prompt."""
         if example.get("caption") is not None:
             return self._ask_caption(example, turn)
         names = example["names"]
@@ -119,7 +120,7 @@ class GDinoDataCollator:
             text = self.prompt_sampler(names, rng)
         else:
             text = self.labels if self.labels is not None else list(everything)
-        # What is there only as a crowd is neither present nor absent: it is not asked for.
+        # A name that occurs only as a crowd is neither a positive nor a negative, so the prompt leaves it out.
         unsure = {self._prompts.key(name) for name in example["crowd_names"]} - {self._prompts.key(n) for n in names}
         text = [label for label in text if self._prompts.key(label) not in unsure]
         text = self._prompts.choose(text, names, rng, turn) or [_NO_NAME]
@@ -142,7 +143,7 @@ class GDinoDataCollator:
             return build_prompt([_NO_NAME], tokenizer, max_text_len), []
         items = []
         for box, name, pairs in zip(example["boxes"], example["names"], spans, strict=True):
-            # None are left where the phrase stands in a part of the caption that is for another epoch.
+            # The caption was shortened and this phrase belongs to another epoch.
             if not pairs:
                 continue
             try:
@@ -154,7 +155,7 @@ class GDinoDataCollator:
         return prompt, items
 
     def _check_names(self, row: Mapping[str, Any]) -> None:
-        """Refuse names outside the fixed labels, before a transform puts "right" for "left" in them."""
+        """Reject names outside the fixed labels, before a transform swaps "left" and "right" in them."""
         if row.get("caption") is not None:
             return
         if self._label_keys is None:
@@ -162,10 +163,10 @@ class GDinoDataCollator:
         crowd = row.get("crowd") or [False] * len(row["names"])
         for name, is_crowd in zip(row["names"], crowd, strict=True):
             if not is_crowd and self._prompts.key(str(name)) not in self._label_keys:
-                raise ValueError(f"The annotated class {shorten(name)} is not among the labels; add it to them.")
+                raise ValueError(f"The annotated name {shorten(name)} is not among the labels; add it to labels.")
 
     def _at_one_stage(self, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Where a transform brought some images to the model's size and left others, bring those to the usual one."""
+        """Resize the remaining images to the processor's size if a transform resized only some of the batch."""
         if not any(example.get("resized") for example in examples):
             return examples
         usual = RandomChoiceResize([self.processor.image_processor.size])
@@ -181,7 +182,7 @@ class GDinoDataCollator:
 
 
 def _without_crowds(example: Mapping[str, Any]) -> dict[str, Any]:
-    """An example of single objects, its boxes (N, 4) float64, and the names of its crowds apart."""
+    """Drop crowd boxes and list their names as "crowd_names"; boxes become (N, 4) float64."""
     crowd = example.get("crowd")
     boxes = np.asarray(example["boxes"], dtype=np.float64).reshape(-1, 4)
     single = [index for index in range(len(boxes)) if crowd is None or not crowd[index]]

@@ -1,4 +1,4 @@
-"""One call for any data set on disk: what it is, is found by looking."""
+"""Opening any data set on disk with one call, which detects the format from the file's content."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Format = Literal["coco", "odvg"]
 
 _SUFFIXES = (".json", ".jsonl", ".odvg")
-# What stands beside annotations without being any.
+# Files that are commonly found beside annotations.
 _OTHERS = ("label_map.json",)
 _HEAD_BYTES = 2**20
 _COCO_LIST = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')
@@ -25,20 +25,20 @@ _COCO_LIST = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')
 def open_dataset(
     path: str | Path, images: str | Path | None = None, streaming: bool = False
 ) -> tuple[Dataset | IterableDataset, list[str] | None]:
-    """Open a COCO json, ODVG json lines, or a folder that holds one of them.
+    """Open a COCO json file, an ODVG json lines file, or a folder that holds one of them.
 
     Args:
-        path: The annotation file, or a folder with one such file; of several, the one named train is taken. ODVG label
-            numbers are explained by `label_map.json` beside it.
-        images: Folder of the photographs; `images` beside the annotations by default, or their own.
-        streaming: Read rows as they are walked through; see `read_odvg`.
+        path: The annotation file, or a folder with one such file; of several, the one named train is used. Names of
+            ODVG label numbers are read from a `label_map.json` beside the file.
+        images: Folder of the images; by default `images` beside the annotations, or else their own folder.
+        streaming: Read rows while iterating instead of all at once; see `read_odvg`.
 
     Returns:
-        The rows (see `read_coco` and `read_odvg`), and the data set's names in the order of their numbers: None where
-        captions say what to look for.
+        The rows (see `read_coco` and `read_odvg`), and the data set's names in the order of their numbers, or None if
+        captions take the place of names.
 
     Raises:
-        ValueError: There is no such file, it is of neither format, or something in it cannot be used.
+        ValueError: There is no such file, it has neither format, or something in it cannot be used.
     """
     file = annotation_file(path)
     if annotation_format(file) == "coco":
@@ -48,48 +48,51 @@ def open_dataset(
 
 
 def annotation_file(path: str | Path, first_choice: str = "train") -> Path:
-    """The annotations a path means.
+    """Return the annotation file that a path refers to.
 
     Args:
-        path: A file, or a folder with one annotation file.
-        first_choice: Of several, the one of this name is taken.
+        path: An annotation file, or a folder with one.
+        first_choice: Name (without its ending) of the file to use if the folder holds several.
 
     Returns:
-        The file.
+        The annotation file.
 
     Raises:
-        ValueError: There is none, or there are several and none has that name.
+        ValueError: There is no annotation file, or there are several and none has that name.
     """
     path = Path(path).expanduser()
     if is_file(path):
         return path
     try:
         if not path.is_dir():
-            raise ValueError(f"{path} does not exist; give a COCO json, ODVG json lines or a folder with one of them.")
+            raise ValueError(
+                f"{path} does not exist; give a COCO json file, an ODVG json lines file or a folder with one of them."
+            )
         found = [file for file in sorted(path.iterdir()) if file.suffix in _SUFFIXES and file.name not in _OTHERS]
         found = [file for file in found if _looks_like(file) is not None]
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({reason(error)}).") from error
     if not found:
-        raise ValueError(f"{path} holds no annotations; give a COCO json or ODVG json lines, {', '.join(_SUFFIXES)}.")
+        endings = ", ".join(_SUFFIXES)
+        raise ValueError(f"{path} holds no annotations; give a COCO json or ODVG json lines file ({endings}).")
     chosen = found if len(found) == 1 else [file for file in found if file.stem == first_choice]
     if len(chosen) != 1:
         names = ", ".join(file.name for file in found)
-        raise ValueError(f"{path} holds several annotation files ({names}); give the path of one.")
+        raise ValueError(f"{path} holds several annotation files ({names}); give the path of one of them.")
     return chosen[0]
 
 
 def annotation_format(file: str | Path) -> Format:
-    """Whether an annotation file is COCO json or ODVG json lines.
+    """Detect whether an annotation file is COCO json or ODVG json lines.
 
     Args:
-        file: The annotations.
+        file: The annotation file.
 
     Returns:
-        The format.
+        "coco" or "odvg".
 
     Raises:
-        ValueError: It is neither.
+        ValueError: The file has neither format.
     """
     found = _looks_like(Path(file))
     if found is None:
@@ -101,7 +104,7 @@ def annotation_format(file: str | Path) -> Format:
 
 
 def _looks_like(file: Path) -> Format | None:
-    """By the beginning of the file, which may be larger than memory."""
+    """Detect the format from the beginning of the file, which may be larger than memory; None for anything else."""
     try:
         with file.open("rb") as stream:
             head = stream.read(_HEAD_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -110,7 +113,7 @@ def _looks_like(file: Path) -> Format | None:
     try:
         content = parse_line(head.split(b"\n", 1)[0])
     except ValueError:
-        # A COCO file stands on one line longer than this or on many short ones.
+        # A COCO file is a single line longer than this or is spread over many lines.
         return "coco" if head.startswith(b"{") and _COCO_LIST.search(head) else None
     if "images" in content and "annotations" in content:
         return "coco"

@@ -1,4 +1,4 @@
-"""Four pictures in one: small data sets show objects in more company, at more scales and in more places."""
+"""Mosaic augmentation: four images in one show objects in more company, at more scales and in more places."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from .transforms import PADDING_COLOUR, Example, crop, resize
 
 
 class Mosaic:
-    """Put the image beside three others of its data set, around a random point.
+    """Combine the image with three others of its data set around a random point.
 
-    Each of them is enlarged or reduced until it fills its quarter, and cut there. What the others hold must be named
-    by the same rules, so captions, which name what one picture shows, are left alone.
+    Each image is scaled to cover its quarter and cropped to it. The four must share one set of names, so rows with
+    captions, which describe a single image, are returned unchanged.
 
     Args:
         rows: The data set to draw from; a `ReproducibleDataset` also handles images that cannot be read.
-        probability: How often, 0..1.
-        zoom: Largest enlargement beyond filling the quarter.
-        min_visibility: Least visible part of a box's area for it to stay, 0..1.
+        probability: Probability of a mosaic, 0..1.
+        zoom: Largest magnification beyond covering the quarter, at least 1.
+        min_visibility: Smallest fraction of a box's area that must stay visible to keep the box, 0..1.
 
     Raises:
-        ValueError: There are no rows, or zoom is below 1.
+        ValueError: There are no rows, or `zoom` is below 1.
     """
 
     def __init__(self, rows: Any, probability: float = 0.5, zoom: float = 1.5, min_visibility: float = 0.35) -> None:
         if len(rows) == 0:
-            raise ValueError("A mosaic needs rows to choose from, and there are none.")
+            raise ValueError("A mosaic draws images from the data set, which has no rows; pass one that has.")
         if zoom < 1:
             raise ValueError(f"zoom must be at least 1, got {zoom}.")
         self.rows = rows
@@ -45,7 +45,7 @@ class Mosaic:
         if any(other.get("caption") is not None for other in others):
             return example
         width, height = example["image"].size
-        # The point where the four meet, away from the edges so that every quarter shows something.
+        # The corner shared by all four is kept away from the edges so that every quarter shows something.
         x, y = (max(1, round(side * rng.uniform(0.3, 0.7))) for side in (width, height))
         quarters = [(0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height)]
         rng.shuffle(quarters)
@@ -66,10 +66,10 @@ class Mosaic:
         return result
 
     def _fill(self, part: Example, width: int, height: int, rng: random.Random) -> Example:
-        """A picture cut to a quarter's size."""
+        """Scale an image to cover a quarter and crop it to the quarter's size."""
         image = part["image"]
         scale = max(width / image.width, height / image.height) * rng.uniform(1.0, self.zoom)
-        # Long thin pictures would become enormous before they are cut.
+        # Long thin images would become enormous before they are cropped.
         scale = min(scale, 4 * max(width, height) / min(image.size))
         part = resize(part, max(width, round(image.width * scale)), max(height, round(image.height * scale)))
         left = rng.randint(0, part["image"].width - width)

@@ -1,4 +1,4 @@
-"""Training prompts: the names an image holds among names it does not hold."""
+"""Training prompts with negative labels: the names of an image among names that it does not contain."""
 
 from __future__ import annotations
 
@@ -7,45 +7,44 @@ from collections.abc import Sequence
 
 
 class PromptSampler:
-    """Draws the labels of a training prompt: every name of the image, then absent ones, in random order.
+    """Sample the labels of a training prompt: every name of the image, then absent ones, in random order.
 
-    Without absent names a model learns that whatever is asked for is there; without random order it learns
-    positions instead of words. The number of labels varies, since at detection time it does too.
+    Without absent names a model learns that everything it is asked for is present; without random order it learns
+    positions instead of words. The number of labels varies because it does at inference too.
 
     Args:
-        vocabulary: Names that may serve as negatives; an image must be annotated exhaustively for them.
-        num_labels: Least and most labels of a prompt. An image with more names than that keeps all of its own.
+        vocabulary: Names to draw negatives from. Every image must be annotated exhaustively for all of them.
+        num_labels: Minimum and maximum number of labels in a prompt. An image with more names keeps all of them.
 
     Raises:
-        ValueError: The vocabulary is empty or the bounds are not 1 <= least <= most.
+        ValueError: The vocabulary is empty or the bounds are not 1 <= minimum <= maximum.
     """
 
     def __init__(self, vocabulary: Sequence[str], num_labels: tuple[int, int] = (12, 48)) -> None:
         if not vocabulary:
             raise ValueError("The vocabulary of negative labels is empty; pass the names of the data set.")
         if not 1 <= num_labels[0] <= num_labels[1]:
-            raise ValueError(f"num_labels must be (least, most) with 1 <= least <= most, got {num_labels}.")
+            raise ValueError(f"num_labels must be (minimum, maximum) with 1 <= minimum <= maximum, got {num_labels}.")
         self.vocabulary = list(dict.fromkeys(vocabulary))
         self.num_labels = num_labels
 
     def __call__(self, names: Sequence[str], rng: random.Random) -> list[str]:
-        """Labels of one prompt.
+        """Sample the labels of one prompt.
 
         Args:
             names: Names of the image's boxes, with repetitions; may be empty.
-            rng: Source of randomness.
+            rng: Random generator.
 
         Returns:
-            Distinct labels, all of `names` among them.
+            Distinct labels that include all of `names`. Empty if there are neither names nor absent ones to draw.
         """
         positives = list(dict.fromkeys(names))
         wanted = rng.randint(*self.num_labels)
-        # Compared without case: "Cat" as a negative of a "cat" image would punish the right answer.
+        # Names are compared without case: "Cat" as a negative for a "cat" image would punish the right answer.
         held = {name_key(name) for name in positives}
         absent = [name for name in self.vocabulary if name_key(name) not in held]
         labels = positives + rng.sample(absent, min(len(absent), max(0, wanted - len(positives))))
         rng.shuffle(labels)
-        # An image without boxes and a vocabulary of its own names only: still a prompt.
         return labels
 
 

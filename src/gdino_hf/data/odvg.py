@@ -1,4 +1,4 @@
-"""ODVG json lines (Open-GroundingDino, MM-Grounding-DINO): detection and grounding, one picture a line."""
+"""ODVG json lines (Open-GroundingDino, MM-Grounding-DINO): detection or grounding annotations, one image per line."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MIXED = "it is one of grounding, but the first line is one of detection; keep them in two files"
+MIXED = "it is a grounding line, but the first line is a detection line; keep them in two files"
 
-# Parts of a file that the workers of a data loader share among themselves.
+# Number of parts a file is split into, to be shared among the workers of a data loader.
 _NUM_PARTS = 64
 
 
@@ -43,27 +43,27 @@ def read_odvg(
     label_map: str | Path | Mapping[Any, str] | None = None,
     streaming: bool = False,
 ) -> Dataset | IterableDataset:
-    """Read ODVG json lines; photographs are decoded when a row is read, not before.
+    """Read an ODVG json lines file; images are decoded only when a row is read.
 
-    A line is {"filename", "width", "height"} with "detection": {"instances": [{"bbox" xyxy, "label", "category"}]} or
-    "grounding": {"caption", "regions": [{"bbox", "phrase", "tokens_positive"}]}; a region's bbox may be a list of
-    boxes, its phrase a list of pieces. tokens_positive are [start, end) characters of the caption; a phrase without
-    them must stand in the caption once and only once, as a word of its own.
+    A line is {"filename", "width", "height"} with either "detection": {"instances": [{"bbox" xyxy, "label",
+    "category"}]} or "grounding": {"caption", "regions": [{"bbox", "phrase", "tokens_positive"}]}. A region's bbox may
+    be a list of boxes, and its phrase a list of pieces. tokens_positive are [start, end) characters of the caption; a
+    phrase without them must occur in the caption exactly once, as whole words.
 
     Args:
-        annotations: The json lines.
-        images: Folder of the photographs; the folder `images` beside the file by default, or its own.
-        label_map: Name of each label number, {"0": "cat", ...}, or its json file, for instances without a category;
-            `label_map.json` beside the file by default.
-        streaming: Read line by line as the data set is walked through. A line that cannot be used, or whose photograph
-            is missing, is then named in the log and left out instead of stopping a training in its midst.
+        annotations: The json lines file.
+        images: Folder of the images; by default `images` beside the file, or else the file's own folder.
+        label_map: Name of each label number, {"0": "cat", ...}, or the path of a json file with them, for instances
+            without a category; by default `label_map.json` beside the file.
+        streaming: Read the file line by line while iterating. A line that cannot be used, or whose image is missing,
+            is then logged and skipped instead of stopping a training run.
 
     Returns:
-        One row per line: as `read_coco` gives, `image_id` being the number of the line from 0, and where the first
-        line is one of grounding, `caption` and `spans` besides; `names` are then the phrases.
+        One row per line, as in `read_coco`; `image_id` is the line's number from 0. If the first line is a grounding
+        line, rows also have `caption` and `spans`, and `names` holds the phrases.
 
     Raises:
-        ValueError: A line cannot be used or names a photograph that does not exist; `check_dataset` lists all of them.
+        ValueError: A line cannot be used or its image does not exist; `check_dataset` lists all such lines.
     """
     names = read_label_map(annotations, label_map)
     folder = image_folder(annotations, images)
@@ -80,11 +80,11 @@ def read_odvg(
 
 
 def odvg_rows(annotations: str | Path, images: str | Path | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of `read_odvg` with the path of each photograph, which need not exist, instead of the picture.
+    """Yield the rows of `read_odvg` with the path of each image instead of the image, which need not exist.
 
     Args:
-        annotations: The json lines.
-        images: As in `read_odvg`.
+        annotations: The json lines file.
+        images: Folder of the images, as in `read_odvg`.
 
     Yields:
         One row per line.
@@ -97,14 +97,14 @@ def odvg_rows(annotations: str | Path, images: str | Path | None = None) -> Iter
 
 
 def odvg_names(annotations: str | Path, label_map: str | Path | Mapping[Any, str] | None = None) -> list[str] | None:
-    """The names of an ODVG detection file.
+    """Return the names of an ODVG detection file.
 
     Args:
-        annotations: The json lines. They are all read where there is no label map.
-        label_map: As in `read_odvg`.
+        annotations: The json lines file. All of it is read if there is no label map.
+        label_map: Names by label number, as in `read_odvg`.
 
     Returns:
-        The names in the order of their numbers, or None where no line is one of detection.
+        The names in the order of their label numbers, or None if the file has no detection lines.
 
     Raises:
         ValueError: The file or its label map cannot be read.
@@ -121,22 +121,22 @@ def odvg_names(annotations: str | Path, label_map: str | Path | Mapping[Any, str
                 order = float(label) if isinstance(label, int) else float("inf")
                 found.setdefault(parse_text(item.get("category"), "category"), order)
         except (ValueError, AttributeError, TypeError, OverflowError):
-            # Whoever reads the rows is told about this line.
+            # Reading the rows reports this line.
             continue
     return sorted(found, key=lambda name: found[name]) or None
 
 
 def has_captions(annotations: str | Path) -> bool:
-    """Whether the first line of an ODVG file that can be read is one of grounding.
+    """Return whether an ODVG file holds captions, judging by its first valid line.
 
     Args:
-        annotations: The json lines.
+        annotations: The json lines file.
 
     Returns:
-        True for captions and phrases, False for names.
+        True for grounding data (captions and phrases), False for detection data (names).
 
     Raises:
-        ValueError: The file cannot be read, or no line of it is ODVG.
+        ValueError: The file cannot be read, or has no valid line.
     """
     for _, line in odvg_lines(Path(annotations)):
         try:
@@ -145,21 +145,21 @@ def has_captions(annotations: str | Path) -> bool:
             continue
         if "grounding" in content or "detection" in content:
             return "grounding" in content
-    raise ValueError(f'{annotations} is not an ODVG file: no line of it has "detection" or "grounding".')
+    raise ValueError(f'{annotations} is not an ODVG file: none of its lines has "detection" or "grounding".')
 
 
 def read_label_map(annotations: str | Path, label_map: str | Path | Mapping[Any, str] | None) -> dict[int, str]:
-    """What an ODVG file's label numbers mean.
+    """Return the names of an ODVG file's label numbers.
 
     Args:
-        annotations: The json lines.
-        label_map: As in `read_odvg`.
+        annotations: The json lines file.
+        label_map: Names by label number or the path of a json file with them, as in `read_odvg`.
 
     Returns:
-        Names by number, empty where there is no map.
+        Label number to name; empty if there is no label map.
 
     Raises:
-        ValueError: The map cannot be read or holds something else.
+        ValueError: The label map cannot be read, or is not a dict of numbers to names.
     """
     if label_map is None:
         beside = Path(annotations).parent / "label_map.json"
@@ -170,7 +170,7 @@ def read_label_map(annotations: str | Path, label_map: str | Path | Mapping[Any,
     names = {}
     for number, name in content.items():
         if not str(number).strip().isdecimal():
-            raise ValueError(f"The label map has the number {shorten(number)}; its keys must be whole numbers from 0.")
+            raise ValueError(f"The label map has the key {shorten(number)}; its keys must be whole numbers from 0.")
         try:
             names[int(number)] = parse_text(name, f"the name of {number}")
         except ValueError as error:
@@ -179,40 +179,40 @@ def read_label_map(annotations: str | Path, label_map: str | Path | Mapping[Any,
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
-    """One line as a dict.
+    """Parse one line of an ODVG file.
 
     Args:
-        line: UTF-8.
+        line: The line as UTF-8 bytes.
 
     Returns:
-        What it holds.
+        The parsed dict.
 
     Raises:
-        ValueError: It is no json or no dict.
+        ValueError: The line is not valid json, or not a dict.
     """
     try:
         content = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"it is no json ({reason(error)})") from None
+        raise ValueError(f"it is not valid json ({reason(error)})") from None
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}, not a dict")
     return content
 
 
 def locate_phrase(caption: str, phrase: str) -> list[int]:
-    """Where a phrase stands in a caption, if there is no doubt about it.
+    """Find a phrase in a caption, provided that it occurs exactly once.
 
     Args:
-        caption: The text.
-        phrase: Compared without case; "cat" does not stand in "cattle".
+        caption: The caption.
+        phrase: The phrase, compared without case and as whole words: "cat" does not occur in "cattle".
 
     Returns:
-        [start, end) characters.
+        The phrase's [start, end) characters.
 
     Raises:
-        ValueError: It stands there more than once or not at all.
+        ValueError: The phrase occurs several times or not at all.
     """
-    # Letters and digits of any script end a word, an underscore does not.
+    # Letters and digits of any script continue a word; an underscore does not.
     found = list(re.finditer(rf"(?<![^\W_]){re.escape(phrase.strip())}(?![^\W_])", caption, re.IGNORECASE))
     if len(found) != 1:
         raise ValueError(
@@ -223,16 +223,16 @@ def locate_phrase(caption: str, phrase: str) -> list[int]:
 
 
 def line_entries(content: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], str | None]:
-    """What is annotated in a line.
+    """Return the annotations of a parsed line.
 
     Args:
-        content: A line.
+        content: The line, from `parse_line`.
 
     Returns:
-        Its instances and None, or its regions and the caption they refer to.
+        The instances and None for a detection line, or the regions and their caption for a grounding line.
 
     Raises:
-        ValueError: It has neither, or no caption.
+        ValueError: The line has neither instances nor regions, or its caption is missing.
     """
     if "grounding" in content:
         regions = _dicts(content["grounding"], "grounding", "regions")
@@ -241,16 +241,16 @@ def line_entries(content: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], s
 
 
 def entry_boxes(entry: Mapping[str, Any]) -> list[tuple[float, float, float, float]]:
-    """Boxes of an instance or a region.
+    """Return the boxes of an instance or a region.
 
     Args:
-        entry: From `line_entries`.
+        entry: Instance or region, from `line_entries`.
 
     Returns:
-        xyxy as annotated; a phrase may have several.
+        Boxes as annotated, xyxy in pixels; a region may have several.
 
     Raises:
-        ValueError: One is not four finite numbers.
+        ValueError: A box is not four finite numbers.
     """
     bbox: Any = entry.get("bbox")
     several = isinstance(bbox, list) and len(bbox) > 0 and isinstance(bbox[0], list)
@@ -258,22 +258,22 @@ def entry_boxes(entry: Mapping[str, Any]) -> list[tuple[float, float, float, flo
 
 
 def entry_name(entry: Mapping[str, Any], names: Mapping[int, str], caption: str | None) -> tuple[str, list[list[int]]]:
-    """What an instance or a region is.
+    """Return the name of an instance, or the phrase of a region and its place in the caption.
 
     Args:
-        entry: From `line_entries`.
-        names: Names by label number.
-        caption: Of the line; None for an instance.
+        entry: Instance or region, from `line_entries`.
+        names: Label number to name.
+        caption: Caption of the region; None for an instance.
 
     Returns:
-        Its name or phrase, and the phrase's [start, end) characters in the caption.
+        The name or phrase, and the phrase's [start, end) characters in the caption; empty for an instance.
 
     Raises:
-        ValueError: A number has no name, or it is not known where in the caption the phrase stands.
+        ValueError: The label number has no name, or the phrase's place in the caption is unknown.
     """
     if caption is not None:
         phrase = entry.get("phrase")
-        # A phrase that the caption interrupts is published as a list of its pieces.
+        # Datasets publish a phrase that is interrupted by other words as a list of its pieces.
         pieces = [
             parse_text(piece, "a phrase") for piece in (phrase if isinstance(phrase, list) and phrase else [phrase])
         ]
@@ -288,7 +288,7 @@ def entry_name(entry: Mapping[str, Any], names: Mapping[int, str], caption: str 
 
 def _dicts(part: Any, name: str, entries: str) -> list[Mapping[str, Any]]:
     if not isinstance(part, Mapping):
-        raise ValueError(f'it has no dict "{name}"')
+        raise ValueError(f'it has no dict named "{name}"')
     items = part.get(entries, [])
     if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
         raise ValueError(f"its {entries} are not a list of dicts")
@@ -330,7 +330,7 @@ def _row(
                 row["spans"].append(pairs)
                 row["crowd"].append(False)
     if must_exist and not is_file(path):
-        raise ValueError(f"its photograph {path} does not exist")
+        raise ValueError(f"its image {path} does not exist")
     return row
 
 
@@ -352,21 +352,22 @@ def _stream(
             try:
                 row = _row(line, number, folder, names, captions)
             except ValueError as error:
-                logger.warning("Line %d of %s is left out: %s.", number + 1, annotations, error)
+                logger.warning("Line %d of %s is skipped: %s.", number + 1, annotations, error)
                 continue
             yield row
 
 
 def odvg_lines(path: Path, begin: int = 0, end: int | None = None, first: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Lines of a file that are not blank.
+    """Yield the lines of a file that are not blank.
 
     Args:
         path: The file.
-        begin, end: Only lines that begin at these bytes or between them; `begin` must begin one.
+        begin: Byte offset to start from, which must be the beginning of a line.
+        end: Byte offset to stop at; a line that begins before it is read completely. None reads to the end.
         first: Number of the line at `begin`.
 
     Yields:
-        Number and bytes of each line.
+        The number and the bytes of each line.
 
     Raises:
         ValueError: The file cannot be read.
@@ -387,7 +388,7 @@ def odvg_lines(path: Path, begin: int = 0, end: int | None = None, first: int = 
 
 
 def _parts(path: Path) -> list[tuple[int, int, int]]:
-    """(first byte, last byte, number of the first line) of parts of a file that begin and end with a line."""
+    """Split a file at line ends into (first byte, end byte, number of the first line)."""
     size = path.stat().st_size
     step = max(1, size // _NUM_PARTS)
     parts: list[tuple[int, int, int]] = []

@@ -1,4 +1,4 @@
-"""Which labels a training prompt has: all that fit, positives first, none that the model cannot tell apart."""
+"""Choosing the labels of a training prompt: as many as fit, positives first, each only once."""
 
 from __future__ import annotations
 
@@ -17,38 +17,39 @@ _Key = tuple[int, ...]
 
 
 class PromptPacker:
-    """Fits labels into prompts of a length, by their real tokens.
+    """Fits labels into prompts of limited length, measured in the tokens they really have.
 
     Args:
         tokenizer: Tokenizer of the model's text encoder.
-        max_text_len: Most tokens of a prompt.
+        max_text_len: Maximum number of tokens in a prompt.
     """
 
     def __init__(self, tokenizer: Any, max_text_len: int) -> None:
         self.tokenizer = tokenizer
         self.max_text_len = max_text_len
-        # [CLS] and [SEP] stand in every prompt.
+        # Every prompt also holds [CLS] and [SEP].
         self.room = max_text_len - 2
         self._known: dict[str, tuple[_Key, int] | None] = {}
         self._overflow_named = False
 
     def choose(self, labels: Sequence[str], positives: Sequence[str], rng: random.Random, turn: int) -> list[str]:
-        """Labels of one prompt, none twice.
+        """Choose the labels of one prompt.
 
-        Where all labels fit, these are all of them. Where they do not, absent ones are left out at random. Where even
-        the positives do not fit, there are no absent ones, and the positives are parted into groups that fit, one
-        group a turn with what else fits: over as many epochs as there are groups, each of them is trained on.
+        If all labels fit, all are chosen. Otherwise absent labels are dropped at random. If not even the positives
+        fit, no absent label is chosen: the positives are split into groups that fit, `turn` selects a group, and
+        other positives fill the remaining space, so that over as many epochs as there are groups every positive is
+        trained on.
 
         Args:
-            labels: What may be asked for, positives among it in any spelling.
+            labels: Labels to choose from; they include the positives, in any spelling.
             positives: Names of the image's boxes.
-            rng: Source of randomness.
-            turn: Which group is chosen, the epoch say.
+            rng: Random generator.
+            turn: Number that selects the group of positives, usually the epoch.
 
         Returns:
-            Labels in the order given. A label that no prompt can hold is named in the log once and left out.
+            Distinct labels in the given order. A label too long for any prompt is logged once and dropped.
         """
-        # In the row's order, not the prompt's, which may be another in each epoch: the groups must stay the same.
+        # Groups must stay the same in every epoch, so they follow the order of the row's names, not of the prompt.
         present = list(dict.fromkeys(key for name in positives if (key := self.key(name)) is not None))
         known: dict[_Key, tuple[str, int]] = {}
         for label in [*labels, *positives]:
@@ -61,13 +62,13 @@ class PromptPacker:
         return [label for label, _ in known.values()]
 
     def key(self, label: str) -> _Key | None:
-        """What labels share that are one label to the model: its tokens in lower case.
+        """Return what identifies a label to the model: its tokens in lower case.
 
         Args:
-            label: Any label.
+            label: The label.
 
         Returns:
-            The tokens, or None where no prompt can hold the label.
+            The tokens, equal for labels the model cannot tell apart, or None if no prompt can hold the label.
         """
         found = self._look_up(label)
         return None if found is None else found[0]
@@ -75,17 +76,18 @@ class PromptPacker:
     def _within(
         self, known: dict[_Key, tuple[str, int]], positives: list[_Key], rng: random.Random, turn: int
     ) -> set[_Key]:
+        """Choose labels that fit the prompt when not all of them do."""
         groups = pack([known[key][1] for key in positives], self.room)
         if len(groups) > 1:
             if not self._overflow_named:
                 self._overflow_named = True
                 logger.warning(
-                    "An image has %d labels that are more than the %d tokens of a prompt: they take turns, and "
-                    "their boxes with them. Other such images are not mentioned.",
+                    "An image has %d labels, which do not fit a prompt of %d tokens: the labels and their boxes take "
+                    "turns over the epochs. Further such images are not reported.",
                     len(positives),
                     self.max_text_len,
                 )
-            # The group of this turn, and what else fits of those that follow it.
+            # This turn's group comes first, then the positives after it fill the remaining space.
             first = groups[turn % len(groups)][0]
             candidates, taken = positives[first:] + positives[:first], set()
         else:
@@ -99,7 +101,7 @@ class PromptPacker:
         return taken
 
     def _look_up(self, label: str) -> tuple[_Key, int] | None:
-        """Key and number of tokens of a label with its period."""
+        """Return a label's key and its number of tokens, including its period."""
         if label not in self._known:
             try:
                 tokens = build_prompt([label], self.tokenizer, self.max_text_len).chunks[0].input_ids[1:-1]
@@ -112,14 +114,14 @@ class PromptPacker:
 
 
 def pack(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Part a sequence into as few runs as hold it.
+    """Split a sequence into consecutive groups that fit, filling each before the next is begun.
 
     Args:
-        lengths: Tokens of each member.
-        room: Most tokens of a run; a longer member has a run of its own.
+        lengths: Number of tokens of each element.
+        room: Maximum number of tokens in a group; a longer element gets a group of its own.
 
     Returns:
-        Indices of each run, at least one run.
+        Indices of each group's elements; always at least one group.
     """
     groups: list[list[int]] = [[]]
     used = 0

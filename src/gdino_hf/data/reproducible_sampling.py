@@ -39,12 +39,12 @@ OnError = Literal["stop", "skip"]
 
 
 class SampleKey(NamedTuple):
-    """One look at one row.
+    """Identity of one draw of one row, which seeds everything random about it.
 
     Attributes:
-        epoch: Which pass over the data, from 0.
-        row: Its index.
-        copy: How often the row came before in this epoch.
+        epoch: Number of the pass over the data, from 0.
+        row: Index of the row.
+        copy: Number of times the row was already drawn in this epoch.
     """
 
     epoch: int
@@ -53,19 +53,20 @@ class SampleKey(NamedTuple):
 
 
 class ReproducibleSampler(torch.utils.data.Sampler[SampleKey]):
-    """Every row once an epoch, in an order that follows from seed and epoch alone.
+    """Draws every row once per epoch, in an order that depends only on the seed and the epoch.
 
     Args:
-        num_rows: Rows of the data set.
-        seed: Of the order.
-        shuffle: Whether the order changes; otherwise it is that of the rows.
-        weights: How often each row comes in an epoch, for rare names: a fraction is a probability, drawn anew each
-            epoch. The number of visits is the same in every epoch, the rounded sum.
-        multiple: An epoch is filled up with further visits of its first rows to a multiple of this. With the images of
-            a step over all processes, the last step of an epoch is whole, and so the same however it is parted.
+        num_rows: Number of rows in the data set.
+        seed: Seed for the order.
+        shuffle: Whether to shuffle each epoch; otherwise rows keep their order.
+        weights: Mean number of draws of each row per epoch, used to oversample rare names. Fractions are drawn at
+            random in each epoch; the length of an epoch is always the rounded sum. None draws each row once.
+        multiple: Number that the length of an epoch is rounded up to a multiple of, by drawing its first rows again.
+            With the number of images per optimization step over all processes, the last step of an epoch is complete
+            and thus the same for any number of processes.
 
     Raises:
-        ValueError: There is no row, or not one weight for each, or the multiple is below 1.
+        ValueError: There are no rows, the weights do not match them, or `multiple` is below 1.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class ReproducibleSampler(torch.utils.data.Sampler[SampleKey]):
         if num_rows < 1:
             raise ValueError("The data set has no rows, so there is nothing to train on.")
         if weights is not None and (len(weights) != num_rows or min(weights) < 0 or sum(weights) < 0.5):
-            raise ValueError(f"There must be {num_rows} weights of at least 0, some above it; got {len(weights)}.")
+            raise ValueError(f"weights must be {num_rows} numbers of at least 0, not all 0; got {len(weights)}.")
         if multiple < 1:
             raise ValueError(f"multiple must be at least 1, got {multiple}.")
         self.num_rows = num_rows
@@ -90,43 +91,43 @@ class ReproducibleSampler(torch.utils.data.Sampler[SampleKey]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch is walked through next.
+        """Set the epoch of the next iteration.
 
         Args:
-            epoch: From 0.
+            epoch: Number of the epoch, from 0.
         """
         self.epoch = int(epoch)
 
     def __len__(self) -> int:
-        return -(-self._own_length() // self.multiple) * self.multiple
+        return -(-self._length_before_filling() // self.multiple) * self.multiple
 
-    def _own_length(self) -> int:
+    def _length_before_filling(self) -> int:
         return self.num_rows if self.weights is None else round(sum(self.weights))
 
     def __iter__(self) -> Iterator[SampleKey]:
         rng = random.Random(f"order {self.seed} {self.epoch}")
-        length = self._own_length()
-        order = list(range(length)) if self.weights is None else _systematic(self.weights, length, rng)
-        visits, seen = [], Counter[int]()
+        length = self._length_before_filling()
+        order = list(range(length)) if self.weights is None else _systematic_sample(self.weights, length, rng)
+        keys, seen = [], Counter[int]()
         for index in order:
-            visits.append(SampleKey(self.epoch, index, seen[index]))
+            keys.append(SampleKey(self.epoch, index, seen[index]))
             seen[index] += 1
         if self.shuffle:
-            rng.shuffle(visits)
+            rng.shuffle(keys)
         for place in range(len(self) - length):
-            row = visits[place].row
-            visits.append(SampleKey(self.epoch, row, seen[row]))
+            row = keys[place].row
+            keys.append(SampleKey(self.epoch, row, seen[row]))
             seen[row] += 1
-        return iter(visits)
+        return iter(keys)
 
 
 class ReproducibleDataset(torch.utils.data.Dataset[dict[str, Any]]):
-    """Rows that know their visit, and pictures that cannot be read dealt with.
+    """Rows that carry the sample key they were drawn with; images that cannot be read are reported or skipped.
 
     Args:
         rows: A `datasets.Dataset` or any sequence of rows.
-        on_error: What a picture that cannot be read does: "stop" raises one clear ValueError, "skip" names it in the
-            log and takes the next row's instead.
+        on_error: Reaction to an image that cannot be read: "stop" raises a ValueError that names it, "skip" logs it and
+            returns the next row instead.
     """
 
     def __init__(self, rows: Any, on_error: OnError = "stop") -> None:
@@ -140,20 +141,20 @@ class ReproducibleDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return len(self.rows)
 
     def __getitem__(self, item: SampleKey | int) -> dict[str, Any]:
-        """A row.
+        """Return a row.
 
         Args:
-            item: From a `ReproducibleSampler`, or the plain index, which gives a row without "sample_key".
+            item: A key from a `ReproducibleSampler`, or a plain index, which gives a row without "sample_key".
 
         Returns:
-            The row; one taken in another's place has that one's visit.
+            The row. A row that replaces an unreadable one carries the sample key that was asked for.
 
         Raises:
-            ValueError: The picture cannot be read.
+            ValueError: The image cannot be read.
         """
         if isinstance(item, tuple):
-            visit = SampleKey(*item)
-            return {**self._read(visit.row), "sample_key": visit}
+            key = SampleKey(*item)
+            return {**self._read(key.row), "sample_key": key}
         return self._read(item)
 
     def _read(self, index: int) -> dict[str, Any]:
@@ -161,36 +162,37 @@ class ReproducibleDataset(torch.utils.data.Dataset[dict[str, Any]]):
             place = (index + step) % len(self.rows)
             try:
                 return dict(self.rows[place])
-            # Decoders raise whatever a damaged file leads them to.
+            # A damaged file makes the decoders raise exceptions of almost any type.
             except Exception as error:
-                fault = f"The picture {self._name(place)} cannot be read ({reason(error)})"
+                fault = f"The image {self._name(place)} cannot be read ({reason(error)})"
                 if self.on_error == "stop":
-                    raise ValueError(f"{fault}; repair it, or skip such pictures.") from error
+                    raise ValueError(f"{fault}; repair it, or skip such images.") from error
                 if place not in self._named:
                     self._named.add(place)
-                    logger.warning("%s; the next row's is taken.", fault)
-        raise ValueError(f"None of the {len(self.rows)} pictures can be read; see the log.")
+                    logger.warning("%s; the next row is used instead.", fault)
+        raise ValueError(f"None of the {len(self.rows)} images can be read; see the log.")
 
     def _name(self, index: int) -> str:
         try:
             from datasets import Image
 
             return str(self.rows.cast_column("image", Image(decode=False))[index]["image"]["path"])
-        # Other rows than those of `datasets` have no such column.
+        # Only rows of `datasets` have such a column.
         except Exception:
             return f"of row {index}"
 
 
 class ReproducibleStream(torch.utils.data.IterableDataset[dict[str, Any]]):
-    """The same for rows that are streamed: the visit's row is its `image_id`.
+    """A `ReproducibleDataset` for streamed rows; the `row` of a sample key is the row's `image_id`.
 
     Args:
-        rows: A `datasets.IterableDataset` of this package.
-        seed: Of the order.
-        buffer: Rows held for drawing the next one from at random; 0 keeps the file's order.
-        on_error: As in `ReproducibleDataset`; "skip" leaves the row out.
-        endless: Begin the next epoch at the end of one. Batches skipped in a resumed run are then counted over all
-            epochs, and no batch is short.
+        rows: A `datasets.IterableDataset` from one of this package's readers.
+        seed: Seed for the order.
+        buffer: Number of rows in the shuffle buffer; 0 keeps the file's order.
+        on_error: Reaction to an image that cannot be read: "stop" raises a ValueError that names it, "skip" logs it and
+            drops the row.
+        endless: Whether to continue with the next epoch at the end of one. Batches to skip in a resumed run are then
+            counted over all epochs, and no batch is shorter than the others.
     """
 
     def __init__(
@@ -200,7 +202,7 @@ class ReproducibleStream(torch.utils.data.IterableDataset[dict[str, Any]]):
 
         if on_error not in ("stop", "skip"):
             raise ValueError(f"on_error must be 'stop' or 'skip', got {on_error!r}.")
-        # Decoded here, where a damaged picture can be told from the end of the data.
+        # Images are decoded in `_epoch_rows`, where a damaged one cannot be mistaken for the end of the data.
         rows = rows.cast_column("image", Image(decode=False))
         self.rows = rows.shuffle(seed=seed, buffer_size=buffer) if buffer else rows
         self.on_error = on_error
@@ -208,34 +210,34 @@ class ReproducibleStream(torch.utils.data.IterableDataset[dict[str, Any]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch is walked through next.
+        """Set the epoch of the next iteration.
 
         Args:
-            epoch: From 0.
+            epoch: Number of the epoch, from 0.
         """
         self.epoch = int(epoch)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """The rows of this epoch, or of this one and all that follow.
+        """Yield the rows of the epoch; if endless, of all epochs from this one on.
 
         Raises:
-            ValueError: A picture, or none of an epoch's pictures, can be read.
+            ValueError: An image cannot be read and `on_error` is "stop", or no image of an epoch can be read.
         """
         for epoch in itertools.count(self.epoch):
             num_read = num_rows = 0
-            for row in self._walk(epoch):
+            for row in self._epoch_rows(epoch):
                 num_rows += 1
                 if row is not None:
                     num_read += 1
                     yield row
             if num_rows and not num_read:
-                raise ValueError(f"None of the {num_rows} pictures can be read; see the log.")
-            # A worker process may have no rows at all.
+                raise ValueError(f"None of the {num_rows} images can be read; see the log.")
+            # With fewer parts of the file than worker processes, some workers have no rows.
             if not self.endless or not num_rows:
                 return
 
-    def _walk(self, epoch: int) -> Iterator[dict[str, Any] | None]:
-        """The rows of an epoch, None for one whose picture is passed over."""
+    def _epoch_rows(self, epoch: int) -> Iterator[dict[str, Any] | None]:
+        """Yield the rows of an epoch, and None in place of each row whose image is skipped."""
         from datasets import Image
 
         decoder = Image()
@@ -243,33 +245,33 @@ class ReproducibleStream(torch.utils.data.IterableDataset[dict[str, Any]]):
         for row in self.rows:
             try:
                 image = decoder.decode_example(row["image"])
-            # As above.
+            # A damaged file makes the decoders raise exceptions of almost any type.
             except Exception as error:
-                fault = f"The picture {row['image'].get('path')} cannot be read ({reason(error)})"
+                fault = f"The image {row['image'].get('path')} cannot be read ({reason(error)})"
                 if self.on_error == "stop":
-                    raise ValueError(f"{fault}; repair it, or skip such pictures.") from error
-                logger.warning("%s; it is left out.", fault)
+                    raise ValueError(f"{fault}; repair it, or skip such images.") from error
+                logger.warning("%s; it is skipped.", fault)
                 yield None
                 continue
             yield {**row, "image": image, "sample_key": SampleKey(epoch, row["image_id"])}
 
 
 def row_random(row: Mapping[str, Any], seed: int) -> random.Random | None:
-    """The randomness of one visit.
+    """Return the random generator for one draw of a row.
 
     Args:
-        row: From `ReproducibleDataset` or `ReproducibleStream`.
-        seed: Of the training.
+        row: A row from a `ReproducibleDataset` or `ReproducibleStream`.
+        seed: Seed of the training run.
 
     Returns:
-        A generator that depends on seed and visit only; None for a row without a visit.
+        A generator that depends only on the seed and the row's sample key; None if the row has no sample key.
     """
-    visit = row.get("sample_key")
-    return None if visit is None else random.Random(f"row {seed} {tuple(visit)}")
+    key = row.get("sample_key")
+    return None if key is None else random.Random(f"row {seed} {tuple(key)}")
 
 
-def _systematic(weights: Iterable[float], total: int, rng: random.Random) -> list[int]:
-    """As many indices as asked for, each at its weight's frequency: evenly spaced marks on the weights' sum."""
+def _systematic_sample(weights: Iterable[float], total: int, rng: random.Random) -> list[int]:
+    """Draw `total` indices in proportion to their weights by systematic sampling: evenly spaced marks on the sum."""
     weights = list(weights)
     spacing = sum(weights) / total
     mark, passed = rng.random() * spacing, 0.0

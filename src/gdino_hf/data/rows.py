@@ -1,4 +1,4 @@
-"""What every data set becomes: rows of a picture, its boxes and their names, and how values of files are judged."""
+"""The row format shared by all data sets, and parsing of single values from annotation files."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ LARGEST_SIDE = 2**31 - 1
 
 
 def features(captions: bool) -> Features:
-    """Columns of a data set.
+    """Return the columns of a data set.
 
     Args:
         captions: Whether rows have `caption` and `spans`.
 
     Returns:
-        `image` decoded when a row is read, `image_id`, `width`, `height`, `boxes` (N, 4) xyxy in pixels, `names` (N),
-        `crowd` (N), and for grounding `caption` (None on rows without) and `spans`: per box its [start, end) pairs of
-        the caption's characters.
+        `image` (decoded when a row is read), `image_id`, `width`, `height`, `boxes` ((N, 4) xyxy in pixels), `names`
+        (N) and `crowd` (N); for grounding also `caption` (None in rows without one) and `spans` (a list of [start, end)
+        characters of the caption per box).
     """
     from datasets import Features, Image, List, Value
 
@@ -48,10 +48,10 @@ def features(captions: bool) -> Features:
 
 
 def make_dataset(rows: Iterator[dict[str, Any]], captions: bool) -> Dataset:
-    """A data set in memory, except for its pictures.
+    """Build a data set in memory; its images stay on disk.
 
     Args:
-        rows: With the path of the picture as "image".
+        rows: Rows with the image's path as "image".
         captions: Whether rows have `caption` and `spans`.
 
     Returns:
@@ -70,12 +70,12 @@ def make_dataset(rows: Iterator[dict[str, Any]], captions: bool) -> Dataset:
 def make_stream(
     generator: Callable[..., Iterator[dict[str, Any]]], captions: bool, arguments: Mapping[str, Any]
 ) -> IterableDataset:
-    """A data set that is read as it is walked through.
+    """Build a data set that is read while iterating.
 
     Args:
-        generator: Yields rows with the path of the picture as "image".
+        generator: Function that yields rows with the image's path as "image".
         captions: Whether rows have `caption` and `spans`.
-        arguments: Of the generator; one that is a list is parted among the workers of a data loader.
+        arguments: Keyword arguments of the generator. Lists among them are split among a data loader's workers.
 
     Returns:
         The data set.
@@ -86,14 +86,17 @@ def make_stream(
 
 
 def read_json(path: str | Path, what: str) -> Any:
-    """A file's content.
+    """Read a json file.
 
     Args:
         path: The file.
-        what: What it should be, for messages.
+        what: Description of the expected content, for the error message.
+
+    Returns:
+        The parsed content.
 
     Raises:
-        ValueError: It cannot be read or is no json.
+        ValueError: The file cannot be read, or is not valid json.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
@@ -102,13 +105,13 @@ def read_json(path: str | Path, what: str) -> Any:
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong in a line, without the file's path, which messages name themselves, and without a period.
+    """Describe an exception in one line, without the file's path (which messages add themselves) and without a period.
 
     Args:
         error: Any exception.
 
     Returns:
-        The first line of its message, or its type's name where it has none.
+        The first line of its message, or the name of its type if it has no message.
     """
     if isinstance(error, UnidentifiedImageError):
         return "it is no picture"
@@ -118,13 +121,13 @@ def reason(error: BaseException) -> str:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is such a file; a name that no file system takes names none.
+    """Return whether a path is an existing file; False, not an exception, for names the file system does not allow.
 
     Args:
         path: Any path.
 
     Returns:
-        True where it can be opened as a file.
+        True if it can be opened as a file.
     """
     try:
         return path.is_file()
@@ -133,14 +136,15 @@ def is_file(path: Path) -> bool:
 
 
 def image_path(folder: str | Path, name: str) -> Path:
-    """A photograph's file.
+    """Return the path of an image named in an annotation file.
 
     Args:
-        folder: Of the photographs.
-        name: What the annotations call it; some tools write the folder's own name before it, or backslashes.
+        folder: Folder of the images.
+        name: The image's name in the annotations. Some tools put the folder's own name in front of it, or write
+            backslashes; both are resolved.
 
     Returns:
-        The file, which need not exist.
+        The path; the file need not exist.
     """
     path = Path(folder) / name
     if "\\" in name and not is_file(path):
@@ -152,67 +156,67 @@ def image_path(folder: str | Path, name: str) -> Path:
 
 
 def parse_integer(value: Any, what: str, low: int, high: int = LARGEST_ID) -> int:
-    """A whole number out of a file.
+    """Check that a value from a file is a whole number.
 
     Args:
-        value: 3 or 3.0, but not "3" or true.
-        what: Its name, for messages.
-        low: Least.
-        high: Most.
+        value: The value; 3 and 3.0 are whole numbers, "3" and true are not.
+        what: Description of the value, for the error message.
+        low: Smallest allowed number.
+        high: Largest allowed number.
 
     Returns:
         The number.
 
     Raises:
-        ValueError: It is something else, or not within low..high.
+        ValueError: The value is not a whole number, or is outside low..high.
     """
     number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
     if not number or isinstance(value, bool) or value != int(value) or not low <= value <= high:
-        raise ValueError(f"{what} is {shorten(value)}, not a whole number of {low} to {high}")
+        raise ValueError(f"{what} is {shorten(value)}, not a whole number from {low} to {high}")
     return int(value)
 
 
 def parse_text(value: Any, what: str) -> str:
-    """A name out of a file.
+    """Check that a value from a file is text with at least one visible character.
 
     Args:
-        value: A string with something in it.
-        what: Its name, for messages.
+        value: The value.
+        what: Description of the value, for the error message.
 
     Returns:
-        The string.
+        The text.
 
     Raises:
-        ValueError: It is no string, holds nothing but blanks, or bytes that are no text.
+        ValueError: The value is not a string, is blank, or cannot be encoded as UTF-8.
     """
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{what} is {shorten(value)}, not a text with something in it")
+        raise ValueError(f"{what} is {shorten(value)}, not a non-empty text")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{what} {shorten(value)} holds characters that are no text") from None
+        raise ValueError(f"{what} {shorten(value)} holds characters that are no valid text") from None
     return value
 
 
 def parse_box(value: Any, form: str) -> tuple[float, float, float, float]:
-    """A box out of a file.
+    """Check that a value from a file is a box.
 
     Args:
-        value: Four numbers in pixels.
-        form: "xywh" or "xyxy".
+        value: The value, four numbers in pixels.
+        form: Meaning of the numbers: "xywh" or "xyxy".
 
     Returns:
-        xyxy as annotated, which may leave the picture or have no area.
+        The box as xyxy in pixels. It is not clipped and may have no area.
 
     Raises:
-        ValueError: It is not four finite numbers.
+        ValueError: The value is not four finite numbers.
     """
     numbers = (
         isinstance(value, Sequence)
         and len(value) == 4
         and all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in value)
     )
-    # Beyond float32 there is no number for a box, and an integer may have a thousand digits.
+    # The limit keeps numbers within float32; it also rejects integers of a thousand digits before they are converted.
     if not numbers or not all(abs(number) < 1e30 for number in value):
         raise ValueError(f"the box {shorten(value)} is not four finite numbers {', '.join(form)}")
     x, y, third, fourth = (float(number) for number in value)
@@ -220,17 +224,17 @@ def parse_box(value: Any, form: str) -> tuple[float, float, float, float]:
 
 
 def clip_box(box: Sequence[float], width: int, height: int) -> list[float] | None:
-    """The part of a box inside its picture.
+    """Clip a box to its image.
 
     Args:
-        box: xyxy in pixels.
-        width, height: Of the picture, in pixels.
+        box: The box as xyxy in pixels.
+        width, height: Size of the image in pixels.
 
     Returns:
-        xyxy, or None where no area is left in the float32 that the data set stores.
+        The clipped box as xyxy, or None if no area is left in float32, the type in which data sets store boxes.
     """
     inside = [max(0.0, box[0]), max(0.0, box[1]), min(float(width), box[2]), min(float(height), box[3])]
-    # Quick, for millions of boxes: float32 tells apart what is further apart than that in any picture.
+    # Shortcut for the usual case: a side above one pixel cannot vanish in float32 in an image of this size.
     if inside[2] - inside[0] > 1 and inside[3] - inside[1] > 1 and max(width, height) < 2**20:
         return inside
     x1, y1, x2, y2 = np.asarray(inside, dtype=np.float32).tolist()

@@ -1,8 +1,9 @@
-"""Augmentations that keep boxes true: each takes and returns {"image", "boxes", "names", ...}.
+"""Augmentations that change an image together with its boxes, names and caption.
 
-An example's `boxes` are (N, 4) xyxy in pixels of its image; `names`, `crowd` and `spans` have one entry per box, and
-`spans` are [start, end) characters of its `caption`. `resized` marks an image that has the size the model shall see.
-Randomness comes from the `random.Random` handed in, so an example and a seed give one result.
+A transform maps one example {"image", "boxes", "names", ...} to another. `boxes` are (N, 4) xyxy in pixels; `names`,
+`crowd` and `spans` have one entry per box; `spans` are [start, end) characters of `caption`. `resized` marks an image
+that already has the model's input size. All randomness comes from the `random.Random` passed in, so an example and a
+seed determine the result.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from .captions import swap_sides
 Example = dict[str, Any]
 Transform = Callable[[Example, random.Random], Example]
 
-# Padding becomes about zero after normalization with the ImageNet mean.
+# The ImageNet mean, so that padding is about zero after normalization.
 PADDING_COLOUR = (124, 116, 104)
 
 BILINEAR = Image.Resampling.BILINEAR
@@ -30,7 +31,7 @@ _ONE_PER_BOX = ("names", "crowd", "spans")
 
 
 class Compose:
-    """Several transforms, one after the other."""
+    """Apply several transforms in order."""
 
     def __init__(self, transforms: Sequence[Transform]) -> None:
         self.transforms = list(transforms)
@@ -42,10 +43,10 @@ class Compose:
 
 
 class RandomHorizontalFlip:
-    """Mirror the image left to right, and "left" and "right" in its names and its caption with it.
+    """Mirror the image left to right and swap "left" and "right" in its names and its caption.
 
     Args:
-        probability: How often, 0..1.
+        probability: Probability of mirroring, 0..1.
     """
 
     def __init__(self, probability: float = 0.5) -> None:
@@ -56,10 +57,10 @@ class RandomHorizontalFlip:
 
 
 class RandomHalfTurn:
-    """Turn the image by 180 degrees, which puts right what was left; with mirroring, all four ways a rectangle can lie.
+    """Rotate the image by 180 degrees and swap "left" and "right"; with mirroring this covers all four orientations.
 
     Args:
-        probability: How often, 0..1.
+        probability: Probability of rotating, 0..1.
     """
 
     def __init__(self, probability: float = 0.5) -> None:
@@ -75,17 +76,17 @@ class RandomHalfTurn:
 
 
 class RandomScaleCrop:
-    """Cut a random window and let it stand for the image: objects get larger, or smaller beside padding.
+    """Replace the image by a random window of it, so that objects get larger, or smaller within padding.
 
-    The window has the image's size divided by a random scale and a jittered aspect. Where it is larger than the
-    image, the image stands somewhere inside it on grey. A box is cut at the window; when less than `min_visibility`
-    of its area is left, the box goes, since what remains no longer shows the object.
+    The window has the image's size divided by a random scale, with a jittered aspect ratio. If it is larger than the
+    image, the image lies at a random place inside it on grey padding. Boxes are clipped to the window; a box that keeps
+    less than `min_visibility` of its area is dropped, since the rest no longer shows the object.
 
     Args:
         scale: Smallest and largest magnification.
-        aspect: Largest stretch of the window's aspect, as a factor of at least 1.
-        min_visibility: Least visible part of a box's area for it to stay, 0..1.
-        probability: How often, 0..1.
+        aspect: Largest factor by which the aspect ratio changes, at least 1.
+        min_visibility: Smallest fraction of a box's area that must stay visible to keep the box, 0..1.
+        probability: Probability of cropping, 0..1.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class RandomScaleCrop:
         probability: float = 0.8,
     ) -> None:
         if not 0 < scale[0] <= scale[1]:
-            raise ValueError(f"scale must be two positive numbers in rising order, got {scale}.")
+            raise ValueError(f"scale must be two positive numbers in ascending order, got {scale}.")
         if aspect < 1:
             raise ValueError(f"aspect must be at least 1, got {aspect}.")
         self.scale = scale
@@ -117,12 +118,12 @@ class RandomScaleCrop:
 
 
 class RandomCrop:
-    """Cut out a window of random sides, so that objects are seen at other scales once the image is resized.
+    """Crop a window of random size, so that objects are seen at other scales once the image is resized.
 
     Args:
-        least, most: Bounds of each side as a part of the image's, 0..1.
-        min_visibility: Least visible part of a box's area for it to stay, 0..1.
-        probability: How often, 0..1.
+        least, most: Smallest and largest side of the window as a fraction of the image's side, 0..1.
+        min_visibility: Smallest fraction of a box's area that must stay visible to keep the box, 0..1.
+        probability: Probability of cropping, 0..1.
 
     Raises:
         ValueError: The bounds are not 0 < least <= most <= 1.
@@ -132,7 +133,7 @@ class RandomCrop:
         self, least: float = 0.5, most: float = 1.0, min_visibility: float = 0.35, probability: float = 0.5
     ) -> None:
         if not 0 < least <= most <= 1:
-            raise ValueError(f"least and most must be in rising order within 0..1, got {least} and {most}.")
+            raise ValueError(f"least and most must be in ascending order within 0..1, got {least} and {most}.")
         self.least = least
         self.most = most
         self.min_visibility = min_visibility
@@ -149,18 +150,19 @@ class RandomCrop:
 
 
 class RandomChoiceResize:
-    """Bring the image to one of several sizes; the processor then takes it as it is. Stands last.
+    """Resize the image to one of several sizes, which the processor then leaves alone; use it as the last transform.
 
     Args:
-        sizes: Each as the image processor's `size`: {"shortest_edge", "longest_edge"} or {"height", "width"}.
+        sizes: Sizes to choose from, each in the form of the image processor's `size`: {"shortest_edge", "longest_edge"}
+            or {"height", "width"}.
 
     Raises:
-        ValueError: There is no size.
+        ValueError: `sizes` is empty.
     """
 
     def __init__(self, sizes: Sequence[Mapping[str, int]]) -> None:
         if not sizes:
-            raise ValueError("There is no size to choose from; give one at least.")
+            raise ValueError("There is no size to choose from; pass at least one.")
         self.sizes = [dict(size) for size in sizes]
 
     def __call__(self, example: Example, rng: random.Random) -> Example:
@@ -170,11 +172,11 @@ class RandomChoiceResize:
 
 
 class RandomColour:
-    """Change brightness, contrast and saturation a little; hues stay, since captions and names tell colours.
+    """Jitter brightness, contrast and saturation; hue stays the same, since names and captions mention colours.
 
     Args:
         strength: Largest relative change of each, 0..1.
-        probability: How often, 0..1.
+        probability: Probability of a change, 0..1.
     """
 
     def __init__(self, strength: float = 0.3, probability: float = 0.5) -> None:
@@ -197,7 +199,7 @@ def mirror(example: Example) -> Example:
         example: {"image", "boxes", ...}.
 
     Returns:
-        The example, "left" and "right" having changed places in its names, its caption and its spans.
+        The mirrored example, with "left" and "right" swapped in its names and its caption.
     """
     image = example["image"].transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     boxes = _boxes(example).copy()
@@ -212,15 +214,16 @@ def mirror(example: Example) -> Example:
 
 
 def crop(example: Example, window: tuple[int, int, int, int], min_visibility: float = 0.0) -> Example:
-    """Cut a window, which may reach over the image's edge, out of an example.
+    """Crop an example to a window, which may extend beyond the image.
 
     Args:
-        example: {"image", "boxes", "names", ...}; what else has one entry per box is cut along.
-        window: xyxy in pixels.
-        min_visibility: Boxes that keep less than this part of their area are dropped, 0..1.
+        example: {"image", "boxes", "names", ...}.
+        window: Window as xyxy in pixels of the image.
+        min_visibility: Smallest fraction of a box's area that must stay visible to keep the box, 0..1.
 
     Returns:
-        The example with the window as its image and its boxes cut and moved into it.
+        The example with the window as its image. Boxes are clipped and moved; a dropped box loses its names, crowd
+        mark and spans too.
     """
     image = example["image"]
     left, top, right, bottom = window
@@ -232,7 +235,7 @@ def crop(example: Example, window: tuple[int, int, int, int], min_visibility: fl
         cut.paste(to_rgb(image), (-left, -top))
 
     boxes = _boxes(example)
-    # Only the part of the window that shows the photograph can hold an object.
+    # Objects are visible only where the window overlaps the image.
     low = np.array([max(left, 0), max(top, 0)] * 2, dtype=np.float32)
     high = np.array([min(right, image.width), min(bottom, image.height)] * 2, dtype=np.float32)
     clipped = boxes.clip(low, high)
@@ -242,7 +245,7 @@ def crop(example: Example, window: tuple[int, int, int, int], min_visibility: fl
     clipped = clipped - np.array([left, top] * 2, dtype=np.float32)
 
     result = {**example, "image": cut, "boxes": clipped[keep]}
-    # A window has no longer the size that was chosen for the model.
+    # A cropped image no longer has the model's input size.
     result.pop("resized", None)
     for name in _ONE_PER_BOX:
         if example.get(name) is not None:
@@ -251,20 +254,20 @@ def crop(example: Example, window: tuple[int, int, int, int], min_visibility: fl
 
 
 def resize(example: Example, width: int, height: int) -> Example:
-    """Bring an example's image to a size, and its boxes along.
+    """Resize an example's image and its boxes.
 
     Args:
         example: {"image", "boxes", ...}.
         width, height: New size in pixels.
 
     Returns:
-        The example.
+        The resized example.
     """
     image = example["image"]
-    # What was rounded in the size is not rounded in the boxes: both sides have a factor of their own.
+    # Width and height have separate factors, because the size was rounded and the boxes are not.
     factors = np.array([width / image.width, height / image.height] * 2, dtype=np.float32)
     if image.size != (width, height):
-        # A palette's numbers have no mean.
+        # Palette indices cannot be interpolated, so the image is converted to RGB first.
         image = to_rgb(image).resize((width, height), BILINEAR)
     return {**example, "image": image, "boxes": _boxes(example) * factors}
 
@@ -274,5 +277,5 @@ def _boxes(example: Example) -> np.ndarray:
 
 
 def _offset(image: int, window: int, rng: random.Random) -> int:
-    """Where the window begins: inside the image when smaller, so that the image lies inside it when larger."""
+    """Draw where the window begins: a smaller one lies inside the image, a larger one contains the image."""
     return rng.randint(min(0, image - window), max(0, image - window))

@@ -1,1 +1,1 @@
-"""How good detections are."""
+"""Evaluation: predictions over a data set, their metrics, and reports."""

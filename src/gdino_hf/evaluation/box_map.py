@@ -1,6 +1,6 @@
-"""Average precision and recall of boxes as COCO defines them (Lin et al. 2014), over faster-coco-eval.
+"""COCO's average precision and recall of boxes (Lin et al. 2014), computed by faster-coco-eval.
 
-Stands by itself, without the package around it: `detection_map.py` takes it along where `evaluate.load` copies it.
+This file imports nothing of the package, because `evaluate.load` copies it together with detection_map.py.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ RECALL_POINTS = np.linspace(0.0, 1.0, 101)
 SIZES = ("all", "small", "medium", "large")
 SIZE_BORDERS = {"small": [0, 32**2], "medium": [32**2, 96**2], "large": [96**2, 1e5**2]}
 
-# Sides recovered from corners, x2 - x1, are off by the last bits of a double: a side of 32 pixels, on which the border
-# between small and medium lies, must be 32 again. No annotation is finer than this.
-_DECIMALS_OF_A_SIDE = 9
+# A side computed as x2 - x1 is off in its last bits, but 32 pixels must stay exactly 32, the border between small and
+# medium. Rounding to this many decimals repairs it; no annotation is more precise.
+_SIDE_DECIMALS = 9
 
-ANSWER_WITHOUT_TRUTH = -1.0
-"""What COCO's tools say where there is nothing to find."""
+UNDEFINED = -1.0
+"""Value of a metric without ground truth, as in COCO's own tools."""
 
 
 @dataclass(frozen=True)
 class BoxMap:
-    """Precision and recall over thresholds, labels and sizes; -1 where there is nothing to find.
+    """Precision and recall by threshold, label and size; -1 where there is no ground truth.
 
     Attributes:
-        labels: (K,) the labels that have a truth.
-        precision: (T, R, K, A) interpolated, at IOU_THRESHOLDS, RECALL_POINTS, the labels and SIZES.
-        recall: (T, K, A, M) the highest reached, with the M limits of detections.
-        limits: Most detections per image of a label: 1, 10 and the highest.
+        labels: (K,) labels that occur in the ground truth.
+        precision: (T, R, K, A) interpolated precision over IOU_THRESHOLDS, RECALL_POINTS, `labels` and SIZES.
+        recall: (T, K, A, M) maximum recall over IOU_THRESHOLDS, `labels`, SIZES and `limits`.
+        limits: (M) maximum numbers of detections per image and label: 1, 10 and the highest.
     """
 
     labels: np.ndarray
@@ -42,7 +42,7 @@ class BoxMap:
     limits: tuple[int, ...]
 
     def summary(self) -> dict[str, float]:
-        """COCO's twelve figures: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100 (the limit), ARs, ARm and ARl."""
+        """Return COCO's twelve metrics: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100 (the limit), ARs, ARm, ARl."""
         figures = {
             "AP": _mean(self.precision[..., 0]),
             "AP50": _mean(self.precision[0, ..., 0]),
@@ -53,7 +53,7 @@ class BoxMap:
         return figures | {f"AR{SIZES[a][0]}": _mean(self.recall[:, :, a, -1]) for a in (1, 2, 3)}
 
     def per_label(self) -> dict[int, dict[str, float]]:
-        """AP, AP50, AP75 and AR of every label that has a truth."""
+        """Return AP, AP50, AP75 and AR of every label that occurs in the ground truth."""
         return {
             int(label): {
                 "AP": _mean(self.precision[:, :, k, 0]),
@@ -65,26 +65,26 @@ class BoxMap:
         }
 
     def mean_over(self, labels: Collection[int]) -> float:
-        """AP over some of the labels; -1 if none of them has a truth."""
+        """Return AP over some of the labels; -1 if none of them occurs in the ground truth."""
         return _mean(self.precision[:, :, np.isin(self.labels, list(labels)), 0])
 
     def curves(self) -> dict[int, np.ndarray]:
-        """Precision (R,) at IoU 0.5 over RECALL_POINTS, of every label that has something to find."""
+        """Return the precision (R,) at IoU 0.5 over RECALL_POINTS of each label that has ground truth."""
         found = {int(label): self.precision[0, :, k, 0] for k, label in enumerate(self.labels)}
-        return {label: curve for label, curve in found.items() if (curve > ANSWER_WITHOUT_TRUTH).all()}
+        return {label: curve for label, curve in found.items() if (curve > UNDEFINED).all()}
 
 
 def evaluate_boxes(
     predictions: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]], max_detections: int = 100
 ) -> BoxMap:
-    """Compare predictions with the truth, image by image, as pycocotools does.
+    """Compare predictions with the ground truth as pycocotools does.
 
     Args:
-        predictions: Per image "boxes" (N, 4) xyxy in pixels, "scores" (N,) and "labels" (N,) int.
-        references: Per image, in the same order, "boxes" (M, 4) xyxy in pixels, "labels" (M,) int and, optionally,
-            "crowd" (M,) bool (False) and "area" (M,) in square pixels (that of the box). Where scores are equal, the
-            order of images decides, which in COCO's tools is that of their ids.
-        max_detections: Detections per image and label that count, at least 1.
+        predictions: One dict per image: "boxes" (N, 4) xyxy in pixels, "scores" (N,) and "labels" (N,) int.
+        references: One dict per image, in the same order: "boxes" (M, 4) xyxy in pixels, "labels" (M,) int and,
+            optionally, "crowd" (M,) bool (default False) and "area" (M,) in square pixels (default: the box's area).
+            Ties between scores are broken by the order of images; COCO's tools order them by image id.
+        max_detections: Maximum number of detections counted per image and label, at least 1.
 
     Returns:
         Precision and recall.
@@ -108,7 +108,7 @@ def evaluate_boxes(
         annotation
         for image, prediction in enumerate(predictions)
         for annotation in detection_annotations(prediction, image)
-        # What is predicted of a label without truth counts nowhere.
+        # Detections of labels without ground truth affect no metric.
         if annotation["category_id"] in known
     ]
     images = [{"id": image} for image in range(len(references))]
@@ -116,17 +116,17 @@ def evaluate_boxes(
 
 
 def truth_annotations(reference: Mapping[str, Any], image: int) -> list[dict[str, Any]]:
-    """One image's truth as COCO annotations.
+    """Return the ground truth of one image as COCO annotations.
 
     Args:
-        reference: As `evaluate_boxes` takes it.
-        image: Its place.
+        reference: Ground truth of the image, as for `evaluate_boxes`.
+        image: Index of the image.
 
     Raises:
-        ValueError: It is malformed.
+        ValueError: The ground truth is malformed.
     """
     boxes, labels = _boxes_and_labels(reference, f"The reference of image {image}")
-    sides = np.round(boxes[:, 2:] - boxes[:, :2], _DECIMALS_OF_A_SIDE)
+    sides = np.round(boxes[:, 2:] - boxes[:, :2], _SIDE_DECIMALS)
     crowd, area = reference.get("crowd"), reference.get("area")
     crowd = np.zeros(len(boxes), dtype=bool) if crowd is None else np.asarray(crowd, dtype=bool).reshape(-1)
     area = sides.prod(axis=1) if area is None else np.asarray(area, dtype=np.float64).reshape(-1)
@@ -148,14 +148,14 @@ def truth_annotations(reference: Mapping[str, Any], image: int) -> list[dict[str
 
 
 def detection_annotations(prediction: Mapping[str, Any], image: int) -> list[dict[str, Any]]:
-    """One image's predictions as COCO annotations.
+    """Return the predictions of one image as COCO annotations.
 
     Args:
-        prediction: As `evaluate_boxes` takes it.
-        image: Its place.
+        prediction: Predictions of the image, as for `evaluate_boxes`.
+        image: Index of the image.
 
     Raises:
-        ValueError: It is malformed.
+        ValueError: The predictions are malformed.
     """
     boxes, labels = _boxes_and_labels(prediction, f"The prediction of image {image}")
     scores = np.asarray(prediction["scores"], dtype=np.float64).reshape(-1)
@@ -165,7 +165,7 @@ def detection_annotations(prediction: Mapping[str, Any], image: int) -> list[dic
         )
     if not np.isfinite(scores).all():
         raise ValueError(f"The prediction of image {image} has a score that is not finite; leave it out.")
-    sides = np.round(boxes[:, 2:] - boxes[:, :2], _DECIMALS_OF_A_SIDE)
+    sides = np.round(boxes[:, 2:] - boxes[:, :2], _SIDE_DECIMALS)
     return [
         {
             "image_id": image,
@@ -187,15 +187,15 @@ def accumulate(
     max_detections: int,
     lvis: bool = False,
 ) -> BoxMap:
-    """Match and accumulate annotations in COCO's form.
+    """Match detections with the ground truth, both in COCO's format, and accumulate precision and recall.
 
     Args:
-        images: With "id", and for LVIS "neg_category_ids" and "not_exhaustive_category_ids".
-        categories: With "id", and for LVIS "frequency"; in ascending order.
-        truths: The true annotations, without ids.
-        detections: The predicted ones, without ids.
-        max_detections: Per image and category.
-        lvis: Judge an image by the categories that were looked for in it only.
+        images: Dicts with "id"; for LVIS also "neg_category_ids" and "not_exhaustive_category_ids".
+        categories: Dicts with "id", in ascending order; for LVIS also "frequency".
+        truths: Ground-truth annotations, without ids.
+        detections: Detections, without ids.
+        max_detections: Maximum number of detections counted per image and category.
+        lvis: Whether to evaluate each image only on the categories that were annotated in it.
 
     Returns:
         Precision and recall.
@@ -218,7 +218,7 @@ def accumulate(
         collection.dataset = {
             "images": list(images),
             "categories": list(categories),
-            # Ids from 1: a match with the id 0 would read as no match.
+            # Ids start at 1, because the evaluator takes a match with id 0 for no match.
             "annotations": [{**annotation, "id": number} for number, annotation in enumerate(annotations, start=1)],
         }
         collection.createIndex()
@@ -259,5 +259,5 @@ def _boxes_and_labels(item: Mapping[str, Any], name: str) -> tuple[np.ndarray, n
 
 
 def _mean(values: np.ndarray) -> float:
-    known = values[values > ANSWER_WITHOUT_TRUTH]
-    return float(known.mean()) if known.size else ANSWER_WITHOUT_TRUTH
+    known = values[values > UNDEFINED]
+    return float(known.mean()) if known.size else UNDEFINED

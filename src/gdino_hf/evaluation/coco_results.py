@@ -1,4 +1,4 @@
-"""A COCO file in, detections and average precision in COCO's own form out."""
+"""Detections in COCO's results format: writing them with a model, reading them, and their average precision."""
 
 from __future__ import annotations
 
@@ -20,45 +20,45 @@ METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "A
 
 
 def average_precision(annotations: str | Path, detections: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """COCO's box metrics.
+    """Compute COCO's box metrics.
 
     Args:
-        annotations: COCO json with the truth.
-        detections: {"image_id", "category_id", "bbox" (xywh in pixels), "score"} each.
+        annotations: COCO json file with the ground truth.
+        detections: Dicts with "image_id", "category_id", "bbox" (xywh in pixels) and "score".
 
     Returns:
-        The METRICS in 0..1; -1 where the file has nothing of that size.
+        The METRICS in 0..1; -1 where there is no ground truth of that size.
 
     Raises:
         ImportError: faster-coco-eval is not installed.
-        ValueError: The file is not COCO's, or a detection is of an image that it does not have.
+        ValueError: The file is not a COCO detection file, or a detection is of an image that it does not list.
     """
     truth = coco_ground_truth(annotations)
     return evaluate_boxes(*truth.paired_with(coco_predictions(detections, truth).images)).summary()
 
 
 def is_coco_results_file(path: str | Path) -> bool:
-    """Whether a file of predictions begins as a json list does."""
+    """Return whether a file begins like a json list, the format of COCO results."""
     try:
         with Path(path).open(encoding="utf-8-sig") as file:
             return file.read(1024).lstrip().startswith("[")
     except (OSError, ValueError):
-        # Whoever reads the file says what is wrong with it.
+        # Reading the file later reports what is wrong with it.
         return False
 
 
 def read_coco_results(path: str | Path, truth: GroundTruth) -> Predictions:
-    """Read the results file that COCO's and LVIS' servers take, a json list of detections.
+    """Read a results file in the format of the COCO and LVIS servers, a json list of detections.
 
     Args:
         path: The file.
-        truth: From `coco_ground_truth`.
+        truth: Ground truth from `coco_ground_truth`.
 
     Returns:
-        As `coco_predictions`.
+        Predictions for every image, as from `coco_predictions`.
 
     Raises:
-        ValueError: The file is no json list, or as there.
+        ValueError: The file is not a json list, or its detections do not match the ground truth.
     """
     content = read_json(path, "COCO results")
     if not isinstance(content, list):
@@ -66,26 +66,25 @@ def read_coco_results(path: str | Path, truth: GroundTruth) -> Predictions:
     try:
         return coco_predictions(content, truth)
     except ValueError as error:
-        raise ValueError(f"{path} cannot be judged: {reason(error)}.") from None
+        raise ValueError(f"{path} cannot be evaluated: {reason(error)}.") from None
 
 
 def coco_predictions(detections: Sequence[Any], truth: GroundTruth) -> Predictions:
-    """Detections in COCO's form as predictions of every image of a data set.
+    """Group detections in COCO's format into predictions for every image of a data set.
 
     Args:
-        detections: {"image_id", "category_id", "bbox" (xywh in pixels), "score"} each. As with COCO's tools, those of
-            categories that the data set does not have count nowhere, and an image without any is one where nothing
-            was found.
-        truth: From `coco_ground_truth`.
+        detections: Dicts with "image_id", "category_id", "bbox" (xywh in pixels) and "score". As in COCO's tools,
+            detections of unknown categories are ignored, and an image without detections counts as empty.
+        truth: Ground truth from `coco_ground_truth`.
 
     Returns:
-        The predictions, labels numbered as in the truth.
+        The predictions, with the ground truth's label numbers.
 
     Raises:
-        ValueError: The truth is none of a COCO file, or a detection is malformed or of an image it does not have.
+        ValueError: The ground truth is not from a COCO file, or a detection is malformed or of an unknown image.
     """
     if len(truth.category_ids) != len(truth.labels) or truth.has_captions:
-        raise ValueError("Detections in COCO's form have category ids, so they need a COCO file with the truth.")
+        raise ValueError("Detections in COCO's format have category ids, so they need a COCO file as ground truth.")
     number: dict[float, int] = {category: label for label, category in enumerate(truth.category_ids)}
     by_image: dict[Any, list[tuple[float, int, tuple[float, ...]]]] = {image: [] for image in truth.references}
     for place, detection in enumerate(detections):
@@ -116,19 +115,19 @@ def detect_coco(
     max_detections: int = 100,
     limit: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Run the model over a COCO file with all its names as the prompt; see `predict`.
+    """Run a model over a COCO file with all of its names as the prompt; see `predict`.
 
     Args:
         model: A GDinoForObjectDetection.
-        processor: Its processor.
-        annotations: COCO json.
-        images: Folder of the photographs; `images` beside the json by default.
-        batch_size: Images per forward.
-        max_detections: Detections kept per image.
-        limit: Only the first so many images.
+        processor: The model's processor.
+        annotations: COCO json file.
+        images: Folder of the images; by default found as in `read_coco`.
+        batch_size: Number of images per forward pass.
+        max_detections: Maximum number of detections kept per image.
+        limit: Number of images to run on, from the first; None for all.
 
     Returns:
-        Detections as `average_precision` takes them.
+        Detections in COCO's results format, as `average_precision` takes them.
     """
     truth = coco_ground_truth(annotations, images)
     found = predict(
@@ -156,10 +155,10 @@ def detect_coco(
 
 
 def _detection(detection: Any) -> tuple[Any, float, tuple[float, float, float, float], float]:
-    """Image id, category id, xyxy and score of a detection."""
+    """Return the image id, category id, box as xyxy, and score of a detection."""
     if not isinstance(detection, Mapping):
         raise ValueError(f"it is {shorten(detection)}, not a dict with image_id, category_id, bbox and score")
-    # Scalars of numpy become Python's own.
+    # numpy scalars become Python scalars.
     names = ("image_id", "category_id", "bbox", "score")
     image, category, bbox, score = (np.asarray(detection.get(name)).tolist() for name in names)
     if not isinstance(image, (int, float, str)) or not isinstance(category, (int, float)):

@@ -1,4 +1,4 @@
-"""Which label is taken for which: a confusion matrix of boxes."""
+"""A confusion matrix of boxes: which label is mistaken for which."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ def confusion_matrix(
     threshold: float,
     iou_threshold: float = 0.5,
 ) -> np.ndarray:
-    """Count true boxes by what they were taken for.
+    """Count true boxes by the label they were detected as.
 
-    Detections take a true box each, the highest score first: those of the right label before those of a wrong one, so
-    that the diagonal counts what COCO counts as found. Crowds are no boxes to find, and excuse what lies in them.
+    Each detection is matched with at most one true box, in order of falling score. Matches with the right label come
+    first and those with a wrong one second, so that the diagonal agrees with COCO's matching. Crowd boxes need not be
+    found; detections of their label inside them are ignored.
 
     Args:
-        predictions: As in `evaluate_boxes`.
-        references: As in `evaluate_boxes`.
-        num_labels: N, how many labels there are.
-        threshold: Lowest score of a detection that counts, 0..1.
-        iou_threshold: Least overlap, 0..1.
+        predictions: Predictions by image, as for `evaluate_boxes`.
+        references: Ground truth by image, as for `evaluate_boxes`.
+        num_labels: Number of labels, N.
+        threshold: Smallest score of a detection to count, 0..1.
+        iou_threshold: Smallest IoU of a match, 0..1.
 
     Returns:
-        (N + 1, N + 1) int64: rows are what is true, columns what is predicted, the last of both is the background, so
-        the last column counts what was missed and the last row what was made up.
+        (N + 1, N + 1) int64. Rows are true labels and columns predicted ones. Index N is the background: the last
+        column counts missed boxes and the last row false detections.
     """
     matrix = np.zeros((num_labels + 1, num_labels + 1), dtype=np.int64)
     background = num_labels
@@ -48,19 +49,19 @@ def confusion_matrix(
 def best_threshold(
     predictions: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]], iou_threshold: float = 0.5
 ) -> float:
-    """The score from which on detections have the highest F1 over all true boxes.
+    """Find the score threshold with the highest F1 over all true boxes.
 
     Args:
-        predictions: As in `evaluate_boxes`.
-        references: As in `evaluate_boxes`.
-        iou_threshold: Least overlap, 0..1.
+        predictions: Predictions by image, as for `evaluate_boxes`.
+        references: Ground truth by image, as for `evaluate_boxes`.
+        iou_threshold: Smallest IoU of a match, 0..1.
 
     Returns:
-        The score of the last detection to count, 0 where none is right.
+        The smallest score that should count; 0 if no detection is right.
     """
     scores, right, num_true = [], [], 0
     for prediction, reference in zip(predictions, references, strict=True):
-        image = _match(prediction, reference, 0.0, iou_threshold, of_any_label=False)
+        image = _match(prediction, reference, 0.0, iou_threshold, match_wrong_labels=False)
         counts = ~image.excused | (image.taken >= 0)
         scores.append(image.scores[counts])
         right.append(image.taken[counts] >= 0)
@@ -74,29 +75,38 @@ def best_threshold(
 
 
 def pairwise_iou(boxes: np.ndarray, others: np.ndarray, over_first_area: bool = False) -> np.ndarray:
-    """Intersection over union of every pair of boxes.
+    """Compute the intersection over union of every pair of boxes.
 
     Args:
         boxes: (N, 4) xyxy.
         others: (M, 4) xyxy.
-        over_first_area: Divide by the area of `boxes` instead, as COCO does for crowds.
+        over_first_area: Whether to divide by the area of `boxes` instead of the union, as COCO does for crowds.
 
     Returns:
-        (N, M) in 0..1, 0 where both boxes are without area.
+        (N, M) in 0..1; 0 for pairs without area.
     """
     low = np.maximum(boxes[:, None, :2], others[None, :, :2])
     high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
     inside = np.clip(high - low, 0, None).prod(axis=-1)
     area, other_area = ((x[:, 2:] - x[:, :2]).prod(axis=-1) for x in (boxes, others))
-    whole = (
-        np.broadcast_to(area[:, None], inside.shape) if over_first_area else area[:, None] + other_area[None] - inside
-    )
+    if over_first_area:
+        whole = np.broadcast_to(area[:, None], inside.shape)
+    else:
+        whole = area[:, None] + other_area[None] - inside
     return np.divide(inside, whole, out=np.zeros_like(inside), where=whole > 0)
 
 
 @dataclass(frozen=True)
 class _Matched:
-    """One image: detections, highest score first, and the true boxes they took."""
+    """Detections of one image in order of falling score, and the true boxes they were matched with.
+
+    Attributes:
+        scores, labels: (N,) score and label of each detection.
+        taken: (N,) index of the true box each detection was matched with, or -1.
+        excused: (N,) whether a detection lies in a crowd of its label.
+        true_labels, crowd: (M,) label of each true box, and whether it is a crowd.
+        free: (M,) whether a true box was missed.
+    """
 
     scores: np.ndarray
     labels: np.ndarray
@@ -112,7 +122,7 @@ def _match(
     reference: Mapping[str, Any],
     threshold: float,
     iou_threshold: float,
-    of_any_label: bool = True,
+    match_wrong_labels: bool = True,
 ) -> _Matched:
     scores = np.asarray(prediction["scores"], dtype=np.float64)
     order = np.argsort(-scores, kind="stable")
@@ -124,7 +134,7 @@ def _match(
     crowd = np.asarray(reference.get("crowd", np.zeros(len(true_boxes))), dtype=bool)
     iou, same = pairwise_iou(boxes, true_boxes), labels[:, None] == true_labels[None]
     free, taken = ~crowd, np.full(len(boxes), -1)
-    for allowed in (same, ~same) if of_any_label else (same,):
+    for allowed in (same, ~same) if match_wrong_labels else (same,):
         possible = allowed & (iou >= iou_threshold)
         for place in np.flatnonzero((taken < 0) & possible.any(axis=1)):
             candidates = np.flatnonzero(possible[place] & free)

@@ -1,13 +1,17 @@
-"""COCO's mean average precision as a metric of the `evaluate` library: `evaluate.load(<this file>)`.
+"""COCO's mean average precision as a metric of the `evaluate` library.
 
-The folder of the same name beside it can be loaded too, where the package is installed; the file needs no package.
+Load it by the path of this file, which is independent of where the package is installed:
 
 ```python
-metric = evaluate.load("src/gdino_hf/evaluation/detection_map.py")  # or DetectionMap()
+from gdino_hf.evaluation import detection_map
+
+metric = evaluate.load(detection_map.__file__)  # or detection_map.DetectionMap()
 metric.add_batch(predictions=[{"boxes": [[0, 0, 9, 9]], "scores": [0.8], "labels": [0]}],
                  references=[{"boxes": [[0, 0, 9, 8]], "labels": [0]}])
 metric.compute(label_names=["cat"])  # {"AP": ..., "AP50": ..., "per_class": {"cat": {"AP": ...}}, ...}
 ```
+
+`evaluate.load` copies this file and box_map.py, which therefore import nothing else of the package.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from .box_map import ANSWER_WITHOUT_TRUTH, evaluate_boxes
+from .box_map import UNDEFINED, evaluate_boxes
 
 _DESCRIPTION = "Average precision and recall of detected boxes, as COCO defines and pycocotools computes them."
 _CITATION = """@inproceedings{lin2014microsoft,
@@ -31,21 +35,22 @@ _CITATION = """@inproceedings{lin2014microsoft,
 _INPUTS = """
 Args:
     predictions: One dict per image: "boxes" (N, 4) xyxy in pixels, "scores" (N,), "labels" (N,) int.
-    references: One dict per image, in the same order: "boxes" (M, 4) xyxy in pixels, "labels" (M,) int; optionally
-        "crowd" (M,) bool, or COCO's "iscrowd": regions that excuse detections and need not be found;
-        "area" (M,) in square pixels, of the segment where one is annotated, else of the box: small, medium, large;
-        "image_id" int: among equal scores the image with the lower id comes first, as in COCO's tools.
-    label_names: Names of the labels in "per_class", a list or {number: name} as `config.id2label`; numbers stand there
-        without.
-    max_detections: Detections of an image and label that count, 100 by default.
+    references: One dict per image, in the same order: "boxes" (M, 4) xyxy in pixels, "labels" (M,) int, and optionally
+        "crowd" (M,) bool, or COCO's "iscrowd": regions that need not be found and in which detections are ignored;
+        "area" (M,) in square pixels, which decides between small, medium and large: the segment's area where a segment
+        is annotated, by default the box's;
+        "image_id" int: ties between scores are broken by image id, as in COCO's tools.
+    label_names: Names of the labels for "per_class": a list, or {number: name} like `config.id2label`. Without names,
+        "per_class" uses the numbers.
+    max_detections: Maximum number of detections counted per image and label, 100 by default.
 Returns:
-    AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl in 0..1, -1 where there is nothing of that kind to
-    find; "per_class": {name: {"AP", "AP50", "AP75", "AR"}}.
+    AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl in 0..1, -1 where there is no ground truth of that
+    kind; "per_class": {name: {"AP", "AP50", "AP75", "AR"}}.
 """
 
 
 class DetectionMap(evaluate.Metric):
-    """Mean average precision of boxes; see `inputs_description` for what it takes and returns."""
+    """Mean average precision of boxes; `inputs_description` lists its inputs and results."""
 
     def _info(self) -> evaluate.MetricInfo:
         number, flag = datasets.Value("float64"), datasets.Value("bool")
@@ -74,18 +79,18 @@ class DetectionMap(evaluate.Metric):
         )
 
     def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
-        """Add one image; arguments as in `add_batch`, without the lists."""
+        """Add the prediction and the reference of one image; both as the elements of `add_batch`'s lists."""
         self.add_batch(predictions=[prediction], references=[reference], **kwargs)
 
     def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
-        """Add images.
+        """Add predictions and references of several images.
 
         Args:
-            predictions: List of dicts, see `inputs_description`; arrays and tensors as well as lists.
-            references: As many, of the same images.
+            predictions: List of dicts as in `inputs_description`; values may be lists, arrays or tensors.
+            references: List of dicts, one for each prediction.
 
         Raises:
-            ValueError: There are not as many predictions as references, or a dict lacks something.
+            ValueError: The numbers of predictions and references differ, or a dict lacks an entry.
         """
         predictions = [] if predictions is None else list(predictions)
         references = [] if references is None else list(references)
@@ -107,29 +112,29 @@ class DetectionMap(evaluate.Metric):
         label_names: Sequence[str] | Mapping[Any, str] | None = None,
         max_detections: int = 100,
     ) -> dict[str, Any]:
-        # Images without an id, all of which have the same one here, keep the order they came in.
+        # Images without an id all got the id 0; sorting is stable, so they keep the order they were added in.
         order = sorted(range(len(references)), key=lambda place: references[place]["image_id"])
-        meant = [{**references[place], "area": references[place]["area"] or None} for place in order]
-        result = evaluate_boxes([predictions[place] for place in order], meant, max_detections)
+        ordered = [{**references[place], "area": references[place]["area"] or None} for place in order]
+        result = evaluate_boxes([predictions[place] for place in order], ordered, max_detections)
         per_label = result.per_label()
         if label_names is None:
             named: dict[Any, dict[str, float]] = {str(label): figures for label, figures in per_label.items()}
         else:
-            nothing = dict.fromkeys(("AP", "AP50", "AP75", "AR"), ANSWER_WITHOUT_TRUTH)
+            nothing = dict.fromkeys(("AP", "AP50", "AP75", "AR"), UNDEFINED)
             named = {name: per_label.get(label, nothing) for label, name in _names(label_names, per_label).items()}
         return {**result.summary(), "per_class": named}
 
 
 def _names(label_names: Sequence[str] | Mapping[Any, str], known: Collection[int]) -> dict[int, str]:
-    """Names by number; each label has one of its own."""
+    """Return the names by label number, after checking that they are complete and distinct."""
     pairs = label_names.items() if isinstance(label_names, Mapping) else enumerate(label_names)
     names = {int(label): str(name) for label, name in pairs}
     nameless = sorted(set(known) - names.keys())
     if nameless:
-        raise ValueError(f"label_names has no name for the label {nameless[0]}; give one for each label there is.")
+        raise ValueError(f"label_names has no name for the label {nameless[0]}; give a name for each label.")
     if len(set(names.values())) < len(names):
         twice = next(name for name in names.values() if list(names.values()).count(name) > 1)
-        raise ValueError(f"label_names has {twice!r} twice; name the labels apart.")
+        raise ValueError(f"label_names has {twice!r} twice; give the labels different names.")
     return names
 
 
@@ -150,7 +155,7 @@ def _reference(item: Mapping[str, Any]) -> dict[str, Any]:
         "boxes": boxes,
         "labels": _numbers(item["labels"], int, "labels"),
         "crowd": [False] * len(boxes) if crowd is None else _numbers(crowd, bool, "crowd"),
-        # Nothing stands for the area of the box.
+        # An empty list stands for the areas of the boxes.
         "area": [] if area is None else _numbers(area, float, "area"),
         "image_id": _numbers(item.get("image_id", 0), int, "image_id")[0],
     }
@@ -164,7 +169,7 @@ def _demand(item: Mapping[str, Any], names: Sequence[str], kind: str) -> None:
 
 def _boxes(values: Any) -> list[list[float]]:
     array = _array(values, "boxes")
-    # Nothing may be an empty list of any shape; four columns by accident would pair the wrong corners.
+    # An empty array may have any shape, but reshaping a filled one to four columns could pair the wrong corners.
     if array.size and (array.ndim != 2 or array.shape[1] != 4):
         raise ValueError(f"boxes has the shape {array.shape}, not (N, 4); give xyxy, one row for each box.")
     return array.astype(np.float64).reshape(-1, 4).tolist()
@@ -178,7 +183,7 @@ def _numbers(values: Any, dtype: type, name: str) -> list[Any]:
 
 
 def _array(values: Any, name: str) -> np.ndarray:
-    """An array of numbers out of lists, arrays, or tensors of any dtype on any device."""
+    """Convert lists, arrays, or tensors of any dtype on any device into an array of numbers."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         # numpy has no bfloat16.
@@ -186,7 +191,7 @@ def _array(values: Any, name: str) -> np.ndarray:
     try:
         array = np.asarray(values)
     except ValueError:
-        raise ValueError(f"{name} has rows of different lengths; give each the same.") from None
+        raise ValueError(f"{name} has rows of different lengths; make them equally long.") from None
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{name} holds {array.reshape(-1)[0]!r}; give numbers.")
     return array

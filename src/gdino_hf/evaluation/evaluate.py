@@ -1,4 +1,4 @@
-"""The figures of an evaluation, and the files they are written to."""
+"""Evaluation of predictions against ground truth, and the report files written from it."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _MOSAIC_IMAGES = 8
 
 @dataclass
 class Evaluation:
-    """How good predictions are.
+    """Metrics of a set of predictions.
 
     Attributes:
         protocol: One of PROTOCOLS.
-        figures: The metrics by name, in 0..1, -1 where there is nothing to find.
-        num_images: How many images were judged.
-        per_label: The metrics of each label.
-        curves: Precision of each label over recall at IoU 0.5.
-        confusion: (N + 1, N + 1), what was taken for what; None for captions.
-        threshold: The score from which on detections count in `confusion` and in pictures.
+        figures: Metrics by name, in 0..1; -1 where there is no ground truth.
+        num_images: Number of images evaluated.
+        per_label: Metrics of each label.
+        curves: Precision of each label over recall, at IoU 0.5.
+        confusion: (N + 1, N + 1) confusion matrix; None for captions.
+        threshold: Smallest score of a detection that counts in `confusion` and is drawn in images.
     """
 
     protocol: str
@@ -54,56 +54,57 @@ def evaluate_predictions(
     max_detections: int = 100,
     threshold: float | None = None,
 ) -> Evaluation:
-    """Judge stored or fresh predictions; images that have none (not read, beyond a limit) are not judged.
+    """Evaluate predictions; images without predictions, such as unreadable ones, are left out.
 
     Args:
-        truth: Of the data set they are of.
-        predictions: What the model found.
+        truth: Ground truth of the data set the predictions were made on.
+        predictions: Predictions of a model, fresh or read from a file.
         protocol: "coco", "lvis" (fixed AP), "phrases" or "referring".
-        max_detections: Detections per image and label that count, for "coco".
-        threshold: Score from which on detections count in the confusion matrix, 0..1; where F1 is highest by default.
+        max_detections: Maximum number of detections counted per image and label, for "coco".
+        threshold: Smallest score of a detection to count in the confusion matrix, 0..1; None selects the one with the
+            highest F1.
 
     Returns:
-        The figures.
+        The metrics.
 
     Raises:
         ImportError: faster-coco-eval is not installed.
-        ValueError: Predictions and truth do not go together.
+        ValueError: The predictions do not match the ground truth.
     """
-    found, meant = truth.paired_with(predictions.images)
+    found, references = truth.paired_with(predictions.images)
     if protocol in ("phrases", "referring"):
-        return Evaluation(protocol, _grounding_figures(found, meant, protocol), len(found))
+        return Evaluation(protocol, _grounding_figures(found, references, protocol), len(found))
     groups: list[str] = []
     if protocol == "lvis":
-        figures, result = lvis_fixed_ap(found, meant, truth.frequencies)
+        figures, result = lvis_fixed_ap(found, references, truth.frequencies)
         groups = [FREQUENCIES[frequency] for frequency in truth.frequencies]
     else:
-        result = evaluate_boxes(found, meant, max_detections)
+        result = evaluate_boxes(found, references, max_detections)
         figures = result.summary()
-    threshold = best_threshold(found, meant) if threshold is None else threshold
+    threshold = best_threshold(found, references) if threshold is None else threshold
     names = unique_names(truth.labels)
     return Evaluation(
         protocol=protocol,
         figures=figures,
         num_images=len(found),
-        per_label=_per_label(result, names, meant, groups),
+        per_label=_per_label(result, names, references, groups),
         curves={names[label]: curve for label, curve in result.curves().items()},
-        confusion=confusion_matrix(found, meant, len(names), threshold),
+        confusion=confusion_matrix(found, references, len(names), threshold),
         threshold=threshold,
     )
 
 
 def write_report(folder: Path, evaluation: Evaluation, truth: GroundTruth, predictions: Predictions) -> list[str]:
-    """Write metrics.json, metrics.csv, and of boxes labels.csv, confusion.csv and pictures.
+    """Write metrics.json and metrics.csv, and for boxes also labels.csv, confusion.csv and plots.
 
     Args:
-        folder: Where to; it exists.
-        evaluation: The figures.
-        truth: What they are of.
-        predictions: The same.
+        folder: Existing folder to write to.
+        evaluation: Metrics to write.
+        truth: Ground truth that was evaluated against.
+        predictions: Predictions that were evaluated.
 
     Returns:
-        What could not be drawn and why, a line each; the numbers are written all the same.
+        One line for each plot that could not be drawn, with the reason. The numbers are written in any case.
 
     Raises:
         OSError: The folder cannot be written to.
@@ -138,12 +139,12 @@ def write_report(folder: Path, evaluation: Evaluation, truth: GroundTruth, predi
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write a table.
+    """Write a table as CSV.
 
     Args:
         path: The file.
         header: Names of the columns.
-        rows: Their values.
+        rows: Values of each row, in the order of the columns.
     """
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
@@ -152,7 +153,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) 
 
 
 def unique_names(labels: Sequence[str]) -> list[str]:
-    """Names that tell labels apart: a second "cat" is "cat (2)"."""
+    """Make repeated labels distinct by numbering them: a second "cat" becomes "cat (2)"."""
     seen: dict[str, int] = {}
     names = []
     for label in labels:
@@ -161,11 +162,11 @@ def unique_names(labels: Sequence[str]) -> list[str]:
     return names
 
 
-def _grounding_figures(found: Sequence[Any], meant: Sequence[Any], protocol: str) -> dict[str, float]:
+def _grounding_figures(found: Sequence[Any], references: Sequence[Any], protocol: str) -> dict[str, float]:
     if protocol == "referring":
-        return referring_accuracy(found, meant)
+        return referring_accuracy(found, references)
     both: tuple[Protocol, ...] = ("any", "merged")
-    recall = {name: phrase_recall(found, meant, name) for name in both}
+    recall = {name: phrase_recall(found, references, name) for name in both}
     figures = {
         f"{rank} {name}-box": value for name in both for rank, value in recall[name].items() if rank != "phrases"
     }
@@ -203,17 +204,17 @@ def _draw(folder: Path, evaluation: Evaluation, truth: GroundTruth, predictions:
     if items:
         prediction_mosaic(items, names, folder / "predictions.png", threshold=evaluation.threshold)
     else:
-        remarks.append("no photograph could be read to draw predictions on")
+        remarks.append("no image could be read to draw predictions on")
     return remarks
 
 
 def _mosaic_items(
     truth: GroundTruth, predictions: Predictions
 ) -> list[tuple[Image.Image, Mapping[str, Any], Mapping[str, Any]]]:
-    """Some images spread over the data set, those with something in them before the others."""
-    found, meant = truth.paired_with(predictions.images)
-    places = sorted(range(len(found)), key=lambda place: not len(meant[place]["labels"]))
-    filled = sum(bool(len(reference["labels"])) for reference in meant) or len(found)
+    """Choose images spread over the data set, those with objects first, with their ground truth and predictions."""
+    found, references = truth.paired_with(predictions.images)
+    places = sorted(range(len(found)), key=lambda place: not len(references[place]["labels"]))
+    filled = sum(bool(len(reference["labels"])) for reference in references) or len(found)
     step = max(1, filled // _MOSAIC_IMAGES)
     chosen = {found[place]["image_id"]: place for place in places[::step][:_MOSAIC_IMAGES]}
     items: list[tuple[Image.Image, Mapping[str, Any], Mapping[str, Any]]] = []
@@ -222,9 +223,9 @@ def _mosaic_items(
         if place is None:
             continue
         try:
-            items.append((load_image(row["image"]), meant[place], found[place]))
+            items.append((load_image(row["image"]), references[place], found[place]))
         except (OSError, TypeError, ValueError):
-            # It could be read when predictions were made, and the figures do not depend on it.
+            # The image may have gone since the predictions were made; the metrics do not depend on it.
             continue
         if len(items) == len(chosen):
             break

@@ -1,4 +1,4 @@
-"""What there is to find: per image the true boxes in the form the metrics take."""
+"""Ground truth of a data set, with the true boxes of each image in the form the metrics take."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from ..model.text_prompt import shorten
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """The truth of a data set.
+    """Ground truth of a data set.
 
     Attributes:
-        labels: What the numbers in references mean, and the prompt.
-        references: By image id: "boxes" (M, 4) xyxy in pixels, "labels" (M,), "crowd" (M,), "area" (M,); of LVIS also
-            "negative_labels" and "not_exhaustive_labels" (lists of numbers).
-        rows: What `predict` takes: "image" and "image_id" each.
-        frequencies: Of LVIS, "r", "c" or "f" per label: rare, common, frequent.
-        category_ids: Of a COCO file, the id of each label.
+        labels: Names of the label numbers in `references`, which are also the labels to detect.
+        references: By image id, a dict with "boxes" (M, 4) xyxy in pixels, "labels" (M,), "crowd" (M,) and "area" (M,);
+            for LVIS also "negative_labels" and "not_exhaustive_labels" (lists of label numbers).
+        rows: Rows for `predict`, each with "image" and "image_id".
+        frequencies: "r" (rare), "c" (common) or "f" (frequent) for each label of LVIS; empty for other data sets.
+        category_ids: Category id of each label of a COCO file; empty for other data sets.
     """
 
     labels: list[str]
@@ -38,27 +38,27 @@ class GroundTruth:
 
     @property
     def is_federated(self) -> bool:
-        """Whether only some labels were looked for in each image, as in LVIS."""
+        """Whether each image is annotated for only some of the labels, as in LVIS."""
         return any("negative_labels" in reference for reference in self.references.values())
 
     @property
     def has_captions(self) -> bool:
-        """Whether it holds phrases of captions instead of labels."""
+        """Whether the references hold phrases of captions instead of labels."""
         return any("phrases" in reference for reference in self.references.values())
 
     def paired_with(
         self, predictions: Iterable[Mapping[str, Any]]
     ) -> tuple[list[Mapping[str, Any]], list[dict[str, Any]]]:
-        """Predictions and references of the same images, in the order of image ids.
+        """Pair predictions with the references of the same images, in the order of image ids.
 
         Args:
-            predictions: With "image_id"; images without any are left out.
+            predictions: Dicts with "image_id". Images without a prediction are left out.
 
         Returns:
-            As many predictions as references.
+            Predictions and references, equally many.
 
         Raises:
-            ValueError: A prediction is of an image the data set does not have.
+            ValueError: A prediction is of an image that the data set does not have.
         """
         by_image = {prediction["image_id"]: prediction for prediction in predictions}
         unknown = [image for image in by_image if image not in self.references]
@@ -67,15 +67,15 @@ class GroundTruth:
                 f"The predictions are of image {unknown[0]!r}, which the data set does not have; give the data set "
                 "they were made on."
             )
-        # Numbers first: some files mix them with text.
+        # Some files mix numbers and text as ids; numbers come first.
         order = sorted(by_image, key=lambda image: (isinstance(image, str), image))
         return [by_image[image] for image in order], [self.references[image] for image in order]
 
     def restricted_to(self, labels: Sequence[str]) -> GroundTruth:
-        """The truth of some labels; the others are as if nobody had annotated them.
+        """Return the ground truth of some labels, as if the others had not been annotated.
 
         Args:
-            labels: Names, in the order they shall be numbered; one that the data set lacks is never found.
+            labels: Names in the order of their new numbers. A name that the data set lacks has no boxes.
         """
         place = {name_key(label): number for number, label in enumerate(labels)}
         number = {old: place[name_key(name)] for old, name in enumerate(self.labels) if name_key(name) in place}
@@ -99,19 +99,19 @@ class GroundTruth:
 
 
 def coco_ground_truth(annotations: str | Path, images: str | Path | None = None) -> GroundTruth:
-    """The truth of a COCO or LVIS file, to the last digit: boxes neither clipped nor rounded, areas as annotated.
+    """Read the exact ground truth of a COCO or LVIS file: boxes are not clipped or rounded, areas are as annotated.
 
-    Photographs are not looked for: one that is missing fails where it is read, by its name.
+    Image files are not checked; a missing one is reported when it is read.
 
     Args:
-        annotations: The json, boxes as absolute xywh.
-        images: Folder of the photographs, by default as `read_coco` finds it.
+        annotations: The json file; its boxes are absolute xywh.
+        images: Folder of the images; found as `read_coco` finds it by default.
 
     Returns:
-        The truth, labels in the order of their ids.
+        The ground truth, with labels in the order of their category ids.
 
     Raises:
-        ValueError: It is not a COCO detection file, or holds something that cannot be used.
+        ValueError: The file is not a COCO detection file, or holds something that cannot be used.
     """
     content, folder = load_coco(annotations), image_folder(annotations, images)
     names = names_by_id(content, annotations)
@@ -126,7 +126,7 @@ def coco_ground_truth(annotations: str | Path, images: str | Path | None = None)
         try:
             if not isinstance(image_id, (int, float, str)):
                 raise ValueError(f"its id is {shorten(image_id)}, neither number nor text")
-            references[image_id] = _reference(by_image[image_id], number) | _looked_for(image, number)
+            references[image_id] = _reference(by_image[image_id], number) | _lvis_labels(image, number)
             rows.append({"image": str(coco_image_path(image, folder)), "image_id": image_id})
         except ValueError as error:
             raise ValueError(f"Image {place} of {annotations} cannot be used: {error}; repair it.") from None
@@ -138,19 +138,19 @@ def coco_ground_truth(annotations: str | Path, images: str | Path | None = None)
 
 
 def rows_ground_truth(rows: Iterable[Mapping[str, Any]], labels: Sequence[str]) -> GroundTruth:
-    """The truth of rows as the readers in `data` give them.
+    """Collect the ground truth of rows from the readers in `data`.
 
     Args:
-        rows: Each with "boxes" (M, 4) xyxy in pixels and "names" (M), optionally "image_id" (its place by default),
-            "crowd" and "area".
-        labels: The names.
+        rows: Rows with "boxes" ((M, 4) xyxy in pixels), "names" (M) and optionally "image_id" (default: the row's
+            index), "crowd" and "area".
+        labels: Names in the order of their numbers.
 
     Returns:
-        The truth; a box whose name is not among the labels is left out.
+        The ground truth. Boxes whose name is not among the labels are left out.
     """
     place = {name_key(label): number for number, label in reversed(list(enumerate(labels)))}
     references = {}
-    for index, row in enumerate(_without_pictures(rows)):
+    for index, row in enumerate(_without_images(rows)):
         names = [name_key(str(name)) for name in row["names"]]
         keep = np.array([name in place for name in names], dtype=bool)
         boxes = np.asarray(row["boxes"], dtype=np.float64).reshape(-1, 4)
@@ -166,8 +166,8 @@ def rows_ground_truth(rows: Iterable[Mapping[str, Any]], labels: Sequence[str]) 
     return GroundTruth(list(labels), references, rows)
 
 
-def _without_pictures(rows: Any) -> Any:
-    """The rows without decoding a photograph, where they know how."""
+def _without_images(rows: Any) -> Any:
+    """Return the rows without their images, which saves decoding them, if the type of rows supports it."""
     return rows.remove_columns("image") if hasattr(rows, "remove_columns") else rows
 
 
@@ -194,11 +194,11 @@ def _reference(annotations: Sequence[Mapping[str, Any]], number: Mapping[Any, in
     }
 
 
-def _looked_for(image: Mapping[str, Any], number: Mapping[Any, int]) -> dict[str, list[int]]:
-    """LVIS: which labels are known to be absent, and of which not every object is annotated."""
+def _lvis_labels(image: Mapping[str, Any], number: Mapping[Any, int]) -> dict[str, list[int]]:
+    """Return the labels of an LVIS image that are known to be absent, and those not annotated exhaustively."""
     if "neg_category_ids" not in image:
         return {}
-    # A cut of the data set may have left out some of the categories.
+    # A subset of LVIS may lack some of the categories.
     return {
         name: [number[category] for category in image.get(key) or () if category in number]
         for name, key in (

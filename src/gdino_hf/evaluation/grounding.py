@@ -1,4 +1,4 @@
-"""Phrase grounding and referring expressions: is the box that a phrase of a caption means among the best few?"""
+"""Metrics of phrase grounding and referring expressions: whether a phrase's best boxes include the right one."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ def phrase_recall(
     ranks: Sequence[int] = RANKS,
     iou_threshold: float = 0.5,
 ) -> dict[str, float]:
-    """Recall of phrases, the Flickr30k Entities convention (Plummer et al. 2015; both protocols: Kamath et al. 2021).
+    """Compute the recall of phrases as for Flickr30k Entities (Plummer et al. 2015; protocols: Kamath et al. 2021).
 
-    A phrase is found at rank k if one of its k best boxes overlaps what it means. Under "any", one true box of the
-    phrase is enough ("two men"); under "merged", the smallest box around all of them is what has to be found.
+    A phrase is found at rank k if one of its k best boxes overlaps the ground truth. If a phrase has several true boxes
+    ("two men"), "any" accepts an overlap with one of them, and "merged" demands it with the box around all of them.
 
     Args:
-        predictions: Per image "phrases": a list of {"boxes" (N, 4) xyxy in pixels, best first}.
-        references: Per image "phrases", the same ones in the same order: {"boxes" (M, 4) xyxy in pixels}. A phrase
-            without a box is left out.
+        predictions: One dict per image with "phrases", a list of {"boxes" (N, 4) xyxy in pixels, best first}.
+        references: One dict per image with "phrases" in the same order, {"boxes" (M, 4) xyxy in pixels}. Phrases
+            without a box are ignored.
         protocol: "any" or "merged".
-        ranks: The k of recall@k.
-        iou_threshold: Least overlap, 0..1.
+        ranks: Ranks k to compute recall@k for.
+        iou_threshold: Smallest IoU of a hit, 0..1.
 
     Returns:
-        "recall@1" and so on in 0..1, -1 where there is no phrase, and "phrases", their number.
+        "recall@k" for each rank in 0..1, -1 if there are no phrases, and "phrases", their number.
 
     Raises:
-        ValueError: The protocol is neither, or numbers of images or phrases differ.
+        ValueError: The protocol is unknown, or numbers of images or phrases differ.
     """
     if protocol not in ("any", "merged"):
         raise ValueError(f"protocol must be 'any' or 'merged', got {protocol!r}.")
     first_hits = []
     for prediction, reference in _pairs(predictions, references):
         found = np.asarray(prediction["boxes"], dtype=np.float64).reshape(-1, 4)
-        meant = np.asarray(reference["boxes"], dtype=np.float64).reshape(-1, 4)
-        if not len(meant):
+        true_boxes = np.asarray(reference["boxes"], dtype=np.float64).reshape(-1, 4)
+        if not len(true_boxes):
             continue
         if protocol == "merged":
-            meant = np.concatenate([meant[:, :2].min(axis=0), meant[:, 2:].max(axis=0)])[None]
-        hits = np.flatnonzero((pairwise_iou(found, meant) >= iou_threshold).any(axis=1))
+            true_boxes = np.concatenate([true_boxes[:, :2].min(axis=0), true_boxes[:, 2:].max(axis=0)])[None]
+        hits = np.flatnonzero((pairwise_iou(found, true_boxes) >= iou_threshold).any(axis=1))
         first_hits.append(hits[0] if len(hits) else np.inf)
     ranked = np.array(first_hits)
     recall = {f"recall@{k}": float((ranked < k).mean()) if len(ranked) else -1.0 for k in ranks}
@@ -59,15 +59,15 @@ def phrase_recall(
 def referring_accuracy(
     predictions: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]], iou_threshold: float = 0.5
 ) -> dict[str, float]:
-    """Accuracy of referring expressions as RefCOCO has it: the single best box overlaps the one that is meant.
+    """Compute the accuracy of referring expressions as for RefCOCO: whether the best box overlaps the true one.
 
     Args:
-        predictions: As in `phrase_recall`.
-        references: As in `phrase_recall`.
-        iou_threshold: Least overlap, 0..1.
+        predictions: Predictions by image, as for `phrase_recall`.
+        references: Ground truth by image, as for `phrase_recall`.
+        iou_threshold: Smallest IoU of a hit, 0..1.
 
     Returns:
-        "accuracy" in 0..1, -1 where there is no expression, and "expressions", their number.
+        "accuracy" in 0..1, -1 if there are no expressions, and "expressions", their number.
     """
     result = phrase_recall(predictions, references, "any", (1,), iou_threshold)
     return {"accuracy": result["recall@1"], "expressions": result["phrases"]}

@@ -1,7 +1,7 @@
-"""LVIS' average precision: thousands of labels, of which each image was searched for some (Gupta et al. 2019).
+"""LVIS average precision, for data sets in which each image is annotated for only some labels (Gupta et al. 2019).
 
-Fixed AP (Dave et al. 2021, arXiv:2102.01066): the best 10,000 detections of each label over the whole data set count,
-with no limit per image, so that labels do not compete for places in an image's list.
+Fixed AP (Dave et al. 2021, arXiv:2102.01066) counts the best 10,000 detections of each label over the whole data set,
+with no limit per image, so labels do not compete for places in an image's list.
 """
 
 from __future__ import annotations
@@ -24,25 +24,26 @@ def lvis_fixed_ap(
     frequencies: Sequence[str] = (),
     max_per_label: int = 10_000,
 ) -> tuple[dict[str, float], BoxMap]:
-    """Fixed AP.
+    """Compute LVIS fixed AP.
 
-    In an image, a label counts if it is in its truth or among its negative labels. Where not every object of a label
-    is annotated, detections beyond the annotated ones are neither right nor wrong.
+    A label is evaluated in the images that contain it or list it as a negative label. In images where not every object
+    of a label is annotated, unmatched detections of that label are ignored.
 
     Args:
-        predictions: As in `evaluate_boxes`.
-        references: As in `evaluate_boxes`, with "negative_labels" and "not_exhaustive_labels" (lists of numbers).
-        frequencies: "r", "c" or "f" per label; by the number of images with it where none is given: at most 10, at
-            most 100, more.
-        max_per_label: Detections of a label that count, over all images.
+        predictions: Predictions by image, as for `evaluate_boxes`.
+        references: Ground truth by image, as for `evaluate_boxes`, also with "negative_labels" and
+            "not_exhaustive_labels" (lists of label numbers).
+        frequencies: "r" (rare), "c" (common) or "f" (frequent) for each label. If empty, a label is rare in up to 10
+            images, common in up to 100, and frequent in more.
+        max_per_label: Maximum number of detections counted per label, over all images.
 
     Returns:
-        AP, AP50, AP75, APs, APm, APl, APr, APc, APf (rare, common, frequent) and AR in 0..1, -1 where there is nothing
-        to find; and the precision and recall behind them.
+        AP, AP50, AP75, APs, APm, APl, APr, APc, APf (rare, common, frequent) and AR in 0..1, -1 where there is no
+        ground truth; and the precision and recall they come from.
 
     Raises:
         ImportError: faster-coco-eval is not installed.
-        ValueError: Predictions or references are malformed, or a frequency is of another name.
+        ValueError: Predictions or references are malformed, or a frequency is unknown.
     """
     if len(predictions) != len(references):
         raise ValueError(
@@ -53,7 +54,7 @@ def lvis_fixed_ap(
         raise ValueError(f"{wrong[0]!r} is no frequency; give r (rare), c (common) or f (frequent).")
     truths = [item for image, reference in enumerate(references) for item in truth_annotations(reference, image)]
     labels = sorted({truth["category_id"] for truth in truths})
-    group = _by_images(truths) if not frequencies else {label: frequencies[label] for label in labels}
+    group = _frequency_groups(truths) if not frequencies else {label: frequencies[label] for label in labels}
     detections = _best_of_each_label(predictions, references, max_per_label)
     per_image = Counter((item["image_id"], item["category_id"]) for item in detections)
     result = accumulate(
@@ -80,7 +81,8 @@ def lvis_fixed_ap(
     return figures, result
 
 
-def _by_images(truths: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+def _frequency_groups(truths: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+    """Return each label's frequency group by the number of images it occurs in."""
     images = Counter(label for _, label in {(truth["image_id"], truth["category_id"]) for truth in truths})
     return {label: "r" if number <= _RARE else "c" if number <= _COMMON else "f" for label, number in images.items()}
 
@@ -88,24 +90,25 @@ def _by_images(truths: Sequence[Mapping[str, Any]]) -> dict[int, str]:
 def _best_of_each_label(
     predictions: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]], max_per_label: int
 ) -> list[dict[str, Any]]:
-    """The highest scored detections of each label, without those of labels that were not looked for in their image.
+    """Return the highest-scoring detections of each label that are evaluated in their image.
 
-    Those, nearly all of them, count nowhere but in the limit; as annotations they would take gigabytes.
+    The limit counts all detections, but most are of labels not annotated in their image and affect no metric; as
+    annotations those would take gigabytes.
     """
     if not predictions:
         return []
     scores = np.concatenate([np.asarray(item["scores"], dtype=np.float64).reshape(-1) for item in predictions])
     numbers = np.concatenate([np.asarray(item["labels"], dtype=np.int64).reshape(-1) for item in predictions])
     keep = np.zeros(len(scores), dtype=bool)
-    # Sorted by label and then by falling score, a label's best are the first of its run.
+    # After sorting by label and falling score, the best detections of a label come first among its entries.
     order = np.lexsort((-scores, numbers))
     starts = np.searchsorted(numbers[order], numbers[order], side="left")
     keep[order] = np.arange(len(order)) - starts < max_per_label
     found, end = [], 0
     for image, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
         start, end = end, end + len(np.asarray(prediction["scores"]).reshape(-1))
-        looked_for = [*np.asarray(reference["labels"]).tolist(), *reference.get("negative_labels", ())]
-        chosen = keep[start:end] & np.isin(numbers[start:end], looked_for)
+        evaluated = [*np.asarray(reference["labels"]).tolist(), *reference.get("negative_labels", ())]
+        chosen = keep[start:end] & np.isin(numbers[start:end], evaluated)
         best = {
             "boxes": np.asarray(prediction["boxes"], dtype=np.float64).reshape(-1, 4)[chosen],
             "scores": scores[start:end][chosen],

@@ -1,4 +1,4 @@
-"""A data set on disk as something to evaluate on."""
+"""Opening a data set on disk as ground truth."""
 
 from __future__ import annotations
 
@@ -12,39 +12,37 @@ from .phrases import phrase_reference
 
 
 def open_ground_truth(path: str | Path, images: str | Path | None = None) -> GroundTruth:
-    """The truth of a COCO or LVIS json, or of ODVG json lines.
+    """Open the ground truth of a COCO or LVIS json file, or of an ODVG json lines file.
 
     Args:
-        path: The file, or a folder that holds one; of several, the one named val is taken.
-        images: Folder of the photographs; see the readers in `data`.
+        path: The annotation file, or a folder that holds one; of several, the one named val is used.
+        images: Folder of the images; found as `open_dataset` finds it by default.
 
     Returns:
-        The truth; of captions its references hold "phrases", and it has no labels.
+        The ground truth. For captions it has no labels, and its references hold "phrases".
 
     Raises:
-        ValueError: It cannot be read.
+        ValueError: The file cannot be read.
     """
     file = annotation_file(path, first_choice="val")
     if annotation_format(file) == "coco":
         return coco_ground_truth(file, images)
-    # A photograph that is missing fails where it is read, by its name; stored predictions are judged without any.
+    # Missing images are reported when they are read; evaluating stored predictions needs no images.
     rows = list(odvg_rows(file, images))
     return captions_ground_truth(rows) if has_captions(file) else rows_ground_truth(rows, odvg_names(file) or [])
 
 
 def captions_ground_truth(rows: Any) -> GroundTruth:
-    """The truth of rows with captions.
+    """Collect the ground truth of rows with captions.
 
     Args:
-        rows: Each with "caption", "boxes", "spans" and optionally "image_id", by default its place.
+        rows: Rows with "caption", "boxes", "spans" and optionally "image_id" (default: the row's index).
 
     Returns:
-        The truth; its references hold "phrases" as `phrase_recall` takes them.
+        The ground truth; its references hold "phrases" as `phrase_recall` takes them.
     """
-    without_pictures = rows.remove_columns("image") if hasattr(rows, "remove_columns") else rows
+    without_images = rows.remove_columns("image") if hasattr(rows, "remove_columns") else rows
     references = {
-        row.get("image_id", index): phrase_reference(row)
-        for index, row in enumerate(without_pictures)
-        if row["caption"]
+        row.get("image_id", index): phrase_reference(row) for index, row in enumerate(without_images) if row["caption"]
     }
     return GroundTruth([], references, rows)

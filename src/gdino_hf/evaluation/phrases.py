@@ -1,4 +1,4 @@
-"""A model over captions: the boxes each phrase of a caption means, best first."""
+"""Phrase grounding over a data set: the best boxes for each phrase of each image's caption."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ def predict_phrases(
     store: PredictionFile | None = None,
     progress: str = "ground",
 ) -> Predictions:
-    """Ask for the phrases of each image's caption, with the whole caption as the prompt.
+    """Ground the phrases of each image's caption, with the whole caption as the prompt.
 
     Args:
-        model: A GDinoForObjectDetection, left in the mode it was in.
-        processor: Its processor.
-        rows: Each with "image", "caption", and "spans" (per box a list of [start, end) characters of the caption);
-            optionally "image_id", by default its place.
-        batch_size: Images per forward.
-        top_k: Boxes kept per phrase.
-        score: A phrase's score from those of its tokens: the mean, as published for phrases, or the highest, as
-            published for referring expressions.
-        limit: Only the first so many images.
-        store: Where predictions go as they are made; what it has already is not made again.
-        progress: What the progress bar is called.
+        model: A GDinoForObjectDetection; it is run in eval mode and then put back into its own mode.
+        processor: The model's processor.
+        rows: Rows with "image", "caption", "spans" (a list of [start, end) characters of the caption per box) and
+            optionally "image_id" (default: the row's index).
+        batch_size: Number of images per forward pass.
+        top_k: Number of boxes kept per phrase.
+        score: How a phrase's score follows from its tokens': "mean", as published for phrases, or "max", as published
+            for referring expressions.
+        limit: Number of images to run on, from the first; None for all.
+        store: File that predictions are appended to at once. Images that it already holds are not run again.
+        progress: Title of the progress bar.
 
     Returns:
-        The predictions: per image "phrases", a list of {"phrase", "spans", "boxes" (K, 4) xyxy in pixels, "scores"
-        (K,)} in the order of `row_phrases`. An image that cannot be read, or whose caption the model cannot take, is
-        named on the terminal, skipped and listed in `failed`.
+        The predictions. Each image has "phrases", a list of {"phrase", "spans", "boxes" (K, 4) xyxy in pixels, "scores"
+        (K,)} in the order of `row_phrases`. An image that cannot be read, or whose caption cannot be used, is reported
+        on the terminal, skipped and listed in `failed`.
     """
     was_training = model.training
     model.eval()
@@ -85,10 +85,10 @@ def predict_phrases(
 
 
 def row_phrases(row: Mapping[str, Any]) -> list[tuple[str, tuple[Span, ...]]]:
-    """The distinct phrases of a row with their spans, in the order of its boxes; the whole caption where it has none.
+    """Return the distinct phrases of a row with their spans, in the order of its boxes; without any, the whole caption.
 
     Args:
-        row: With "caption" and "spans".
+        row: Row with "caption" and "spans".
     """
     caption = row["caption"]
     whole = [((0, len(caption)),)]
@@ -100,10 +100,10 @@ def row_phrases(row: Mapping[str, Any]) -> list[tuple[str, tuple[Span, ...]]]:
 
 
 def phrase_reference(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What the phrases of a row mean: "phrases" as `phrase_recall` takes them, in the order of `row_phrases`.
+    """Return the true boxes of a row's phrases as `phrase_recall` takes them, in the order of `row_phrases`.
 
     Args:
-        row: With "caption", "boxes" (N, 4) xyxy in pixels and "spans" (N).
+        row: Row with "caption", "boxes" ((N, 4) xyxy in pixels) and "spans" (N).
     """
     boxes = np.asarray(row["boxes"], dtype=np.float64).reshape(-1, 4)
     spans = [tuple((int(start), int(end)) for start, end in box) for box in row.get("spans") or ()]
@@ -115,7 +115,7 @@ def phrase_reference(row: Mapping[str, Any]) -> dict[str, Any]:
 def _prepare_captions(
     processor: Any, max_text_len: int, batch: list[Picture], results: Predictions, store: PredictionFile | None
 ) -> dict[int, Prompt]:
-    """A batch's captions as prompts by the identity of the picture; what cannot be used is taken out of the batch."""
+    """Build prompts by each picture's id(), and remove pictures without a usable caption from the batch."""
     prompts = {}
     for item in list(batch):
         try:
@@ -141,7 +141,7 @@ def _text_inputs(prompts: Sequence[Prompt], pad: int, device: Any) -> dict[str, 
 def _best(
     probabilities: Tensor, boxes: Tensor, tokens: Sequence[int], score: Score, top_k: int
 ) -> dict[str, np.ndarray]:
-    """Boxes of a phrase, from (Q, T) probabilities and (Q, 4) boxes."""
+    """Return a phrase's best boxes and their scores, from (Q, T) probabilities and (Q, 4) boxes."""
     span = probabilities[:, list(tokens)]
     scores = span.mean(-1) if score == "mean" else span.amax(-1)
     order = scores.argsort(descending=True, stable=True)[:top_k]

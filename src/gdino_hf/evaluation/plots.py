@@ -1,4 +1,4 @@
-"""Pictures of a training and of an evaluation; none of them touches matplotlib's global state."""
+"""Plots of training and evaluation, drawn without touching matplotlib's global state."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _BACKGROUND = (250, 250, 250)
 
 
 def plot_curves(log_history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Draw the training loss and, where there were evaluations, their AP and AP50 over the steps.
+    """Plot the losses over the training steps and, if there were evaluations, AP and AP50.
 
     Args:
         log_history: `trainer.state.log_history`: dicts with "step" and "loss", "eval_loss", "eval_AP", "eval_AP50".
-        path: The PNG.
+        path: PNG file to write.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -52,11 +52,11 @@ def plot_curves(log_history: Sequence[Mapping[str, Any]], path: str | Path) -> N
 
 
 def plot_precision_recall(curves: Mapping[str, np.ndarray], path: str | Path) -> None:
-    """Draw precision over recall at IoU 0.5, a thin line per label and a thick one for their mean.
+    """Plot precision over recall at IoU 0.5, with a thin line per label and a thick one for their mean.
 
     Args:
-        curves: Name of a label to its precision (101,) at recall 0, 0.01, ..., 1.
-        path: The PNG.
+        curves: Precision (101,) of each label at recall 0, 0.01, ..., 1.
+        path: PNG file to write.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -78,17 +78,17 @@ def plot_precision_recall(curves: Mapping[str, np.ndarray], path: str | Path) ->
 
 
 def plot_confusion_matrix(matrix: np.ndarray, names: Sequence[str], path: str | Path) -> None:
-    """Draw what true boxes were taken for, as a share of each row; numbers are counts, labels without any are left out.
+    """Plot a confusion matrix: cells are coloured by their share of the row and, in small matrices, show the count.
 
     Args:
-        matrix: (N + 1, N + 1) of `confusion_matrix`.
-        names: N labels.
-        path: The PNG.
+        matrix: (N + 1, N + 1) counts from `confusion_matrix`.
+        names: Names of the N labels.
+        path: PNG file to write.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
-    # Labels that are neither there nor predicted would only make the others small.
+    # Labels without true or predicted boxes are left out, since they would only make the cells smaller.
     shown = [*np.flatnonzero((matrix[:-1].sum(axis=1) + matrix[:, :-1].sum(axis=0)) > 0), len(names)]
     matrix = matrix[np.ix_(shown, shown)]
     ticks = [[*names, "background"][place] for place in shown]
@@ -116,17 +116,17 @@ def prediction_mosaic(
     threshold: float = 0.3,
     columns: int = 2,
 ) -> None:
-    """Draw truth and predictions of some images side by side on one sheet.
+    """Draw ground truth and predictions of some images side by side.
 
     Args:
-        items: Photograph, its reference and its prediction, both as in `evaluate_boxes`.
-        names: The labels.
-        path: The PNG.
-        threshold: Lowest score of a prediction that is drawn, 0..1.
-        columns: Pairs beside each other.
+        items: Tuples of image, ground truth and prediction, the latter two as for `evaluate_boxes`.
+        names: Names of the labels.
+        path: PNG file to write.
+        threshold: Smallest score of a prediction to draw, 0..1.
+        columns: Number of images in a row.
 
     Raises:
-        ValueError: There is no item.
+        ValueError: There are no items.
     """
     tiles = [
         (
@@ -136,7 +136,7 @@ def prediction_mosaic(
         for image, reference, prediction in items
     ]
     if not tiles:
-        raise ValueError("There is no image to draw; give at least one.")
+        raise ValueError("There is no image to draw; pass at least one.")
     pair, header = 2 * _MOSAIC_TILE + _MARGIN, 22
     columns = min(columns, len(tiles))
     rows = math.ceil(len(tiles) / columns)
@@ -156,7 +156,7 @@ def prediction_mosaic(
 
 
 def _tile(image: Image.Image, boxes: Any, labels: Any, scores: Any, names: Sequence[str]) -> Image.Image:
-    """The picture with its boxes in a square of the mosaic's size."""
+    """Draw an image with its boxes into a square of the mosaic's size."""
     scale = _MOSAIC_TILE / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     zoom = np.array([size[0] / image.width, size[1] / image.height] * 2)
@@ -173,20 +173,21 @@ def _tile(image: Image.Image, boxes: Any, labels: Any, scores: Any, names: Seque
 
 
 def _above(prediction: Mapping[str, Any], threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes, labels and scores of what is drawn."""
+    """Return boxes, labels and scores of the detections to draw."""
     scores = np.asarray(prediction["scores"], dtype=np.float64)
     keep = scores >= threshold
     return np.asarray(prediction["boxes"]).reshape(-1, 4)[keep], np.asarray(prediction["labels"])[keep], scores[keep]
 
 
 def _series(log_history: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the steps and the values of one logged quantity."""
     points = [(entry["step"], entry[name]) for entry in log_history if name in entry and "step" in entry]
     array = np.array(points, dtype=np.float64).reshape(-1, 2)
     return array[:, 0], array[:, 1]
 
 
 def _marks(steps: np.ndarray) -> dict[str, Any]:
-    """A line of few points shows them."""
+    """Mark the points of a short line, which could otherwise be invisible."""
     return {"marker": "o", "markersize": 3} if len(steps) < 30 else {}
 
 
@@ -195,7 +196,7 @@ def _figure(width: float, height: float) -> Any:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('Curves need matplotlib; pip install "gdino-hf[train]".') from error
+        raise ImportError('Plots need matplotlib; pip install "gdino-hf[train]".') from error
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     return figure

@@ -1,4 +1,4 @@
-"""A model over a data set: every label asked of every image, by the convention of the published figures."""
+"""Detection over a data set: every label in every image, scored by the convention of the published results."""
 
 from __future__ import annotations
 
@@ -35,31 +35,32 @@ def predict(
     store: PredictionFile | None = None,
     progress: str = "predict",
 ) -> Predictions:
-    """Ask for all labels in every image; every pair of query and label counts, the best are kept.
+    """Detect all labels in every image, keeping the best of all pairs of query and label.
 
-    Labels beyond what a prompt holds go to further prompts; each image's features and each prompt's are computed once.
+    Labels that do not fit one prompt are split over several. Image features are computed once per image and text
+    features once per prompt.
 
     Args:
-        model: A GDinoForObjectDetection, left in the mode it was in.
-        processor: Its processor.
-        rows: Each with "image" (PIL, path or bytes) and optionally "image_id", its place by default; a list, a
+        model: A GDinoForObjectDetection; it is run in eval mode and then put back into its own mode.
+        processor: The model's processor.
+        rows: Rows with "image" (PIL, path or bytes) and optionally "image_id" (default: the row's index), as a list, a
             Dataset or an IterableDataset.
-        labels: What is looked for; results number them.
-        prompts: What each label is called in the prompt, where that is not its name.
-        batch_size: Images per forward.
-        max_detections: Detections kept per image; None keeps what the prompts give.
-        max_per_prompt: Detections kept per image and prompt; max_detections by default.
-        labels_per_prompt: Most labels of one prompt; None puts in as many as it holds.
-        score: A label's score from its tokens: the mean, as published, or the highest.
-        limit: Only the first so many images.
-        store: Where predictions go as they are made. What it has already is not made again.
-        progress: What the progress bar is called.
+        labels: Labels to detect; results refer to them by index.
+        prompts: Text to use for each label in the prompt; None uses the labels themselves.
+        batch_size: Number of images per forward pass.
+        max_detections: Maximum number of detections kept per image; None for no limit.
+        max_per_prompt: Maximum number of detections kept per image and prompt; None for `max_detections`.
+        labels_per_prompt: Maximum number of labels in a prompt; None for as many as fit.
+        score: How a label's score follows from its tokens': "mean", as published, or "max".
+        limit: Number of images to run on, from the first; None for all.
+        store: File that predictions are appended to at once. Images that it already holds are not run again.
+        progress: Title of the progress bar.
 
     Returns:
-        The predictions. An image that cannot be read is named on the terminal, skipped and listed in `failed`.
+        The predictions. An image that cannot be read is reported on the terminal, skipped and listed in `failed`.
 
     Raises:
-        ValueError: There is no label, one cannot be used, or a row has no image.
+        ValueError: There are no labels, a label cannot be used, or a row has no image.
         OSError: The store cannot be written.
     """
     if prompts is not None and len(prompts) != len(labels):
@@ -92,12 +93,12 @@ def predict(
 
 @dataclass
 class Picture:
-    """An image that was read.
+    """An image that was read from a row.
 
     Attributes:
-        image_id: What its row calls it.
-        image: Upright, RGB.
-        row: The row it came from.
+        image_id: Identifier of the image in its row.
+        image: The image, upright and RGB.
+        row: The row it was read from.
     """
 
     image_id: Any
@@ -105,7 +106,7 @@ class Picture:
     row: Mapping[str, Any]
 
     def entry(self, found: Mapping[str, Any]) -> dict[str, Any]:
-        """An entry of `Predictions.images`."""
+        """Combine predictions with the image's id and size into an entry of `Predictions.images`."""
         return {"image_id": self.image_id, "width": self.image.width, "height": self.image.height, **found}
 
 
@@ -118,15 +119,15 @@ def read_batches(
     store: PredictionFile | None = None,
     progress: str = "predict",
 ) -> Iterator[list[Picture]]:
-    """Read images in batches with a progress bar; those that are done or cannot be read are left out.
+    """Yield batches of images with a progress bar, without images that are done or cannot be read.
 
     Args:
-        rows: As in `predict`.
-        results: Knows what is done, and gets what fails.
-        batch_size: Images of a batch.
-        limit: Only the first so many rows.
-        store: Gets what fails, too.
-        progress: What the bar is called.
+        rows: Rows as for `predict`.
+        results: Predictions so far, whose images are skipped; unreadable images are added to `failed`.
+        batch_size: Number of images in a batch.
+        limit: Number of rows to read, from the first; None for all.
+        store: File that unreadable images are also recorded in.
+        progress: Title of the progress bar.
     """
     done = {entry["image_id"] for entry in results.images}
     total = len(rows) if hasattr(rows, "__len__") else None
@@ -135,7 +136,7 @@ def read_batches(
     batch: list[Picture] = []
     if not sys.stderr.isatty():
         print(f"{progress}: {'a stream of' if total is None else total} images", file=sys.stderr, flush=True)
-    # disable=None: no bar where stderr is not a terminal, but the line above
+    # disable=None shows no bar if stderr is not a terminal; the line printed above stands in for it.
     for index, row in enumerate(tqdm(islice(_undecoded(rows), limit), progress, total, disable=None, leave=False)):
         if "image" not in row:
             raise ValueError(f"Row {index} has no 'image' but {', '.join(row)}; give rows with images.")
@@ -144,7 +145,7 @@ def read_batches(
             continue
         try:
             batch.append(Picture(image_id, _read(row["image"]), row))
-        # Bulk work: whatever is wrong with one image is its own affair, the others go on.
+        # In bulk work one broken image, whatever exception it causes, must not stop the others.
         except Exception as error:
             record_failure(image_id, error, results, store)
         if len(batch) == batch_size:
@@ -155,18 +156,18 @@ def read_batches(
 
 
 def start_results(store: PredictionFile | None) -> Predictions:
-    """What the store has already; what failed is tried again."""
+    """Return the predictions that the store already holds. Its failed images are left out, so they are tried again."""
     return Predictions() if store is None else Predictions(dict(store.header), list(store.earlier.images))
 
 
 def prepare_images(processor: Any, batch: list[Picture], results: Predictions, store: PredictionFile | None) -> Any:
-    """The image half of the model's inputs; images the processor refuses are taken out of the batch.
+    """Return the model's image inputs for a batch, after removing images that the processor rejects.
 
     Args:
-        processor: The model's.
-        batch: Gets shorter where an image is refused.
-        results: Gets what fails.
-        store: The same.
+        processor: The model's processor.
+        batch: Images to prepare; rejected ones are removed from this list.
+        results: Predictions that rejected images are recorded in, under `failed`.
+        store: File that rejected images are also recorded in.
     """
     try:
         return processor(images=[item.image for item in batch])
@@ -181,14 +182,14 @@ def prepare_images(processor: Any, batch: list[Picture], results: Predictions, s
 
 
 def record(entry: dict[str, Any], results: Predictions, store: PredictionFile | None) -> None:
-    """Add one image's predictions to the results and to the store."""
+    """Add the predictions of one image to the results and to the store."""
     results.images.append(entry)
     if store is not None:
         store.append(entry)
 
 
 def record_failure(image_id: Any, error: Exception, results: Predictions, store: PredictionFile | None) -> None:
-    """Name an image that is left out on the terminal, and list it."""
+    """Report an image that is left out on the terminal, and record it in the results and the store."""
     reason = " ".join(str(error).split()) or type(error).__name__
     tqdm.write(f"image {image_id} is left out: {reason}", file=sys.stderr)
     entry = {"image_id": image_id, "error": reason}
@@ -198,7 +199,7 @@ def record_failure(image_id: Any, error: Exception, results: Predictions, store:
 
 
 def _undecoded(rows: Any) -> Any:
-    """Rows whose photographs are still files: one that is broken must not end the iteration."""
+    """Return the rows with undecoded images, so that a broken image cannot end the iteration."""
     features = getattr(rows, "features", None)
     if features is None or "image" not in features:
         return rows
@@ -215,7 +216,7 @@ def _read(image: Any) -> Any:
 
 @dataclass(frozen=True)
 class _PromptPart:
-    """A prompt that one forward takes: which of the labels it asks for, and its text features."""
+    """One prompt with the numbers of its labels and its text features."""
 
     prompt: Prompt
     labels: np.ndarray
@@ -251,7 +252,7 @@ def _detect(
     score: Literal["max", "mean"],
     top_k: int | None,
 ) -> list[dict[str, np.ndarray]]:
-    """Detections of one prompt's labels in every image of a batch."""
+    """Detect the labels of one prompt in every image of a batch."""
     outputs = model(image_features=image_features, text_features=part.features)
     found = processor.post_process_grounded_object_detection(
         outputs,
@@ -274,7 +275,7 @@ def _detect(
 
 
 def _merge(found: Sequence[Mapping[str, np.ndarray]], max_detections: int | None) -> dict[str, np.ndarray]:
-    """The best of all prompts."""
+    """Merge the detections of all prompts and keep the best."""
     together = {name: np.concatenate([part[name] for part in found]) for name in ("boxes", "scores", "labels")}
     order = np.argsort(-together["scores"], kind="stable")[:max_detections]
     return {name: values[order] for name, values in together.items()}

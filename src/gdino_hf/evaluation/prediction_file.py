@@ -1,4 +1,4 @@
-"""Predictions on disk: a header and a line of JSON per image, written as the work goes on and read without a model."""
+"""Predictions on disk, written while a model runs: a header line and one line of JSON per image."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _ARRAYS = {"boxes": (-1, 4), "scores": (-1,)}
 
 @dataclass
 class Predictions:
-    """What a model found.
+    """Predictions of a model over a data set.
 
     Attributes:
-        header: How it was made: "model", "labels" and whatever else the maker wrote down.
-        images: Per image "image_id", "width", "height", "boxes" (N, 4) xyxy in pixels, "scores" (N,), "labels" (N,),
-            best first; of captions, see `phrases.py`.
-        failed: {"image_id", "error"} of each image that could not be read.
+        header: Settings they were made with: "model", "labels" and whatever else was recorded.
+        images: One dict per image with "image_id", "width", "height", "boxes" (N, 4) xyxy in pixels, "scores" (N,) and
+            "labels" (N,), best first; for captions, see `predict_phrases`.
+        failed: {"image_id", "error"} of each image that could not be used.
     """
 
     header: dict[str, Any] = field(default_factory=dict)
@@ -34,26 +34,26 @@ class Predictions:
 
 
 class PredictionFile:
-    """Appends predictions to a file; opened again with the same header, it knows what is done.
+    """A file that predictions are appended to; opened again with the same header, it continues where it stopped.
 
     Args:
-        path: The file; its folder is made.
-        header: How the predictions are made. A file that exists must have been begun with the same.
+        path: The file. Its folder is created.
+        header: Settings the predictions are made with. An existing file must have the same header.
 
     Attributes:
-        header: The same as it is read back.
-        earlier: What the file had already.
+        header: The header in the form in which it is read back from the file.
+        earlier: Predictions that the file already held when it was opened.
 
     Raises:
-        OSError: It cannot be written.
-        ValueError: The file is none of predictions, or was begun with another header.
+        OSError: The file cannot be written.
+        ValueError: The file exists, and is not a prediction file or has another header.
     """
 
     def __init__(self, path: str | Path, header: Mapping[str, Any]) -> None:
         self.path = Path(path)
         self.earlier = Predictions()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # As it is read back: tuples are lists there.
+        # The round trip through JSON turns tuples into lists, so that it compares equal with a header from a file.
         self.header = json.loads(json.dumps({"format": FORMAT, "version": VERSION, **header}))
         if self.path.exists() and self.path.stat().st_size:
             self._cut_to_whole_lines()
@@ -62,8 +62,8 @@ class PredictionFile:
             if differing:
                 name = differing[0]
                 raise ValueError(
-                    f"{self.path} was begun with another {name} ({_short(self.earlier.header.get(name))}, not "
-                    f"{_short(self.header[name])}); give the same, or begin anew elsewhere."
+                    f"{self.path} was started with another {name} ({_short(self.earlier.header.get(name))}, not "
+                    f"{_short(self.header[name])}); use the same one, or write to another file."
                 )
         self._file = self.path.open("a", encoding="utf-8")
         if not self.earlier.header:
@@ -78,53 +78,53 @@ class PredictionFile:
         self._file.close()
 
     def append(self, prediction: Mapping[str, Any]) -> None:
-        """Write one image's predictions, or its failure, to the end.
+        """Append the predictions or the failure of one image.
 
         Args:
             prediction: An entry of `Predictions.images` or `Predictions.failed`.
 
         Raises:
-            OSError: It cannot be written; what was written before stays.
+            OSError: The file cannot be written; earlier entries remain.
         """
         self._write(_to_json(prediction))
 
     def _write(self, line: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(line, ensure_ascii=True) + "\n")
-        # A killed process loses the images it is at, not those before.
+        # Flushed at once, so that a killed process loses only the images it was working on.
         self._file.flush()
 
     def _cut_to_whole_lines(self) -> None:
-        """Drop what a process that was killed while writing left of its last line."""
+        """Remove an incomplete last line, left by a process that was killed while writing."""
         with self.path.open("rb") as file:
             whole = sum(len(line) for line in file if line.endswith(b"\n"))
         os.truncate(self.path, whole)
 
 
 def read_predictions(path: str | Path) -> Predictions:
-    """Read what `PredictionFile` wrote, also while it is not finished.
+    """Read a file written by `PredictionFile`, complete or not.
 
     Args:
         path: The file.
 
     Returns:
-        The predictions; the later entry of an image that has two.
+        The predictions. If an image has several entries, the last one counts.
 
     Raises:
-        ValueError: It cannot be read or is no such file; the message names the line.
+        ValueError: The file cannot be read or is not a prediction file; the message names the line.
     """
     lines = _whole_lines(path)
     _, header = next(lines, (1, None))
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise ValueError(f"{path} is no file of predictions; give the predictions.jsonl that gdino eval wrote.")
+        raise ValueError(f"{path} is not a prediction file; give a predictions.jsonl written by gdino eval.")
     if header.get("version") != VERSION:
-        raise ValueError(f"{path} has version {header.get('version')}, this program reads version {VERSION}.")
+        raise ValueError(f"{path} has version {header.get('version')}, but this program reads version {VERSION}.")
     by_image: dict[Any, dict[str, Any]] = {}
     for number, entry in lines:
         try:
             by_image[entry["image_id"]] = entry if "error" in entry else _from_json(entry)
             labels = by_image[entry["image_id"]].get("labels", ())
             if len(labels) and not 0 <= min(labels) <= max(labels) < len(header.get("labels", ())):
-                raise ValueError(f"a label is none of the {len(header.get('labels', ()))} in its header")
+                raise ValueError(f"a label is outside the {len(header.get('labels', ()))} labels of its header")
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged in line {number} ({error}); make the predictions again.") from error
     return Predictions(
@@ -135,10 +135,10 @@ def read_predictions(path: str | Path) -> Predictions:
 
 
 def _whole_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
-    """Number and content of each line; what a killed process never finished is none.
+    """Yield the number and content of each complete line; an incomplete last line is ignored.
 
     Raises:
-        ValueError: The file cannot be read, or a line is no json.
+        ValueError: The file cannot be read, or a line is not valid JSON.
     """
     number = 0
     try:
@@ -153,7 +153,7 @@ def _whole_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
 
 
 def _to_json(value: Any) -> Any:
-    """Plain lists; nine digits hold every bit of a float32, which is what models give."""
+    """Convert to plain lists and numbers; nine digits preserve every bit of a float32, the type models compute in."""
     if isinstance(value, Mapping):
         return {name: _to_json(item) for name, item in value.items()}
     if isinstance(value, np.ndarray):

@@ -1,4 +1,4 @@
-"""Several data sets in one table with their average, as ODinW has it (Li et al. 2022, arXiv:2204.08790)."""
+"""Evaluation over several data sets, with their average, as for ODinW (Li et al. 2022, arXiv:2204.08790)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class TableEntry:
     """One data set of a table.
 
     Attributes:
-        name: What it is called.
-        annotations: Its file.
-        images: Folder of its photographs, None for the reader's default.
-        prompts: What a label is called in the prompt, where that is not its name.
-        labels: The labels that count, None for all.
+        name: Name of the data set.
+        annotations: Its annotation file.
+        images: Folder of its images; None for the reader's default.
+        prompts: Text to use in the prompt, by label; labels without an entry are used as they are.
+        labels: Labels to evaluate; None for all.
     """
 
     name: str
@@ -31,10 +31,10 @@ class TableEntry:
     labels: list[str] | None = None
 
     def prompts_of(self, labels: Sequence[str]) -> list[str]:
-        """What each label is called in the prompt.
+        """Return the text to use in the prompt for each label.
 
         Args:
-            labels: Of the data set.
+            labels: Labels of the data set.
 
         Raises:
             ValueError: There is a prompt for a label that the data set does not have.
@@ -42,22 +42,22 @@ class TableEntry:
         prompts = {name_key(label): prompt for label, prompt in self.prompts.items()}
         unknown = prompts.keys() - {name_key(label) for label in labels}
         if unknown:
-            raise ValueError(f"there is a prompt for {min(unknown)!r}, which is none of its labels; leave it out")
+            raise ValueError(f"there is a prompt for {min(unknown)!r}, which is not one of its labels; remove it")
         return [prompts.get(name_key(label), label) for label in labels]
 
 
 def read_table(path: str | Path) -> list[TableEntry]:
-    """Read a list of data sets.
+    """Read a list of data sets from a YAML file.
 
     Args:
-        path: YAML: a list of {"name", "annotations"}, and where wanted "images" (a folder), "prompts" ({label: what it
-            is called in the prompt}) and "labels" (those that count). Paths are relative to the file.
+        path: YAML file with a list of {"name", "annotations"} and optionally "images" (a folder), "prompts" ({label:
+            text to use in the prompt}) and "labels" (labels to evaluate). Paths are relative to the file.
 
     Returns:
         The data sets.
 
     Raises:
-        ValueError: The file cannot be read, or an entry is malformed; the message names it.
+        ValueError: The file cannot be read, or an entry is malformed; the message names the entry.
     """
     import yaml
 
@@ -73,19 +73,19 @@ def read_table(path: str | Path) -> list[TableEntry]:
     names = [entry.name for entry in entries]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"{path} has two data sets named {twice[0]!r}; name them apart.")
+        raise ValueError(f"{path} has two data sets named {twice[0]!r}; give them different names.")
     return entries
 
 
 def average_row(rows: Sequence[Mapping[str, float]], metrics: Sequence[str]) -> dict[str, float]:
-    """The mean of each metric over data sets, in which every set counts the same.
+    """Average each metric over the data sets, each with equal weight.
 
     Args:
-        rows: The figures of each set.
-        metrics: Their names; -1, which says that there was nothing to find, takes no part.
+        rows: Metrics of each data set.
+        metrics: Names of the metrics to average. A value of -1, which stands for no ground truth, is ignored.
 
     Returns:
-        The means; -1 where no set has the metric.
+        The means; -1 for a metric that no data set has.
     """
     columns = {name: [row[name] for row in rows if row[name] >= 0] for name in metrics}
     return {name: sum(values) / len(values) if values else -1.0 for name, values in columns.items()}
@@ -97,15 +97,15 @@ def _entry(item: Any, number: int, path: Path) -> TableEntry:
         raise ValueError(f"{where} is {item!r}; give name and annotations.")
     unknown = sorted(map(str, item.keys() - set(_KEYS)))
     if unknown:
-        raise ValueError(f"{where} has the key {unknown[0]!r}; there are {', '.join(_KEYS)}.")
+        raise ValueError(f"{where} has the unknown key {unknown[0]!r}; allowed are {', '.join(_KEYS)}.")
     for key in ("name", "annotations"):
         if not isinstance(item.get(key), str) or not item[key].strip():
             raise ValueError(f"{where} has no {key}; give one as text.")
     name, prompts, labels = item["name"].strip(), item.get("prompts") or {}, item.get("labels")
     if Path(name).name != name or not name.strip("."):
-        raise ValueError(f"{where} is named {name!r}, which is no name of a folder; leave out slashes.")
+        raise ValueError(f"{where} is named {name!r}, which cannot be the name of a folder; leave out slashes.")
     if not isinstance(prompts, Mapping) or not all(isinstance(value, str) for value in prompts.values()):
-        raise ValueError(f"{where} has prompts that are no mapping of labels to text; write label: text.")
+        raise ValueError(f"{where} has prompts that are not a mapping of labels to text; write label: text.")
     if labels is not None and (not isinstance(labels, list) or not labels):
         raise ValueError(f"{where} has labels {labels!r}; give a list of names.")
     images = item.get("images")
