@@ -1,8 +1,8 @@
 # What is typed daily. `make ci` is what a fresh checkout must pass.
-.PHONY: setup test lint format ci clean
+.PHONY: setup test lint format docs serve-docs ci clean
 
 setup:
-	pip install -c constraints.txt -e ".[dev,train]"
+	pip install -c constraints.txt -e ".[dev]"
 
 test:
 	PYTHONPATH=src pytest -n auto
@@ -17,8 +17,14 @@ format:
 	ruff check --fix .
 	ruff format .
 
+docs:
+	PYTHONPATH=src mkdocs build --strict
+
+serve-docs:
+	PYTHONPATH=src mkdocs serve
+
 ci:
 	bash .ci/run
 
 clean:
-	rm -rf build dist .ci/venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache src/*.egg-info
+	rm -rf build dist .ci/venv .ci/lowest-transformers .mypy_cache .pytest_cache .ruff_cache .import_linter_cache src/*.egg-info
