@@ -1,4 +1,4 @@
-"""Fixtures every room shares: a tiny random model with a vocabulary built on the spot, and the shared data folder."""
+"""Fixtures for all tests: a tiny random model with its own vocabulary, and the folder of shared data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PUNCTUATION = ".?,;:!-'\"()[]/&+#"
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """Where the shared folder must be present, a test that skips for want of it is a failure."""
+    """If GDINO_REQUIRE_SHARED=1, fail tests that would be skipped because the shared folder is missing."""
     report = yield
     if REQUIRE_SHARED and report.skipped and isinstance(report.longrepr, tuple):
         reason = str(report.longrepr[2])
@@ -39,7 +39,7 @@ def pytest_runtest_makereport(item, call):
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread_per_worker():
-    """Tests run one process per core; threads of their own would only fight over the cores."""
+    """Use one thread per test process, since the processes already use all cores."""
     import torch
 
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -48,7 +48,7 @@ def _one_thread_per_worker():
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of golden files and data beside the repository; tests that need it are skipped without it."""
+    """The folder of golden files and data beside the repository; without it, tests that need it are skipped."""
     if not SHARED.is_dir():
         pytest.skip(f"shared folder {SHARED} is absent")
     return SHARED
@@ -62,10 +62,10 @@ def example_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer(tmp_path_factory):
-    """A BERT word-piece tokenizer of about 150 tokens: some whole words, single letters and their continuations.
+    """A BERT word-piece tokenizer of about 150 tokens: some words, single letters and their continuations.
 
-    The special tokens take the ids 0 to 4 here, not BERT's 101, 102, 1012 and 1029: code that takes them from the
-    tokenizer or the config passes, code that takes them from constants does not.
+    The special tokens have ids 0 to 4 here instead of BERT's 101, 102, 1012 and 1029, so that code which does not take
+    the ids from the tokenizer or the config fails.
     """
     from transformers import BertTokenizerFast
 
@@ -78,7 +78,7 @@ def tiny_tokenizer(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_config(tiny_tokenizer):
-    """A model of a few thousand parameters that has every part of the real one. Copy it before changing it."""
+    """Config of a tiny model that has every part of a real one. Copy it before changing it."""
     from transformers import BertConfig, SwinConfig
 
     from gdino_hf.model.configuration_gdino import GDinoConfig
@@ -119,7 +119,7 @@ def tiny_config(tiny_tokenizer):
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny_config):
-    """A random model in eval mode, shared by the session: leave its weights as they are."""
+    """A random model in eval mode. The whole session shares it, so its weights must not be changed."""
     import copy
 
     import torch
@@ -132,7 +132,7 @@ def tiny_model(tiny_config):
 
 @pytest.fixture(scope="session")
 def tiny_processor(tiny_tokenizer):
-    """The processor of the tiny model, with pictures of 64 pixels."""
+    """The processor of the tiny model, for images of 64 pixels."""
     from gdino_hf.model.image_processing_gdino import GDinoImageProcessor
     from gdino_hf.model.processing_gdino import GDinoProcessor
 
@@ -142,7 +142,7 @@ def tiny_processor(tiny_tokenizer):
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory, tiny_model, tiny_processor) -> Path:
-    """The tiny model and its processor as saved on disk."""
+    """A folder with the saved tiny model and its processor."""
     folder = tmp_path_factory.mktemp("tiny-gdino")
     tiny_model.save_pretrained(folder)
     tiny_processor.save_pretrained(folder)
@@ -150,7 +150,7 @@ def tiny_folder(tmp_path_factory, tiny_model, tiny_processor) -> Path:
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the Hub as an upload of small files asks for."""
+    """Handler for the requests to the Hub that an upload of small files makes."""
 
     def do_HEAD(self):
         self.do_GET()
@@ -206,7 +206,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path_factory):
-    """A Hub on this machine: `files` holds what it was sent, `repositories` what was created."""
+    """A local Hub server; `files` holds the uploaded files, and `repositories` the names of created repositories."""
     from huggingface_hub import constants
     from transformers.utils import hub as transformers_hub
 
@@ -216,7 +216,7 @@ def hub(monkeypatch, tmp_path_factory):
     address = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr(constants, "ENDPOINT", address)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
-    # transformers keeps a client that remembers the address.
+    # transformers keeps a client with the previous address.
     monkeypatch.setattr(transformers_hub, "_hf_api", None, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub-cache")))

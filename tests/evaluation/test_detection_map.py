@@ -1,12 +1,11 @@
 """Tests of detection_map: the metrics equal those of pycocotools, loaded by path and imported."""
 
-import importlib.util
 import json
 import multiprocessing
-from pathlib import Path
 
 import numpy as np
 import pytest
+import random_cases as cases
 import torch
 
 evaluate = pytest.importorskip("evaluate")
@@ -18,17 +17,6 @@ from gdino_hf.evaluation.detection_map import DetectionMap  # noqa: E402
 
 # Both sum the same numbers in double precision, in another order.
 ROUNDING = 1e-9
-
-
-def load(name):
-    """A module of helpers beside this file."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-cases = load("random_cases")
 
 
 @pytest.fixture

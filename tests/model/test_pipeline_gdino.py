@@ -27,6 +27,7 @@ from gdino_hf import (
     GDinoZeroShotObjectDetectionPipeline,
     register_auto_classes,
 )
+from random_models import make_random_model
 
 TASK = "zero-shot-object-detection"
 # The random model's scores lie near one half; this keeps every box.
@@ -38,13 +39,7 @@ ROUNDING = 1e-4
 @pytest.fixture(scope="module")
 def model(tiny_config):
     """A random model whose scores and boxes depend on image and text."""
-    torch.manual_seed(0)
-    model = GDinoForObjectDetection(copy.deepcopy(tiny_config)).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "backbone" not in name:
-                parameter.add_(0.05 * torch.randn_like(parameter))
-    return model
+    return make_random_model(tiny_config)
 
 
 @pytest.fixture(scope="module")

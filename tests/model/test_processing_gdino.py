@@ -16,7 +16,8 @@ from PIL import Image
 from transformers import AutoProcessor
 from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
 
-from gdino_hf import GDinoForObjectDetection, GDinoImageProcessor, GDinoProcessor
+from gdino_hf import GDinoImageProcessor, GDinoProcessor
+from random_models import make_random_model
 
 # Batched and single matrix products, and prompts in another order, sum in another order.
 ROUNDING = 1e-4
@@ -30,13 +31,7 @@ def picture(width=80, height=64, seed=0):
 @pytest.fixture(scope="module")
 def model(tiny_config):
     """A random model whose scores and boxes depend on image and text."""
-    torch.manual_seed(0)
-    model = GDinoForObjectDetection(copy.deepcopy(tiny_config)).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "backbone" not in name:
-                parameter.add_(0.05 * torch.randn_like(parameter))
-    return model
+    return make_random_model(tiny_config)
 
 
 def outputs_of(*rows, num_tokens=16):
