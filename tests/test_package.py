@@ -7,8 +7,7 @@ import pytest
 
 
 @pytest.mark.parametrize("program", ["gdino", "script.py"])
-def test_the_embedded_processor_loads_first_thing(program):
-    """Inside the command, too, where registration with the auto classes waits for the first class used."""
+def test_embedded_processor_loads_first_thing(program):
     code = "from gdino_hf import NANO, GDinoProcessor; print(type(GDinoProcessor.from_pretrained(NANO)).__name__)"
     run = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.argv = [{program!r}]; {code}"], capture_output=True, text=True

@@ -13,6 +13,7 @@ import gradio as gr
 from PIL import Image, UnidentifiedImageError
 
 from gdino_hf.model.image_processing_gdino import load_image
+from gdino_hf.model.text_prompt import split_labels
 
 MEGABYTE = 2**20
 LARGEST_REQUEST = 100 * MEGABYTE
@@ -127,11 +128,11 @@ def plain_name(name: str) -> str:
 
 
 def parse_labels(text: str | None, *, required: bool = True) -> list[str]:
-    """Labels out of a comma list, or out of a sentence that ends in a period.
+    """Split label text as the whole package does and refuse what a page should not take.
 
     Args:
-        text: "cat, remote control" or "a cat. a remote control."; periods part labels only where there is no comma
-            and the text ends in one: "St. Bernard" is one label.
+        text: "cat, remote control" or "a cat. a remote control."; `gdino_hf.model.text_prompt.split_labels` has the
+            rule.
         required: Whether there must be a label.
 
     Returns:
@@ -141,14 +142,13 @@ def parse_labels(text: str | None, *, required: bool = True) -> list[str]:
         Refused: There is none, there are too many, or one holds what no name holds.
     """
     text = _checked(text)
-    pieces = text.split(".") if "," not in text and text.rstrip().endswith(".") else text.split(",")
-    labels = list(dict.fromkeys(" ".join(piece.split()) for piece in pieces if piece.strip()))
+    labels = split_labels(text)
     if required and not labels:
         raise Refused('There is no label; write what to look for, for instance "cat, remote control".')
     if len(labels) > MOST_LABELS:
         raise Refused(f"There are {len(labels)} labels; one request takes {MOST_LABELS}, ask in two.")
     for label in labels:
-        if not any(character.isalnum() for character in label):
+        if all(unicodedata.category(character)[0] in "PZ" for character in label):
             raise Refused(f"The label {label!r} has nothing to look for in it; use words.")
     return labels
 
@@ -203,4 +203,4 @@ def _checked(text: str | None) -> str:
         raise Refused("A label holds an angle bracket, which belongs to markup and not to a name; write plain words.")
     if any(unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\r\t" for character in text):
         raise Refused("A label holds control characters; write plain words.")
-    return text.replace("\n", ", ") if "," in text else text.replace("\n", " ")
+    return text

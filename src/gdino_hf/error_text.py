@@ -1,15 +1,48 @@
-"""Why a library refused something, in words that fit into a sentence."""
+"""An exception as words that fit into a sentence, for messages that say what went wrong and what to do about it."""
 
 from __future__ import annotations
 
-from huggingface_hub.errors import StrictDataclassError
-
-CONFIG_ERRORS = (TypeError, ValueError, StrictDataclassError)
-"""What making a configuration from unfit fields raises."""
+from typing import Any
 
 
-def reason(error: BaseException) -> str:
-    """The gist of an error: its last line for a configuration's, else its first."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    line = lines[-1] if isinstance(error, StrictDataclassError) else lines[0]
-    return line.strip().removeprefix("ValueError: ").rstrip(".")
+def __getattr__(name: str) -> Any:
+    """CONFIG_ERRORS: the exceptions raised when a configuration is made from values it does not accept."""
+    if name != "CONFIG_ERRORS":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Imported on demand: the Hub's client takes longer to import than `gdino --help` to answer.
+    from huggingface_hub.errors import StrictDataclassError
+
+    return (TypeError, ValueError, StrictDataclassError)
+
+
+def reason(error: BaseException, *, name_file: bool = False, most_lines: int = 1) -> str:
+    """Say in one line, without a period at the end, why something failed.
+
+    Args:
+        error: Any exception.
+        name_file: Also name the file of an OSError, for messages that do not name it themselves.
+        most_lines: Number of lines of a longer message to keep, joined by blanks. Of a traceback passed on as a message
+            (a data loader's worker does that) and of a configuration's error it is always the last line, which has the
+            cause.
+
+    Returns:
+        The gist of the message, or the exception's type if it has no message.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from PIL import UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):
+        return "it is not a picture that can be read"
+    cause = getattr(error, "reason", None)
+    if isinstance(error, OSError) and isinstance(cause, BaseException):
+        # A URLError wraps the error of the connection.
+        return reason(cause, most_lines=most_lines)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if name_file and error.filename else error.strerror
+    if isinstance(error, KeyError) and len(error.args) == 1:
+        return f"the key {error.args[0]!r} is missing"
+    text = str(error)
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    cause_is_last = isinstance(error, StrictDataclassError) or "Traceback (most recent call last)" in text
+    kept = lines[-1:] if cause_is_last else lines[:most_lines]
+    return " ".join(kept).removeprefix("ValueError: ").rstrip(".")

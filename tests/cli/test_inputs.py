@@ -3,7 +3,7 @@
 import pytest
 
 from gdino_hf.cli.errors import UsageError
-from gdino_hf.cli.inputs import ImageInput, collect_images, parse_labels
+from gdino_hf.cli.inputs import ImageInput, collect_images, read_labels
 
 
 @pytest.fixture
@@ -81,8 +81,8 @@ def test_order_is_the_one_given(folder):
     [
         ("no/such.jpg", "there is no such file"),
         ("no/*.jpg", "nothing matches"),
-        ("x" * 10_000, "no path that can be read"),
-        ("~nobody-of-this-name/x.jpg", "no path that can be read"),
+        ("x" * 10_000, "this path cannot be read"),
+        ("~nobody-of-this-name/x.jpg", "this path cannot be read"),
     ],
 )
 def test_an_argument_without_images_says_why(argument, reason):
@@ -122,36 +122,36 @@ def test_an_address_is_filed_under_a_harmless_name(address, name):
         ("cat, dog, cat", ["cat", "dog"]),
         ("a cat. a remote control.", ["a cat", "a remote control"]),
         ("St. Bernard", ["St. Bernard"]),
-        ("a cat. a dog", ["a cat. a dog"]),
-        ("St. Bernard, cat.", ["St. Bernard", "cat."]),
+        ("a cat. a dog", ["a cat", "a dog"]),
+        ("St. Bernard, cat.", ["St. Bernard", "cat"]),
         ("кошка, 猫, 🐈", ["кошка", "猫", "🐈"]),
     ],
 )
 def test_labels_are_parted_by_commas_or_closed_by_periods(text, labels):
-    assert parse_labels(text) == labels
+    assert read_labels(text) == labels
 
 
 def test_labels_from_a_file_stand_one_per_line(tmp_path):
     file = tmp_path / "labels.txt"
     file.write_text("\ufeffcat\n\nsalt, pepper\r\n  dog\n", encoding="utf-8")
-    assert parse_labels(f"@{file}") == ["cat", "salt, pepper", "dog"]
+    assert read_labels(f"@{file}") == ["cat", "salt, pepper", "dog"]
 
 
 @pytest.mark.parametrize("text", ["", " ", ",", " , ,", "."])
 def test_no_label_is_a_usage_error(text):
     with pytest.raises(UsageError, match=r"--negative .* holds no label"):
-        parse_labels(text, "--negative")
+        read_labels(text, "--negative")
 
 
 @pytest.mark.parametrize("text", ["\udcff", "cat, d\udcffg"])
 def test_bytes_that_are_no_text_are_a_usage_error(text):
-    with pytest.raises(UsageError, match=r"--labels: the label '.*\\udcff.*' holds bytes that are no text"):
-        parse_labels(text)
+    with pytest.raises(UsageError, match=r"--labels: the label '.*\\udcff.*' holds bytes that are not UTF-8"):
+        read_labels(text)
 
 
 def test_a_label_file_that_cannot_be_read_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match="cannot be read"):
-        parse_labels(f"@{tmp_path / 'absent.txt'}")
+        read_labels(f"@{tmp_path / 'absent.txt'}")
     (tmp_path / "latin.txt").write_bytes("Käse".encode("latin-1"))
     with pytest.raises(UsageError, match="UTF-8"):
-        parse_labels(f"@{tmp_path / 'latin.txt'}")
+        read_labels(f"@{tmp_path / 'latin.txt'}")

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 from gdino_hf.data.collator import GDinoDataCollator
 from gdino_hf.data.negatives import PromptSampler
 from gdino_hf.data.transforms import RandomChoiceResize, RandomColour, RandomHorizontalFlip
-from gdino_hf.model.text_prompt import phrase_structure, special_token_ids
+from gdino_hf.model.phrase_structure import phrase_structure
+from gdino_hf.model.text_prompt import special_token_ids
 
 VOCABULARY = ["cat", "dog", "cup", "person", "ball", "bird"]
 

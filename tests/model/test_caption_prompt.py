@@ -5,7 +5,8 @@ import torch
 from PIL import Image
 
 from gdino_hf.model.caption_prompt import build_caption, caption_tokens, phrase_tokens
-from gdino_hf.model.text_prompt import phrase_structure, special_token_ids
+from gdino_hf.model.phrase_structure import phrase_structure
+from gdino_hf.model.text_prompt import special_token_ids
 
 
 def tokens_of(tokenizer, prompt, places):

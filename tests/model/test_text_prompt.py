@@ -11,7 +11,8 @@ from transformers.models.grounding_dino.modeling_grounding_dino import (
     generate_masks_with_special_tokens_and_transfer_map,
 )
 
-from gdino_hf.model.text_prompt import build_prompt, parse_labels, phrase_structure, spans_from_ids, special_token_ids
+from gdino_hf.model.phrase_structure import phrase_structure
+from gdino_hf.model.text_prompt import build_prompt, parse_labels, spans_from_ids, special_token_ids
 
 PAD, UNK, CLS, SEP, PERIOD, QUESTION = 0, 1, 2, 3, 5, 6
 SPECIAL = [CLS, SEP, PERIOD, QUESTION]

@@ -1,6 +1,6 @@
 """The `gdino` command: one file per verb, each with HELP, add_arguments and run.
 
-Nothing here or at the top of a verb imports torch, so that `--help` and mistakes answer at once.
+Neither this file nor the top of a verb's file imports torch, so `--help` and usage errors are shown at once.
 """
 
 from __future__ import annotations
@@ -11,23 +11,25 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from gdino_hf.error_text import reason
+
 from .errors import INTERRUPTED, OutputError, UsageError
 
 VERBS = ("detect", "train", "eval", "convert", "bench", "demo")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command, with a sub-parser for every verb."""
+    """Build the parser of the whole command, with a sub-parser for every verb."""
     from gdino_hf import __version__
 
     parser = argparse.ArgumentParser(
-        prog="gdino", description="Open-vocabulary detection: name what you look for, get boxes."
+        prog="gdino", description="Open-vocabulary detection: name what you are looking for and get its boxes."
     )
     parser.add_argument("--version", action="version", version=f"gdino {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name in VERBS:
         verb = import_module(f".{name}", __name__)
-        # A verb whose options are declared where torch is needed reads them itself, its --help among them.
+        # A verb whose options are declared in modules that import torch parses them itself, --help included.
         own = getattr(verb, "READS_ITS_OPTIONS", False)
         child = verbs.add_parser(name, help=verb.HELP, description=verb.__doc__, add_help=not own)
         verb.add_arguments(child)
@@ -39,13 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: Arguments after the program's name; None takes the process's own.
+        argv: Arguments after the program's name (default: those of the process).
 
     Returns:
-        The exit status: 0, 1 when an input or the output failed, 2 when the command line cannot be used (then nothing
-        was done), 130 when the user stopped it.
+        The exit status: 0; 1 if an input or the output failed; 2 if the command line cannot be used, in which case
+        nothing was done; 130 if the user stopped the command.
     """
-    # A stream that the caller closed is one that nobody reads.
+    # The caller may have closed a stream; Python then has None in its place.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  as long-lived as the process
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     args, rest = build_parser().parse_known_args(argv)
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.rest = rest
     if hasattr(sys.stdout, "reconfigure"):
-        # A label or file name that the terminal's encoding lacks is shown by its codes.
+        # Characters that the terminal's encoding lacks are printed as escapes.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = args.run(args)
@@ -73,15 +75,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except OSError as error:
         try:
-            # Was it the output, on a full disk for instance, that failed, and not the work?
+            # Find out whether writing to stdout failed, for instance on a full disk, or the work itself.
             print(flush=True)
         except OSError:
             _discard_stdout()
-            print(f"{args.parser.prog}: error: the output cannot be written ({error})", file=sys.stderr)
+            print(
+                f"{args.parser.prog}: error: the output cannot be written ({reason(error, name_file=True)})",
+                file=sys.stderr,
+            )
             return 1
         raise
 
 
 def _discard_stdout() -> None:
-    """Let what Python still flushes at exit go nowhere, where it would fail once more."""
+    """Point stdout at the null device, so that Python's flush at exit does not fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

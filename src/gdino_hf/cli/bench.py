@@ -14,7 +14,7 @@ from typing import Any
 
 from .detector import Detector, add_dtype
 from .errors import UsageError
-from .inputs import parse_labels
+from .inputs import read_labels
 from .numbers import positive
 
 HELP = "time a model stage by stage, alone or against transformers"
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    labels = parse_labels(args.labels)
+    labels = read_labels(args.labels)
     with _folder(args.model) as where:
         if args.against:
             _check_peer(where)

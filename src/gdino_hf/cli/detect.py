@@ -9,7 +9,7 @@ from typing import Any
 
 from .detector import Detector, add_dtype
 from .errors import INTERRUPTED, OutputError, UsageError
-from .inputs import ImageInput, collect_images, parse_labels
+from .inputs import ImageInput, collect_images, read_labels
 from .numbers import fraction
 from .report_file import ReportFile
 
@@ -62,11 +62,11 @@ def run(args: argparse.Namespace) -> int:
         UsageError: The labels, the model, the device or the output folder cannot be used.
         OutputError: The results could be written at the beginning, but not at the end.
     """
-    labels = parse_labels(args.labels)
+    labels = read_labels(args.labels)
     if args.text_threshold is None:
         # A label scores what its best token does: left at its default, this would undo a lower --threshold.
         args.text_threshold = min(TEXT_THRESHOLD, args.threshold)
-    negative_labels = parse_labels(args.negative, "--negative") if args.negative is not None else []
+    negative_labels = read_labels(args.negative, "--negative") if args.negative is not None else []
     for label in negative_labels:
         if label in labels:
             raise UsageError(f"{label!r} stands in --labels and in --negative; leave it in one of them")

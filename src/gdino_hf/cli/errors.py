@@ -1,12 +1,12 @@
-"""What a verb raises when no input is at fault, but the command line or the output, and how it ends when stopped."""
+"""Errors that end a verb, and the exit status of a verb that the user stopped."""
 
 INTERRUPTED = 130
-"""Exit status of a command that the user stopped, as shells have it."""
+"""Exit status of a command that the user stopped: 128 + SIGINT, as in shells."""
 
 
 class UsageError(Exception):
-    """The command line cannot be used: the message says what, the limit and the remedy; the exit status is 2."""
+    """The command line cannot be used; the message names the value, the limit and the remedy. The exit status is 2."""
 
 
 class OutputError(Exception):
-    """The work is done but its results cannot be written: the message says why; the exit status is 1."""
+    """The results cannot be written; the message says why. The exit status is 1."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from .detector import Detector, add_dtype
 from .errors import INTERRUPTED, OutputError, UsageError
-from .inputs import parse_labels
+from .inputs import read_labels
 from .numbers import fraction, positive
 from .run_folder import new_run_folder
 
@@ -160,7 +160,7 @@ def _open(args: argparse.Namespace, data: Any, images: Any, labels: Sequence[str
 
 
 def _run_one(args: argparse.Namespace) -> int:
-    labels = None if args.labels is None else parse_labels(args.labels)
+    labels = None if args.labels is None else read_labels(args.labels)
     try:
         task = _open(args, args.data, args.images, labels)
         stored = _stored_predictions(args.predictions, task) if args.predictions else None

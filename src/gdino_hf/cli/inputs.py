@@ -1,4 +1,4 @@
-"""What the user typed, made concrete: images out of files, folders, globs and URLs; labels out of text and files."""
+"""Inputs named on the command line: images in files, folders, globs and URLs; labels in text and files."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import glob
 import os
 import re
 import urllib.parse
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+from gdino_hf.error_text import reason
+from gdino_hf.model.text_prompt import split_labels
 
 from .errors import UsageError
 
@@ -21,12 +23,12 @@ URL_LIMIT_BYTES = 200 * 2**20
 
 @dataclass(frozen=True)
 class ImageInput:
-    """One image to work on.
+    """One image to process.
 
     Attributes:
-        source: Path or URL, as reported to the user.
-        name: Relative path its results are filed under: inside a folder input, the path below that folder.
-        error: Why there is no such image, None when there seems to be one.
+        source: Path or URL, as shown to the user.
+        name: Relative path under which its results are filed; for an image in a folder, its path inside that folder.
+        error: Reason why the image cannot exist; None if it seems to exist.
     """
 
     source: str
@@ -35,21 +37,21 @@ class ImageInput:
 
 
 def is_url(text: str) -> bool:
-    """Whether the text is a web address."""
+    """Return whether the text is a web address."""
     return text.lower().startswith(("http://", "https://"))
 
 
 def collect_images(arguments: Sequence[str], exclude: Path | None = None) -> list[ImageInput]:
-    """Expand files, folders (with their sub-folders), globs and URLs, each image once, in the order given.
+    """Expand files, folders (with their sub-folders), globs and URLs into images, in the order given.
 
-    A file named in two ways, by its relative and its absolute path, say, is one image.
+    Each image is listed once, also if it was named twice, for instance by its relative and its absolute path.
 
     Args:
-        arguments: What the user typed.
-        exclude: A folder of results that folder inputs leave out when it lies inside them.
+        arguments: The command line's image arguments.
+        exclude: Folder of results to skip if it lies inside a folder argument.
 
     Returns:
-        The images. An argument that yields none appears once, with `error` set.
+        The images. An argument without any image appears as one entry with `error` set.
     """
     found: dict[str, ImageInput] = {}
     for argument in arguments:
@@ -59,7 +61,7 @@ def collect_images(arguments: Sequence[str], exclude: Path | None = None) -> lis
 
 
 def _identity(image: ImageInput) -> str:
-    """What two spellings of one file have in common; a link to a file is a file of its own."""
+    """Return what two spellings of one file's path share; a symbolic link counts as a file of its own."""
     if is_url(image.source) or image.error is not None:
         return image.source
     path = Path(image.source)
@@ -72,12 +74,12 @@ def _expand(argument: str, exclude: Path | None) -> list[ImageInput]:
     try:
         return _expand_path(argument, exclude)
     except (OSError, RuntimeError, ValueError) as error:
-        # Too long for the file system, no such user behind "~", a null character.
-        return [ImageInput(argument, "image", f"this is no path that can be read ({error})")]
+        # A name too long for the file system, an unknown user after "~", or a null character.
+        return [ImageInput(argument, "image", f"this path cannot be read ({reason(error)})")]
 
 
 def _name_of(address: str) -> str:
-    """A file name out of an address, with nothing in it that leads elsewhere."""
+    """Return the file name in an address, without characters that could lead to another folder."""
     try:
         name = PurePosixPath(urllib.parse.unquote(urllib.parse.urlsplit(address).path)).name
     except ValueError:
@@ -94,8 +96,8 @@ def _expand_path(argument: str, exclude: Path | None) -> list[ImageInput]:
         return [ImageInput(str(path), path.name)]
     matches = sorted(glob.glob(str(path), recursive=True))
     if not matches:
-        reason = "nothing matches this pattern" if glob.has_magic(argument) else "there is no such file or folder"
-        return [ImageInput(argument, path.name, reason)]
+        why = "nothing matches this pattern" if glob.has_magic(argument) else "there is no such file or folder"
+        return [ImageInput(argument, path.name, why)]
     images = []
     for match in matches:
         file = Path(match)
@@ -109,9 +111,9 @@ def _image(file: Path, name: Path) -> ImageInput:
 
 
 def _files_below(folder: Path, exclude: Path | None) -> list[Path]:
-    """Image files in a folder and its sub-folders, sorted, without hidden ones and those in `exclude`.
+    """List the image files in a folder and its sub-folders, sorted, without hidden files and those in `exclude`.
 
-    Links that lead nowhere are among them: the user is told about those.
+    Dangling links are listed too, so that the user is told about them.
     """
     skip = exclude.resolve() if exclude is not None and exclude.resolve() != folder.resolve() else None
     files = []
@@ -133,52 +135,53 @@ def read_url(address: str) -> bytes:
     """Download one image.
 
     Args:
-        address: http or https.
+        address: An http or https URL.
 
     Returns:
-        The bytes as sent.
+        The bytes of the response.
 
     Raises:
-        OSError: The server cannot be reached or refuses.
-        ValueError: The answer is larger than 200 MB.
+        OSError: The server cannot be reached or refuses the request.
+        ValueError: The response is larger than 200 MB.
     """
+    import urllib.request
+
     request = urllib.request.Request(address, headers={"User-Agent": "gdino-hf"})
     with urllib.request.urlopen(request, timeout=URL_TIMEOUT_SECONDS) as answer:
         data = answer.read(URL_LIMIT_BYTES + 1)
     if len(data) > URL_LIMIT_BYTES:
-        raise ValueError(f"the answer is larger than {URL_LIMIT_BYTES // 2**20} MB; download it and pass the file")
+        raise ValueError(f"the response is larger than {URL_LIMIT_BYTES // 2**20} MB; download it and pass the file")
     return data
 
 
-def parse_labels(text: str, option: str = "--labels") -> list[str]:
-    """Labels out of an option's value: separated by commas, closed by periods, or one per line of a file.
-
-    Periods part labels only where the text has no comma and ends in one: "St. Bernard" is one label.
+def read_labels(text: str, option: str = "--labels") -> list[str]:
+    """Read the labels in an option's value.
 
     Args:
-        text: "cat, remote control", "a cat. a remote control." or "@labels.txt".
-        option: Its name, for messages.
+        text: Label text, split as `gdino_hf.model.text_prompt.split_labels` says, or "@FILE" for a UTF-8 file with one
+            label per line, which may hold commas and periods.
+        option: The option's name, for messages.
 
     Returns:
         The labels in order, without blanks around them, each once.
 
     Raises:
-        UsageError: The file cannot be read, there is no label, or a label holds bytes that are no text.
+        UsageError: The file cannot be read, there is no label, or a label holds bytes that are not UTF-8.
     """
     if text.startswith("@"):
         try:
-            pieces = Path(text[1:]).expanduser().read_text(encoding="utf-8-sig").splitlines()
+            lines = Path(text[1:]).expanduser().read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{option} {text}: the label file cannot be read ({error}); give UTF-8 text") from error
-    elif "," not in text and text.rstrip().endswith("."):
-        pieces = text.split(".")
+            raise UsageError(
+                f"{option} {text}: the label file cannot be read ({reason(error)}); give UTF-8 text"
+            ) from error
+        labels = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     else:
-        pieces = text.split(",")
-    labels = list(dict.fromkeys(piece.strip() for piece in pieces if piece.strip()))
+        labels = split_labels(text)
     if not labels:
         raise UsageError(f'{option} {text!r} holds no label; write for instance {option} "cat, remote control"')
     for label in labels:
-        # What the shell passes on without knowing how to read it arrives as lone surrogates.
+        # Bytes of the command line that are not in the locale's encoding arrive as lone surrogates.
         if any("\ud800" <= character <= "\udfff" for character in label):
-            raise UsageError(f"{option}: the label {label!r} holds bytes that are no text; write it in UTF-8")
+            raise UsageError(f"{option}: the label {label!r} holds bytes that are not UTF-8; write it in UTF-8")
     return labels

@@ -1,4 +1,4 @@
-"""Numbers on the command line: argparse types that say what they take."""
+"""Numbers on the command line: argparse types whose errors name the accepted range."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import argparse
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1."""
+    """Parse a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 
 def fraction(text: str) -> float:
-    """A number in 0..1."""
+    """Parse a number in 0..1."""
     try:
         value = float(text)
     except ValueError:

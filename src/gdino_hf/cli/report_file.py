@@ -1,4 +1,4 @@
-"""The JSON file of a verb that works for long, written as the work goes on: a killed process loses little."""
+"""A JSON report that a long-running verb rewrites as it goes, so that a killed process loses little."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 WRITE_EVERY_SECONDS = 10.0
-"""Age of the newest results that a killed process loses."""
+"""Seconds between writes: at most this much work is lost if the process is killed."""
 
-# A report of a hundred thousand images takes seconds to write; the work comes first.
+# Writing a report of a hundred thousand images takes seconds; this limits the share of time spent on it.
 _LARGEST_SHARE_OF_TIME = 0.05
 
 
 class ReportFile:
-    """A JSON file that holds a whole report at any time; an earlier run's stays until there is a new one.
+    """A JSON file that holds a complete report at any time; the report of an earlier run stays until the first write.
 
     Args:
-        path: Where it is written; its folder is made.
+        path: Path of the file; its folder is made if it is missing.
 
     Raises:
-        OSError: Nothing can be written there.
+        OSError: The path cannot be written to.
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,29 +36,29 @@ class ReportFile:
         self._due = time.monotonic() + WRITE_EVERY_SECONDS
 
     def write(self, report: dict[str, Any]) -> None:
-        """Write the whole file or none: a reader never sees half a report.
+        """Write the report under another name, then rename it, so a reader never sees half a report.
 
         Args:
-            report: What json takes.
+            report: JSON-serializable results.
 
         Raises:
-            OSError: It cannot be written; the file is as it was.
+            OSError: The report cannot be written; the file is unchanged.
         """
         text = json.dumps(report, ensure_ascii=False, indent=2) + "\n"
-        # backslashreplace: a file name that is not UTF-8 becomes JSON's own escapes
+        # backslashreplace: a file name that is not UTF-8 is written with JSON escapes
         self._partial.write_text(text, encoding="utf-8", errors="backslashreplace")
         self._partial.replace(self.path)
 
     def write_if_due(self, report: dict[str, Any]) -> None:
-        """Write what is done so far, if the last time was long enough ago.
+        """Write the report if the last write was long enough ago.
 
         Args:
-            report: What json takes.
+            report: JSON-serializable results so far.
         """
         begin = time.monotonic()
         if begin < self._due:
             return
-        # A disk that is full now may not be at the end, when it is complained of.
+        # A disk that is full now may have room at the end; only the last write reports an error.
         with contextlib.suppress(OSError):
             self.write(report)
         end = time.monotonic()

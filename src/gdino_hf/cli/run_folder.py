@@ -1,29 +1,31 @@
-"""Where a verb's results go: a folder of their own, never one that is there already."""
+"""A new folder for each run's results, so that no run overwrites another."""
 
 from __future__ import annotations
 
 from itertools import count
 from pathlib import Path
 
+from gdino_hf.error_text import reason
+
 from .errors import UsageError
 
 
 def new_run_folder(verb: str, name: str, root: str | Path = "runs") -> Path:
-    """Make root/verb/name, or name-2, name-3 and so on where the earlier ones exist.
+    """Make the folder root/verb/name, or name-2, name-3 and so on if the earlier ones exist.
 
     Args:
-        verb: "train", "eval", ...
-        name: What the user calls the run.
-        root: Folder of all runs.
+        verb: Name of the verb, for instance "train".
+        name: Name the user gave the run.
+        root: Folder that holds all runs.
 
     Returns:
         The new, empty folder.
 
     Raises:
-        UsageError: The name is no plain file name, or the folder cannot be made.
+        UsageError: The name is not a plain file name, or the folder cannot be made.
     """
     if not name.strip(". ") or Path(name).name != name:
-        raise UsageError(f"--name {name!r} is no name of a folder; leave out slashes and give at least one letter")
+        raise UsageError(f"--name {name!r} is not a folder name; leave out slashes and give at least one letter")
     for number in count(1):
         folder = Path(root) / verb / (name if number == 1 else f"{name}-{number}")
         try:
@@ -31,8 +33,8 @@ def new_run_folder(verb: str, name: str, root: str | Path = "runs") -> Path:
         except FileExistsError:
             if folder.parent.is_dir():
                 continue
-            raise UsageError(f"{folder} cannot be made (a file stands in its way); name another --runs") from None
+            raise UsageError(f"{folder} cannot be made (a file is in its place); choose another --runs") from None
         except (OSError, ValueError) as error:
-            raise UsageError(f"{folder} cannot be made ({error}); name another --runs") from error
+            raise UsageError(f"{folder} cannot be made ({reason(error)}); choose another --runs") from error
         return folder
     raise AssertionError("count() does not end")

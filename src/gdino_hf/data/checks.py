@@ -12,10 +12,10 @@ from typing import Any
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from ..model.text_prompt import shorten
+from ..error_text import reason
+from ..model.text_prompt import name_key, shorten
 from .coco import coco_image_path, image_folder, load_coco
 from .formats import annotation_file, annotation_format
-from .negatives import name_key
 from .odvg import (
     MIXED,
     entry_boxes,
@@ -27,7 +27,7 @@ from .odvg import (
     parse_line,
     read_label_map,
 )
-from .rows import LARGEST_SIDE, clip_box, image_path, is_file, parse_box, parse_integer, parse_text, reason
+from .rows import LARGEST_SIDE, clip_box, image_path, is_file, parse_box, parse_integer, parse_text
 
 # Pixels by which a box may extend beyond its image, for the rounding of annotation tools.
 _TOLERANCE = 1.0

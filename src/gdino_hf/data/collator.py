@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from ..error_text import reason
 from ..model.caption_prompt import build_caption, phrase_tokens
 from ..model.image_processing_gdino import load_image
 from ..model.text_prompt import Prompt, build_prompt, shorten
 from .captions import fit_caption
 from .prompt_packing import PromptPacker
 from .reproducible_sampling import row_random
-from .rows import reason
 from .transforms import RandomChoiceResize, Transform
 
 logger = logging.getLogger(__name__)

@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ..error_text import reason
 from .coco import open_coco
 from .odvg import has_captions, odvg_names, parse_line, read_odvg
-from .rows import is_file, reason
+from .rows import is_file
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from ..model.text_prompt import name_key
+
 
 class PromptSampler:
     """Sample the labels of a training prompt: every name of the image, then absent ones, in random order.
@@ -46,8 +48,3 @@ class PromptSampler:
         labels = positives + rng.sample(absent, min(len(absent), max(0, wanted - len(positives))))
         rng.shuffle(labels)
         return labels
-
-
-def name_key(name: str) -> str:
-    """What two spellings of one name share: the processor compares names this way too."""
-    return " ".join(name.lower().split())

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..error_text import reason
 from ..model.caption_prompt import check_pair
 from ..model.text_prompt import shorten
 from .coco import image_folder
@@ -23,7 +24,6 @@ from .rows import (
     parse_integer,
     parse_text,
     read_json,
-    reason,
 )
 
 if TYPE_CHECKING:

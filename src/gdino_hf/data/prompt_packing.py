@@ -7,9 +7,8 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from ..model.text_prompt import build_prompt
-from .negatives import name_key
-from .rows import reason
+from ..error_text import reason
+from ..model.text_prompt import build_prompt, name_key
 
 logger = logging.getLogger(__name__)
 

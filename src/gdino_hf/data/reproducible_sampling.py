@@ -31,7 +31,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from .rows import reason
+from ..error_text import reason
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import UnidentifiedImageError
 
+from ..error_text import reason
 from ..model.text_prompt import shorten
 
 if TYPE_CHECKING:
@@ -102,22 +102,6 @@ def read_json(path: str | Path, what: str) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as {what} ({reason(error)}).") from error
-
-
-def reason(error: BaseException) -> str:
-    """Describe an exception in one line, without the file's path (which messages add themselves) and without a period.
-
-    Args:
-        error: Any exception.
-
-    Returns:
-        The first line of its message, or the name of its type if it has no message.
-    """
-    if isinstance(error, UnidentifiedImageError):
-        return "it is no picture"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def is_file(path: Path) -> bool:

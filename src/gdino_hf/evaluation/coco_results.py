@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.rows import parse_box, read_json, reason
+from ..data.rows import parse_box, read_json
+from ..error_text import reason
 from ..model.text_prompt import shorten
 from .box_map import evaluate_boxes
 from .ground_truth import GroundTruth, coco_ground_truth

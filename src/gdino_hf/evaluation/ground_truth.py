@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..data.coco import coco_image_path, image_folder, load_coco, names_by_id
-from ..data.negatives import name_key
 from ..data.rows import parse_box
-from ..model.text_prompt import shorten
+from ..model.text_prompt import name_key, shorten
 
 
 @dataclass(frozen=True)

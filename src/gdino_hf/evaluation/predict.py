@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..error_text import reason
 from ..model.image_processing_gdino import load_image
 from ..model.text_prompt import Prompt, build_prompt
 from .prediction_file import PredictionFile, Predictions
@@ -190,9 +191,9 @@ def record(entry: dict[str, Any], results: Predictions, store: PredictionFile | 
 
 def record_failure(image_id: Any, error: Exception, results: Predictions, store: PredictionFile | None) -> None:
     """Report an image that is left out on the terminal, and record it in the results and the store."""
-    reason = " ".join(str(error).split()) or type(error).__name__
-    tqdm.write(f"image {image_id} is left out: {reason}", file=sys.stderr)
-    entry = {"image_id": image_id, "error": reason}
+    why = reason(error, most_lines=3)
+    tqdm.write(f"image {image_id} is left out: {why}", file=sys.stderr)
+    entry = {"image_id": image_id, "error": why}
     results.failed.append(entry)
     if store is not None:
         store.append(entry)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..data.negatives import name_key
+from ..model.text_prompt import name_key
 
 _KEYS = ("name", "annotations", "images", "prompts", "labels")
 

@@ -22,13 +22,13 @@ from .losses import detection_losses
 from .ms_deform_attn import MSDeformAttn
 from .msda_hub import allow as allow_hub_kernel
 from .outputs_gdino import GDinoImageFeatures, GDinoModelOutput, GDinoObjectDetectionOutput, GDinoTextFeatures
+from .phrase_structure import phrase_structure
 from .position_encoding import token_position_embedding
 from .pretrained_gdino import GDinoPreTrainedModel
 from .prompt_pairing import check_trainable, pair
 from .query_selection import select_queries
 from .targets import prepare_targets
 from .text_backbone import build_text_backbone, first_position
-from .text_prompt import phrase_structure
 from .token_blocks import by_blocks
 
 

@@ -89,8 +89,8 @@ class GDinoZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         yield {
             "is_last": True,
             "image": load_image(image),
-            "labels": _split(inputs["candidate_labels"]),
-            "negative_labels": _split(negative_labels) if negative_labels else [],
+            "labels": parse_labels(inputs["candidate_labels"]),
+            "negative_labels": parse_labels(negative_labels) if negative_labels else [],
         }
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
@@ -174,8 +174,3 @@ def _decoded(image: str) -> str | bytes:
         return base64.b64decode("".join(image.split()), validate=True)
     except ValueError:
         return image
-
-
-def _split(labels: Any) -> list[str]:
-    """Labels as a list; a string is parted at its commas, or without any at its periods."""
-    return parse_labels(labels.split(",") if isinstance(labels, str) and "," in labels else labels)

@@ -12,7 +12,7 @@ from transformers.processing_utils import TextKwargs
 from .box_ops import batched_nms, cxcywh_to_xyxy, nms
 from .caption_prompt import phrase_tokens
 from .image_processing_gdino import GDinoImageProcessor, as_list, box_scale, category_id, check_options
-from .text_prompt import Prompt, build_prompt, parse_labels, spans_from_ids, special_token_ids
+from .text_prompt import Prompt, build_prompt, name_key, parse_labels, spans_from_ids, special_token_ids
 
 # Other Hugging Face code passes these along; prompts are built without them.
 _TOKENIZER_OPTIONS = frozenset(TextKwargs.__annotations__) - {"return_tensors"}
@@ -383,10 +383,6 @@ def _image_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in flat.items() if name not in _TOKENIZER_OPTIONS}
 
 
-def _key(label: str) -> str:
-    return " ".join(label.lower().split())
-
-
 def _category_names(categories: Any) -> dict[int, str] | None:
     if categories is None:
         return None
@@ -404,7 +400,7 @@ def _named(
     if any("tokens_positive" in item for item in items):
         raise ValueError("tokens_positive are characters of a caption; give build_caption(text, ...) as the text.")
     positives = prompt.labels[: prompt.num_positives]
-    place = {_key(label): index for index, label in reversed(list(enumerate(positives)))}
+    place = {name_key(label): index for index, label in reversed(list(enumerate(positives)))}
     return [(_class_index(item, names, place, prompt), []) for item in items]
 
 
@@ -425,8 +421,8 @@ def _class_index(item: Mapping[str, Any], names: dict[int, str] | None, place: d
         if number not in names:
             raise ValueError(f"category_id {number} is not among the categories given; add it.")
         name = names[number]
-    if _key(name) not in place:
-        if _key(name) in map(_key, prompt.labels):
+    if name_key(name) not in place:
+        if name_key(name) in map(name_key, prompt.labels):
             raise ValueError(f"The annotated class {name!r} is a negative label of the image; move it to text.")
         raise ValueError(f"The annotated class {name!r} is not among the image's labels; add it to text.")
-    return place[_key(name)]
+    return place[name_key(name)]

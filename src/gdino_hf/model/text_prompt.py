@@ -1,74 +1,33 @@
-"""Prompts: labels to tokens and back to phrases."""
+"""Label text to labels, and labels to the tokens of prompts.
 
+`split_labels` is the only parser of label text: Python, the command, the web page and the pipeline all call it.
+"""
+
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
-# More than any language's words have, far less than what is not a label but a text.
+# Words of every language need fewer; a longer text is not a label.
 CHARACTERS_PER_TOKEN = 16
 
-
-@dataclass(frozen=True)
-class PhraseStructure:
-    """How the tokens of a batch of prompts group into phrases.
-
-    Attributes:
-        phrase_ids: (B, T) int64 ordinal of the phrase each token belongs to, -1 on special tokens and padding.
-        phrase_mask: (B, T, T) bool, True = may attend.
-        position_ids: (B, T) int64, restarting at 0 in every block.
-    """
-
-    phrase_ids: Tensor
-    phrase_mask: Tensor
-    position_ids: Tensor
-
-
-def phrase_structure(input_ids: Tensor, attention_mask: Tensor, special_token_ids: Sequence[int]) -> PhraseStructure:
-    """Group tokens into phrases; a phrase and the delimiter that closes it are one block of attention.
-
-    [CLS] and [SEP] stand alone, and so does every padding token. A last phrase without a delimiter is a block of its
-    own whatever the padding.
-
-    Args:
-        input_ids: (B, T).
-        attention_mask: (B, T), nonzero on real tokens.
-        special_token_ids: [CLS], [SEP] and the delimiters, in this order.
-
-    Returns:
-        The phrases.
-    """
-    real = attention_mask.bool()
-    special = torch.zeros_like(real)
-    for token in special_token_ids:
-        special = special | (input_ids == token)
-    alone = (input_ids == special_token_ids[0]) | (input_ids == special_token_ids[1]) | ~real
-    ends = special | ~real
-    after_end = torch.nn.functional.pad(ends[:, :-1], (1, 0), value=True)
-    # A block begins after every special token and wherever a token stands alone.
-    begins = after_end | alone
-    block = begins.cumsum(dim=-1)
-    place = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-    start = torch.where(begins, place, torch.zeros_like(place)).cummax(dim=-1).values
-    word = real & ~special
-    first_word = word & torch.nn.functional.pad(~word[:, :-1], (1, 0), value=True)
-    ordinal = first_word.cumsum(dim=-1) - 1
-    return PhraseStructure(
-        phrase_ids=torch.where(word, ordinal, torch.full_like(ordinal, -1)),
-        phrase_mask=block[:, :, None] == block[:, None, :],
-        position_ids=place - start,
-    )
+_PERIODS = r".。．｡"
+_COMMAS = r",，、､،"
+_LINE_BREAKS = r"\n\r\v\f\x1c-\x1e\x85\u2028\u2029"
+# A decimal point; an abbreviated title or place; single letters joined by periods.
+_PERIOD_INSIDE = r"(?<=\d)\.(?=\d)|(?<!\w)(?:(?:st|mt|dr|mr|mrs|ms|jr|sr)\.|(?:[a-z]\.)+[a-z](?!\w)\.?)"
+_LABEL = re.compile(rf"(?:{_PERIOD_INSIDE}|[^{_PERIODS}{_COMMAS}{_LINE_BREAKS}])+", re.IGNORECASE)
+# Blanks that str.split does not know: the zero-width space and the byte order mark.
+_UNSEEN_BLANKS = str.maketrans("\u200b\ufeff", "  ")
 
 
 @dataclass(frozen=True)
 class PromptChunk:
-    """As many labels as one prompt holds.
+    """As many labels as fit into one prompt.
 
     Attributes:
-        input_ids: "[CLS] label . label . [SEP]".
-        label_indices: Place of each of the chunk's labels in `Prompt.labels`; every chunk has the negative ones.
+        input_ids: Tokens of "[CLS] label . label . [SEP]".
+        label_indices: Index into `Prompt.labels` of each of the chunk's labels; every chunk has the negative labels.
         spans: (start, end) tokens of each of the chunk's labels.
     """
 
@@ -79,13 +38,13 @@ class PromptChunk:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What one image is asked for.
+    """The labels to look for in one image, and their tokens.
 
     Attributes:
-        labels: The caller's labels in the caller's spelling, negative ones at the end.
-        num_negatives: How many of them compete but are left out of results.
-        chunks: The tokens; more than one chunk where the labels do not fit one prompt.
-        offsets: Of a caption, the (start, end) characters of each token; None where labels make the prompt.
+        labels: The caller's labels in the caller's spelling, negative labels last.
+        num_negatives: Number of labels that compete for boxes but are left out of results.
+        chunks: The tokens; several chunks if the labels do not fit into one prompt.
+        offsets: (start, end) characters of each token of a caption; None for a prompt made from labels.
     """
 
     labels: tuple[str, ...]
@@ -95,62 +54,91 @@ class Prompt:
 
     @property
     def num_positives(self) -> int:
-        """Labels that may appear in results."""
+        """Number of labels that may appear in results."""
         return len(self.labels) - self.num_negatives
 
 
-def parse_labels(text: str | Sequence[str]) -> list[str]:
-    """Labels as a list, from a list or from "a cat. a remote control.".
+def split_labels(text: str) -> list[str]:
+    """Split label text into labels.
+
+    The rule, wherever label text is typed: commas, periods and line breaks separate labels, also in their full-width
+    and ideographic forms; the last separator may be left out. "cat, remote control", "a cat. a dog." and "a cat. a dog"
+    have two labels each. A period does not separate
+
+    - between digits: "3.5 mm jack";
+    - after st, mt, dr, mr, mrs, ms, jr or sr: "St. Bernard";
+    - between single letters written without blanks, nor after the last of them: "U.S. flag".
+
+    Blanks around a label go, several inside it become one, empty labels go, and of equal labels the first stays. Case,
+    quotes and all other characters stay. A label that has a comma or another period inside is given in a list, or on a
+    line of a label file.
 
     Args:
-        text: Labels, or one string with a period after each.
+        text: Any text.
 
     Returns:
-        The labels without blanks around them.
+        The labels in order, each once; an empty list if the text has none.
+    """
+    labels = (" ".join(label.translate(_UNSEEN_BLANKS).split()) for label in _LABEL.findall(text))
+    return list(dict.fromkeys(label for label in labels if label))
+
+
+def parse_labels(labels: str | Sequence[str]) -> list[str]:
+    """Return labels as a list.
+
+    Args:
+        labels: Label text, which `split_labels` splits, or a list with one label per element.
+
+    Returns:
+        The labels without blanks around them; those of a list may hold any separator and may be equal.
 
     Raises:
-        TypeError: text is neither a string nor a sequence of strings.
-        ValueError: There is no label, or one is empty.
+        TypeError: labels is neither a string nor a sequence of strings.
+        ValueError: There is no label, or one in a list is empty.
     """
-    if isinstance(text, str):
-        labels = [piece.strip() for piece in text.split(".")]
-        labels = [label for label in labels if label]
-        if not labels:
-            raise ValueError(f"The text {text!r} names nothing; write for instance 'cat. remote control.'.")
-        return labels
-    if not isinstance(text, Sequence) or not all(isinstance(label, str) for label in text):
-        raise TypeError(f"Labels must be a string or a list of strings, got {shorten(text)}.")
-    if len(text) == 0:
+    if isinstance(labels, str):
+        found = split_labels(labels)
+        if not found:
+            raise ValueError(f"The text {shorten(labels)} names nothing; write for instance 'cat, remote control'.")
+        return found
+    if not isinstance(labels, Sequence) or not all(isinstance(label, str) for label in labels):
+        raise TypeError(f"Labels must be a string or a list of strings, got {shorten(labels)}.")
+    if len(labels) == 0:
         raise ValueError("The list of labels is empty; name at least one thing to look for.")
-    labels = [label.strip() for label in text]
-    if not all(labels):
-        raise ValueError(f"Label {labels.index('')} is empty; leave it out or name something.")
-    return labels
+    stripped = [label.strip() for label in labels]
+    if not all(stripped):
+        raise ValueError(f"Label {stripped.index('')} is empty; leave it out or name something.")
+    return stripped
+
+
+def name_key(name: str) -> str:
+    """Return what two spellings of one class name share: lower case, single blanks."""
+    return " ".join(name.lower().split())
 
 
 def build_prompt(
-    labels: str | Sequence[str], tokenizer: Any, max_text_len: int = 256, negative_labels: Sequence[str] = ()
+    labels: str | Sequence[str], tokenizer: Any, max_text_len: int = 256, negative_labels: str | Sequence[str] = ()
 ) -> Prompt:
-    """Put labels into as few prompts as hold them; no label is cut, and every label is closed by a period.
+    """Put labels into as few prompts as can hold them; no label is cut, and a period closes every label.
 
-    Labels compete for a box inside one prompt only, so negative labels stand in every chunk.
+    Labels compete for a box only inside one prompt, so every chunk has all negative labels.
 
     Periods and question marks inside a label would split it, so they become blanks in the prompt; results still carry
     the label as it was given.
 
     Args:
-        labels: A list, or "a cat. a remote control.".
+        labels: A list, or text for `split_labels`.
         tokenizer: Tokenizer of the model's text encoder.
-        max_text_len: Most tokens of one prompt.
-        negative_labels: Labels that compete but are left out of results.
+        max_text_len: Largest number of tokens in one prompt.
+        negative_labels: Labels that compete for boxes but are left out of results, in the same forms as labels.
 
     Returns:
         The prompt.
 
     Raises:
         TypeError: A label is not a string.
-        ValueError: There is no label, or one is empty, has no letters, or is longer than a prompt that holds the
-            negative labels too.
+        ValueError: There is no label, or a label is empty, has no letters, or is too long for a prompt that also holds
+            the negative labels.
     """
     positives = parse_labels(labels)
     negatives = parse_labels(negative_labels) if len(negative_labels) > 0 else []
@@ -193,13 +181,13 @@ def build_prompt(
             used = taken
         groups[-1].append(index)
         used += len(tokenized[index])
-    negatives_at = list(range(len(positives), len(every)))
-    chunks = tuple(_chunk([*group, *negatives_at], tokenized, start, end) for group in groups)
+    negative_indices = list(range(len(positives), len(every)))
+    chunks = tuple(_chunk([*group, *negative_indices], tokenized, start, end) for group in groups)
     return Prompt(tuple(every), len(negatives), chunks)
 
 
 def _chunk(indices: list[int], tokenized: Sequence[Sequence[int]], start: int, end: int) -> PromptChunk:
-    """One prompt of some labels, whose tokens end in a period."""
+    """Join the tokens of some labels, each of which ends with a period, into one prompt."""
     ids, spans = [start], []
     for index in indices:
         spans.append((len(ids), len(ids) + len(tokenized[index]) - 1))
@@ -208,16 +196,16 @@ def _chunk(indices: list[int], tokenized: Sequence[Sequence[int]], start: int, e
 
 
 def special_token_ids(tokenizer: Any) -> list[int]:
-    """Ids of [CLS], [SEP], "." and "?" in a tokenizer, as config.special_token_ids wants them.
+    """Return the ids of [CLS], [SEP], "." and "?" in a tokenizer, as `GDinoConfig.special_token_ids` expects them.
 
     Args:
         tokenizer: Tokenizer of the model's text encoder.
 
     Returns:
-        The ids, "?" only where the vocabulary holds it.
+        The ids in this order; "?" only if the vocabulary has it.
 
     Raises:
-        ValueError: The tokenizer has no token to begin, end or part a prompt with.
+        ValueError: The tokenizer has no token to begin, end or separate a prompt's phrases with.
     """
     start = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
     end = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
@@ -225,13 +213,14 @@ def special_token_ids(tokenizer: Any) -> list[int]:
     unknown = (None, tokenizer.unk_token_id)
     if start is None or end is None or period in unknown:
         raise ValueError(
-            f"{type(tokenizer).__name__} has no [CLS], [SEP] or '.' token, that make a prompt; use another encoder."
+            f"{type(tokenizer).__name__} lacks a [CLS], [SEP] or '.' token, which every prompt needs; use another "
+            "encoder."
         )
     return [start, end, period, *([] if question in unknown else [question])]
 
 
 def spans_from_ids(input_ids: Sequence[int], special_ids: Sequence[int], num_tokens: int) -> list[tuple[int, int]]:
-    """(start, end) of the phrases of one row of tokens, for prompts that were not built here.
+    """Return the (start, end) tokens of the phrases in one row of ids, for prompts that were not built here.
 
     Args:
         input_ids: Tokens of one prompt.
@@ -239,7 +228,7 @@ def spans_from_ids(input_ids: Sequence[int], special_ids: Sequence[int], num_tok
         num_tokens: Number of real tokens.
 
     Returns:
-        Spans in order.
+        The spans in order.
     """
     spans, start = [], None
     for place, token in enumerate([*input_ids[:num_tokens], special_ids[0]]):
@@ -253,14 +242,14 @@ def spans_from_ids(input_ids: Sequence[int], special_ids: Sequence[int], num_tok
 
 
 def shorten(value: object, limit: int = 40) -> str:
-    """A value as a message shows it.
+    """Return a value's repr for a message, cut if it is long.
 
     Args:
         value: Anything.
-        limit: Most characters.
+        limit: Largest number of characters.
 
     Returns:
-        Its repr, cut where it is longer.
+        The repr, with "..." at the end where it was cut.
     """
     try:
         text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)

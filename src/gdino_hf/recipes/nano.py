@@ -45,8 +45,9 @@ from ..model.configuration_gdino import GDinoConfig
 from ..model.csp_pan import CspPanBackbone
 from ..model.image_processing_gdino import GDinoImageProcessor
 from ..model.modeling_gdino import GDinoForObjectDetection
+from ..model.phrase_structure import phrase_structure
 from ..model.processing_gdino import GDinoProcessor
-from ..model.text_prompt import phrase_structure, special_token_ids
+from ..model.text_prompt import special_token_ids
 from ..training.ema import WeightAverage
 from ..training.saving import last_checkpoint
 from ..training.time_budget import CLOCK_FILE, Clock

@@ -1,0 +1,166 @@
+"""Registration of the model type `gdino` with transformers, put off until one of transformers' auto classes is used.
+
+Importing torch and the auto classes takes seconds, so `import gdino_hf` does neither. Instead it watches for the
+modules in `ENTRANCES`: when one of them has been loaded, whoever imported it, its entry methods are wrapped. The first
+call of any of them registers the model type, puts the originals back and continues with the original. No module of
+gdino_hf is imported while transformers is still being imported, so there can be no import cycle.
+
+Only public names of transformers are wrapped (tried with 5.23). Should one of them move to another module, the auto
+classes would know `gdino` only after `from gdino_hf import <a class>` or `register_auto_classes()`, and
+test_registration.py would fail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
+from types import MethodType, ModuleType
+from typing import Any, cast
+
+_AUTO = "transformers.models.auto"
+
+ENTRANCES: dict[str, dict[str, tuple[str, ...]]] = {
+    f"{_AUTO}.configuration_auto": {"AutoConfig": ("from_pretrained", "for_model")},
+    f"{_AUTO}.modeling_auto": {
+        "AutoModel": ("from_pretrained", "from_config"),
+        "AutoModelForZeroShotObjectDetection": ("from_pretrained", "from_config"),
+    },
+    f"{_AUTO}.processing_auto": {"AutoProcessor": ("from_pretrained",)},
+    f"{_AUTO}.image_processing_auto": {"AutoImageProcessor": ("from_pretrained",)},
+    f"{_AUTO}.tokenization_auto": {"AutoTokenizer": ("from_pretrained",)},
+    # pipeline() asks the registry for the class of its task.
+    "transformers.pipelines": {"PIPELINE_REGISTRY": ("check_task",)},
+    # A model class imported from its own module must find the optimizer too.
+    "gdino_hf.model.pretrained_gdino": {"GDinoPreTrainedModel": ("optimize_for_inference",)},
+}
+"""For each watched module the objects whose methods register the model type when they are first called."""
+
+_restore: list[Callable[[], None]] = []
+
+
+def register_auto_classes() -> None:
+    """Make transformers' auto classes and its zero-shot detection pipeline know the model type `gdino`.
+
+    Runs by itself when an auto class or a public class of gdino_hf is first used; calling it again changes nothing.
+    """
+    from transformers import (
+        AutoConfig,
+        AutoImageProcessor,
+        AutoModel,
+        AutoModelForZeroShotObjectDetection,
+        AutoProcessor,
+        AutoTokenizer,
+        BertTokenizerFast,
+    )
+
+    from .inference.optimize import install as install_optimizer
+    from .model.configuration_gdino import GDinoConfig
+    from .model.image_processing_gdino import GDinoImageProcessor
+    from .model.modeling_gdino import GDinoForObjectDetection, GDinoModel
+    from .model.processing_gdino import GDinoProcessor
+
+    AutoConfig.register("gdino", GDinoConfig, exist_ok=True)
+    AutoModel.register(GDinoConfig, GDinoModel, exist_ok=True)
+    AutoModelForZeroShotObjectDetection.register(GDinoConfig, GDinoForObjectDetection, exist_ok=True)
+    AutoImageProcessor.register(GDinoConfig, image_processor_classes={"pil": GDinoImageProcessor}, exist_ok=True)
+    AutoProcessor.register(GDinoConfig, GDinoProcessor, exist_ok=True)
+    AutoTokenizer.register(GDinoConfig, tokenizer_class=BertTokenizerFast, exist_ok=True)
+    install_optimizer()
+    if "transformers.pipelines" in sys.modules:
+        # Else it is not worth its seconds: once loaded, its first call comes back here.
+        from .model.pipeline_gdino import register_pipeline
+
+        register_pipeline()
+    # Last, so that no other thread gets past an original before the type is registered.
+    while _restore:
+        with contextlib.suppress(IndexError):
+            _restore.pop()()
+
+
+def register_when_used() -> None:
+    """Wrap the entry methods of the watched modules, now where they are loaded and else as soon as they are."""
+    if any(isinstance(finder, _Watcher) for finder in sys.meta_path):
+        return
+    sys.meta_path.insert(0, _Watcher())
+    for name in ENTRANCES:
+        if name in sys.modules:
+            # Waits for another thread that is loading it.
+            _wrap_entrances(importlib.import_module(name))
+
+
+class _Watcher:
+    """Finds the watched modules as the other finders do, with a loader that wraps their entry methods."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in ENTRANCES:
+            return None
+        for finder in sys.meta_path:
+            spec = None if isinstance(finder, _Watcher) else finder.find_spec(fullname, path, target)
+            if spec is not None:
+                if spec.loader is not None:
+                    # Any object with these two methods is a loader; the ABC takes longer to import than this package.
+                    spec.loader = cast(Any, _WrappingLoader(spec.loader))
+                return spec
+        return None
+
+
+class _WrappingLoader:
+    """Loads a module with its own loader, leaves that in place, and wraps the module's entry methods."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        # Tools ask a loader for source and resources.
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        _wrap_entrances(module)
+
+
+def _wrap_entrances(module: ModuleType) -> None:
+    for owner_name, methods in ENTRANCES[module.__name__].items():
+        owner = getattr(module, owner_name, None)
+        for method in methods:
+            if hasattr(owner, method):
+                _wrap(owner, method)
+
+
+def _wrap(owner: Any, name: str) -> None:
+    """Let the first call of a method of a class or an object register the model type."""
+    inherited = name not in vars(owner)
+    previous = vars(owner).get(name)
+    original = getattr(owner, name)
+    is_class_method = isinstance(owner, type) and isinstance(original, MethodType)
+
+    @functools.wraps(original)
+    def first_call(*args: Any, **kwargs: Any) -> Any:
+        register_auto_classes()
+        if is_class_method:
+            return original.__func__(*args, **kwargs)
+        # An instance method may just have been replaced: the optimizer's was.
+        current = getattr(owner, name)
+        return (original if current is first_call else current)(*args, **kwargs)
+
+    wrapper = classmethod(first_call) if is_class_method else first_call
+    setattr(owner, name, wrapper)
+
+    def restore() -> None:
+        if vars(owner).get(name) is wrapper:
+            # Whatever another library wrapped around it in the meantime stays.
+            delattr(owner, name) if inherited else setattr(owner, name, previous)
+
+    _restore.append(restore)
