@@ -1,4 +1,4 @@
-"""Time a model stage by stage, and next to transformers' own Grounding DINO; write one JSON file."""
+"""Time a model stage by stage, alone or against transformers' Grounding DINO; write one JSON file."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+
+from gdino_hf.error_text import reason
 
 from .detector import Detector, add_dtype
 from .errors import UsageError
@@ -36,27 +38,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive,
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
-        help="pixels the network sees (default: the model's own, 800 1066 for random)",
+        help="size of the network's input in pixels (default: the model's own; 800 1066 for random)",
     )
-    parser.add_argument("--batch", type=positive, default=1, help="images at once (default: %(default)s)")
-    parser.add_argument("--labels", default="cat, remote control", help="as in gdino detect (default: %(default)s)")
-    parser.add_argument("--threads", type=positive, help="CPU threads (default: torch's)")
-    parser.add_argument("--repeats", type=positive, default=5, help="runs of which the median counts (default: 5)")
-    parser.add_argument("--plain", action="store_true", help="without optimize_for_inference(), which runs on a CPU")
+    parser.add_argument("--batch", type=positive, default=1, help="images per forward pass (default: %(default)s)")
     parser.add_argument(
-        "--against", choices=("transformers",), help="also run this, in turn with ours in one process, in float32"
+        "--labels", default="cat, remote control", help="labels, written as for gdino detect (default: %(default)s)"
     )
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the report there")
+    parser.add_argument("--threads", type=positive, help="CPU threads (default: torch's)")
+    parser.add_argument(
+        "--repeats", type=positive, default=5, help="number of runs, of which the median is reported (default: 5)"
+    )
+    parser.add_argument(
+        "--plain", action="store_true", help="do not call optimize_for_inference(), which is called on a CPU"
+    )
+    parser.add_argument(
+        "--against",
+        choices=("transformers",),
+        help="also time this implementation in float32, alternating with ours in one process",
+    )
+    parser.add_argument("--json", type=Path, metavar="PATH", help="file for the report (default: none)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Time and print; returns 0.
+    """Time the model and print the report; return 0.
 
-    The JSON holds the settings, "stages" and "total" with "milliseconds" (median) and "images_per_second" each, and
-    with --against "against": seconds of both sides, "ratio", and how far logits and boxes are apart.
+    The JSON has the settings; "stages" and "total", each with "milliseconds" (median) and "images_per_second"; and with
+    --against also "against": seconds of all sides, "ratio", and differences of logits and boxes.
 
     Raises:
-        UsageError: The model, the device, a label or --against cannot be used here, or the report not be written.
+        UsageError: The model, the device, a label or --against cannot be used, or the report cannot be written.
     """
     import torch
 
@@ -77,13 +87,13 @@ def run(args: argparse.Namespace) -> int:
             args.json.parent.mkdir(parents=True, exist_ok=True)
             args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
-            raise UsageError(f"--json {args.json} cannot be written ({error}); name another file") from error
+            raise UsageError(f"--json {args.json} cannot be written ({reason(error)}); choose another file") from error
     return 0
 
 
 @contextmanager
 def _folder(model: str) -> Iterator[str]:
-    """What the detector loads; random weights live in a folder of their own for as long as they are needed."""
+    """Yield the model to load; random weights are saved in a temporary folder for that time."""
     if model != _SHAPE:
         yield model
         return
@@ -91,13 +101,13 @@ def _folder(model: str) -> Iterator[str]:
 
     with tempfile.TemporaryDirectory() as folder:
         _random_model().save_pretrained(folder)
-        # gdino-nano reads prompts with BERT's own vocabulary.
+        # gdino-nano has BERT's vocabulary, as Grounding DINO does.
         GDinoProcessor.from_pretrained(NANO).save_pretrained(folder)
         yield folder
 
 
 def _random_model() -> Any:
-    """transformers' Grounding DINO-T, every weight of which matters."""
+    """Make transformers' Grounding DINO-T with random weights, none of them zero, so that errors cannot hide."""
     import torch
     from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection, SwinConfig
 
@@ -139,12 +149,12 @@ class _Bench:
         return short, min(size.get("longest_edge") or size.get("width"), short * 4 // 3)
 
     def report(self) -> dict[str, Any]:
-        """Medians of every stage."""
+        """Return the settings and the median time of every stage."""
         import torch
 
         runs = [self._run_once() for _ in range(self.args.repeats + 1)][1:]
         stages = {name: statistics.median(run[name] for run in runs) for name in STAGES}
-        # A prompt that optimize_for_inference keeps costs nothing the second time: the total is that of a whole run.
+        # The median of whole runs: a prompt that optimize_for_inference has cached costs nothing from the second run.
         total = statistics.median(sum(run.values()) for run in runs)
         return {
             "model": self.args.model,
@@ -163,7 +173,7 @@ class _Bench:
         }
 
     def _backend(self) -> str:
-        """What samples: c, triton, hub or torch."""
+        """Return the backend of deformable attention: c, triton, hub or torch."""
         import torch
 
         from gdino_hf.model.msda_backends import backend_for
@@ -180,7 +190,7 @@ class _Bench:
         return {"milliseconds": 1e3 * seconds, "images_per_second": self.args.batch / max(seconds, 1e-9)}
 
     def _run_once(self) -> dict[str, float]:
-        """Seconds of each stage of one run."""
+        """Return the seconds of each stage of one run."""
         import torch
 
         clock, core = _Clock(self.device), self.model.model
@@ -213,7 +223,7 @@ class _Bench:
         return seconds
 
     def compare(self, repeats: int) -> dict[str, Any]:
-        """Both models in turn, and how far their answers are apart."""
+        """Time both models alternately and measure how far their outputs differ."""
         import torch
 
         peer = _peer(self.where).to(self.device).eval()
@@ -243,7 +253,7 @@ class _Bench:
 
 
 class _Side:
-    """One model's forward, to the end of what it started on the device."""
+    """One model's forward pass, including the work it starts on the device."""
 
     def __init__(self, device: Any, model: Any, inputs: dict, context: AbstractContextManager | None = None) -> None:
         self.device, self.model, self.inputs, self.context = device, model, inputs, context or nullcontext()
@@ -258,7 +268,7 @@ class _Side:
 
 
 class _Clock:
-    """Named stop-watches that wait for the device before they are read."""
+    """Named stopwatches that wait for the device before they are read."""
 
     def __init__(self, device: Any) -> None:
         self.device = device
@@ -281,7 +291,7 @@ def _wait(device: Any) -> None:
 
 
 def _check_peer(where: str) -> None:
-    """Refuse what transformers cannot run, before minutes went into timing ours."""
+    """Refuse a checkpoint that transformers cannot run, before minutes are spent on timing ours."""
     from transformers import AutoConfig
 
     from gdino_hf import GDinoConfig
@@ -289,7 +299,7 @@ def _check_peer(where: str) -> None:
     try:
         kind = GDinoConfig.model_type if where == "nano" else AutoConfig.from_pretrained(where).model_type
     except (OSError, ValueError):
-        return  # whoever loads it says why it cannot be loaded
+        return  # loading the model will say what is wrong
     if kind not in ("grounding-dino", "mm-grounding-dino"):
         raise UsageError(
             f"--against transformers needs a checkpoint that transformers reads, not one of type {kind}; give one of "
@@ -304,7 +314,7 @@ def _peer(where: str) -> Any:
 
 
 def _apart(ours: Any, theirs: Any, size: list[int]) -> dict[str, float]:
-    """Differences over the queries that both selected at the same rank: near ties change places by rounding."""
+    """Measure differences over queries that both models ranked alike; rounding swaps the ranks of near ties."""
     import torch
 
     same = (ours.init_reference_points.float() - theirs.init_reference_points.float()).abs().amax(-1) < 1e-3

@@ -1,4 +1,4 @@
-"""Serve the web page: detect, batches, video and comparison in a browser, and an API for programs."""
+"""Serve the web page: detection, batches, video and comparison in a browser, and an API for programs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .detector import Detector, add_dtype
 from .errors import UsageError
 
 HELP = "serve the web page"
-# The page is the Space's folder as it is: a wheel carries a copy, a checkout has it beside src.
+# The page is the folder of the Space: a wheel contains a copy, a checkout has it beside src.
 _PACKAGE = Path(__file__).resolve().parents[1]
 _FOLDERS = (_PACKAGE / "_demo", _PACKAGE.parents[1] / "demo")
 
@@ -24,16 +24,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         metavar="MODEL",
-        help="Hub ids, folders or nano; the page offers all of them, the first is its default (default: nano)",
+        help="Hub ids, folders or nano; the page offers all of them and starts with the first (default: nano)",
     )
-    parser.add_argument("--share", action="store_true", help="also through a public address of gradio's, for a week")
-    parser.add_argument("--port", type=_port, help="default: the first free one from 7860 on")
+    parser.add_argument(
+        "--share", action="store_true", help="also serve at a public gradio address, which lasts a week"
+    )
+    parser.add_argument("--port", type=_port, help="port to serve on (default: the first free one from 7860)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     add_dtype(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until the user stops it; returns 0.
+    """Serve until the user stops it; return 0.
 
     Raises:
         UsageError: gradio is not installed, a model or the device cannot be used, or the port is taken.
@@ -42,14 +44,14 @@ def run(args: argparse.Namespace) -> int:
 
     loaded: dict[str, tuple[Any, Any]] = {}
     for model in args.model or ["nano"]:
-        # A label has to be given to be judged; the page asks for its own.
+        # The detector checks the label it is given; the page asks for its own.
         detector = Detector(model, ["thing"], device=args.device, dtype=args.dtype)
         loaded[_shown(model, loaded)] = (detector.model, detector.processor)
     page = page_class(loaded)
     try:
         page.launch(port=args.port, share=args.share)
     except OSError as error:
-        # gradio's own text names its options instead of ours.
+        # gradio's message names its own options instead of ours.
         raise UsageError(f"--port {args.port or 7860} is taken or not allowed here; choose another") from error
     finally:
         page.close()
@@ -70,7 +72,7 @@ def _page_class() -> Any:
 
 
 def _shown(model: str, taken: dict[str, Any]) -> str:
-    """What visitors see: a Hub id as it is, of a folder on this machine its name alone."""
+    """Return the name that visitors see: a Hub id unchanged, a local folder without its path."""
     name = Path(model).resolve().name if Path(model).is_dir() else model
     number = 2
     shown = name
@@ -80,7 +82,7 @@ def _shown(model: str, taken: dict[str, Any]) -> str:
 
 
 def _port(text: str) -> int:
-    """An argparse type: a port."""
+    """Parse a port number."""
     if not text.isdigit() or not 0 < int(text) < 65536:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to 65535")
     return int(text)

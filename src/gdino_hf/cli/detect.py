@@ -1,4 +1,4 @@
-"""Find what the labels name in photographs; write annotated pictures and one JSON file."""
+"""Find the objects that labels name in photographs; write annotated pictures and one JSON file."""
 
 from __future__ import annotations
 
@@ -7,30 +7,41 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from gdino_hf.error_text import reason
+
 from .detector import Detector, add_dtype
 from .errors import INTERRUPTED, OutputError, UsageError
 from .inputs import ImageInput, collect_images, read_labels
 from .numbers import fraction
 from .report_file import ReportFile
 
-HELP = "find what the labels name in photographs"
+HELP = "find the objects that labels name in photographs"
 TEXT_THRESHOLD = 0.25
 _SAVED_AS_THEY_ARE = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder (with sub-folders), glob or URL")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder (with its sub-folders), glob or URL")
     parser.add_argument(
         "--labels",
         required=True,
-        help='"cat, remote control", "a cat. a remote control.", or @FILE with one label per line; without a comma, '
-        'periods part labels only if the text ends in one: "a cat. a dog" is one label, as "St. Bernard" is',
+        help='what to look for: "cat, remote control" or "a cat. a remote control."; commas, periods and line breaks '
+        'separate labels ("St. Bernard", "3.5 mm jack" and "U.S. flag" stay whole); or @FILE with one label per line',
     )
-    parser.add_argument("--negative", metavar="LABELS", help="labels that compete but are left out of the results")
-    parser.add_argument("--model", default="nano", help="Hub id, folder or nano (default: %(default)s)")
     parser.add_argument(
-        "--threshold", type=fraction, default=0.3, help="lowest score of a detection, 0..1 (default: %(default)s)"
+        "--negative",
+        metavar="LABELS",
+        help="labels that compete for boxes but are left out of the results, written as for --labels",
+    )
+    parser.add_argument(
+        "--model", default="nano", help="Hub id, folder, or nano, the built-in model (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=fraction,
+        default=0.3,
+        help="score that a detection must exceed, 0..1 (default: %(default)s)",
     )
     parser.add_argument(
         "--text-threshold",
@@ -41,35 +52,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--nms",
         type=fraction,
         metavar="IOU",
-        help="drop the lesser of two boxes of a label whose IoU is above this, 0..1",
+        help="of two boxes of one label with an IoU above this, 0..1, drop the lower-scoring one (default: keep both)",
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     add_dtype(parser)
     parser.add_argument(
-        "--out", type=Path, default=Path("detections"), metavar="DIR", help="annotated pictures (default: %(default)s)"
+        "--out",
+        type=Path,
+        default=Path("detections"),
+        metavar="DIR",
+        help="folder for the annotated pictures (default: %(default)s)",
     )
-    parser.add_argument("--json", type=Path, metavar="PATH", help="the results (default: DIR/detections.json)")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="file for the results (default: DIR/detections.json)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Detect in every image; returns 0, or 1 when an image could not be used.
+    """Detect objects in every image and return the exit status: 0, or 1 if an image could not be used.
 
-    The JSON holds "images", each with "image", "width" and "height" (upright, in pixels), "annotated" and "detections"
-    of "label", "label_index", "score" and "box" (xyxy in pixels, inside the picture); "failed" with "image" and
-    "error"; "finished", true once every image had its turn; and the settings. It is written as the work goes on.
+    The JSON has "images", each with "image", "width" and "height" (upright, in pixels), "annotated" and "detections"
+    (each with "label", "label_index", "score", and "box": xyxy in pixels, inside the picture); "failed", each with
+    "image" and "error"; "finished", true once all images were processed; and the settings. It is rewritten every few
+    seconds during the work.
 
     Raises:
         UsageError: The labels, the model, the device or the output folder cannot be used.
-        OutputError: The results could be written at the beginning, but not at the end.
+        OutputError: The results cannot be written any more at the end.
     """
     labels = read_labels(args.labels)
     if args.text_threshold is None:
-        # A label scores what its best token does: left at its default, this would undo a lower --threshold.
+        # A label's score is that of its best token, so a higher text threshold would override --threshold.
         args.text_threshold = min(TEXT_THRESHOLD, args.threshold)
     negative_labels = read_labels(args.negative, "--negative") if args.negative is not None else []
     for label in negative_labels:
         if label in labels:
-            raise UsageError(f"{label!r} stands in --labels and in --negative; leave it in one of them")
+            raise UsageError(f"{label!r} is in --labels and in --negative; leave it in one of them")
     images = collect_images(args.images, exclude=args.out)
     json_path = args.json or args.out / "detections.json"
     report: dict[str, Any] = {
@@ -84,19 +100,19 @@ def run(args: argparse.Namespace) -> int:
         "images": [],
         "failed": [],
     }
-    # Without an image to look at, a model need not be loaded to say so.
+    # If there is no image at all, saying so needs no model.
     detector = _load(args, labels, negative_labels) if any(image.error is None for image in images) else None
     report_file = _prepare_output(args.out, json_path, images)
     report["finished"] = _detect_all(args, detector, images, report, report_file)
     try:
         report_file.write(report)
     except OSError as error:
-        raise OutputError(f"{json_path}: the results cannot be written ({error})") from error
+        raise OutputError(f"{json_path}: the results cannot be written ({reason(error)})") from error
     print(_table(report["images"]))
     print(f"\n{_count(report)}")
     print(f"results: {json_path}")
     if not report["finished"]:
-        print("stopped; what was done so far is written", file=sys.stderr)
+        print("stopped; the results so far are written", file=sys.stderr)
         return INTERRUPTED
     return 1 if report["failed"] else 0
 
@@ -104,31 +120,33 @@ def run(args: argparse.Namespace) -> int:
 def _load(args: argparse.Namespace, labels: list[str], negative_labels: list[str]) -> Any:
     from transformers.utils import logging
 
-    # Loading a model of two seconds needs no bar of its own, and the one over the images comes after it.
+    # The bar over the images is the one to show; transformers' bar for loading weights would only flash by.
     logging.disable_progress_bar()
     return Detector(args.model, labels, negative_labels=negative_labels, device=args.device, dtype=args.dtype)
 
 
 def _prepare_output(out: Path, json_path: Path, images: list[ImageInput]) -> ReportFile:
-    """Find out before the work, not after it, whether results can be written."""
+    """Check before the work starts that results can be written."""
     if json_path.resolve() in {Path(image.source).resolve() for image in images}:
         raise UsageError(f"--json {json_path} is one of the images; name another file")
     try:
         out.mkdir(parents=True, exist_ok=True)
         return ReportFile(json_path)
     except OSError as error:
-        raise UsageError(f"the results cannot be written ({error}); choose another --out or --json") from error
+        raise UsageError(
+            f"the results cannot be written ({reason(error, name_file=True)}); choose another --out or --json"
+        ) from error
 
 
 def _detect_all(
     args: argparse.Namespace, detector: Any, images: list[ImageInput], report: dict[str, Any], report_file: ReportFile
 ) -> bool:
-    """Fill the report image by image; False when the user stopped it."""
+    """Fill the report image by image; return False if the user stopped it."""
     from tqdm import tqdm
 
     names = _OutputNames(args.out, images)
     try:
-        # disable=None: no bar where stderr is not a terminal
+        # disable=None: no bar if stderr is not a terminal
         for image in tqdm(images, desc="detect", unit="image", disable=None, leave=False):
             report_file.write_if_due(report)
             if image.error is not None:
@@ -136,9 +154,9 @@ def _detect_all(
                 continue
             try:
                 report["images"].append(_detect_one(args, detector, image, names))
-            # Bulk work: whatever is wrong with one image is its own affair, the others go on.
+            # In bulk work a broken image of any kind must not stop the others.
             except Exception as error:
-                _fail(report, image, error)
+                _fail(report, image, reason(error, name_file=True, most_lines=3))
     except KeyboardInterrupt:
         return False
     return True
@@ -175,12 +193,12 @@ def _detect_one(args: argparse.Namespace, detector: Any, image: ImageInput, name
 
 
 def _inside(box: Any, size: tuple[int, int]) -> list[float]:
-    """A box cut at the borders of its picture: the model may place a side a little beyond."""
+    """Clip a box to its picture; the model may place a side slightly outside."""
     return [round(min(max(float(side), 0.0), limit), 2) for side, limit in zip(box, size * 2, strict=True)]
 
 
 class _OutputNames:
-    """Where each annotated picture goes: never over an input, never twice to one place."""
+    """Chooses a path for each annotated picture, never that of an input and never the same one twice."""
 
     def __init__(self, folder: Path, images: list[ImageInput]) -> None:
         self.folder = folder
@@ -199,21 +217,20 @@ class _OutputNames:
 
     @staticmethod
     def _key(path: Path) -> str:
-        # Two names that differ only in case are one file on common file systems.
+        # Names that differ only in case are the same file on some file systems.
         return str(path.resolve()).lower()
 
 
-def _fail(report: dict[str, Any], image: ImageInput, error: object) -> None:
-    """Name a failed input on stderr and in the report, in one line."""
+def _fail(report: dict[str, Any], image: ImageInput, why: str) -> None:
+    """Report a failed input on stderr, in one line, and in the JSON."""
     from tqdm import tqdm
 
-    reason = " ".join(str(error).split()) or type(error).__name__
-    report["failed"].append({"image": image.source, "error": reason})
-    tqdm.write(f"gdino detect: {image.source}: {reason}", file=sys.stderr)
+    report["failed"].append({"image": image.source, "error": why})
+    tqdm.write(f"gdino detect: {image.source}: {why}", file=sys.stderr)
 
 
 def _table(images: list[dict[str, Any]]) -> str:
-    """One line per detection, and a line for each image without any."""
+    """Format the detections as a table with one line each, and a line for each image without any."""
     rows = [("image", "label", "score", "box (x1 y1 x2 y2)")]
     for image in images:
         for found in image["detections"]:

@@ -1,14 +1,14 @@
-"""A model and its processor behind one call, as the verbs use them."""
+"""A model and its processor behind one call, for all verbs."""
 
 from __future__ import annotations
 
 import argparse
 import socket
-import urllib.parse
-import urllib.request
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
+
+from gdino_hf.error_text import reason
 
 from .errors import UsageError
 from .inputs import is_url, read_url
@@ -19,13 +19,13 @@ _HUB_SECONDS = 5.0
 
 
 def add_dtype(parser: argparse.ArgumentParser) -> None:
-    """Declare --dtype of a verb that detects."""
+    """Declare the option --dtype."""
     parser.add_argument(
         "--dtype",
         default="float32",
         choices=("float32", "bfloat16", "float16", "int8"),
-        help="of the computation; int8: float32 with 8-bit products where they pay, on a CPU with AVX-512 VNNI "
-        "(default: %(default)s)",
+        help="data type of the computation; int8 computes in float32 with 8-bit matrix products where they are faster, "
+        "on a CPU with AVX-512 VNNI (default: %(default)s)",
     )
 
 
@@ -33,30 +33,30 @@ def read_image(source: str) -> Any:
     """Read one image as an upright RGB PIL picture.
 
     Args:
-        source: Path or http(s) address.
+        source: Path or http(s) URL.
 
     Returns:
-        The picture, turned as its EXIF orientation says.
+        The picture, turned by its EXIF orientation.
 
     Raises:
-        OSError: It cannot be reached.
-        ValueError: It is not an image.
+        OSError: The source cannot be read or reached.
+        ValueError: The source is not an image.
     """
     from gdino_hf.model.image_processing_gdino import load_image
 
     data = read_url(source) if is_url(source) else Path(source).read_bytes()
     if not data:
-        raise ValueError("there is nothing in it, 0 bytes; get the picture again")
+        raise ValueError("the file is empty (0 bytes); get the picture again")
     return load_image(data)
 
 
 class Detector:
-    """Detects the same labels in one picture after the other.
+    """Detects the same labels in one picture after another.
 
     Args:
         model: Hub id, folder or "nano".
         labels: What to look for.
-        negative_labels: What competes but is left out of the results.
+        negative_labels: Labels that compete for boxes but are left out of the results.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         dtype: "float32", "bfloat16", "float16" or, on a CPU, "int8".
         optimize: Whether to call `optimize_for_inference` on a CPU.
@@ -84,14 +84,14 @@ class Detector:
             _check_int8(self.device, optimize)
         where = NANO if model == "nano" else model
         try:
-            # Asked once here: loaders ask a Hub that does not answer six times for each of their files.
+            # Asked once here, because loaders try to reach a Hub that does not answer six times per file.
             local = {"local_files_only": not Path(where).exists() and not _hub_answers()}
             config = _read_config(where, local)
             self.processor = GDinoProcessor.from_pretrained(where, **local)
             _check_tokenizer(self.processor.tokenizer)
-            # Labels beyond what the model reads at once go to further prompts.
+            # Labels that exceed the model's prompt length go into further prompts.
             self.processor.max_text_len = min(self.processor.max_text_len, config.max_text_len)
-            # The tokenizer is read in no time: it judges the labels before the weights are loaded or downloaded.
+            # The tokenizer loads quickly: check the labels with it before the weights are loaded or downloaded.
             self._prepare(None)
             weights = "float32" if dtype == "int8" else dtype
             self.model, loading = GDinoForObjectDetection.from_pretrained(
@@ -101,13 +101,12 @@ class Detector:
             self.model.to(self.device).eval()
         except UsageError:
             raise
-        # Loaders raise whatever a damaged or unreachable checkpoint leads them to.
+        # Loaders raise exceptions of any type on damaged or unreachable checkpoints.
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             raise UsageError(
-                f"--model {model} cannot be loaded ({reason}); give a Hub id, a folder with its files, or nano"
+                f"--model {model} cannot be loaded ({reason(error)}); give a Hub id, a folder with its files, or nano"
             ) from error
-        # float16 on a CPU is for those who want its very numbers: nothing computes it faster.
+        # On a CPU float16 is no faster; whoever asks for it wants exactly its numbers.
         self.optimized = optimize and self.device.type == "cpu" and dtype != "float16"
         if self.optimized:
             self.model.optimize_for_inference(int8=True if dtype == "int8" else None)
@@ -120,16 +119,17 @@ class Detector:
         text_threshold: float,
         nms_threshold: float | None = None,
     ) -> dict[str, Any]:
-        """Detect in one picture.
+        """Detect objects in one picture.
 
         Args:
             image: An upright RGB PIL picture.
-            threshold: Lowest score of a detection, 0..1.
-            text_threshold: Lowest score of a token, 0..1.
-            nms_threshold: Overlap above which the lesser of two boxes of one label goes; None keeps both.
+            threshold: Score that detections must exceed, 0..1.
+            text_threshold: Lowest score of a label's best token, 0..1.
+            nms_threshold: IoU in 0..1 above which the lower-scoring of two boxes of one label is dropped; None keeps
+                both.
 
         Returns:
-            "scores" (N,), "labels" (N,) indices, "text_labels" (N strings) and "boxes" (N, 4) xyxy in pixels, the
+            "scores" (N,), "labels" (N,) label indices, "text_labels" (N strings) and "boxes" (N, 4) xyxy in pixels,
             highest score first.
 
         Raises:
@@ -150,18 +150,18 @@ class Detector:
         )[0]
 
     def _prepare(self, image: Any) -> Any:
-        """Inputs of the model for a picture, or for the labels alone."""
+        """Make the model's inputs for a picture, or for the labels only."""
         try:
-            # One list per image: with labels that end in a period, a flat list could mean one prompt per image.
+            # Nested, because a flat list of labels that end in periods would mean one prompt per image.
             return self.processor(images=image, text=[self.labels], negative_labels=self.negative_labels or None)
         except (TypeError, ValueError) as error:
             if image is None:
-                raise UsageError(str(error).rstrip(".")) from error
+                raise UsageError(reason(error)) from error
             raise
 
 
 def _check_int8(device: Any, optimize: bool) -> None:
-    """Refuse what no model could be optimized for, before one is loaded or downloaded."""
+    """Raise if int8 cannot run here, before a model is loaded or downloaded."""
     import torch
 
     from gdino_hf.inference.int8_linear import check_int8
@@ -171,11 +171,13 @@ def _check_int8(device: Any, optimize: bool) -> None:
     try:
         check_int8(device, torch.float32)
     except ValueError as error:
-        raise UsageError(f"--dtype int8 cannot be had ({str(error).rstrip('.')})") from error
+        raise UsageError(f"--dtype int8 cannot be used ({reason(error)})") from error
 
 
 def _hub_answers() -> bool:
-    """Whether there is anything at the Hub's address; behind a proxy that is for the loaders to find out."""
+    """Return whether the Hub can be reached; behind a proxy, assume it can and let the loaders find out."""
+    import urllib.request
+
     from huggingface_hub import constants
 
     address = urllib.parse.urlsplit(constants.ENDPOINT)
@@ -192,7 +194,7 @@ def _hub_answers() -> bool:
 
 
 def _read_config(where: str, local: dict[str, bool]) -> Any:
-    """The model's configuration; other architectures, which would load as random weights, are refused."""
+    """Read the model's configuration, and refuse other architectures, which would load with random weights."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -220,7 +222,7 @@ def _read_config(where: str, local: dict[str, bool]) -> Any:
 
 
 def _check_tokenizer(tokenizer: Any) -> None:
-    """Refuse the empty tokenizer that is made where the files of the real one are missing."""
+    """Refuse the empty tokenizer that transformers makes if the files of the real one are missing."""
     from gdino_hf.model.text_prompt import special_token_ids
 
     try:
@@ -230,7 +232,7 @@ def _check_tokenizer(tokenizer: Any) -> None:
 
 
 def _check_weights(missing: Collection[str]) -> None:
-    """Refuse a checkpoint that lacks weights, in whose place the model has random ones."""
+    """Refuse a checkpoint that lacks weights, which would stay random."""
     if missing:
         number = f"{len(missing)} weight{'s' * (len(missing) != 1)}"
         raise ValueError(f"its files lack {number}, for instance {min(missing)}")
@@ -245,6 +247,6 @@ def _device(name: str) -> Any:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0].split(". ")[0]
-        raise UsageError(f"--device {name} cannot be used here ({reason}); --device cpu always can") from error
+        why = reason(error).split(". ")[0]
+        raise UsageError(f"--device {name} cannot be used here ({why}); --device cpu always can") from error
     return device

@@ -1,6 +1,6 @@
-"""Measure how well a model finds what is annotated; write figures, curves and predictions.
+"""Evaluate a model on annotated images; write metrics, curves and predictions.
 
-DATA is a COCO or LVIS json or ODVG json lines. Results go to runs/eval/NAME, never over earlier ones.
+DATA is a COCO or LVIS JSON file or an ODVG JSON Lines file. Results go to a new folder, runs/eval/NAME.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gdino_hf.error_text import reason
+
 from .detector import Detector, add_dtype
 from .errors import INTERRUPTED, OutputError, UsageError
 from .inputs import read_labels
 from .numbers import fraction, positive
 from .run_folder import new_run_folder
 
-HELP = "measure a model on annotated images, or stored predictions without it"
+HELP = "evaluate a model, or stored predictions, on annotated images"
 PREDICTIONS = "predictions.jsonl"
 _MAX_DETECTIONS = 100
 _LVIS_PER_PROMPT, _LVIS_LABELS = 300, 80
@@ -30,64 +32,68 @@ _TABLE_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
     parser.add_argument(
-        "data", nargs="?", metavar="DATA", help="COCO or LVIS json, ODVG json lines, or a folder with one of them"
+        "data", nargs="?", metavar="DATA", help="COCO or LVIS JSON, ODVG JSON Lines, or a folder with one of them"
     )
-    parser.add_argument("--images", metavar="DIR", help="the photographs (default: images/ beside DATA)")
-    parser.add_argument("--model", default="nano", help="Hub id, folder or nano (default: %(default)s)")
-    parser.add_argument("--labels", help="only these of DATA's labels, as in gdino detect (default: all)")
+    parser.add_argument("--images", metavar="DIR", help="folder of the photographs (default: images/ beside DATA)")
+    parser.add_argument(
+        "--model", default="nano", help="Hub id, folder, or nano, the built-in model (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--labels", help="evaluate only these of DATA's labels, written as for gdino detect (default: all)"
+    )
     parser.add_argument(
         "--predictions",
         metavar="FILE",
-        help=f"judge the {PREDICTIONS} of an earlier run on DATA, or COCO results, a json list of {{image_id, "
-        "category_id, bbox, score}; no model is loaded",
+        help=f"evaluate the {PREDICTIONS} of an earlier run on DATA, or COCO results (a JSON list of {{image_id, "
+        "category_id, bbox, score}), without loading a model",
     )
     parser.add_argument(
         "--table",
         metavar="YAML",
-        help="instead of DATA: a list of data sets with name, annotations and, where wanted, images, labels and "
-        "prompts ({label: what to call it}); a table with their average is written",
+        help="instead of DATA: YAML list of data sets with name, annotations and optionally images, labels and "
+        "prompts ({label: text to ask for}); writes a table with their average",
     )
     parser.add_argument(
         "--protocol",
         default="auto",
         choices=("auto", "coco", "lvis", "phrases", "referring"),
-        help="COCO's AP, LVIS' fixed AP, recall of a caption's phrases, or accuracy of referring expressions (default: "
-        "what DATA is annotated for; referring has to be asked for)",
+        help="COCO AP, LVIS fixed AP, recall of a caption's phrases, or accuracy of referring expressions (default: "
+        "the one that DATA is annotated for, but never referring)",
     )
-    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N images")
-    parser.add_argument("--batch", type=positive, default=8, help="images at once (default: %(default)s)")
+    parser.add_argument("--limit", type=positive, metavar="N", help="evaluate only the first N images")
+    parser.add_argument("--batch", type=positive, default=8, help="images per forward pass (default: %(default)s)")
     parser.add_argument(
         "--max-detections",
         type=positive,
         metavar="N",
-        help=f"kept per image (default: {_MAX_DETECTIONS}; of LVIS all that its prompts give, {_LVIS_PER_PROMPT} each)",
+        help=f"detections kept per image (default: {_MAX_DETECTIONS}; for LVIS {_LVIS_PER_PROMPT} of every prompt)",
     )
     parser.add_argument(
         "--labels-per-prompt",
         type=positive,
         metavar="N",
-        help=f"most labels of one prompt (default: as many as it holds; of LVIS {_LVIS_LABELS})",
+        help=f"largest number of labels in one prompt (default: as many as fit; for LVIS {_LVIS_LABELS})",
     )
     parser.add_argument(
         "--score",
         choices=("mean", "max"),
-        help="a label's score from its tokens' (default: mean, as published; max for referring expressions)",
+        help="how a label's token scores are combined (default: mean, as published; max for referring expressions)",
     )
     parser.add_argument(
         "--threshold",
         type=fraction,
-        help="score from which on detections count in the confusion matrix and are drawn, 0..1 (default: where F1 is "
-        "highest)",
+        help="lowest score of detections that are drawn and count in the confusion matrix, 0..1 (default: the one with "
+        "the highest F1)",
     )
-    parser.add_argument("--name", help="of the run (default: that of the file)")
+    parser.add_argument("--name", help="name of the run's folder (default: that of DATA)")
     parser.add_argument("--runs", default="runs", metavar="DIR", help="folder of all runs (default: %(default)s)")
-    parser.add_argument("--resume", metavar="DIR", help="go on with a run that was stopped, in its folder")
+    parser.add_argument("--resume", metavar="DIR", help="folder of a stopped run to continue")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     add_dtype(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Predict, judge, write; returns 0, or 1 when an image or a data set could not be used.
+    """Evaluate and write the results; return 0, or 1 if an image or a data set could not be used.
 
     Raises:
         UsageError: The data, the predictions, the model or an option cannot be used.
@@ -97,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         return _run_table(args) if args.table else _run_one(args)
     except ImportError as error:
-        raise UsageError(str(error).rstrip(".")) from error
+        raise UsageError(reason(error)) from error
 
 
 def _check_options(args: argparse.Namespace) -> None:
@@ -117,7 +123,7 @@ def _check_options(args: argparse.Namespace) -> None:
 
 @dataclass
 class _Task:
-    """A data set and how it is judged."""
+    """A data set and the protocol it is evaluated with."""
 
     data: str
     truth: Any
@@ -130,10 +136,10 @@ class _Task:
 
 
 def _open(args: argparse.Namespace, data: Any, images: Any, labels: Sequence[str] | None) -> _Task:
-    """The truth of a data set and its protocol.
+    """Read the ground truth of a data set and choose its protocol.
 
     Raises:
-        ValueError: It cannot be read, or not be judged as asked.
+        ValueError: The data set cannot be read, or not be evaluated with the given protocol.
     """
     from gdino_hf.evaluation.open_ground_truth import open_ground_truth
 
@@ -165,8 +171,8 @@ def _run_one(args: argparse.Namespace) -> int:
         task = _open(args, args.data, args.images, labels)
         stored = _stored_predictions(args.predictions, task) if args.predictions else None
     except ValueError as error:
-        raise UsageError(str(error).rstrip(".")) from error
-    # Of "." too.
+        raise UsageError(reason(error)) from error
+    # absolute(), because DATA may be ".".
     name = args.name or Path(args.data).absolute().stem
     if stored is None:
         detector = _load(args, task.truth.labels or ["object"])
@@ -180,7 +186,7 @@ def _run_one(args: argparse.Namespace) -> int:
     try:
         evaluation = _judge(args, task, predictions, folder)
     except ValueError as error:
-        raise UsageError(str(error).rstrip(".")) from error
+        raise UsageError(reason(error)) from error
     print(_label_table(evaluation))
     print(f"\n{_count(task, evaluation, predictions)}")
     print(f"results: {folder}")
@@ -188,10 +194,10 @@ def _run_one(args: argparse.Namespace) -> int:
 
 
 def _stored_predictions(path: str, task: _Task) -> Any:
-    """Predictions from a file; the truth's labels are numbered as they are there.
+    """Read predictions from a file, and number the ground truth's labels as in the file.
 
     Raises:
-        ValueError: The file cannot be read or is of something else.
+        ValueError: The file cannot be read, or its predictions do not belong to the data set.
     """
     from gdino_hf.evaluation.coco_results import is_coco_results_file, read_coco_results
     from gdino_hf.evaluation.prediction_file import read_predictions
@@ -220,7 +226,7 @@ def _run_table(args: argparse.Namespace) -> int:
     try:
         entries = read_table(args.table)
     except ValueError as error:
-        raise UsageError(str(error).rstrip(".")) from error
+        raise UsageError(reason(error)) from error
     if args.protocol in ("phrases", "referring"):
         raise UsageError(f"--table compares average precision; --protocol {args.protocol} takes DATA")
     detector = _load(args, ["object"])
@@ -237,9 +243,9 @@ def _run_table(args: argparse.Namespace) -> int:
             if predictions is None:
                 return INTERRUPTED
             evaluation = _judge(args, task, predictions, folder / entry.name)
-        # A set that cannot be used is its own affair, the others go on.
+        # A data set that cannot be used must not stop the others.
         except (UsageError, ValueError) as error:
-            failed[entry.name] = str(error).rstrip(".")
+            failed[entry.name] = reason(error)
             tqdm.write(f"gdino eval: {entry.name}: {failed[entry.name]}", file=sys.stderr)
             continue
         incomplete = incomplete or bool(predictions.failed)
@@ -262,13 +268,13 @@ def _load(args: argparse.Namespace, labels: list[str]) -> Any:
     from transformers.utils import logging
 
     _demand_metric()
-    # Loading a model of two seconds needs no bar of its own, and the one over the images comes after it.
+    # The bar over the images is the one to show; transformers' bar for loading weights would only flash by.
     logging.disable_progress_bar()
     return Detector(args.model, labels, device=args.device, dtype=args.dtype)
 
 
 def _demand_metric() -> None:
-    """Say before hours of prediction, not after them, that what judges them is missing."""
+    """Raise before hours of prediction, not after them, if the package that computes the metrics is missing."""
     from importlib.util import find_spec
 
     if find_spec("faster_coco_eval") is None:
@@ -276,7 +282,7 @@ def _demand_metric() -> None:
 
 
 def _predict(args: argparse.Namespace, detector: Any, task: _Task, folder: Path) -> Any:
-    """Predictions of a data set, stored in the folder as they are made; None when the user stopped it."""
+    """Predict a data set, storing predictions as they are made; return None if the user stopped it."""
     from gdino_hf.evaluation.phrases import predict_phrases
     from gdino_hf.evaluation.predict import predict
     from gdino_hf.evaluation.prediction_file import PredictionFile
@@ -307,19 +313,21 @@ def _predict(args: argparse.Namespace, detector: Any, task: _Task, folder: Path)
                 **common,
             )
     except KeyboardInterrupt:
-        print(f"stopped; go on with the same command and --resume {args.resume or folder}", file=sys.stderr)
+        print(f"stopped; to continue, give the same command and --resume {args.resume or folder}", file=sys.stderr)
         return None
     except ValueError as error:
-        raise UsageError(str(error).rstrip(".")) from error
+        raise UsageError(reason(error)) from error
     except OSError as error:
-        raise OutputError(f"{path}: the predictions cannot be written ({error}); go on with --resume") from error
+        raise OutputError(
+            f"{path}: the predictions cannot be written ({reason(error)}); continue with --resume"
+        ) from error
 
 
 def _judge(args: argparse.Namespace, task: _Task, predictions: Any, folder: Path) -> Any:
-    """Figures and files of one data set.
+    """Compute and write the metrics of one data set.
 
     Raises:
-        ValueError: Predictions and truth do not go together.
+        ValueError: Predictions and ground truth do not belong together.
     """
     from gdino_hf.evaluation.evaluate import evaluate_predictions, write_report
 
@@ -328,7 +336,7 @@ def _judge(args: argparse.Namespace, task: _Task, predictions: Any, folder: Path
     try:
         remarks = write_report(folder, evaluation, task.truth, predictions)
     except OSError as error:
-        raise OutputError(f"{folder}: the results cannot be written ({error})") from error
+        raise OutputError(f"{folder}: the results cannot be written ({reason(error)})") from error
     for remark in remarks:
         print(f"gdino eval: {remark}", file=sys.stderr)
     return evaluation
@@ -346,7 +354,7 @@ def _write_table(
         lines.append(("average", "", *average.values()))
         write_csv(folder / "table.csv", ("data set", "images", *_TABLE_METRICS), lines)
     except OSError as error:
-        raise OutputError(f"{folder}: the table cannot be written ({error})") from error
+        raise OutputError(f"{folder}: the table cannot be written ({reason(error)})") from error
 
 
 def _label_table(evaluation: Any) -> str:
@@ -363,7 +371,7 @@ def _label_table(evaluation: Any) -> str:
 
 
 def _table(header: list[str], body: list[list[str]]) -> str:
-    """Columns under each other, the first to the left and numbers to the right."""
+    """Align the columns of a table, the first to the left and the others to the right."""
     widths = [max(len(row[column]) for row in (header, *body)) for column in range(len(header))]
     lines = [
         "  ".join(cell.ljust(width) if place == 0 else cell.rjust(width) for place, (cell, width) in enumerate(pairs))
@@ -373,7 +381,7 @@ def _table(header: list[str], body: list[list[str]]) -> str:
 
 
 def _number(value: Any) -> str:
-    """Three digits; a dash where there was nothing to find."""
+    """Format a number with three digits, or a dash if there was nothing to find."""
     if isinstance(value, int):
         return str(value)
     return "-" if value < 0 else f"{value:.3f}"

@@ -1,7 +1,7 @@
-"""Fine-tune a model on your own boxes: checkpoints, curves, figures and the finished model in runs/train/NAME.
+"""Fine-tune a model on your own boxes; write checkpoints, curves, metrics and the model to runs/train/NAME.
 
-Options come from flags, from a YAML file (--config), or from both; flags win. `accelerate launch -m gdino_hf train ...`
-trains on several processes.
+Options come from flags, from a YAML file (--config), or from both; flags take precedence.
+`accelerate launch -m gdino_hf train ...` trains in several processes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from gdino_hf.error_text import reason
+
+from .argparse_internals import long_options
 from .errors import OutputError, UsageError
 from .run_folder import new_run_folder
 
@@ -22,21 +25,21 @@ HELP = "fine-tune a model on your own boxes"
 READS_ITS_OPTIONS = True
 ARGUMENTS_FILE = "arguments.yaml"
 _PLACES = ("data", "images", "val", "test", "replay", "zero_shot", "model")
-# Of a message: libraries say the matter first and what they know about it in further lines.
+# Lines of a library's message to show: the first says what is wrong, the next ones often how to mend it.
 _MOST_LINES = 3
 _NOT_IN_YAML = ("help", "config", "resume", "output_dir")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare nothing: the options are dataclasses that need torch, which no other verb's --help should wait for."""
+    """Declare nothing: the options are dataclasses that import torch, which would slow every other verb's --help."""
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; returns 0.
+    """Fine-tune the model; return 0.
 
     Raises:
-        UsageError: Nothing was trained: an option, a data set or the model cannot be used.
-        OutputError: The training stopped: a photograph cannot be read, or the disk takes no more.
+        UsageError: Nothing was trained, because an option, a data set or the model cannot be used.
+        OutputError: Training stopped, because a photograph cannot be read or the disk is full.
     """
     import torch
     from safetensors import SafetensorError
@@ -63,13 +66,13 @@ def run(args: argparse.Namespace) -> int:
     folder = _folder(options)
     training.output_dir = str(folder)
     repository = (training.hub_model_id or folder.name) if training.push_to_hub else None
-    # The finished model is pushed, with its figures, and not every checkpoint.
+    # Push the finished model with its metrics, not every checkpoint.
     training.push_to_hub = False
     try:
         fine_tuning = FineTuning(detector.model, detector.processor, sets, data, model_arguments, training)
     except (ImportError, TypeError, ValueError) as error:
         if options.resume is None and training.should_save:
-            # Nothing was done, so nothing is left behind.
+            # Nothing was done, so leave nothing behind.
             shutil.rmtree(folder)
         raise UsageError(_one_line(error)) from error
 
@@ -83,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
             for remark in write_report(folder, outcome, sets):
                 print(f"warning: {remark}", file=sys.stderr)
             print(summary(outcome, sets))
-            print(f"{folder / 'model'}: the finished model; figures and curves beside it")
+            print(f"{folder / 'model'}: the finished model; metrics and curves are beside it")
     except SavingError as error:
         raise OutputError(_one_line(error)) from error
     except torch.OutOfMemoryError as error:
@@ -107,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass
 class _Options:
-    """What the command line says, sorted."""
+    """The command line's options, grouped."""
 
     data: Any
     model: Any
@@ -119,13 +122,13 @@ class _Options:
 
 
 def _parse(rest: Sequence[str]) -> _Options:
-    """Read flags and YAML into the three dataclasses."""
+    """Parse flags and YAML into the three dataclasses."""
     from transformers import HfArgumentParser
 
     from gdino_hf.training.arguments import DataArguments, GDinoTrainingArguments, ModelArguments
 
     class Parser(HfArgumentParser):
-        """One whose mistakes are told like all others."""
+        """A parser whose errors are printed like those of the other verbs."""
 
         def error(self, message: str) -> NoReturn:
             raise UsageError(message)
@@ -138,11 +141,11 @@ def _parse(rest: Sequence[str]) -> _Options:
         description=__doc__,
         allow_abbrev=False,
     )
-    parser.add_argument("place", nargs="?", metavar="DATA", help="the same as --data")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML with options by their names")
-    parser.add_argument("--name", help="of the run's folder; the data set's by default")
-    parser.add_argument("--runs", default="runs", metavar="DIR", help="folder of all runs")
-    parser.add_argument("--resume", metavar="FOLDER", help="go on with this run, with its options")
+    parser.add_argument("place", nargs="?", metavar="DATA", help="data set, as --data")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file with options as name: value")
+    parser.add_argument("--name", help="name of the run's folder (default: that of the data set)")
+    parser.add_argument("--runs", default="runs", metavar="DIR", help="folder of all runs (default: %(default)s)")
+    parser.add_argument("--resume", metavar="FOLDER", help="folder of a run to continue with its options")
     early, _ = parser.parse_known_args(rest)
     namespace = argparse.Namespace()
     for path in (Path(early.resume) / ARGUMENTS_FILE if early.resume is not None else None, early.config):
@@ -156,7 +159,7 @@ def _parse(rest: Sequence[str]) -> _Options:
     if namespace.place is not None:
         namespace.data = namespace.place
     if namespace.output_dir:
-        raise UsageError("--output_dir is where a run's folder would be; give --runs and --name")
+        raise UsageError("--output_dir is set from --runs and --name; give these")
     for name in _PLACES:
         if getattr(namespace, name):
             setattr(namespace, name, os.path.expanduser(getattr(namespace, name)))
@@ -165,7 +168,7 @@ def _parse(rest: Sequence[str]) -> _Options:
     values = {name: getattr(namespace, name) for name in known}
     given = {name: value for name, value in values.items() if value != fresh.get_default(name)}
     for name in _PLACES:
-        # A run may be resumed from another folder. A model may also be on the Hub.
+        # Made absolute, because a run may be resumed from another working directory; a model may be a Hub id.
         if given.get(name) and (name != "model" or Path(given[name]).exists()):
             given[name] = os.path.abspath(given[name])
     try:
@@ -177,7 +180,7 @@ def _parse(rest: Sequence[str]) -> _Options:
 
 
 def _yaml(path: Path, parser: argparse.ArgumentParser) -> list[str]:
-    """Options out of a file as a command line has them, so that they are judged alike."""
+    """Read options from a YAML file as command-line arguments, so that both are checked in the same way."""
     import difflib
     import json
 
@@ -189,15 +192,14 @@ def _yaml(path: Path, parser: argparse.ArgumentParser) -> list[str]:
         raise UsageError(f"{path} cannot be read as YAML ({_one_line(error)}); give options as name: value") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path} holds a {type(content).__name__}; give options as name: value")
-    options = {flag[2:]: action for flag, action in parser._option_string_actions.items() if flag.startswith("--")}
-    options = {flag: action for flag, action in options.items() if action.dest not in _NOT_IN_YAML}
+    options = {flag: action for flag, action in long_options(parser).items() if action.dest not in _NOT_IN_YAML}
     arguments = []
     for key, value in content.items():
         flag = next((form for form in (str(key), str(key).replace("_", "-")) if form in options), None)
         if flag is None:
             near = difflib.get_close_matches(str(key), options, n=1)
             hint = f"did you mean {near[0]}?" if near else "gdino train --help lists them"
-            raise UsageError(f"{path} has the option {key!r}, which there is not; {hint}")
+            raise UsageError(f"{path} has the unknown option {key!r}; {hint}")
         action = options[flag]
         if value is None:
             if action.default is not None:
@@ -206,19 +208,19 @@ def _yaml(path: Path, parser: argparse.ArgumentParser) -> list[str]:
         if action.nargs == "+":
             arguments += [f"--{flag}", *(str(item) for item in (value if isinstance(value, list) else [value]))]
         elif action.nargs == 0:
-            # Flags without a value, which --no-... are.
+            # Flags without a value, such as --no-...
             arguments += [f"--{flag}"] if value else []
         elif isinstance(value, (dict, list)):
             arguments.append(f"--{flag}={json.dumps(value)}")
         else:
-            # YAML takes a bare no for false, which is what some options are called.
+            # YAML reads a bare `no` as false, but some options have "no" as a choice.
             is_word = value is False and action.choices is not None and "no" in action.choices
             arguments.append(f"--{flag}={'no' if is_word else value}")
     return arguments
 
 
 def _folder(options: _Options) -> Path:
-    """The run's folder, made by the first process for all of them."""
+    """Make the run's folder in the first process and tell the others."""
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
@@ -237,7 +239,7 @@ def _folder(options: _Options) -> Path:
 
 
 def _prepare_folder(options: _Options) -> Path:
-    """A folder of its own, or that of an earlier run, with the options that a run is resumed with."""
+    """Make a new folder, or take that of the run to resume, and write the options there for a later --resume."""
     import yaml
 
     if options.resume is not None:
@@ -245,17 +247,16 @@ def _prepare_folder(options: _Options) -> Path:
     else:
         place = Path(os.path.abspath(options.data.data))
         folder = new_run_folder("train", options.name or (place.stem if place.is_file() else place.name), options.runs)
-    # Whole or as it was, whenever the process is killed.
+    # Written under another name and renamed, so a killed process leaves no half-written file.
     unfinished = folder / f"{ARGUMENTS_FILE}.unfinished"
     try:
         unfinished.write_text(yaml.safe_dump(options.given, allow_unicode=True), encoding="utf-8")
         os.replace(unfinished, folder / ARGUMENTS_FILE)
     except OSError as error:
-        raise UsageError(f"{folder} cannot be written to ({_one_line(error)}); make room, or name another") from error
+        raise UsageError(f"{folder} cannot be written to ({_one_line(error)}); make room, or choose another") from error
     return folder
 
 
 def _one_line(error: BaseException) -> str:
-    """What went wrong, without the traceback that a data loader's worker wraps around it."""
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
-    return (lines[-1] if "Traceback" in str(error) else " ".join(lines[:_MOST_LINES])).rstrip(".")
+    """Describe an error in one line, keeping the remedy that libraries add in further lines."""
+    return reason(error, name_file=True, most_lines=_MOST_LINES)

@@ -1,4 +1,4 @@
-"""Captions as prompts: characters of a phrase to tokens, by the tokenizer's own offsets and never by searching."""
+"""Captions as prompts: from a phrase's characters to its tokens by the tokenizer's offsets, never by text search."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -7,50 +7,50 @@ from .text_prompt import Prompt, PromptChunk, shorten, spans_from_ids, special_t
 
 
 def caption_tokens(caption: str, tokenizer: Any) -> list[tuple[int, int, int]]:
-    """Tokens of a caption and the characters each of them stands for.
+    """Tokenize a caption and return the characters behind every token.
 
     Args:
-        caption: Any text. Periods and question marks inside it part its phrases.
+        caption: Any text. Periods and question marks separate its phrases.
         tokenizer: Fast tokenizer of the model's text encoder.
 
     Returns:
-        (token, start, end) each, `caption[start:end]` being what the token was made from; without [CLS] and [SEP].
+        (token, start, end) of each token, without [CLS] and [SEP]; `caption[start:end]` is the token's text.
 
     Raises:
         TypeError: The caption is not a string.
-        ValueError: The tokenizer gives no offsets.
+        ValueError: The tokenizer gives no character offsets.
     """
     if not isinstance(caption, str):
         raise TypeError(f"A caption must be a string, got {shorten(caption)}.")
     if not getattr(tokenizer, "is_fast", False):
-        raise ValueError(f"{type(tokenizer).__name__} does not tell characters of tokens; load the fast tokenizer.")
+        raise ValueError(f"{type(tokenizer).__name__} gives no character offsets; load the fast tokenizer.")
     ends = special_token_ids(tokenizer)[:2]
     encoded = tokenizer(caption, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     return [
         (token, start, end)
         for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-        # "[SEP]" written in a caption would end the prompt.
+        # "[CLS]" or "[SEP]" written out in a caption would begin or end a prompt.
         if token not in ends
     ]
 
 
 def build_caption(caption: str, tokenizer: Any, max_text_len: int = 256) -> Prompt:
-    """A caption as the prompt of one image; annotations point into it with `tokens_positive`.
+    """Build the prompt of one image from a caption; annotations refer to it with `tokens_positive`.
 
-    Its labels are its phrases in the sense of attention: what stands between periods and question marks. The last one
-    is closed by a period where the caption does not close it.
+    The prompt's labels are the parts of the caption between periods and question marks, each an attention block. A last
+    part without a period gets one.
 
     Args:
-        caption: The text the annotated characters refer to.
+        caption: The text that the annotations' characters index.
         tokenizer: Fast tokenizer of the model's text encoder.
-        max_text_len: Most tokens of the prompt.
+        max_text_len: Largest number of tokens in the prompt.
 
     Returns:
-        The prompt, of one chunk, with `offsets`.
+        A prompt of one chunk, with `offsets`.
 
     Raises:
         TypeError: The caption is not a string.
-        ValueError: It holds no word, or more tokens than a prompt takes.
+        ValueError: The caption has no word, or more tokens than a prompt takes.
     """
     special = special_token_ids(tokenizer)
     tokens = caption_tokens(caption, tokenizer)
@@ -72,19 +72,19 @@ def build_caption(caption: str, tokenizer: Any, max_text_len: int = 256) -> Prom
 
 
 def phrase_tokens(prompt: Prompt, characters: Iterable[Sequence[int]]) -> tuple[int, list[int]]:
-    """Tokens that a phrase of a caption consists of.
+    """Return the tokens of a phrase of a caption.
 
     Args:
         prompt: From `build_caption`.
         characters: [start, end) pairs of the caption's characters; a phrase may have several.
 
     Returns:
-        Index of the label in which the phrase begins, and the places of its tokens in the prompt, delimiters left out.
-        A token that the phrase covers in part belongs to it.
+        Index of the label in which the phrase begins, and the positions of its tokens in the prompt without delimiters.
+        A token that the phrase covers only partly belongs to it.
 
     Raises:
-        ValueError: The prompt is no caption, a pair is not two whole numbers or empty or outside the caption, or the
-            characters hold no token.
+        ValueError: The prompt was not made by `build_caption`; a pair is not two whole numbers, is empty or leaves the
+            caption; or the characters hold no token.
     """
     if prompt.offsets is None:
         raise ValueError("tokens_positive are characters of a caption; give build_caption(text, ...) as the text.")
@@ -104,18 +104,18 @@ def phrase_tokens(prompt: Prompt, characters: Iterable[Sequence[int]]) -> tuple[
 
 
 def check_pair(pair: Any, length: int) -> None:
-    """Refuse what is no range of characters.
+    """Raise if a pair is not a range of a caption's characters.
 
     Args:
-        pair: What should be [start, end).
-        length: Characters of the caption.
+        pair: The value to check, which should be [start, end).
+        length: Number of characters in the caption.
 
     Raises:
-        ValueError: It is not two whole numbers with 0 <= start < end <= length.
+        ValueError: The pair is not two whole numbers with 0 <= start < end <= length.
     """
     whole = isinstance(pair, Sequence) and len(pair) == 2 and all(type(number) is int for number in pair)
     if not whole or not 0 <= pair[0] < pair[1] <= length:
         raise ValueError(
-            f"The pair {shorten(pair)} of tokens_positive is no [start, end) of a caption of {length} characters; "
-            "repair it."
+            f"The pair {shorten(pair)} of tokens_positive is not [start, end) of a caption of {length} "
+            "characters; repair it."
         )

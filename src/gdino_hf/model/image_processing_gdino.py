@@ -1,4 +1,4 @@
-"""Photographs to pixel tensors, on PIL and torch alone."""
+"""The image processor: photographs to pixel tensors with PIL and numpy, and COCO boxes to training labels."""
 
 import inspect
 import io
@@ -18,7 +18,7 @@ from .box_ops import cxcywh_to_xyxy
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# Options of other image processors that change nothing here: channels are found by looking, and PIL works on the CPU.
+# Options of other image processors that have no effect here: the channel axis is detected, and PIL runs on the CPU.
 _WITHOUT_EFFECT = frozenset(
     {
         *("data_format", "input_data_format", "device", "disable_grouping", "default_to_square", "do_convert_rgb"),
@@ -31,15 +31,15 @@ class GDinoImageProcessor(BaseImageProcessor):
     """Resize, normalize and pad photographs.
 
     Args:
-        do_resize: Resize at all.
+        do_resize: Whether to resize.
         size: {"shortest_edge", "longest_edge"} keeps the aspect ratio; {"height", "width"} does not.
-        resample: PIL's number of the filter; 2 is bilinear.
-        do_rescale: Multiply by rescale_factor. Without, bytes stay 0..255, and floats in 0..1 stay in 0..1.
-        rescale_factor: 1 / 255 brings bytes to 0..1.
-        do_normalize: Subtract image_mean and divide by image_std.
-        image_mean: Per channel.
-        image_std: Per channel.
-        do_pad: Pad the images of a batch to one size.
+        resample: Number of PIL's resampling filter; 2 is bilinear.
+        do_rescale: Whether to multiply by rescale_factor. If not, bytes stay in 0..255 and floats in 0..1 stay there.
+        rescale_factor: Factor from bytes to the model's range; 1 / 255 gives 0..1.
+        do_normalize: Whether to subtract image_mean and divide by image_std.
+        image_mean: Mean of each channel, after rescaling.
+        image_std: Standard deviation of each channel, after rescaling.
+        do_pad: Whether to pad the images of a batch to one size.
         pad_size: {"height", "width"} to pad to; None pads to the largest image.
     """
 
@@ -84,19 +84,19 @@ class GDinoImageProcessor(BaseImageProcessor):
         Args:
             images: PIL image, numpy array or torch tensor ((H, W), (H, W, C) or (C, H, W); bytes, or floats in 0..1),
                 path, bytes, or a list of these.
-            annotations: COCO annotations of one image or a list of them, each {"annotations": [{"bbox": absolute xywh,
+            annotations: COCO annotations of one image or a list of them, each {"annotations": [{"bbox": xywh in pixels,
                 "category_id": int}, ...]}; see `boxes_from_coco`.
-            return_tensors: "pt" or None, both give torch tensors.
-            **kwargs: Any constructor argument, for this call.
+            return_tensors: "pt" or None; both give torch tensors.
+            **kwargs: Constructor arguments to override for this call.
 
         Returns:
-            "pixel_values" (B, 3, H, W) float32, "pixel_mask" (B, H, W) int64 with 1 on real pixels, and with
-            annotations "labels". The attribute `image_sizes` holds each image's (height, width) before padding,
+            "pixel_values" (B, 3, H, W) float32, "pixel_mask" (B, H, W) int64 with 1 on real pixels, and "labels" if
+            there are annotations. The attribute `image_sizes` has each image's (height, width) before padding,
             `original_sizes` that of the upright photograph.
 
         Raises:
-            TypeError: There is no option of a name given.
-            ValueError: An image cannot be read or holds values that are not finite.
+            TypeError: An option is unknown.
+            ValueError: An image cannot be read or has values that are not finite.
         """
         check_options(kwargs)
         if return_tensors not in (None, "pt"):
@@ -144,21 +144,21 @@ class GDinoImageProcessor(BaseImageProcessor):
 
     @staticmethod
     def boxes_from_coco(annotation: dict[str, Any], image_size: tuple[int, int]) -> dict[str, Tensor]:
-        """See the function of this name."""
+        """Convert COCO annotations of one image to labels; see the module's function `boxes_from_coco`."""
         return boxes_from_coco(annotation, image_size)
 
     def post_process_object_detection(
         self, outputs: Any, threshold: float = 0.1, target_sizes: Tensor | Sequence[tuple[int, int]] | None = None
     ) -> list[dict[str, Tensor]]:
-        """Boxes by their best token, without regard to labels; the processor's grounded version knows labels.
+        """Turn outputs into boxes scored by their best token; `GDinoProcessor` has the version that returns labels.
 
         Args:
             outputs: Model output with logits (B, Q, T) and pred_boxes (B, Q, 4).
-            threshold: Lowest score, 0..1.
-            target_sizes: (height, width) of each image; None leaves boxes in 0..1.
+            threshold: Score that boxes must exceed, 0..1.
+            target_sizes: (height, width) of each image in pixels; None leaves boxes in 0..1.
 
         Returns:
-            Per image "scores" (N,), "labels" (N,) token index and "boxes" (N, 4) xyxy.
+            For each image "scores" (N,), "labels" (N,) index of the best token, and "boxes" (N, 4) xyxy.
         """
         scores, tokens = outputs.logits.float().sigmoid().max(-1)
         boxes = cxcywh_to_xyxy(outputs.pred_boxes.float())
@@ -171,22 +171,22 @@ class GDinoImageProcessor(BaseImageProcessor):
 
 
 def check_options(names: Iterable[str]) -> None:
-    """Refuse options that would change nothing because nobody knows them.
+    """Raise if an option is unknown and would have no effect.
 
     Args:
         names: Names of options for one call of the image processor.
 
     Raises:
-        TypeError: One is unknown.
+        TypeError: An option is unknown.
     """
     known = set(inspect.signature(GDinoImageProcessor.__init__).parameters) - {"self", "kwargs"}
     unknown = sorted(set(names) - known - _WITHOUT_EFFECT)
     if unknown:
-        raise TypeError(f"There is no option {unknown[0]!r}; those of images are {', '.join(sorted(known))}.")
+        raise TypeError(f"There is no option {unknown[0]!r}; the options of images are {', '.join(sorted(known))}.")
 
 
 def load_image(image: Any) -> Image.Image:
-    """Any picture as an upright RGB PIL image.
+    """Read any picture as an upright RGB PIL image.
 
     Args:
         image: PIL image, numpy array or torch tensor, path, bytes or open file.
@@ -195,8 +195,8 @@ def load_image(image: Any) -> Image.Image:
         The picture in RGB, turned as its EXIF orientation says.
 
     Raises:
-        ValueError: It cannot be read, is not a picture, or holds values that are not finite.
-        TypeError: It is none of these.
+        ValueError: It cannot be read, is not a picture, or has values that are not finite.
+        TypeError: The value has none of these types.
     """
     if isinstance(image, (str, os.PathLike, bytes)) or hasattr(image, "read"):
         is_path = isinstance(image, (str, os.PathLike))
@@ -209,7 +209,7 @@ def load_image(image: Any) -> Image.Image:
             raise ValueError(f"{name} is not a picture PIL can read; give PNG, JPEG or WebP.") from error
         except FileNotFoundError as error:
             raise ValueError(f"There is no file {name}; check the path.") from error
-        except Exception as error:  # decoders raise whatever broken bytes lead them to
+        except Exception as error:  # decoders raise exceptions of any type on damaged files
             raise ValueError(f"{name} cannot be decoded ({_short(error)}); save it again or leave it out.") from error
         return to_rgb(image)
     if isinstance(image, Image.Image):
@@ -228,13 +228,13 @@ def load_image(image: Any) -> Image.Image:
 
 
 def _short(value: object, limit: int = 200) -> str:
-    """A path or message as text; a picture given as text by mistake would fill the screen."""
+    """Return a path or message as text, cut because a picture passed as a path would fill the screen."""
     text = str(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """A copy turned as its EXIF orientation says; metadata that cannot be read turns nothing."""
+    """Return a copy turned by its EXIF orientation, or an unturned copy if its metadata cannot be read."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:
@@ -242,7 +242,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Palette, greyscale, 16-bit, CMYK and transparent pictures as RGB; what transparency hides shows."""
+    """Convert palette, greyscale, 16-bit, CMYK and transparent pictures to RGB; transparent pixels become opaque."""
     if image.width == 0 or image.height == 0:
         raise ValueError(f"The picture is {image.width}x{image.height} pixels; it must have at least one.")
     if image.mode == "RGB":
@@ -250,31 +250,31 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I", "F"):
         values = np.asarray(image, dtype=np.float64)
         if not np.isfinite(values).all():
-            raise ValueError("The picture holds pixels that are not finite; replace NaN and infinity.")
-        # 16 bits where the values say so; a 32-bit picture of byte values is taken as it is.
+            raise ValueError("The picture has pixels that are not finite; replace NaN and infinity.")
+        # A 32-bit picture counts as 16-bit only if its values exceed bytes.
         if image.mode == "F" and _is_unit(values):
             values = values * 255
         elif image.mode.startswith("I;16") or values.max(initial=0) > 255:
             values = values / 257
         return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
-        # By this way PIL does not warn of palettes with several transparent colours.
+        # Straight to RGB, PIL would warn about palettes with several transparent colours.
         image = image.convert("RGBA")
     return image.convert("RGB")
 
 
 def boxes_from_coco(annotation: dict[str, Any], image_size: tuple[int, int]) -> dict[str, Tensor]:
-    """COCO annotations of one image as the model's labels; crowds and boxes without area are left out.
+    """Convert COCO annotations of one image to the model's labels, leaving out crowds and boxes without area.
 
     Args:
         annotation: {"annotations": [{"bbox": absolute xywh in pixels, "category_id": int, "iscrowd"?}, ...]}.
-        image_size: (height, width) of the photograph.
+        image_size: (height, width) of the photograph in pixels.
 
     Returns:
-        "class_labels" (N,) int64 the category ids, "boxes" (N, 4) float32 cxcywh in [0, 1], clipped to the image.
+        "class_labels" (N,) int64 category ids, and "boxes" (N, 4) float32 cxcywh in [0, 1], clipped to the image.
 
     Raises:
-        ValueError: The annotation has no list "annotations", or one of it no box of four finite numbers or no class.
+        ValueError: The list "annotations" is missing, or an entry lacks a class or a box of four finite numbers.
     """
     if not isinstance(annotation, dict) or "annotations" not in annotation:
         raise ValueError("An annotation must be a dict with the list 'annotations', as COCO has it.")
@@ -308,37 +308,35 @@ def boxes_from_coco(annotation: dict[str, Any], image_size: tuple[int, int]) -> 
 
 
 def category_id(item: Mapping[str, Any]) -> int:
-    """The class number of one annotation.
+    """Return the category id of one annotation.
 
     Args:
         item: A dict with "category_id".
 
     Returns:
-        The number.
+        The id.
 
     Raises:
-        ValueError: There is none.
+        ValueError: It is missing or not a whole number.
     """
     number = item.get("category_id")
     if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
-        raise ValueError(
-            f"The category_id {number!r} is not a whole number; give the number of the annotation's class."
-        )
+        raise ValueError(f"The category_id {number!r} is not a whole number; give the id of the annotation's class.")
     return int(number)
 
 
 def box_scale(target_sizes: Tensor | Sequence[tuple[int, int]], boxes: Tensor) -> Tensor:
-    """(B, 4) factors from 0..1 to pixels, for xyxy boxes (B, Q, 4).
+    """Return the (B, 4) factors that scale xyxy boxes from 0..1 to pixels.
 
     Args:
-        target_sizes: (height, width) of each image.
-        boxes: Gives the device and the number of images.
+        target_sizes: (height, width) of each image in pixels.
+        boxes: Boxes (B, Q, 4), which give the device and the number of images.
 
     Returns:
         (width, height, width, height) of each image.
 
     Raises:
-        ValueError: There is not one size per image.
+        ValueError: The number of sizes is not the number of images.
     """
     if not isinstance(target_sizes, Tensor):
         target_sizes = torch.stack([torch.as_tensor(size, dtype=torch.float32).cpu() for size in target_sizes])
@@ -349,7 +347,7 @@ def box_scale(target_sizes: Tensor | Sequence[tuple[int, int]], boxes: Tensor) -
 
 
 def as_list(images: Any) -> list[Any]:
-    """One image or several as a list; a 4-D array or tensor is a batch."""
+    """Return one image or several as a list; a 4-D array or tensor is a batch."""
     if isinstance(images, (list, tuple)):
         return list(images)
     if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
@@ -368,7 +366,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
         raise ValueError(f"An image array must have 1, 3 or 4 channels, got {array.shape}.")
     if np.issubdtype(array.dtype, np.floating):
         if not np.isfinite(array).all():
-            raise ValueError("The image holds pixels that are not finite; replace NaN and infinity.")
+            raise ValueError("The image has pixels that are not finite; replace NaN and infinity.")
         if array.min() < -1e-3 or array.max() > 255:
             raise ValueError(
                 f"Float pixels must lie in 0..1 or 0..255, got {array.min():.3g} to {array.max():.3g}; undo the "
@@ -387,7 +385,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def _in_unit_range(image: Any) -> bool:
-    """Whether pixels were given as floats in 0..1, which become bytes on the way."""
+    """Return whether pixels were given as floats in 0..1, which `load_image` turns into bytes."""
     if isinstance(image, Image.Image):
         return image.mode == "F" and _is_unit(np.asarray(image))
     if isinstance(image, Tensor):
@@ -396,7 +394,7 @@ def _in_unit_range(image: Any) -> bool:
 
 
 def _is_unit(values: np.ndarray) -> bool:
-    # Filters overshoot a little.
+    # Resampling filters overshoot a little.
     return bool(values.min() >= -1e-3 and values.max() <= 1 + 1e-3)
 
 
@@ -415,7 +413,7 @@ def _checked_size(size: Any) -> dict[str, int]:
 
 
 def _prepare(picture: Image.Image, options: dict[str, Any], unit: bool) -> np.ndarray:
-    """One RGB picture, given in 0..1 if unit, to (3, H, W) float32."""
+    """Turn one RGB picture into a (3, H, W) float32 array; `unit` says its pixels were given in 0..1."""
     if options["do_resize"]:
         height, width = target_size((picture.height, picture.width), options["size"])
         if (width, height) != picture.size:
@@ -432,10 +430,11 @@ def _prepare(picture: Image.Image, options: dict[str, Any], unit: bool) -> np.nd
 
 
 def target_size(original: tuple[int, int], size: dict[str, int]) -> tuple[int, int]:
-    """(height, width) after resizing, at least one pixel each however long and thin the picture is.
+    """Return (height, width) after resizing, at least one pixel each even for a very long and thin picture.
 
     Args:
-        original, size: (height, width) in pixels, and as in `GDinoImageProcessor`.
+        original: (height, width) of the picture in pixels.
+        size: Target size as in `GDinoImageProcessor`.
     """
     if "height" in size:
         return size["height"], size["width"]

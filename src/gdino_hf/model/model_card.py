@@ -1,4 +1,4 @@
-"""The README.md that goes with saved weights."""
+"""The model card (README.md) written beside saved weights."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from .configuration_gdino import GDinoConfig
 
-# What transformers writes into the card of a new repository, beside empty headings.
+# The sentence transformers writes into the card of a new repository, beside empty headings.
 _PLACEHOLDER = (
     "This is the model card of a 🤗 transformers model that has been pushed on the Hub. This model card has been "
     "automatically generated."
@@ -19,14 +19,14 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 _BODY = """# {name}
 
-A Grounding DINO detector ([Liu et al. 2023](https://arxiv.org/abs/2303.05499)): it finds in a photograph what a list of
-labels names. The weights are read by the Python package `gdino-hf`{or_without}.
+A Grounding DINO detector ([Liu et al. 2023](https://arxiv.org/abs/2303.05499)): it finds the objects that a list of
+labels names in a photograph. The Python package `gdino-hf` loads the weights{or_without}.
 
 ```python
 {usage}
 ```
 
-| part | what |
+| part | value |
 |---|---|
 | image backbone | {backbone} |
 | text encoder | {text} |
@@ -39,8 +39,8 @@ labels names. The weights are read by the Python package `gdino-hf`{or_without}.
 {origin}
 ## Fill in before sharing
 
-Training data and its licence, the licence of these weights and of what they started from, how they were evaluated, and
-what they cannot do.
+Training data and its licence, the licence of these weights and of the weights they started from, how they were
+evaluated, and what they cannot do.
 """
 
 _WITH_PACKAGE = (
@@ -54,7 +54,7 @@ _WITH_CUSTOM_CODE = (
     "from PIL import Image",
     "from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor",
     "",
-    "# The code beside the weights runs on your machine: read it first, or install gdino-hf and leave the option out.",
+    "# This runs the code beside the weights: read it first, or install gdino-hf and leave trust_remote_code out.",
     'model = AutoModelForZeroShotObjectDetection.from_pretrained("{name}", trust_remote_code=True).eval()',
     'processor = AutoProcessor.from_pretrained("{name}", trust_remote_code=True)',
 )
@@ -71,15 +71,16 @@ _DETECT = (
 def write_model_card(
     folder: str | Path, config: GDinoConfig, name: str | None = None, replace_placeholder: bool = False
 ) -> bool:
-    """Write README.md beside saved weights, unless someone wrote one already.
+    """Write README.md beside saved weights, unless there is one that somebody wrote.
 
-    Weights that started from others carry on their licence and where their parts come from.
+    The licence and the origin of the weights that training started from are copied into the new card.
 
     Args:
-        folder: Where the weights are.
+        folder: Folder of the weights.
         config: The model's configuration.
-        name: What the weights are loaded by; the folder's name by default.
-        replace_placeholder: Replace what transformers writes into new repositories; tags and other metadata stay.
+        name: Hub id or folder from which readers load the weights (default: the folder's name).
+        replace_placeholder: Also replace the card that transformers writes into new repositories; its tags and other
+            metadata stay.
 
     Returns:
         Whether a card was written.
@@ -96,7 +97,7 @@ def write_model_card(
     usage = "\n".join((_WITH_CUSTOM_CODE if has_code else _WITH_PACKAGE) + _DETECT)
     body = _BODY.format(
         name=name,
-        or_without=", or without it by the code beside them" if has_code else "",
+        or_without=", and so does the code beside them without it" if has_code else "",
         usage=usage.replace("{name}", name),
         backbone=getattr(config.backbone_config, "model_type", "unknown"),
         text=getattr(config.text_config, "model_type", "unknown"),
@@ -110,10 +111,10 @@ def write_model_card(
 
 
 def _is_placeholder(card: ModelCard) -> bool:
-    """Whether nobody has written a word into the card: one filled in by hand keeps transformers' sentence."""
+    """Return whether a card is still transformers' template; one that somebody filled in may keep its sentence."""
     if _PLACEHOLDER not in card.text:
         return False
-    # Metadata given when the card was made stands in its text too; metadata added later does not.
+    # Metadata given when the card was made is repeated in its text; metadata added later is not.
     return any(
         card.text.split() == ModelCard.from_template(data, model_description=_PLACEHOLDER).text.split()
         for data in (card.data, ModelCardData())
@@ -121,7 +122,7 @@ def _is_placeholder(card: ModelCard) -> bool:
 
 
 def _origin(config: GDinoConfig, folder: Path) -> tuple[str, dict[str, Any]]:
-    """What is known of the weights these started from: a section of the card, and metadata."""
+    """Describe the weights that training started from, as a section of the card and as metadata."""
     source = str(config._name_or_path or "")
     if not source or Path(source).resolve() == folder.resolve():
         return "", {}
@@ -130,7 +131,7 @@ def _origin(config: GDinoConfig, folder: Path) -> tuple[str, dict[str, Any]]:
         if Path(source).exists() or not _HUB_ID.fullmatch(source):
             return "", {}
         link = f"[{source}](https://huggingface.co/{source})"
-        return f"\n## What it started from\n\nThe weights of {link}; its licence binds these too.\n", {
+        return f"\n## What it started from\n\nThe weights of {link}; its licence applies to these weights too.\n", {
             "base_model": source
         }
     card = ModelCard(readme.read_text(encoding="utf-8"), ignore_metadata_errors=True)
@@ -140,6 +141,6 @@ def _origin(config: GDinoConfig, folder: Path) -> tuple[str, dict[str, Any]]:
     section = f"\n## What it started from\n\nThe weights of {Path(source).name}{licence}.\n"
     _, heading, rest = card.text.partition(f"{_PROVENANCE}\n")
     if heading:
-        # A heading of the same or a higher level ends the section.
+        # The section ends at the next heading of its own or a higher level.
         section += f"\n{_PROVENANCE}\n{re.split(r'^##? ', rest, maxsplit=1, flags=re.MULTILINE)[0].rstrip()}\n"
     return section, inherited

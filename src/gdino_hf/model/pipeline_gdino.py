@@ -1,4 +1,4 @@
-"""`pipeline("zero-shot-object-detection")` with one forward for all labels."""
+"""`pipeline("zero-shot-object-detection")` with one forward pass for all labels."""
 
 import base64
 import copy
@@ -17,21 +17,22 @@ from .text_prompt import parse_labels
 
 _TASK = "zero-shot-object-detection"
 _REMOTE = ("http://", "https://", "data:image/")
-# Characters of base64 that any picture needs; what is shorter is a path.
+# Every picture needs more base64 characters than this; a shorter string is a path.
 _SHORTEST_PICTURE = 64
 
 
 class GDinoZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
-    """The stock pipeline's arguments and results; all labels of an image, or of a batch of images, share one forward.
+    """Zero-shot detection that runs all labels of an image, or of a batch of images, in one forward pass.
 
-    Beyond the stock arguments a call takes `negative_labels` (compete for boxes, left out of results),
-    `text_threshold` and `nms_threshold` as in `GDinoProcessor.post_process_grounded_object_detection`.
-    `candidate_labels` may also be one string, "cat, remote control" or "a cat. a remote control.".
+    Arguments and results are those of the stock pipeline. A call also takes `negative_labels` (labels that compete for
+    boxes but are left out of results), and `text_threshold` and `nms_threshold` as in
+    `GDinoProcessor.post_process_grounded_object_detection`. `candidate_labels` and `negative_labels` may be lists or
+    text such as "cat, remote control", which `gdino_hf.model.text_prompt.split_labels` splits.
 
-    Built for a model of another type, it is the stock pipeline.
+    For a model of another type, calling this class builds the stock pipeline.
     """
 
-    # Loaded where they can be found: a model in memory may come with a processor alone.
+    # Not required: a model in memory may come with a processor only, which has both.
     _load_tokenizer = None
     _load_image_processor = None
 
@@ -44,9 +45,9 @@ class GDinoZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         if isinstance(model, PreTrainedModel) and model.config.model_type != "gdino":
             for name, auto_class in (("tokenizer", AutoTokenizer), ("image_processor", AutoImageProcessor)):
                 if kwargs.get(name) is None:
-                    # The stock pipeline insists on both: let the reason why one is missing be heard.
+                    # The stock pipeline requires both; loading them here raises an error that says why one is missing.
                     kwargs[name] = auto_class.from_pretrained(model.name_or_path)
-            # Not an instance of cls, so Python leaves its construction to us.
+            # Not an instance of cls, so Python does not call __init__ again.
             return ZeroShotObjectDetectionPipeline(*args, **kwargs)
         return super().__new__(cls)
 
@@ -63,7 +64,7 @@ class GDinoZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
             self.processor.max_text_len = self.model.config.max_text_len
 
     def check_model_type(self, supported_models: Any) -> None:
-        """Any gdino model will do."""
+        """Accept every gdino model."""
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
@@ -80,7 +81,7 @@ class GDinoZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         timeout: float | None = None,
         negative_labels: str | Sequence[str] | None = None,
     ) -> Any:
-        """Read one image and its labels; tensors are made per batch, since images and prompts differ in size."""
+        """Read one image and its labels. Tensors are made per batch, because images and prompts differ in size."""
         image = inputs["image"]
         if isinstance(image, str) and image.startswith(_REMOTE):
             image = load_remote_image(image, timeout=timeout)
@@ -100,7 +101,7 @@ class GDinoZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         )
         inputs = self.processor(images=images, text=labels, negative_labels=negatives[0]).to(self.device)
         outputs = self.model(**inputs)
-        # Chunks of one image's labels stand together, so an image is a slice of rows.
+        # The chunks of one image's labels are adjacent, so each image is a slice of rows.
         rows = [len(prompt.chunks) for prompt in inputs.prompts or []]
         results: dict[str, Any] = {
             "is_last": [True] * len(images),
@@ -119,9 +120,9 @@ class GDinoZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         nms_threshold: float | None = None,
         text_threshold: float = 0.0,
     ) -> list[dict[str, Any]]:
-        """Results as the stock pipeline gives them, best first."""
+        """Turn outputs into the stock pipeline's results, best first."""
         (output,) = model_outputs
-        # Taken out of a batch, a tensor comes with one more axis than alone.
+        # Tensors from a batch have one more axis than those of a single image.
         tensors = {name: output[name].reshape(-1, *output[name].shape[-2:]) for name in ("logits", "pred_boxes")}
         found = self.processor.post_process_grounded_object_detection(
             SimpleNamespace(**tensors),
@@ -139,26 +140,26 @@ class GDinoZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
 
 
 def register_pipeline() -> None:
-    """Let `pipeline("zero-shot-object-detection")` build ours for gdino models and the stock one for all others."""
+    """Make `pipeline("zero-shot-object-detection")` build this pipeline for gdino models, the stock one for others."""
     task = PIPELINE_REGISTRY.supported_tasks[_TASK]
-    # Written into the entry: register_pipeline would warn, and drop the default model and the accepted classes.
+    # Written into the entry, because transformers' register_pipeline would warn and drop the task's other fields.
     task["impl"] = GDinoZeroShotObjectDetectionPipeline
 
 
 def _find_processor(model: PreTrainedModel, image_processor: Any, tokenizer: Any) -> GDinoProcessor:
-    """From its parts, or from where the model came from."""
+    """Make the processor from its parts, or load it from where the model was loaded."""
     if image_processor is not None and tokenizer is not None:
         return GDinoProcessor(image_processor, tokenizer, **_saved_length(model.name_or_path))
     try:
         return GDinoProcessor.from_pretrained(model.name_or_path)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"There is no processor with the model {model.name_or_path or 'in memory'}; pass processor=."
+            f"The model {model.name_or_path or 'in memory'} has no processor beside it; pass processor=."
         ) from error
 
 
 def _saved_length(folder: str) -> dict[str, int]:
-    """The max_text_len of a saved processor: its parts, which transformers loads on their own, do not have it."""
+    """Return the max_text_len of a saved processor; its parts, which transformers loads separately, lack it."""
     try:
         saved, _ = GDinoProcessor.get_processor_dict(folder)
     except (OSError, ValueError):
@@ -167,7 +168,7 @@ def _saved_length(folder: str) -> dict[str, int]:
 
 
 def _decoded(image: str) -> str | bytes:
-    """A path as it is, a picture in base64 as bytes."""
+    """Return a base64 picture as bytes and any other string, which is a path, unchanged."""
     if len(image) < _SHORTEST_PICTURE or os.path.isfile(image):
         return image
     try:

@@ -1,4 +1,4 @@
-"""Images and labels in, boxes with the caller's labels out."""
+"""The processor: images and labels to model inputs, and model outputs to boxes with the caller's labels."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,23 +14,23 @@ from .caption_prompt import phrase_tokens
 from .image_processing_gdino import GDinoImageProcessor, as_list, box_scale, category_id, check_options
 from .text_prompt import Prompt, build_prompt, name_key, parse_labels, spans_from_ids, special_token_ids
 
-# Other Hugging Face code passes these along; prompts are built without them.
+# Options of tokenizers that Hugging Face code passes along; prompts are built without them.
 _TOKENIZER_OPTIONS = frozenset(TextKwargs.__annotations__) - {"return_tensors"}
 
 
 class GDinoInputs(BatchFeature):
-    """What the model's forward takes, and in attributes what post-processing needs beside it.
+    """Arguments of the model's forward, with the prompts and sizes that post-processing needs as attributes.
 
     Attributes:
-        prompts: Per image its labels and their tokens.
-        original_sizes: Per image (height, width) of the upright photograph, the target_sizes of its boxes.
+        prompts: Labels and tokens of each image.
+        original_sizes: (height, width) in pixels of each upright photograph: the target_sizes of its boxes.
     """
 
     prompts: list[Prompt] | None = None
     original_sizes: list[tuple[int, int]] | None = None
 
     def to(self, *args: Any, **kwargs: Any) -> "GDinoInputs":
-        """Move tensors to a device or dtype; the attributes come along."""
+        """Move tensors to a device or dtype, keeping the attributes."""
         moved = super().to(*args, **kwargs)
         moved.prompts, moved.original_sizes = self.prompts, self.original_sizes
         return moved
@@ -45,20 +45,20 @@ class GDinoInputs(BatchFeature):
 
 @dataclass(frozen=True)
 class _Phrases:
-    """Labels of one row of logits: their places among the image's labels and their tokens."""
+    """Labels of one row of logits: their indices among the image's labels, and their (start, end) tokens."""
 
     label_indices: list[int]
     spans: list[tuple[int, int]]
 
 
 class GDinoProcessor(ProcessorMixin):
-    """Image processor and tokenizer as one, with labels as lists and results that carry them.
+    """Image processor and tokenizer in one; takes labels as lists or text and returns them with the results.
 
     Args:
-        image_processor: A GDinoImageProcessor; one of another class (Hub checkpoints name transformers' own) is
-            replaced by ours with its settings.
-        tokenizer: The text encoder's tokenizer.
-        max_text_len: Most tokens of a prompt; labels beyond it go to further prompts that share the image.
+        image_processor: A GDinoImageProcessor. One of another class, which Hub checkpoints may name, is replaced by a
+            GDinoImageProcessor with its settings.
+        tokenizer: Tokenizer of the text encoder.
+        max_text_len: Largest number of tokens in a prompt; labels beyond it go into further prompts for the same image.
     """
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, max_text_len: int = 256, **kwargs: Any):
@@ -72,7 +72,7 @@ class GDinoProcessor(ProcessorMixin):
         images: Any = None,
         text: str | Sequence[str] | Sequence[Sequence[str] | Prompt] | None = None,
         annotations: Any = None,
-        negative_labels: Sequence[str] | None = None,
+        negative_labels: str | Sequence[str] | None = None,
         categories: Mapping[int, str] | Sequence[Mapping[str, Any]] | None = None,
         return_tensors: str | None = "pt",
         **kwargs: Any,
@@ -81,30 +81,32 @@ class GDinoProcessor(ProcessorMixin):
 
         Args:
             images: One image or a list; see `GDinoImageProcessor.preprocess`. None prepares text alone.
-            text: Labels for all images (["cat", "remote control"], or "a cat. a remote control."), or one list or
-                string per image ([["cat"], ["dog", "hat"]]). Strings that all end in a period, as many as there are
-                images, are prompts one per image too (["a cat. a dog.", "a hat."]). An image's entry may also be a
-                prompt that `build_prompt` or `build_caption` made. None prepares images alone.
+            text: Labels for all images, as a list (["cat", "remote control"]) or as text that `split_labels` splits
+                ("a cat. a remote control."); or one list or text per image ([["cat"], ["dog", "hat"]]). A flat list of
+                strings that all end in a period, as many as there are images, is one text per image
+                (["a cat. a dog.", "a hat."]). An image's entry may also be a prompt from `build_prompt` or
+                `build_caption`. None prepares images only.
             annotations: COCO annotations of each image ({"annotations": [{"bbox", "category_id", ...}]}); they become
-                `labels`. Where the image's text is from `build_caption`, an annotation has "tokens_positive" instead
-                of a class: the [start, end) characters of its phrase, one pair or more.
-            negative_labels: Labels that compete for every box but are left out of results; every prompt has them.
-            categories: What category_id means: COCO's list of {"id", "name"}, or {id: name}; the names must be among
-                the image's labels. Without it, category_id is the label's place in the image's labels. An
-                annotation's own "label" or "category" name is taken before either.
-            return_tensors: "pt" or None, both give torch tensors.
-            **kwargs: Options of the image processor, also as `images_kwargs`. Those of tokenizers (padding, truncation
-                and so on) are accepted and change nothing: prompts are padded to the longest and never cut.
+                `labels`. If the image's text is from `build_caption`, an annotation has "tokens_positive" instead of a
+                class: one or more pairs of [start, end) characters of its phrase.
+            negative_labels: Labels that compete for every box but are left out of results, as a list or text; every
+                prompt has them.
+            categories: Names of the category ids: COCO's list of {"id", "name"}, or {id: name}; the names must be among
+                the image's labels. By default, category_id is an index into the image's labels. An annotation's own
+                "label" or "category" name takes precedence over both.
+            return_tensors: "pt" or None; both give torch tensors.
+            **kwargs: Options of the image processor, also as `images_kwargs`. Options of tokenizers (padding and so on)
+                are accepted without effect: prompts are padded to the longest and never cut.
 
         Returns:
-            pixel_values (B, 3, H, W), pixel_mask (B, H, W), image_sizes (B pairs of height and width), input_ids,
-            attention_mask, token_type_ids (R, T), and where they apply image_indices (R,) if some labels need several
-            prompts, labels (B dicts). The attribute `prompts` holds what
-            `post_process_grounded_object_detection` needs.
+            pixel_values (B, 3, H, W), pixel_mask (B, H, W), image_sizes (B pairs of height and width); input_ids,
+            attention_mask and token_type_ids (R, T) for R prompts; image_indices (R,) if an image needs several
+            prompts; and labels (B dicts) if there are annotations. Pass the whole object to
+            `post_process_grounded_object_detection`, which needs its attribute `prompts`.
 
         Raises:
-            TypeError: text or an image is of another type, or there is no option of a name given.
-            ValueError: A label or an image cannot be used, or their numbers differ.
+            TypeError: text or an image has another type, or an option is unknown.
+            ValueError: A label or an image cannot be used, or the numbers of images and texts differ.
         """
         if images is None and text is None:
             raise ValueError("There is nothing to prepare; give images, text or both.")
@@ -117,7 +119,7 @@ class GDinoProcessor(ProcessorMixin):
             features = self.image_processor(as_list(images), return_tensors=return_tensors, **options)
             data.update(pixel_values=features["pixel_values"], pixel_mask=features["pixel_mask"])
             num_images = features["pixel_values"].shape[0]
-            # Known here without looking at the mask; with it the model gives a batch what single images get.
+            # Given here, the model need not read sizes off the mask, and a batch gives the results of single images.
             data["image_sizes"] = features.image_sizes
             original_sizes = features.original_sizes
         prompts = None
@@ -134,14 +136,14 @@ class GDinoProcessor(ProcessorMixin):
         inputs.prompts, inputs.original_sizes = prompts, original_sizes
         return inputs
 
-    def _prompts(self, text: Any, num_images: int | None, negative_labels: Sequence[str]) -> list[Prompt]:
-        """One prompt per image (or per entry of text, without images)."""
+    def _prompts(self, text: Any, num_images: int | None, negative_labels: str | Sequence[str]) -> list[Prompt]:
+        """Build one prompt per image, or per entry of text if there are no images."""
         for item in (text, *(text if isinstance(text, (list, tuple)) else ())):
             if not isinstance(item, (Sequence, Prompt)) or isinstance(item, bytes):
                 raise TypeError(f"Labels must be a string or a list of strings, got {item!r}.")
         text = [text] if isinstance(text, Prompt) else text
         per_image = not isinstance(text, str) and any(not isinstance(item, str) for item in text)
-        # A list of caption strings, one per image, each closed by a period, is what other processors are given.
+        # Other processors take a list of strings, one per image, each closed by a period.
         captions = (
             not isinstance(text, str)
             and not per_image
@@ -192,7 +194,7 @@ class GDinoProcessor(ProcessorMixin):
                 raise ValueError("An annotation must be a dict with the list 'annotations', as COCO has it.")
             items = [item for item in annotation["annotations"] if not item.get("iscrowd", 0)]
             named = _named(items, names, prompt)
-            # Boxes without area go, so every box carries its own number until that is done.
+            # Boxes without area are dropped; numbering the boxes first shows which ones are left.
             numbered = [{**item, "category_id": number} for number, item in enumerate(items)]
             label = self.image_processor.boxes_from_coco({"annotations": numbered}, size)
             kept = label["class_labels"].tolist()
@@ -219,34 +221,36 @@ class GDinoProcessor(ProcessorMixin):
         text_labels: Sequence[str] | Sequence[Sequence[str]] | None = None,
         input_ids: Tensor | None = None,
     ) -> list[dict[str, Any]]:
-        """Model output to boxes with labels.
+        """Turn model outputs into boxes with labels.
 
-        A label's score for a query is the highest (or mean) sigmoid of its tokens; the best label of all, negative
-        ones included, names the query. Labels compete inside one prompt: where an image's labels take several, one
-        object may get a box from each ("cat" from one, "pet" from another), as in evaluations with thousands of
-        labels. `class_agnostic_nms` with an `nms_threshold` keeps the best of them.
+        A label's score for a query is the highest (or mean) sigmoid of its tokens, and the query gets the label with
+        the highest score. If that is a negative label, the query is left out. Labels compete inside one prompt only: if
+        an image's labels take several prompts, one object may get a box from each ("cat" from one, "pet" from another),
+        as in evaluations with thousands of labels. `class_agnostic_nms` with an `nms_threshold` keeps the best of them.
 
         Args:
             outputs: Model output with logits (R, Q, max_text_len) and pred_boxes (R, Q, 4).
-            inputs: What this processor returned, or a mapping with input_ids, or the input_ids themselves; by default
-                the model output's own.
-            threshold: Results score above it, 0..1.
-            text_threshold: The label's best token scores at least this, 0..1.
+            inputs: The object this processor returned, a mapping with input_ids, or input_ids (R, T) (default: the
+                input_ids of the model output).
+            threshold: Score that results must exceed, 0..1.
+            text_threshold: Lowest score of a label's best token, 0..1.
             target_sizes: (height, width) of each image in pixels; None leaves boxes in 0..1.
-            nms_threshold: IoU above which the lesser of two boxes of one label goes; None keeps both.
-            class_agnostic_nms: Let boxes of different labels suppress each other too.
-            score: How the scores of a label's tokens become one: "max", or "mean" as in COCO evaluations.
-            multi_label: Let a query name several labels; each scores for itself.
-            top_k: Most results per image; None keeps all.
-            text_labels: The labels, for inputs that this processor did not make; a list, or one per image.
-            input_ids: The same as inputs.
+            nms_threshold: IoU in 0..1 above which the lower-scoring of two boxes of one label is dropped; None keeps
+                both.
+            class_agnostic_nms: Whether boxes of different labels also suppress each other.
+            score: How the scores of a label's tokens are combined: "max", or "mean" as in COCO evaluations.
+            multi_label: Whether a query may yield several labels, each with its own score.
+            top_k: Largest number of results per image; None keeps all.
+            text_labels: Labels of inputs that this processor did not make, as a list or text for all images, or one per
+                image.
+            input_ids: Another name for `inputs`, as in transformers.
 
         Returns:
-            Per image, best first: "scores" (N,), "labels" (N,) int64 index into the labels given, "text_labels" N
-            strings, "boxes" (N, 4) float32 xyxy.
+            For each image, best first: "scores" (N,), "labels" (N,) int64 index into the given labels, "text_labels"
+            N strings, and "boxes" (N, 4) float32 xyxy.
 
         Raises:
-            ValueError: A threshold is outside 0..1 or numbers of images differ.
+            ValueError: A threshold is outside 0..1, or the numbers of prompts, labels or images differ.
         """
         for name, value in (
             ("threshold", threshold),
@@ -309,11 +313,11 @@ class GDinoProcessor(ProcessorMixin):
     def _rows(
         self, outputs: Any, inputs: Any, text_labels: Any
     ) -> tuple[Sequence[Sequence[str]], list[int], list[tuple[int, _Phrases]]]:
-        """Labels per image, how many of them may be results, and image and phrases of every row."""
+        """Return labels per image, how many of them may be results, and image and phrases of every row."""
         prompts, num_rows = getattr(inputs, "prompts", None), outputs.logits.shape[0]
         if prompts is not None:
             if len(prompts) == 1 and len(prompts[0].chunks) == 1:
-                # Text prepared once for many images.
+                # The text was prepared once for many images.
                 prompts = prompts * num_rows
             rows = [
                 (image, _Phrases(list(chunk.label_indices), list(chunk.spans)))
@@ -361,7 +365,7 @@ def _select(
     text_threshold: float,
     multi_label: bool,
 ) -> dict[str, Tensor]:
-    """Queries and labels that pass, from (Q, N) scores and best tokens, -1 where a label is not asked in that row."""
+    """Select the passing queries and labels from (Q, N) scores and best tokens, -1 where a row lacks the label."""
     if multi_label:
         passed = (scores > threshold) & (peaks >= text_threshold)
         passed[:, num_positives:] = False
@@ -375,7 +379,7 @@ def _select(
 
 
 def _image_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """What concerns images, flat or grouped by kind as in other processors; their names are checked in use."""
+    """Return the image options, given flat or grouped by kind as in other processors; they are checked when used."""
     groups = ("common_kwargs", "images_kwargs", "text_kwargs")
     flat = {name: value for name, value in kwargs.items() if name not in groups}
     for group in groups[:2]:
@@ -394,7 +398,7 @@ def _category_names(categories: Any) -> dict[int, str] | None:
 def _named(
     items: Sequence[Mapping[str, Any]], names: dict[int, str] | None, prompt: Prompt
 ) -> list[tuple[int, list[int]]]:
-    """Of each annotation its label's place in the prompt and, in a caption, the tokens of its phrase."""
+    """Return for each annotation the index of its label and, for a caption, the tokens of its phrase."""
     if prompt.offsets is not None:
         return [phrase_tokens(prompt, item.get("tokens_positive") or ()) for item in items]
     if any("tokens_positive" in item for item in items):
@@ -405,7 +409,7 @@ def _named(
 
 
 def _class_index(item: Mapping[str, Any], names: dict[int, str] | None, place: dict[str, int], prompt: Prompt) -> int:
-    """Place of an annotation's label among the image's labels."""
+    """Return the index of an annotation's label among the image's labels."""
     name = item.get("label", item.get("category"))
     if not isinstance(name, str):
         if "category_id" not in item:
@@ -414,8 +418,8 @@ def _class_index(item: Mapping[str, Any], names: dict[int, str] | None, place: d
         if names is None:
             if not 0 <= number < prompt.num_positives:
                 raise ValueError(
-                    f"category_id {number} is none of the image's {prompt.num_positives} labels; pass categories= to "
-                    "say what the numbers mean."
+                    f"category_id {number} is not an index of the image's {prompt.num_positives} labels; pass "
+                    "categories= with the names of the ids."
                 )
             return number
         if number not in names:
