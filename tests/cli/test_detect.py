@@ -217,7 +217,7 @@ def test_negative_labels_compete_and_are_left_out(detect, photo, everything):
 def test_a_label_is_not_positive_and_negative_at_once(detect, photo):
     status, report, _, complaint = detect(photo, "--negative", "dog, cat", labels="cat")
     assert (status, report) == (2, None)
-    assert "'cat' stands in --labels and in --negative" in complaint
+    assert "'cat' is in --labels and in --negative" in complaint
 
 
 def save_broken(folder, picture):

@@ -336,8 +336,8 @@ def test_class_labels_index_each_images_own_labels(tiny_processor):
 @pytest.mark.parametrize(
     ("item", "categories", "message"),
     [
-        ({"category_id": 2}, None, "none of the image's 2 labels; pass categories="),
-        ({"category_id": -1}, None, "none of the image's 2 labels"),
+        ({"category_id": 2}, None, "not an index of the image's 2 labels; pass categories="),
+        ({"category_id": -1}, None, "not an index of the image's 2 labels"),
         ({"category_id": 5}, {4: "cat"}, "not among the categories"),
         ({"category_id": 4}, {4: "zebra"}, "'zebra' is not among the image's labels; add it"),
         ({"label": "zebra"}, None, "'zebra' is not among the image's labels"),
@@ -526,7 +526,7 @@ def test_options_of_images_may_come_in_a_group(options, tiny_processor):
 @pytest.mark.parametrize("options", [{"sise": 1}, {"resize": 1}, {"images_kwargs": {"sise": 1}}, {"do_center_crop": 1}])
 @pytest.mark.parametrize("images", [None, picture()], ids=["text", "images"])
 def test_unknown_options_are_refused(images, options, tiny_processor):
-    with pytest.raises(TypeError, match=r"no option '(sise|resize|do_center_crop)'; those of images are do_normalize"):
+    with pytest.raises(TypeError, match=r"no option '(sise|resize|do_center_crop)'; the options of images are do_normalize"):
         tiny_processor(images=images, text=["cat"], **options)
 
 
