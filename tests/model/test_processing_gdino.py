@@ -526,7 +526,9 @@ def test_options_of_images_may_come_in_a_group(options, tiny_processor):
 @pytest.mark.parametrize("options", [{"sise": 1}, {"resize": 1}, {"images_kwargs": {"sise": 1}}, {"do_center_crop": 1}])
 @pytest.mark.parametrize("images", [None, picture()], ids=["text", "images"])
 def test_unknown_options_are_refused(images, options, tiny_processor):
-    with pytest.raises(TypeError, match=r"no option '(sise|resize|do_center_crop)'; the options of images are do_normalize"):
+    with pytest.raises(
+        TypeError, match=r"no option '(sise|resize|do_center_crop)'; the options of images are do_normalize"
+    ):
         tiny_processor(images=images, text=["cat"], **options)
 
 

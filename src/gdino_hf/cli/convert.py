@@ -21,10 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert; returns 0, or 1 when the converted folder could not be pushed.
+    """Convert a checkpoint; return 0, or 1 if the converted folder could not be pushed.
 
     Raises:
-        UsageError: Nothing was converted: source, target or an option cannot be used.
+        UsageError: Nothing was converted, because the source, the target or an option cannot be used.
     """
     try:
         return command.run(args)

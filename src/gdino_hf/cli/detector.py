@@ -84,7 +84,7 @@ class Detector:
             _check_int8(self.device, optimize)
         where = NANO if model == "nano" else model
         try:
-            # Asked once here, because loaders try to reach a Hub that does not answer six times per file.
+            # Ask once here whether the Hub answers: loaders would try six times for each of their files.
             local = {"local_files_only": not Path(where).exists() and not _hub_answers()}
             config = _read_config(where, local)
             self.processor = GDinoProcessor.from_pretrained(where, **local)

@@ -358,7 +358,7 @@ def _write_table(
 
 
 def _label_table(evaluation: Any) -> str:
-    """All figures, and those of each label where they are not too many to read."""
+    """Format all metrics, and those of each label if there are few enough to read."""
     figures = evaluation.figures
     if not evaluation.per_label:
         return _table(list(figures), [[_number(value) for value in figures.values()]])

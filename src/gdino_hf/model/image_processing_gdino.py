@@ -215,7 +215,7 @@ def load_image(image: Any) -> Image.Image:
     if isinstance(image, Image.Image):
         try:
             image.load()
-        except Exception as error:  # as above
+        except Exception as error:  # decoders, as above
             name = getattr(image, "filename", "") or "The picture"
             raise ValueError(f"{name} cannot be decoded ({_short(error)}); save it again or leave it out.") from error
         return to_rgb(_upright(image))

@@ -129,7 +129,7 @@ class GDinoProcessor(ProcessorMixin):
         if annotations is not None:
             if original_sizes is None or prompts is None:
                 raise ValueError(
-                    "annotations need images and text: boxes are relative to the one, classes to the other."
+                    "annotations need images and text, because boxes are relative to images and classes index labels."
                 )
             data["labels"] = self._labels(annotations, original_sizes, prompts, categories)
         inputs = GDinoInputs(data)
