@@ -146,7 +146,7 @@ def _wrap(owner: Any, name: str) -> None:
     original = getattr(owner, name)
     is_class_method = isinstance(owner, type) and isinstance(original, MethodType)
 
-    @functools.wraps(original)
+    @functools.wraps(original.__func__ if is_class_method else original)
     def first_call(*args: Any, **kwargs: Any) -> Any:
         register_auto_classes()
         if is_class_method:
