@@ -18,7 +18,7 @@ format:
 	ruff format .
 
 docs:
-	PYTHONPATH=src mkdocs build --strict
+	PYTHONPATH=src NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 serve-docs:
 	PYTHONPATH=src mkdocs serve
