@@ -49,13 +49,17 @@ setup(
         Extension(
             "gdino_hf._msda_cpu",
             sources=["kernels/msda/cpu/ms_deform_attn.c"],
-            depends=["kernels/msda/cpu/ms_deform_attn.h", "kernels/msda/cpu/ms_deform_attn_kernel.h"],
+            depends=[
+                "kernels/msda/cpu/ms_deform_attn.h",
+                "kernels/msda/cpu/ms_deform_attn_kernel.h",
+                "kernels/msda/cpu/ms_deform_attn_backward.h",
+            ],
             optional=True,  # without a compiler the package installs all the same and PyTorch's operations run
         ),
         Extension(
             "gdino_hf._int8_cpu",
             sources=["kernels/int8_linear/int8_linear.c"],
-            depends=["kernels/int8_linear/int8_linear.h"],
+            depends=["kernels/int8_linear/int8_linear.h", "kernels/int8_linear/int8_vectors.h"],
             optional=True,
         ),
     ],

@@ -1,4 +1,4 @@
-"""Claims about accelerate: transformers' own models answer as before, faster, and nothing else about them changes."""
+"""Claims about use_fast_attention: transformers' own models keep their outputs, and nothing else about them changes."""
 
 import copy
 import io
@@ -11,8 +11,8 @@ from torch import nn
 import gdino_hf
 from gdino_hf import acceleration
 from gdino_hf.acceleration import MultiScaleDeformableAttention, sample_points_per_level
-from gdino_hf.model import msda_backends
-from gdino_hf.model.msda_backends import ms_deform_attn
+from gdino_hf.model import msda_operator
+from gdino_hf.model.msda_operator import ms_deform_attn
 
 # float32 sums of a few hundred products in another order, through a few layers.
 TOLERANCE = 1e-5
@@ -170,18 +170,18 @@ MODELS = {
 
 
 def lively(name):
-    """A model whose answers hang on what is sampled, which those of an untrained one hardly do."""
+    """A model whose outputs depend on the samples; those of an untrained one hardly do."""
     torch.manual_seed(0)
     model, inputs = MODELS[name]()
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     with torch.no_grad():
         for key, parameter in model.named_parameters():
-            # Untrained offsets look at whole cells and untrained weights are all alike.
+            # Untrained offsets are whole cells and untrained attention weights are all equal.
             if "sampling_offsets" in key or "attention_weights" in key:
                 parameter.add_(0.3 * torch.randn_like(parameter))
             elif parameter.ndim == 2 and "backbone" not in key:
                 parameter.add_(0.5 / parameter.shape[1] ** 0.5 * torch.randn_like(parameter))
-        # Untrained norms pass on a hundredth of what they get: after a few of them there is nothing to sample.
+        # Untrained norms shrink their input to a hundredth, so that after a few of them there is nothing to sample.
         for norm in norms:
             nn.init.ones_(norm.weight)
             norm.momentum = 1.0
@@ -190,7 +190,7 @@ def lively(name):
     return model.eval(), inputs
 
 
-def answers(outputs):
+def main_outputs(outputs):
     names = ("logits", "pred_boxes", "class_queries_logits", "masks_queries_logits")
     names += ("decoder_class_logits", "decoder_coord_logits")
     found = {name: outputs[name] for name in names if outputs.get(name) is not None}
@@ -199,34 +199,36 @@ def answers(outputs):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_answers_and_weights_stay_and_the_operator_runs(name, monkeypatch):
+def test_outputs_and_weights_stay_and_the_operator_runs(name, monkeypatch):
     model, inputs = lively(name)
-    fast = gdino_hf.accelerate(copy.deepcopy(model))
+    fast = gdino_hf.use_fast_attention(copy.deepcopy(model))
     calls = []
-    backend = msda_backends.backend_for
-    monkeypatch.setattr(msda_backends, "backend_for", lambda *args: calls.append(1) or backend(*args))
+    backend = msda_operator.backend_for
+    monkeypatch.setattr(msda_operator, "backend_for", lambda *args: calls.append(1) or backend(*args))
     with torch.no_grad():
-        expected = answers(model(**inputs))
+        expected = main_outputs(model(**inputs))
         assert not calls
-        found = answers(fast(**inputs))
+        found = main_outputs(fast(**inputs))
     assert calls
     monkeypatch.setattr(acceleration, "ms_deform_attn", lambda *args: 0 * ms_deform_attn(*args))
     with torch.no_grad():
-        blind = answers(fast(**inputs))
+        blind = main_outputs(fast(**inputs))
     for key, value in expected.items():
         finite = value.isfinite()
         torch.testing.assert_close(found[key][finite], value[finite], rtol=0, atol=TOLERANCE)
-        assert (blind[key][finite] - value[finite]).abs().max() > 100 * TOLERANCE, "sampling does not matter here"
+        assert (blind[key][finite] - value[finite]).abs().max() > 100 * TOLERANCE, (
+            "the outputs do not depend on the samples"
+        )
     assert fast.state_dict().keys() == model.state_dict().keys()
 
 
 @pytest.mark.parametrize("name", ["Deformable DETR", "Mask2Former"])
-def test_it_trains_and_can_be_copied(name):
+def test_model_trains_and_can_be_copied(name):
     model, inputs = lively(name)
-    fast = copy.deepcopy(gdino_hf.accelerate(copy.deepcopy(model)))
+    fast = copy.deepcopy(gdino_hf.use_fast_attention(copy.deepcopy(model)))
     gradients = []
     for one in (model, fast):
-        sum(value.square().mean() for value in answers(one(**inputs)).values()).backward()
+        sum(value.square().mean() for value in main_outputs(one(**inputs)).values()).backward()
         gradients.append({key: p.grad for key, p in one.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     moved = [key for key in gradients[0] if "sampling_offsets.weight" in key]
@@ -237,21 +239,21 @@ def test_it_trains_and_can_be_copied(name):
         torch.testing.assert_close(gradients[1][key], gradients[0][key], rtol=0, atol=float(1e-3 * scale))
 
 
-def test_a_whole_model_can_be_pickled():
+def test_model_can_be_pickled():
     model, inputs = lively("RT-DETRv2")
     file = io.BytesIO()
-    torch.save(gdino_hf.accelerate(model), file)
+    torch.save(gdino_hf.use_fast_attention(model), file)
     file.seek(0)
     loaded = torch.load(file, weights_only=False)
     assert [type(module) for module in loaded.modules()] == [type(module) for module in model.modules()]
     with torch.no_grad():
-        torch.testing.assert_close(answers(loaded(**inputs)), answers(model(**inputs)), rtol=0, atol=0)
+        torch.testing.assert_close(main_outputs(loaded(**inputs)), main_outputs(model(**inputs)), rtol=0, atol=0)
 
 
-def test_layers_of_one_class_are_compiled_each_for_itself():
-    """Beside the untouched ones: what torch.compile made of one layer's code must not serve another's names."""
+def test_layers_of_one_class_compile_separately():
+    """A graph that torch.compile made for an original layer must not serve a replaced one."""
     model, _ = lively("RT-DETRv2")
-    fast = gdino_hf.accelerate(copy.deepcopy(model))
+    fast = gdino_hf.use_fast_attention(copy.deepcopy(model))
     shapes = [(4, 6), (2, 3), (1, 2)]
     generator = torch.Generator().manual_seed(0)
     inputs = {
@@ -271,29 +273,29 @@ def test_layers_of_one_class_are_compiled_each_for_itself():
                 torch.testing.assert_close(compiled, layer(**inputs)[0], rtol=0, atol=TOLERANCE)
 
 
-def test_twice_is_once_and_others_of_the_kind_stay():
+def test_second_call_changes_nothing_and_other_models_stay():
     model, _ = lively("Mask2Former")
     other = copy.deepcopy(model)
     before = {type(module) for module in other.modules()}
-    first = [type(module) for module in gdino_hf.accelerate(model).modules()]
-    assert [type(module) for module in gdino_hf.accelerate(model).modules()] == first
+    first = [type(module) for module in gdino_hf.use_fast_attention(model).modules()]
+    assert [type(module) for module in gdino_hf.use_fast_attention(model).modules()] == first
     assert {type(module) for module in other.modules()} == before
 
 
-def test_discrete_sampling_is_left_alone():
+def test_discrete_sampling_is_refused():
     with pytest.raises(ValueError, match="no multi-scale deformable attention"):
-        gdino_hf.accelerate(rt_detr("RTDetrV2", decoder_method="discrete")[0])
+        gdino_hf.use_fast_attention(rt_detr("RTDetrV2", decoder_method="discrete")[0])
     with pytest.raises(ValueError, match="method='discrete'"):
         sample_points_per_level(*[torch.zeros(1)] * 4, [1], "discrete")
 
 
-def test_a_model_without_deformable_attention_is_refused():
+def test_model_without_deformable_attention_is_refused():
     with pytest.raises(ValueError, match="Linear has no multi-scale deformable attention"):
-        gdino_hf.accelerate(nn.Linear(2, 2))
+        gdino_hf.use_fast_attention(nn.Linear(2, 2))
 
 
 def test_the_layer_has_no_state():
-    """What kernelize asks of a layer."""
+    """`kernelize` requires a layer without state."""
     layer = MultiScaleDeformableAttention()
     assert not layer.state_dict()
     assert layer.has_backward
@@ -301,8 +303,8 @@ def test_the_layer_has_no_state():
     assert set(vars(layer)) == set(vars(nn.Module()))
 
 
-def test_kernelize_takes_the_layer():
-    """The kernels package puts it in the place of transformers' own, with its gradients."""
+def test_kernelize_accepts_the_layer():
+    """The kernels package replaces transformers' layer by this one, and gradients agree."""
     kernels = pytest.importorskip("kernels")
     modeling = pytest.importorskip("transformers.models.deformable_detr.modeling_deformable_detr")
 

@@ -1,10 +1,11 @@
-/* See int8_linear.h. Written for AVX-512 VNNI; elsewhere the library says that it is of no use.
+/* Implementation of int8_linear.h for AVX-512 VNNI; on other CPUs int8_supported returns 0.
 
-   A packed weight is a row of panels of 64 columns; in a panel, four successive inputs of each column lie together, as
-   the instruction multiplies them. It multiplies unsigned by signed bytes: inputs are moved up by 128, and the weight's
-   column sums take that out again (the offsets).
+   A packed weight is a row of panels of 64 columns. Within a panel, four successive inputs of each column are adjacent,
+   as the VNNI instruction reads them. It multiplies unsigned by signed bytes, so 128 is added to the inputs, and the
+   offsets (-128 times the column sums of the weight) subtract it again.
 
-   The rows are cut into blocks small enough that all of a block, the hidden width included, stays in a core's cache. */
+   Rows are processed in blocks small enough for all of a block's data, the hidden layer included, to stay in a core's
+   cache. */
 
 #include "int8_linear.h"
 
@@ -15,7 +16,6 @@
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define INT8_HERE 1
-#include <immintrin.h>
 #else
 #define INT8_HERE 0
 #endif
@@ -38,7 +38,7 @@ int int8_pack(int64_t inputs, int64_t columns, const float *weight, int8_t *pack
         float most = 0;
         for (int64_t k = 0; n < columns && k < inputs; k++) {
             const float size = weight[n * inputs + k] < 0 ? -weight[n * inputs + k] : weight[n * inputs + k];
-            /* A weight that is no number makes its column none. */
+            /* A NaN weight makes its whole column NaN. */
             most = size > most || size != size ? size : most;
         }
         scale[n] = most / 127.0f;
@@ -57,8 +57,7 @@ int int8_pack(int64_t inputs, int64_t columns, const float *weight, int8_t *pack
 
 #if INT8_HERE
 
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")))
-#define INLINE TARGET static inline __attribute__((always_inline))
+#include "int8_vectors.h"
 
 int int8_supported(void)
 {
@@ -68,181 +67,7 @@ int int8_supported(void)
            __builtin_cpu_supports("avx512vnni");
 }
 
-/* The first `left` lanes, all if there are more. */
-INLINE __mmask16 lanes(int64_t left) { return left >= LANES ? 0xffff : left <= 0 ? 0 : (__mmask16)((1u << left) - 1); }
-
-/* e^x for x <= 0, to 2e-7 of itself: e^x = 2^n e^r with |r| <= ln(2) / 2. */
-INLINE __m512 exponential(__m512 x)
-{
-    x = _mm512_max_ps(_mm512_set1_ps(-87.0f), x); /* in this order a NaN stays */
-    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 8);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-    __m512 y = _mm512_set1_ps(1.0f / 720);
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f / 120));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f / 24));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f / 6));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(0.5f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(y, n);
-}
-
-/* x Phi(x), with erf by Abramowitz and Stegun 7.1.26 (to 1.5e-7). */
-INLINE __m512 gelu(__m512 x)
-{
-    const __m512 one = _mm512_set1_ps(1.0f), z = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.70710678f));
-    const __m512 t = _mm512_div_ps(one, _mm512_fmadd_ps(_mm512_set1_ps(0.3275911f), z, one));
-    __m512 y = _mm512_set1_ps(1.061405429f);
-    y = _mm512_fmadd_ps(y, t, _mm512_set1_ps(-1.453152027f));
-    y = _mm512_fmadd_ps(y, t, _mm512_set1_ps(1.421413741f));
-    y = _mm512_fmadd_ps(y, t, _mm512_set1_ps(-0.284496736f));
-    y = _mm512_mul_ps(_mm512_fmadd_ps(y, t, _mm512_set1_ps(0.254829592f)), t);
-    /* erfc(|x| / sqrt 2), of which half is Phi(-|x|) */
-    const __m512 tail = _mm512_mul_ps(y, exponential(_mm512_mul_ps(_mm512_sub_ps(_mm512_setzero_ps(), z), z)));
-    const __m512 half = _mm512_mul_ps(_mm512_set1_ps(0.5f), tail);
-    const __mmask16 negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
-    return _mm512_mul_ps(x, _mm512_mask_mov_ps(_mm512_sub_ps(one, half), negative, half));
-}
-
-INLINE __m512 activate(__m512 x, int32_t activation)
-{
-    if (activation == INT8_RELU) /* in this order a NaN stays */
-        return _mm512_max_ps(_mm512_setzero_ps(), x);
-    return activation == INT8_GELU ? gelu(x) : x;
-}
-
-/* (x - mean) / sqrt(variance + epsilon) * scale + shift, one row; to may be from. */
-TARGET static void normalize(const int8_norm *norm, const float *from, float *to, int64_t width)
-{
-    __m512 sum = _mm512_setzero_ps();
-    for (int64_t k = 0; k < width; k += LANES)
-        sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(lanes(width - k), from + k));
-    const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / (float)width);
-    __m512 squares = _mm512_setzero_ps();
-    for (int64_t k = 0; k < width; k += LANES) {
-        const __mmask16 here = lanes(width - k);
-        const __m512 away = _mm512_maskz_sub_ps(here, _mm512_maskz_loadu_ps(here, from + k), mean);
-        squares = _mm512_fmadd_ps(away, away, squares);
-    }
-    const float variance = _mm512_reduce_add_ps(squares) / (float)width;
-    const __m512 inverse =
-        _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_sqrt_ps(_mm512_set1_ps(variance + norm->epsilon)));
-    for (int64_t k = 0; k < width; k += LANES) {
-        const __mmask16 here = lanes(width - k);
-        const __m512 away = _mm512_mul_ps(_mm512_sub_ps(_mm512_maskz_loadu_ps(here, from + k), mean), inverse);
-        const __m512 scale = _mm512_maskz_loadu_ps(here, norm->scale + k);
-        const __m512 shift = norm->shift ? _mm512_maskz_loadu_ps(here, norm->shift + k) : _mm512_setzero_ps();
-        _mm512_mask_storeu_ps(to + k, here, _mm512_fmadd_ps(away, scale, shift));
-    }
-}
-
-/* A row to bytes around 128, zero-weight padding included; returns what one step of them is worth. */
-TARGET static float quantize(const float *row, uint8_t *to, int64_t width)
-{
-    /* As whole numbers the bits of |x| sort as x does, with infinity and then NaN above all. */
-    __m512i most = _mm512_setzero_si512();
-    const __m512i sign = _mm512_set1_epi32(0x7fffffff);
-    for (int64_t k = 0; k < width; k += LANES) {
-        const __m512i bits = _mm512_maskz_loadu_epi32(lanes(width - k), row + k);
-        most = _mm512_max_epi32(most, _mm512_and_si512(bits, sign));
-    }
-    const int32_t bits = _mm512_reduce_max_epi32(most);
-    float size;
-    memcpy(&size, &bits, sizeof size);
-    if (!(size > 0 && size <= FLT_MAX)) { /* nothing, or no numbers */
-        memset(to, 128, round_up(width, 4));
-        return size > 0 || size != size ? size - size : 0.0f;
-    }
-    const __m512 inverse = _mm512_set1_ps(127.0f / size);
-    for (int64_t k = 0; k < width; k += LANES) {
-        const int64_t left = round_up(width - k, 4);
-        const __m512 x = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes(width - k), row + k), inverse);
-        const __m512i q = _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(128));
-        _mm512_mask_cvtepi32_storeu_epi8(to + k, lanes(left), q);
-    }
-    return size / 127.0f;
-}
-
-/* Six rows times the first `vectors` vectors of a panel, in whole numbers. */
-#define MULTIPLY(vectors)                                                                                             \
-    TARGET static void multiply_##vectors(const uint8_t *rows, int64_t inputs, const int8_t *panel,                   \
-                                          const int32_t *offset, __m512i sums[TILE][4])                               \
-    {                                                                                                                 \
-        __m512i acc[TILE][vectors];                                                                                   \
-        _Pragma("GCC unroll 6") for (int i = 0; i < TILE; i++)                                                        \
-            _Pragma("GCC unroll 4") for (int v = 0; v < vectors; v++)                                                 \
-                acc[i][v] = _mm512_loadu_si512(offset + v * LANES);                                                   \
-        for (int64_t k = 0; k < inputs; k += 4) {                                                                     \
-            __m512i weight[vectors];                                                                                  \
-            _Pragma("GCC unroll 4") for (int v = 0; v < vectors; v++)                                                 \
-                weight[v] = _mm512_loadu_si512(panel + k * PANEL + v * LANES * 4);                                    \
-            _Pragma("GCC unroll 6") for (int i = 0; i < TILE; i++) {                                                  \
-                int32_t four;                                                                                         \
-                memcpy(&four, rows + i * inputs + k, 4);                                                              \
-                const __m512i x = _mm512_set1_epi32(four);                                                            \
-                _Pragma("GCC unroll 4") for (int v = 0; v < vectors; v++)                                             \
-                    acc[i][v] = _mm512_dpbusd_epi32(acc[i][v], x, weight[v]);                                         \
-            }                                                                                                         \
-        }                                                                                                             \
-        _Pragma("GCC unroll 6") for (int i = 0; i < TILE; i++)                                                        \
-            _Pragma("GCC unroll 4") for (int v = 0; v < vectors; v++)                                                 \
-                sums[i][v] = acc[i][v];                                                                               \
-    }
-MULTIPLY(1)
-MULTIPLY(2)
-MULTIPLY(3)
-MULTIPLY(4)
-
-/* activation(layer(rows)) + residual of `count` rows in bytes, `stride` floats apart in `out`. */
-TARGET static void apply(const int8_layer *layer, int64_t count, const uint8_t *rows, const float *row_scale,
-                         int32_t activation, const float *residual, int64_t residual_stride, float *out, int64_t stride)
-{
-    const int64_t inputs = round_up(layer->inputs, 4);
-    for (int64_t first = 0; first < layer->columns; first += PANEL) {
-        const int64_t left = layer->columns - first;
-        const int8_t *panel = layer->weight + first * inputs;
-        const int32_t *offset = layer->offset + first;
-        const int vectors = left >= PANEL ? 4 : (int)((left + LANES - 1) / LANES);
-        for (int64_t row = 0; row < count; row += TILE) {
-            __m512i sums[TILE][4];
-            const uint8_t *tile = rows + row * inputs;
-            if (vectors == 4)
-                multiply_4(tile, inputs, panel, offset, sums);
-            else if (vectors == 3)
-                multiply_3(tile, inputs, panel, offset, sums);
-            else if (vectors == 2)
-                multiply_2(tile, inputs, panel, offset, sums);
-            else
-                multiply_1(tile, inputs, panel, offset, sums);
-            const int64_t last = count - row < TILE ? count - row : TILE;
-            for (int v = 0; v < vectors; v++) {
-                const int64_t n = first + v * LANES;
-                const __mmask16 here = lanes(layer->columns - n);
-                const __m512 scale = _mm512_loadu_ps(layer->scale + n);
-                const __m512 bias = layer->bias ? _mm512_maskz_loadu_ps(here, layer->bias + n) : _mm512_setzero_ps();
-                for (int64_t i = 0; i < last; i++) {
-                    const __m512 step = _mm512_mul_ps(scale, _mm512_set1_ps(row_scale[row + i]));
-                    __m512 y = activate(_mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[i][v]), step, bias), activation);
-                    if (residual)
-                        y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(here, residual + (row + i) * residual_stride + n));
-                    _mm512_mask_storeu_ps(out + (row + i) * stride + n, here, y);
-                }
-            }
-        }
-    }
-}
-
-TARGET static void add_rows(const float *a, const float *b, float *to, int64_t width)
-{
-    for (int64_t k = 0; k < width; k += LANES) {
-        const __mmask16 here = lanes(width - k);
-        const __m512 sum = _mm512_add_ps(_mm512_maskz_loadu_ps(here, a + k), _mm512_maskz_loadu_ps(here, b + k));
-        _mm512_mask_storeu_ps(to + k, here, sum);
-    }
-}
-
-/* What one block works in. Rows of bytes are a whole number of tiles, the last ones whatever was there before. */
+/* Working memory of one block. The byte rows are a whole number of tiles; unused last rows hold old data. */
 typedef struct {
     float *wide, *normed, *hidden, scale[BLOCK];
     uint8_t *bytes;
@@ -368,7 +193,7 @@ int int8_feed_forward(int64_t rows, const float *x, const float *y, const int8_l
     return failed ? INT8_NO_MEMORY : INT8_OK;
 }
 
-/* Six rows of scores: q (rows HEAD apart by stride) times `vectors` vectors of keys, which lie transposed. */
+/* Attention scores of six queries with `vectors` vectors of keys, which are stored transposed. */
 #define SCORE(vectors)                                                                                                \
     TARGET static void score_##vectors(const float *q[TILE], const float *keys, int64_t padded, float *to)            \
     {                                                                                                                 \
@@ -394,7 +219,7 @@ SCORE(2)
 SCORE(3)
 SCORE(4)
 
-/* e^(score / sqrt(HEAD) + bias - most) of a row in place; returns one over their sum. */
+/* Replace a row by e^(score / sqrt(HEAD) + bias - maximum); return the reciprocal of its sum. */
 TARGET static float softmax(float *row, const float *bias, const int64_t *regions, int64_t place, int64_t area)
 {
     const __m512 scale = _mm512_set1_ps(0.17677669f), apart = _mm512_set1_ps(-100.0f);
@@ -422,7 +247,7 @@ TARGET static float softmax(float *row, const float *bias, const int64_t *region
     return 1.0f / _mm512_reduce_add_ps(sum);
 }
 
-/* One head of one window: qkv (area, 3 * width) with q, k, v of this head at 0, width and 2 * width. */
+/* One head of one window; in qkv (area, 3 * width), its q, k and v start at 0, width and 2 * width. */
 TARGET static void attend(const float *qkv, int64_t width, int64_t area, const float *bias, const int64_t *regions,
                           float *keys, float *scores, float *out)
 {

@@ -1,9 +1,9 @@
-"""Builds one variant of the kernel for this machine, for tests and measurements; publishable ones come from
-kernel-builder.
+"""Build one variant of the kernel for this machine, for tests and benchmarks.
 
     python kernels/msda/build_local.py [--backend cuda|cpu] [--archs 80,90] [--out FOLDER]
 
 It writes FOLDER/<variant>/{__init__.py, _ops.py, metadata.json, ...abi3.so} and prints that path. No GPU is needed.
+Variants for publication are built by kernel-builder.
 """
 
 import argparse
@@ -27,7 +27,7 @@ STABLE_ABI = (2, 10)
 ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
 C_FLAGS = ["-O3", "-fPIC", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-fopenmp"]
 
-# What kernel-builder provides under this name: macros whose names are expanded first, and a Python module to import.
+# Contents of the header that kernel-builder provides: macros that expand their names, and an importable module.
 REGISTRATION = """
 #pragma once
 #include <Python.h>
@@ -60,7 +60,7 @@ def add_op_namespace_prefix(name: str) -> str:
 
 
 def sources() -> list[Path]:
-    """Everything a build depends on."""
+    """List the source files that a build depends on."""
     folders = ("cpu", "cuda", "torch-ext")
     return sorted(
         path
@@ -71,22 +71,22 @@ def sources() -> list[Path]:
 
 
 def cuda_version() -> str:
-    """Version of nvcc, as "13.0"."""
+    """Return the version of nvcc, such as "13.0"."""
     text = subprocess.run(["nvcc", "--version"], check=True, capture_output=True, text=True).stdout
     found = re.search(r"release (\d+\.\d+)", text)
     if found is None:
-        raise RuntimeError(f"nvcc does not say its version: {text}")
+        raise RuntimeError(f"nvcc does not report its version: {text}")
     return found.group(1)
 
 
 def variant_name(backend: str) -> str:
-    """Folder name by which the kernels package recognizes what runs here."""
+    """Return the folder name by which the kernels package finds the variant for this machine."""
     compute = "cpu" if backend == "cpu" else "cu" + cuda_version().replace(".", "")
     return f"torch-stable-abi{STABLE_ABI[0]}{STABLE_ABI[1]}-{compute}-{platform.machine()}-{platform.system().lower()}"
 
 
 def compile_library(backend: str, architectures: list[str], extension: str, target: Path) -> None:
-    """Compile and link the extension module to `target`."""
+    """Compile the extension module and link it into the file `target`."""
     definitions = [
         f"-DTORCH_EXTENSION_NAME={extension}",
         f"-DTORCH_TARGET_VERSION=0x{STABLE_ABI[0]:02x}{STABLE_ABI[1]:02x}000000000000ULL",
@@ -109,7 +109,7 @@ def compile_library(backend: str, architectures: list[str], extension: str, targ
             nvcc = ["nvcc", "-std=c++17", "-O3", "-Xcompiler", "-fPIC", *code, *definitions, *includes]
             commands["cuda/torch_cuda.cu"] = nvcc
             commands["cuda/ms_deform_attn.cu"] = nvcc
-            # CUDA's run time goes inside, so that the library loads where none is installed.
+            # The CUDA runtime is linked statically, so that the library loads where none is installed.
             link = ["nvcc", "-cudart", "static", *code]
         objects = [folder / f"{i}.o" for i in range(len(commands))]
         jobs = [
@@ -133,11 +133,11 @@ def build(backend: str, architectures: list[str], out: Path) -> Path:
 
     Args:
         backend: "cuda" or "cpu".
-        architectures: Compute capabilities without their point; "cuda" only.
-        out: Folder for variants; one of the same name is replaced.
+        architectures: Compute capabilities without the point, such as "90"; used for "cuda" only.
+        out: Parent folder of the variant; an existing variant of the same name is replaced.
 
     Returns:
-        Folder of the variant.
+        The variant's folder.
 
     Raises:
         RuntimeError: A compiler fails.
@@ -166,8 +166,10 @@ def build(backend: str, architectures: list[str], out: Path) -> Path:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--backend", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--archs", default=",".join(ARCHITECTURES), help="compute capabilities, %(default)s")
-    parser.add_argument("--out", type=Path, default=HERE / "build", help="%(default)s")
+    parser.add_argument("--archs", default=",".join(ARCHITECTURES), help="compute capabilities (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=HERE / "build", help="parent folder of the variant (default: %(default)s)"
+    )
     args = parser.parse_args()
     compiler = "nvcc" if args.backend == "cuda" else "cc"
     if shutil.which(compiler) is None:

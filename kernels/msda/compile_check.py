@@ -1,4 +1,4 @@
-"""Compiles the CUDA device code for every architecture and fails where a kernel spills registers; needs no GPU.
+"""Compile the CUDA device code for every architecture and fail if a kernel spills registers; no GPU is needed.
 
 python kernels/msda/compile_check.py [--archs 80,90] [--keep FOLDER]
 """
@@ -20,17 +20,24 @@ _REGISTERS = re.compile(r"Used (\d+) registers")
 
 
 def compile_for(architecture: str, folder: Path) -> dict[str, dict[str, int]]:
-    """Compile to folder/sm_NN.cubin; registers and bytes of spills of each kernel, by its mangled name.
+    """Compile the device code to folder/sm_NN.cubin.
+
+    Args:
+        architecture: Compute capability without the point, such as "90".
+        folder: Folder for the cubin.
+
+    Returns:
+        "registers" and "spills" (bytes) of each kernel, by its mangled name.
 
     Raises:
-        RuntimeError: nvcc fails or warns, or reports no kernel.
+        RuntimeError: nvcc fails, warns, or reports no kernel.
     """
     target = folder / f"sm_{architecture}.cubin"
     command = ["nvcc", *FLAGS, "-cubin", f"-arch=sm_{architecture}", str(SOURCE), "-o", str(target)]
     run = subprocess.run(command, capture_output=True, text=True)
     report = run.stdout + run.stderr
     if run.returncode or re.search(r"\bwarning\b", report):
-        raise RuntimeError(f"nvcc for sm_{architecture} says:\n{report}")
+        raise RuntimeError(f"nvcc for sm_{architecture} reports:\n{report}")
     kernels: dict[str, dict[str, int]] = {}
     name = ""
     for line in report.splitlines():
@@ -48,11 +55,11 @@ def compile_for(architecture: str, folder: Path) -> dict[str, dict[str, int]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--archs", default=",".join(ARCHITECTURES), help="compute capabilities, %(default)s")
-    parser.add_argument("--keep", type=Path, help="folder for the cubins")
+    parser.add_argument("--archs", default=",".join(ARCHITECTURES), help="compute capabilities (default: %(default)s)")
+    parser.add_argument("--keep", type=Path, help="keep the cubins in this folder")
     args = parser.parse_args()
     if shutil.which("nvcc") is None:
-        print("nvcc is not on PATH: install the CUDA toolkit, no GPU is needed.", file=sys.stderr)
+        print("nvcc is not on PATH: install the CUDA toolkit (no GPU is needed).", file=sys.stderr)
         return 2
     spilled = 0
     with tempfile.TemporaryDirectory() as scratch:

@@ -25,7 +25,7 @@ _HOMES = {
     "GDinoProcessor": "model.processing_gdino",
     "GDinoZeroShotObjectDetectionPipeline": "model.pipeline_gdino",
     "GDinoDataCollator": "data.collator",
-    "accelerate": "acceleration",
+    "use_fast_attention": "acceleration",
 }
 
 __all__ = [
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .acceleration import accelerate as accelerate
+    from .acceleration import use_fast_attention as use_fast_attention
     from .data.collator import GDinoDataCollator as GDinoDataCollator
     from .model.configuration_gdino import GDinoConfig as GDinoConfig
     from .model.image_processing_gdino import GDinoImageProcessor as GDinoImageProcessor

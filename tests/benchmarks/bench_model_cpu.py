@@ -1,9 +1,9 @@
-"""Times the whole forward, and forward with backward, against transformers on a CPU.
+"""Time the whole forward, and forward with backward, against transformers on a CPU.
 
     python tests/benchmarks/bench_model_cpu.py [--size 800 1066] [--dtype bfloat16|int8] [--optimize] [--train]
 
-Random weights of Grounding DINO-T's shape are saved by transformers and loaded by both, and the runs alternate in one
-process. Besides medians of wall time it prints the process's CPU time, which a busy machine distorts less.
+Both load the same random weights of Grounding DINO-T's shape, and their runs alternate in one process. Besides medians
+of wall time, the process's CPU time is printed, which other work on the machine distorts less.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def tiny_swin_config():
 
 
 def make_models(folder, dtype):
-    """Transformers' model and ours with the same random weights, every one of which matters."""
+    """Models of transformers and of this package with the same random weights, all of which affect the outputs."""
     torch.manual_seed(0)
     peer = GroundingDinoForObjectDetection(tiny_swin_config()).eval()
     with torch.no_grad():
@@ -62,7 +62,7 @@ def make_inputs(batch, height, width):
 
 
 def alternate(repeats, **functions):
-    """Medians of wall and CPU seconds of each function, one run of each in turn after a warm-up."""
+    """Run the functions in alternation after a warm-up and return medians of their wall and CPU seconds."""
     wall = {name: [] for name in functions}
     cpu = {name: [] for name in functions}
     for function in functions.values():
@@ -80,7 +80,7 @@ def alternate(repeats, **functions):
 
 
 def compare_outputs(ours, theirs, height, width):
-    """Largest difference of logits and boxes, and the share of boxes within a pixel."""
+    """Return the largest difference of logits and boxes, and the fraction of boxes that differ by at most a pixel."""
     finite = torch.isfinite(theirs.logits)
     pixels = torch.tensor([width, height, width, height])
     boxes = (ours.pred_boxes.float() - theirs.pred_boxes.float()).abs()
@@ -93,7 +93,6 @@ def compare_outputs(ours, theirs, height, width):
 
 def bench_forward(args, peer, ours):
     inputs = make_inputs(args.batch, *args.size)
-    # Built once by a caller who has one prompt and many images, but timed here: the peer pays for its text too.
     autocast = torch.autocast("cpu", torch.bfloat16)
 
     def peer_float32():
@@ -117,7 +116,7 @@ def bench_forward(args, peer, ours):
 
 
 def bench_training(args, peer, ours):
-    """The loss of both is their logits' and boxes' sum: the losses themselves differ by design."""
+    """Time forward and backward of a simple function of the outputs, since the models' own losses differ by design."""
     inputs = make_inputs(args.batch, *args.size)
 
     def step(model):
@@ -133,7 +132,7 @@ def bench_training(args, peer, ours):
 
 
 def peak_memory(args, folder, which):
-    """Peak resident memory of one training step, in a process of its own."""
+    """Measure the peak resident memory of a training step in GB, in a separate process."""
     import multiprocessing
 
     context = multiprocessing.get_context("spawn")
@@ -155,7 +154,7 @@ def _measure_memory(args, folder, which, queue):
         finite = torch.isfinite(outputs.logits)
         (outputs.logits[finite].square().mean() + outputs.pred_boxes.sum()).backward()
         model.zero_grad(set_to_none=True)
-    # Not getrusage, which would tell the highest of the process that started this one.
+    # getrusage would report the peak of the parent process if that is higher.
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     queue.put(int(line.split()[1]) / 2**20)
 
@@ -167,8 +166,10 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "int8"))
-    parser.add_argument("--optimize", action="store_true", help="call optimize_for_inference() first")
-    parser.add_argument("--train", action="store_true", help="forward and backward, 480x640 and batch 2 unless told")
+    parser.add_argument("--optimize", action="store_true", help="call optimize_for_inference() before timing")
+    parser.add_argument(
+        "--train", action="store_true", help="time forward and backward (default size 480x640, batch 2)"
+    )
     parser.add_argument("--json", help="write the report to this file")
     args = parser.parse_args()
     args.size = args.size or ((480, 640) if args.train else (800, 1066))

@@ -1,9 +1,9 @@
-"""Times the C sampling operator against grid_sample, alternating in one process, and prints medians and ratios.
+"""Time the C sampling operator against grid_sample, alternating in one process, and print medians and ratios.
 
     python tests/benchmarks/bench_msda_cpu.py [--threads 2] [--repeats 7] [--json FILE]
 
-The reference is the plain transcription: one grid_sample per level, then the weighted sum. Locations are those of an
-encoder (each token looks around itself, a few pixels away on every level) or, for decoder shapes, spread at random.
+The reference is one grid_sample per level, followed by the weighted sum. Encoder shapes sample a few pixels around each
+token on every level; decoder shapes sample at random locations.
 """
 
 import argparse
@@ -76,11 +76,11 @@ def clock(function):
 
 
 def bandwidth_limit(value, locations, backward):
-    """Milliseconds that moving the data takes, with nothing computed.
+    """Milliseconds that moving the data takes without any computation.
 
-    A sample reads four corners of Dh float32 each, from a block of one head's values that a cache holds or nearly so;
-    values, locations, weights and output pass through memory once. The backward pass reads the corners again and reads
-    and writes their gradients. Speeds are those of copies here: of blocks of a head's size, and of 256 MB.
+    Each sample reads four corners of Dh float32 values from a block of one head's values, which the cache holds at
+    least in part. Values, locations, weights and output pass through memory once. The backward pass reads the corners
+    again and reads and writes their gradients. The speeds are measured by copies of a head's size and of 256 MB.
     """
     batch, tokens, heads, width = value.shape
     in_cache, in_memory = copy_speed(tokens * width), copy_speed(2**26)
@@ -91,7 +91,7 @@ def bandwidth_limit(value, locations, backward):
 
 
 def copy_speed(numbers):
-    """Bytes read and written each second by copies of so many float32 numbers, the best of many."""
+    """Bytes read and written per second by copies of this many float32 numbers, the best of several runs."""
     source = torch.ones(torch.get_num_threads(), numbers)
     target = torch.empty_like(source)
     repeats = max(1, 2**24 // source.numel())
@@ -120,13 +120,15 @@ def main():
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--isa", choices=("baseline", "avx2", "avx512"), default="avx512")
     parser.add_argument("--dtypes", default="float32,bfloat16")
-    parser.add_argument("--only", default="", help="part of the shape's name")
-    parser.add_argument("--json", help="write the rows to this file")
+    parser.add_argument("--only", default="", help="run only shapes whose name contains this")
+    parser.add_argument("--json", help="write the results to this file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     library = msda_c.load()
     if library is None:
-        raise SystemExit("The C library is not built: run kernels/msda/cpu/build.sh or install the package.")
+        raise SystemExit(
+            "The C library is not built: run kernels/msda/cpu/build.sh, or install the package with a C compiler."
+        )
     library.limit_isa(args.isa)
     print(f"{library.path}: {library.isa}, {args.threads} threads, medians of {args.repeats}, milliseconds")
     print(f"{'shape':28}{'dtype':10}{'pass':10}{'grid_sample':>12}{'c':>9}{'ratio':>8}{'limit':>9}")

@@ -1,9 +1,9 @@
-"""Times gdino-nano's pipeline with 20 labels, and the stock pipeline's way of running the labels one by one.
+"""Time gdino-nano's pipeline with 20 labels against the stock pipeline, which runs the labels one by one.
 
     python tests/benchmarks/bench_nano.py [--threads 2] [--repeats 5] [--plain]
 
-Reading and decoding the photographs counts. The stock way is one forward for each label, the image prepared anew every
-time, as transformers' own zero-shot pipeline does.
+Times include reading and decoding the photographs. The stock pipeline of transformers prepares the image and runs one
+forward for each label.
 """
 
 import argparse
@@ -24,7 +24,7 @@ PHOTOGRAPHS = sorted((Path(__file__).resolve().parents[2] / "demo" / "examples")
 
 
 def stock_pass(detector, path):
-    """What the stock pipeline does with one image: preprocess and forward for each label."""
+    """Do what the stock pipeline does with one image: preprocessing and a forward for each label."""
     image = load_image(str(path))
     for label in LABELS:
         text = detector.tokenizer(label + ".", return_tensors="pt")
@@ -41,7 +41,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--plain", action="store_true", help="without optimize_for_inference()")
+    parser.add_argument("--plain", action="store_true", help="do not call optimize_for_inference()")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     detector = pipeline("zero-shot-object-detection", model=NANO)
@@ -52,7 +52,7 @@ def main():
         detector.model.optimize_for_inference()
     ways = {
         "pipeline, all labels in one forward": lambda path: detector(str(path), candidate_labels=LABELS),
-        "stock way, one forward per label": lambda path: stock_pass(stock, path),
+        "stock, one forward per label": lambda path: stock_pass(stock, path),
     }
     seconds = {name: [] for name in ways}
     cpu = {name: [] for name in ways}

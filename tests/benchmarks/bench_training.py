@@ -1,11 +1,11 @@
-"""Steps per second of training against transformers' own model, and peak memory with gradient checkpointing.
+"""Time training steps against transformers' own model, and measure peak memory with gradient checkpointing.
 
     python tests/benchmarks/bench_training.py [--size 480 640] [--batch 2] [--repeats 5] [--json FILE]
 
-Grounding DINO-T with random weights that both load, one batch of random pixels with boxes, the whole step each time:
-forward, loss, backward, clipping and AdamW. Steps alternate in one process, so whatever slows the machine slows both.
-Both train alike: transformers' auxiliary losses are switched on, and the denoising queries that only this package has
-are off (--denoising counts them in). `--small` takes a narrower, shallower model for machines with little memory.
+Both load the same random weights of Grounding DINO-T and train on one batch of random pixels with boxes. A step is
+forward, loss, backward, gradient clipping and AdamW. Steps alternate in one process, so that other work on the machine
+affects both. To compare equal work, transformers' auxiliary losses are on and denoising queries, which only this
+package has, are off (--denoising turns them on). `--small` uses a smaller model for machines with little memory.
 """
 
 import argparse
@@ -26,7 +26,7 @@ BOXES_PER_IMAGE = 8
 
 
 def peer_config(small):
-    """Grounding DINO-T, or a quarter of it."""
+    """Configuration of Grounding DINO-T, or of a model with about a quarter of its size."""
     backbone = SwinConfig(
         embed_dim=48 if small else 96,
         depths=[2, 2, 2, 2] if small else [2, 2, 6, 2],
@@ -39,7 +39,7 @@ def peer_config(small):
 
 
 def save_weights(folder, small):
-    """Random weights, every one of which matters."""
+    """Save random weights, all of which affect the outputs."""
     torch.manual_seed(0)
     peer = GroundingDinoForObjectDetection(peer_config(small))
     with torch.no_grad():
@@ -50,7 +50,7 @@ def save_weights(folder, small):
 
 
 def load(which, folder, denoising):
-    """One side's model in training mode."""
+    """Load the model of transformers or of this package in training mode."""
     if which == "transformers":
         return GroundingDinoForObjectDetection.from_pretrained(folder).train()
     model = GDinoForObjectDetection.from_pretrained(folder)
@@ -60,7 +60,7 @@ def load(which, folder, denoising):
 
 
 def make_batch(batch, height, width):
-    """Inputs and labels, which both take in the same form."""
+    """Inputs and labels in the form that both models take."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.tensor([PROMPT]).repeat(batch, 1)
     labels = []
@@ -79,7 +79,7 @@ def make_batch(batch, height, width):
 
 
 def make_step(model, batch):
-    """A whole step of training."""
+    """Return a function that runs a whole training step."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
 
@@ -95,7 +95,7 @@ def make_step(model, batch):
 
 
 def alternate(repeats, steps):
-    """Seconds of every step, one of each in turn after a warm-up."""
+    """Run the steps in alternation after a warm-up and return their seconds."""
     seconds = {name: [] for name in steps}
     for step in steps.values():
         step()
@@ -108,7 +108,7 @@ def alternate(repeats, steps):
 
 
 def peak_memory(args, folder, which, checkpointing):
-    """Gigabytes resident at most in two steps, in a process of its own."""
+    """Measure the peak resident memory of two steps in GB, in a separate process."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     process = context.Process(target=_measure_memory, args=(args, folder, which, checkpointing, queue))
@@ -125,7 +125,7 @@ def _measure_memory(args, folder, which, checkpointing, queue):
         model.gradient_checkpointing_enable()
     step = make_step(model, make_batch(args.batch, *args.size))
     loaded = _resident("VmRSS")
-    # getrusage would tell the highest of the process that started this one; this forgets what loading took, too.
+    # Resets the peak that /proc reports, so that loading does not count; getrusage would include the parent process.
     Path("/proc/self/clear_refs").write_text("5")
     for _ in range(2):
         step()
@@ -133,7 +133,7 @@ def _measure_memory(args, folder, which, checkpointing, queue):
 
 
 def _resident(field):
-    """Gigabytes that Linux counts for this process."""
+    """Read a memory field of /proc for this process, in GB."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) / 2**20
 
@@ -144,9 +144,11 @@ def main():
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--denoising", type=int, default=0, help="denoising queries of this package's model")
-    parser.add_argument("--small", action="store_true", help="a quarter of the model")
-    parser.add_argument("--no-memory", action="store_true", help="leave peak memory out, which is read from /proc")
+    parser.add_argument(
+        "--denoising", type=int, default=0, help="number of denoising queries of this package's model (default: 0)"
+    )
+    parser.add_argument("--small", action="store_true", help="use a model of about a quarter of the size")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory, which needs /proc")
     parser.add_argument("--json", help="write the report to this file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -164,7 +166,7 @@ def main():
                 "transformers": peak_memory(args, folder, "transformers", False),
             }
     report["seconds"] = {name: statistics.median(values) for name, values in seconds.items()}
-    # The machine's mood lasts longer than a step, so neighbours are compared.
+    # Disturbances last longer than a step, so neighbouring steps are compared.
     ratios = [theirs / ours for theirs, ours in zip(seconds["transformers"], seconds["gdino_hf"], strict=True)]
     report["ratio"] = statistics.median(ratios)
     for name, value in report["seconds"].items():

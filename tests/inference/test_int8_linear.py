@@ -1,4 +1,4 @@
-"""Linear layers with 8-bit products against the same whole numbers multiplied in float64."""
+"""Claims about 8-bit linear layers, compared with the same integers multiplied in float64."""
 
 import copy
 import os
@@ -20,7 +20,7 @@ from gdino_hf.inference.packed_swin import window_index
 from gdino_hf.model.compiled_libraries import find_compiled
 
 SOURCE = Path(__file__).resolve().parents[2] / "kernels" / "int8_linear" / "int8_linear.c"
-# Whole numbers are summed exactly; scale, bias and activation are a handful of float32 operations.
+# Integers are summed exactly; scale, bias and activation take a few float32 operations.
 ROUNDING = 1e-5
 ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
 
@@ -40,15 +40,15 @@ def library():
     return found
 
 
-def whole(x):
-    """Rows to whole numbers of -127..127 in float64, and what one step is worth."""
+def quantize(x):
+    """Quantize rows to integers in [-127, 127], as float64, and return them with their step sizes."""
     step = (x.abs().amax(-1, keepdim=True) / 127).double()
     return torch.where(step > 0, x.double() / step, 0.0).round(), step
 
 
 def expected(x, weight, bias, activation="none"):
-    rows, row_step = whole(x)
-    columns, column_step = whole(weight)
+    rows, row_step = quantize(x)
+    columns, column_step = quantize(weight)
     product = (rows @ columns.T) * row_step * column_step.T
     return ACTIVATIONS[activation](product + (0.0 if bias is None else bias.double()))
 
@@ -62,29 +62,29 @@ def make(rows, inputs, columns, seed=0):
     x, weight, bias = (
         torch.randn(*shape, generator=generator) for shape in ((rows, inputs), (columns, inputs), (columns,))
     )
-    # Rows and columns of very different sizes: each has a scale of its own.
+    # Rows of very different magnitude, since each row has its own scale.
     return x * 10 ** torch.empty(rows, 1).uniform_(-3, 3, generator=generator), weight, bias
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("seed", range(8))
-def test_it_is_the_product_of_whole_numbers(library, activation, seed):
+def test_linear_equals_the_product_of_integers(library, activation, seed):
     choose = random.Random(seed)
     rows, inputs, columns = choose.choice((1, 5, 48, 49, 113)), choose.randint(1, 300), choose.randint(1, 300)
     x, weight, bias = make(rows, inputs, columns, seed)
     bias = choose.choice((bias, None))
     found = library.linear(x, Int8Weight(library, weight, bias), activation)
-    # Row by row: a large one must not hide a small one.
+    # Row by row, so that a large row does not hide errors in a small one.
     for row, wanted in zip(found, expected(x, weight, bias, activation), strict=True):
         assert_close(row, wanted)
 
 
 @pytest.mark.parametrize(("inputs", "columns"), [(96, 288), (256, 384), (2048, 256), (256, 2048), (3, 4)])
-def test_the_answer_is_within_the_rounding_of_eight_bits(library, inputs, columns):
+def test_error_is_within_the_rounding_of_eight_bits(library, inputs, columns):
     x, weight, bias = make(130, inputs, columns, seed=3)
     found = library.linear(x, Int8Weight(library, weight, bias)).double()
     error = (found - F.linear(x.double(), weight.double(), bias.double())).abs()
-    # Each factor is off by half a step at most.
+    # Each factor is off by at most half a step.
     rows, columns = x.double().abs(), weight.double().abs()
     half_rows, half_columns = (y.amax(-1, keepdim=True) / 254 for y in (rows, columns))
     bound = (
@@ -93,7 +93,7 @@ def test_the_answer_is_within_the_rounding_of_eight_bits(library, inputs, column
     assert (error <= bound * (1 + ROUNDING) + ROUNDING).all()
 
 
-def test_an_addend_repeats_over_the_batch(library):
+def test_addend_repeats_over_the_batch(library):
     x, weight, bias = make(3 * 50, 24, 40)
     x, packed = x.view(3, 50, 24), Int8Weight(library, weight, bias)
     addend = torch.randn(1, 50, 24)
@@ -101,15 +101,15 @@ def test_an_addend_repeats_over_the_batch(library):
     assert_close(library.linear(x, packed, addend=addend), wanted)
     strided = x.transpose(0, 1).contiguous().transpose(0, 1)
     assert torch.equal(library.linear(strided, packed, addend=addend), library.linear(x, packed, addend=addend))
-    # 3 rows divide 150, and would repeat along the wrong dimension.
+    # 3 divides 150, so these would silently repeat along the wrong dimension.
     for misfit in (addend[:, :40], x[:, :1]):
-        with pytest.raises(ValueError, match="give it x's shape or 1 as its first size"):
+        with pytest.raises(ValueError, match="give it x's shape, or 1 as first size"):
             library.linear(x, packed, addend=misfit)
     with pytest.raises(ValueError, match="takes 24 float32 channels"):
         library.linear(x[..., :20], packed)
 
 
-def test_neither_threads_nor_neighbours_change_a_row(library):
+def test_rows_do_not_depend_on_threads_or_other_rows(library):
     x, weight, bias = make(201, 96, 100)
     packed = Int8Weight(library, weight, bias)
     before = torch.get_num_threads()
@@ -124,7 +124,7 @@ def test_neither_threads_nor_neighbours_change_a_row(library):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_no_number_stays_in_its_row(library, value):
+def test_non_finite_values_stay_in_their_row(library, value):
     x, weight, bias = make(60, 40, 33)
     packed = Int8Weight(library, weight, bias)
     broken = x.clone()
@@ -135,7 +135,7 @@ def test_what_is_no_number_stays_in_its_row(library, value):
     assert torch.equal(found[others], library.linear(x, packed, "relu")[others])
 
 
-def test_rows_of_zeros_and_next_to_nothing_give_the_bias(library):
+def test_zero_and_denormal_rows_give_the_bias(library):
     _, weight, bias = make(1, 40, 33)
     x = torch.zeros(3, 40)
     x[1, 3] = 1e-42
@@ -145,7 +145,7 @@ def test_rows_of_zeros_and_next_to_nothing_give_the_bias(library):
     assert torch.equal(still, bias.expand(2, 33))
 
 
-def test_the_largest_numbers_are_numbers(library):
+def test_largest_floats_do_not_overflow(library):
     largest = torch.finfo(torch.float32).max
     x, weight = torch.tensor([[largest, 0.0]]), torch.tensor([[0.5, 1.0]])
     torch.testing.assert_close(
@@ -156,8 +156,8 @@ def test_the_largest_numbers_are_numbers(library):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_defaults_of_dtype_and_device_change_nothing(library, dtype):
-    """C writes float32: a result of another size would be overrun."""
+def test_default_dtype_and_device_have_no_effect(library, dtype):
+    """C writes float32, so a smaller result tensor would overflow."""
     x, weight, bias = make(60, 40, 33)
     wanted = library.linear(x, Int8Weight(library, weight, bias))
     before = torch.get_default_dtype()
@@ -181,7 +181,7 @@ def norm(width):
 @pytest.mark.parametrize("post", [True, False], ids=["post norm", "pre norm"])
 @pytest.mark.parametrize("branched", [True, False], ids=["branch", "alone"])
 @pytest.mark.parametrize(("rows", "width", "hidden"), [(1, 16, 40), (100, 96, 384), (47, 30, 50)])
-def test_the_fused_block_is_its_parts(library, post, branched, rows, width, hidden):
+def test_fused_feed_forward_equals_its_parts(library, post, branched, rows, width, hidden):
     torch.manual_seed(rows)
     x, y = torch.randn(1, rows, width), torch.randn(1, rows, width)
     first, second, project = (
@@ -203,7 +203,7 @@ def test_the_fused_block_is_its_parts(library, post, branched, rows, width, hidd
         branch=(y, weights[2]) if branched else None,
         after=after if post else None,
     )
-    # float32 sums in another order may round a value to the neighbouring whole number: one step of two in a product.
+    # float32 sums in another order may round a value to the neighbouring integer, which shifts a product by one step.
     assert (found - wanted).abs().mean() < 1e-4
     assert (found - wanted).abs().max() < 0.05
 
@@ -213,7 +213,7 @@ def test_the_fused_block_is_its_parts(library, post, branched, rows, width, hidd
     [(14, 21, 7, 0), (15, 20, 7, 3), (9, 5, 4, 2), (13, 12, 12, 6), (3, 3, 7, 0)],
 )
 @pytest.mark.parametrize("heads", [1, 3])
-def test_window_attention_is_its_parts(library, height, width, window, shift, heads):
+def test_window_attention_equals_its_parts(library, height, width, window, shift, heads):
     torch.manual_seed(window)
     channels, tokens, area = 32 * heads, height * width, window * window
     x, bias = torch.randn(2, tokens, channels), torch.randn(1, heads, area, area)
@@ -221,7 +221,7 @@ def test_window_attention_is_its_parts(library, height, width, window, shift, he
     qkv, project = (Int8Linear(nn.Linear(channels, n).requires_grad_(False)) for n in (3 * channels, channels))
     qkv.weight.mul_(4)
     before = norm(channels)
-    # Padding is a token of its own that is zero after the normalization.
+    # Padding is an extra token that is zero after the normalization.
     rows = torch.cat((before(x), torch.zeros(2, 1, channels)), dim=1)[:, index]
     query, key, value = qkv(rows).unflatten(-1, (3, heads, 32)).permute(3, 0, 1, 4, 2, 5)
     mask = bias if regions is None else bias - 100.0 * (regions[:, None, None] != regions[:, None, :, None])
@@ -233,7 +233,7 @@ def test_window_attention_is_its_parts(library, height, width, window, shift, he
         x, index, regions, bias, before=before, qkv=qkv.weight_for(x), project=project.weight_for(x)
     )
     wanted = x + wanted[:, :tokens]
-    # As above: a neighbouring whole number now and then.
+    # Occasional rounding to the neighbouring integer, as above.
     assert (found - wanted).abs().mean() < 1e-4
     assert (found - wanted).abs().max() < 0.05
     if regions is not None:
@@ -249,8 +249,8 @@ def test_window_attention_is_its_parts(library, height, width, window, shift, he
 
 
 @pytest.mark.parametrize("part", ["query", "key", "value", "bias"])
-def test_attention_of_what_is_no_number_is_none(library, part):
-    """A weight that is no number must not end as a plausible answer."""
+def test_nan_weights_give_nan_outputs(library, part):
+    """A NaN weight must not produce a plausible output."""
     torch.manual_seed(0)
     index, _ = window_index(8, 8, 4, 0)
     x, bias = torch.randn(1, 64, 32), torch.randn(1, 1, 16, 16)
@@ -265,17 +265,17 @@ def test_attention_of_what_is_no_number_is_none(library, part):
     assert found.isnan().all()
 
 
-def test_a_normalization_of_another_kind_is_refused(library):
+def test_normalization_of_wrong_width_or_dtype_is_refused(library):
     x, weight, bias = make(5, 16, 16)
     weight = Int8Weight(library, weight, bias)
     for other in (norm(8), norm(16).bfloat16()):
-        with pytest.raises(ValueError, match=r"give it 16 of float32"):
+        with pytest.raises(ValueError, match="give it 16 float32 weights"):
             library.feed_forward(x, weight, weight, "relu", before=other)
     with pytest.raises(ValueError, match="one shape and dtype"):
         library.feed_forward(x, weight, weight, "relu", before=norm(16), branch=(x.bfloat16(), weight))
 
 
-def test_where_it_may_not_run_it_is_the_ordinary_layer(library):
+def test_layer_falls_back_to_the_ordinary_one(library):
     torch.manual_seed(0)
     linear = nn.Linear(20, 12)
     layer = Int8Linear(linear, "relu")
@@ -292,12 +292,12 @@ def test_where_it_may_not_run_it_is_the_ordinary_layer(library):
         torch.testing.assert_close(half(x.bfloat16()).float(), wanted, rtol=0.02, atol=0.02)
         assert weights_for(x, layer, half) is None
         ours = layer(x)
-        assert not torch.equal(ours, wanted), "8 bits leave a trace"
+        assert not torch.equal(ours, wanted), "the 8-bit path did not run"
         torch.testing.assert_close(ours, wanted, rtol=0, atol=0.05)
         assert torch.equal(layer(x, addend=torch.ones(1, 20)), layer(x + 1))
 
 
-def test_new_weights_copies_and_pickles(library):
+def test_new_weights_take_effect_and_copies_agree(library):
     torch.manual_seed(0)
     layer = Int8Linear(nn.Linear(20, 12).requires_grad_(False))
     x = torch.randn(9, 20)
@@ -310,9 +310,9 @@ def test_new_weights_copies_and_pickles(library):
     torch.testing.assert_close(layer(x), 2 * (before - layer.bias + 1) + layer.bias, rtol=0, atol=ROUNDING)
 
 
-def test_what_stands_in_the_way_is_said(monkeypatch):
+def test_check_int8_names_the_obstacle(monkeypatch):
     cpu = torch.device("cpu")
-    with pytest.raises(ValueError, match=r"not torch\.float16 on cpu: leave it out"):
+    with pytest.raises(ValueError, match=r"not torch\.float16 on cpu: leave int8 out"):
         check_int8(cpu, torch.float16)
     with pytest.raises(ValueError, match="on meta"):
         check_int8(torch.device("meta"), torch.float32)
@@ -329,7 +329,7 @@ def test_what_stands_in_the_way_is_said(monkeypatch):
         check_int8(cpu, torch.float32)
 
 
-def test_a_library_that_cannot_be_loaded_is_one_log_line(tmp_path, monkeypatch, caplog):
+def test_broken_library_is_logged_once(tmp_path, monkeypatch, caplog):
     broken = tmp_path / "_int8_cpu.so"
     broken.write_bytes(b"not a library")
     monkeypatch.setattr(int8_linear, "find_compiled", lambda name: broken)
@@ -345,7 +345,7 @@ def test_a_library_that_cannot_be_loaded_is_one_log_line(tmp_path, monkeypatch, 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
 @pytest.mark.skipif(sys.platform != "linux", reason="the command builds an ELF library")
-def test_it_compiles_without_openmp_and_without_a_warning(tmp_path, library):
+def test_source_compiles_without_openmp_and_without_warnings(tmp_path, library):
     if not SOURCE.is_file():
         pytest.skip("the C source is not beside these tests")
     output = tmp_path / "int8.so"

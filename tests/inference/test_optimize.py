@@ -1,6 +1,7 @@
-"""Claims about optimize_for_inference: the same answers, the same published weights, and a clear refusal to train."""
+"""Claims about optimize_for_inference: equal outputs, equal saved weights, and a clear refusal to train."""
 
 import copy
+import logging
 import re
 import sys
 import threading
@@ -12,19 +13,22 @@ from torch import nn
 from transformers import ResNetConfig
 
 from gdino_hf import GDinoForObjectDetection, GDinoModel
+from gdino_hf.inference import onednn
+from gdino_hf.inference import optimize as optimize_module
 from gdino_hf.inference.int8_encoder import Int8DeformableLayer
 from gdino_hf.inference.int8_linear import Int8Linear, has_int8
+from gdino_hf.inference.onednn import can_pack
 from gdino_hf.inference.packed_attention import PackedMSDeformAttn
-from gdino_hf.inference.packed_linear import PackedLinear, can_pack
+from gdino_hf.inference.packed_linear import PackedLinear, share_state
 from gdino_hf.inference.packed_swin import PackedSwin
-from gdino_hf.model import pretrained_gdino
+from gdino_hf.model.ms_deform_attn import MSDeformAttn
 
 # float32 sums of a few dozen products in another order, through a dozen layers.
 ROUNDING = 1e-4
-# bfloat16 keeps 8 bits, and both models round in their own places.
+# bfloat16 keeps 8 bits, and the two models round at different places.
 HALF_ROUNDING = 0.1
 
-# Each factor is rounded to 8 bits of its row's largest: a fraction of a percent of what a layer adds up to.
+# Factors are rounded to 8 bits of their row's largest value, a fraction of a percent of a layer's output.
 INT8_ROUNDING = 0.02
 needs_int8 = pytest.mark.skipif(not has_int8(), reason="no 8-bit layers on this CPU")
 
@@ -32,7 +36,7 @@ pytestmark = pytest.mark.skipif(not can_pack(torch.float32), reason="this build 
 
 
 def lively(config):
-    """A random model in which every weight matters: freshly made ones have boxes that ignore the image."""
+    """A random model in which every weight matters; boxes of a newly initialized one ignore the image."""
     torch.manual_seed(0)
     model = GDinoForObjectDetection(copy.deepcopy(config)).eval()
     with torch.no_grad():
@@ -69,7 +73,7 @@ EXTRA = {
 
 
 @pytest.mark.parametrize("extra", EXTRA)
-def test_answers_stay(tiny_config, extra):
+def test_outputs_stay_the_same(tiny_config, extra):
     plain = lively(tiny_config)
     optimized = copy.deepcopy(plain).optimize_for_inference()
     inputs = make_inputs(**EXTRA[extra])
@@ -88,11 +92,11 @@ def test_every_part_is_packed(tiny_config):
         for name, module in model.named_modules()
         if type(module) is nn.Linear and "fusion" not in name and not re.search(r"bbox_embed.*layers\.2$", name)
     }
-    # The text side runs once per prompt; offsets and weights run as one layer.
+    # The text side runs once per prompt and stays unpacked; offsets and logits run as one joint layer.
     assert plain <= {"text_backbone", "text_projection", "backbone", "encoder", "decoder"}
 
 
-def test_a_resnet_and_a_bare_model_are_optimized_too(tiny_config):
+def test_resnet_backbone_and_bare_model_are_optimized_too(tiny_config):
     config = copy.deepcopy(tiny_config)
     config.backbone_config = ResNetConfig(
         embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], out_features=["stage2", "stage3", "stage4"]
@@ -110,7 +114,7 @@ def test_a_resnet_and_a_bare_model_are_optimized_too(tiny_config):
 
 
 def far(ours, theirs):
-    """Mean distance of two tensors, as a share of the mean size."""
+    """Mean distance of two tensors relative to the mean magnitude."""
     return ((ours.float() - theirs).abs().mean() / theirs.abs().mean()).item()
 
 
@@ -129,8 +133,8 @@ def test_int8_stays_close(tiny_config, extra):
 
 
 @needs_int8
-def test_int8_windows_of_a_swin_as_published_stay_close(tiny_config):
-    """Heads 32 wide, as every published Swin has: attention and projections in one pass over the windows."""
+def test_int8_swin_with_published_head_width_stays_close(tiny_config):
+    """Heads of 32 channels, as in every published Swin, take the fused path over the windows."""
     config = copy.deepcopy(tiny_config)
     config.backbone_config.embed_dim, config.backbone_config.num_heads = 32, [1, 2, 4, 8]
     config.backbone_config.hidden_size = 256
@@ -143,7 +147,7 @@ def test_int8_windows_of_a_swin_as_published_stay_close(tiny_config):
 
 
 @needs_int8
-def test_int8_takes_image_tokens_and_queries_and_leaves_text_boxes_and_scores(tiny_config):
+def test_int8_covers_image_tokens_and_queries_but_not_text_boxes_and_scores(tiny_config):
     optimized = lively(tiny_config).optimize_for_inference(int8=True)
     model = optimized.model
     assert {type(layer.deformable_layer) for layer in model.encoder.layers} == {Int8DeformableLayer}
@@ -157,7 +161,7 @@ def test_int8_takes_image_tokens_and_queries_and_leaves_text_boxes_and_scores(ti
 
 
 @needs_int8
-def test_int8_saves_the_published_weights_and_takes_new_ones(tiny_config):
+def test_int8_saves_published_weights_and_follows_new_ones(tiny_config):
     plain = lively(tiny_config)
     optimized = copy.deepcopy(plain).optimize_for_inference(int8=True)
     inputs = make_inputs(height=64, width=96)
@@ -180,7 +184,7 @@ def test_int8_saves_the_published_weights_and_takes_new_ones(tiny_config):
 
 
 @needs_int8
-def test_int8_moved_to_another_dtype_computes_each_part_once(tiny_config):
+def test_int8_model_cast_to_another_dtype_computes_each_part_once(tiny_config):
     plain = lively(tiny_config)
     optimized = copy.deepcopy(plain).optimize_for_inference(int8=True).bfloat16()
     calls = []
@@ -195,10 +199,10 @@ def test_int8_moved_to_another_dtype_computes_each_part_once(tiny_config):
 
 
 @pytest.mark.parametrize("int8", [False, pytest.param(True, marks=needs_int8)])
-def test_threads_share_a_model_that_nothing_ran_before(tiny_config, int8):
-    """What is packed, joined and kept at the first run is made while others look."""
+def test_threads_share_a_model_from_its_first_forward(tiny_config, int8):
+    """Packed weights, joint layers and cached prompts are created while other threads read them."""
     optimized = lively(tiny_config).optimize_for_inference(int8=int8)
-    # One prompt more than are kept: threads throw out what others have just looked up.
+    # Three prompts compete for two places, so threads evict what others have just looked up.
     optimized.model._prompts.size = 2
     prompts = [torch.tensor([[2, 60 + i % 3, 7, 61, 62, 7, 3]]) for i in range(6)]
     inputs = make_inputs(batch=1, height=64, width=96)
@@ -226,14 +230,14 @@ def test_threads_share_a_model_that_nothing_ran_before(tiny_config, int8):
             assert_same(found[number], optimized(**{**inputs, "input_ids": prompt}))
 
 
-def test_a_second_call_changes_nothing(tiny_config):
+def test_second_call_changes_nothing(tiny_config):
     model = lively(tiny_config).optimize_for_inference()
     modules = dict(model.named_modules())
     assert model.optimize_for_inference(int8=True) is model
     assert dict(model.named_modules()) == modules
 
 
-def test_int8_of_what_cannot_have_it_is_refused(tiny_config):
+def test_int8_with_an_unsupported_dtype_is_refused(tiny_config):
     model = lively(tiny_config).half()
     with pytest.raises(ValueError, match="float32 and bfloat16 models on a CPU"):
         model.optimize_for_inference(int8=True)
@@ -241,10 +245,10 @@ def test_int8_of_what_cannot_have_it_is_refused(tiny_config):
 
 @pytest.mark.parametrize("int8", [None, False], ids=["left to the CPU", "forbidden"])
 @pytest.mark.parametrize("widened", [False, True])
-def test_bfloat16_stays_close_and_widens_where_that_is_faster(tiny_config, monkeypatch, caplog, widened, int8):
+def test_bfloat16_stays_close_and_becomes_float32_where_that_is_faster(tiny_config, monkeypatch, caplog, widened, int8):
     if not can_pack(torch.bfloat16):
         pytest.skip("this build of torch packs no bfloat16 weights")
-    monkeypatch.setattr(pretrained_gdino, "bfloat16_is_slower", lambda: widened)
+    monkeypatch.setattr(optimize_module, "bfloat16_is_slower", lambda: widened)
     plain = lively(tiny_config)
     with caplog.at_level("WARNING"):
         optimized = copy.deepcopy(plain).bfloat16().optimize_for_inference(int8)
@@ -274,7 +278,7 @@ def test_published_weights_are_saved_and_loaded(tiny_config, tmp_path):
 
 
 def test_new_weights_take_effect(tiny_config):
-    """What was packed, joined and kept of the old ones is made anew."""
+    """Packed weights, joint layers and cached prompts are renewed."""
     optimized = lively(tiny_config).optimize_for_inference()
     inputs = make_inputs()
     torch.manual_seed(5)
@@ -289,7 +293,7 @@ def test_new_weights_take_effect(tiny_config):
         assert_same(optimized(**inputs), other(**inputs))
 
 
-def test_a_copy_answers_the_same(tiny_config):
+def test_copy_gives_the_same_outputs(tiny_config):
     optimized = lively(tiny_config).optimize_for_inference()
     inputs = make_inputs()
     with torch.inference_mode():
@@ -307,7 +311,7 @@ def test_training_is_refused(tiny_config):
     assert not optimized.eval().training
 
 
-def test_compiled_it_is_one_graph_with_the_same_answers(tiny_config):
+def test_compiles_to_one_graph_with_the_same_outputs(tiny_config):
     torch._dynamo.reset()
     plain = lively(tiny_config)
     optimized = copy.deepcopy(plain).optimize_for_inference()
@@ -317,21 +321,104 @@ def test_compiled_it_is_one_graph_with_the_same_answers(tiny_config):
         assert_same(compiled(**inputs), plain(**inputs))
 
 
-def test_without_packing_the_usual_layers_run(tiny_config, monkeypatch, caplog):
-    from gdino_hf.inference import optimize as inference_gdino
-
-    monkeypatch.setattr(inference_gdino, "can_pack", lambda dtype: False)
+def test_usual_layers_run_where_packing_is_impossible(tiny_config, monkeypatch, caplog):
+    monkeypatch.setattr(optimize_module, "can_pack", lambda dtype: False)
     plain = lively(tiny_config)
     with caplog.at_level("WARNING"):
         optimized = copy.deepcopy(plain).optimize_for_inference()
     assert "not part of this build of torch" in caplog.text
-    assert not any(isinstance(module, PackedLinear) for module in optimized.model.modules())
+    assert not any(isinstance(module, PackedLinear) for module in optimized.modules())
     inputs = make_inputs(height=64, width=96)
     with torch.inference_mode():
         assert_same(optimized(**inputs), plain(**inputs))
 
 
-def test_prompts_are_kept_and_told_apart(tiny_config):
+class Mkldnn:
+    """torch.ops.mkldnn of a release that has renamed or changed the two private operators."""
+
+    def __init__(self, **operators):
+        self.__dict__.update(operators)
+
+
+def takes_nothing():
+    """Stand for an operator whose arguments have changed."""
+
+
+ABSENT = {
+    "renamed": Mkldnn(),
+    "other arguments": Mkldnn(_reorder_linear_weight=takes_nothing, _linear_pointwise=takes_nothing),
+    "other results": Mkldnn(
+        _reorder_linear_weight=lambda weight: weight, _linear_pointwise=lambda x, *rest: x.new_zeros(4, 2)
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ABSENT)
+def test_changed_private_operators_of_torch_are_one_log_line(tiny_config, monkeypatch, caplog, case):
+    monkeypatch.setattr(torch.ops, "mkldnn", ABSENT[case])
+    onednn.can_pack.cache_clear()
+    try:
+        assert not can_pack(torch.float32)
+        with caplog.at_level(logging.WARNING):
+            optimized = lively(tiny_config).optimize_for_inference()
+        assert [record.name for record in caplog.records] == [optimize_module.__name__]
+        assert "the usual ones run" in caplog.text
+        assert not any(isinstance(module, PackedLinear) for module in optimized.modules())
+        with torch.inference_mode():
+            assert torch.isfinite(optimized(**make_inputs(height=64, width=96)).pred_boxes).all()
+    finally:
+        onednn.can_pack.cache_clear()
+
+
+def attention():
+    return MSDeformAttn(16, 2, 2, 2)
+
+
+def encoder_layer(config):
+    return lively(config).model.encoder.layers[0].deformable_layer
+
+
+@pytest.mark.parametrize(
+    ("make", "replace", "replaced"),
+    [
+        (lambda config: nn.Linear(3, 2), PackedLinear, {"activation", "_packed"}),
+        (lambda config: nn.Linear(3, 2, bias=False), Int8Linear, {"activation", "_packed"}),
+        (lambda config: attention(), PackedMSDeformAttn, {"_kind", "_joint"}),
+        (encoder_layer, Int8DeformableLayer, set()),
+    ],
+    ids=["PackedLinear", "Int8Linear", "PackedMSDeformAttn", "Int8DeformableLayer"],
+)
+def test_replacements_carry_over_every_attribute(tiny_config, make, replace, replaced):
+    """A field that is added to a layer later reaches its replacement without a change there."""
+    layer = make(tiny_config).eval()
+    layer.added_later = object()
+    layer.register_forward_hook(lambda *_: None)
+    children = dict(layer.named_children())
+    replacement = replace(layer)
+    assert vars(replacement).keys() - vars(layer).keys() == replaced
+    assert replacement.added_later is layer.added_later
+    assert not replacement.training
+    assert len(replacement._forward_hooks) == 1
+    ours, theirs = dict(replacement.named_parameters()), dict(layer.named_parameters())
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name] is theirs[name] for name in ours)
+    assert dict(layer.named_children()) == children, "replacing a sub-module changed the original"
+
+
+def test_shared_state_does_not_share_its_dictionaries():
+    layer, other = nn.Linear(3, 2), nn.Linear(1, 1)
+    share_state(other, layer)
+    other.weight = nn.Parameter(torch.zeros(2, 3))
+    assert layer.weight is not other.weight
+    assert layer.bias is other.bias
+
+
+def test_other_models_are_refused():
+    with pytest.raises(TypeError, match="takes a GDinoModel or GDinoForObjectDetection, not torch.nn.*Linear"):
+        optimize_module.optimize_for_inference(nn.Linear(2, 2))
+
+
+def test_prompts_are_cached_and_told_apart(tiny_config):
     optimized = lively(tiny_config).optimize_for_inference()
     calls = []
     optimized.model.text_backbone.register_forward_hook(lambda *_: calls.append(1))
@@ -348,7 +435,7 @@ def test_prompts_are_kept_and_told_apart(tiny_config):
 
 @pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
 @pytest.mark.parametrize("bias", [True, False])
-def test_packed_linear_is_linear(activation, bias):
+def test_packed_linear_equals_linear(activation, bias):
     torch.manual_seed(0)
     linear = nn.Linear(20, 12, bias=bias).requires_grad_(False)
     packed = PackedLinear(linear, activation)

@@ -1,5 +1,8 @@
-"""The Triton kernels in Triton's interpreter against the equation in float64. `test_msda_triton.py` runs this file in a
-process of its own: the interpreter is chosen before Triton is first imported."""
+"""Claims about the Triton kernels in Triton's interpreter, compared with the equation in float64.
+
+`test_msda_triton.py` runs this file in its own process, because the interpreter must be selected before Triton is
+imported.
+"""
 
 import random
 
@@ -7,16 +10,18 @@ import pytest
 import torch
 
 from gdino_hf.model import msda_triton
-from gdino_hf.model.msda_backends import backend_for, ms_deform_attn, ms_deform_attn_reference
-from gdino_hf.model.msda_fused import ms_deform_attn_fused, prefers_fused, sampling_geometry
+from gdino_hf.model.ms_deform_attn import MSDeformAttn
+from gdino_hf.model.msda_backends import backend_for, prefers_fused
+from gdino_hf.model.msda_operator import ms_deform_attn, ms_deform_attn_fused
+from gdino_hf.model.msda_reference import ms_deform_attn_reference, sampling_geometry
 
-# Sums of at most 40 float32 products of order 1; a location's gradient is those times a level's size, below 100.
+# Sums of at most 40 float32 products of order 1; location gradients multiply them by a level's size, at most 100.
 FORWARD_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4
-# Results are rounded to the value's dtype once; of bfloat16 the interpreter cuts the bits off instead of rounding.
+# Results are rounded to the value's dtype once; the interpreter truncates bfloat16 instead of rounding it.
 ROUNDING = {torch.float32: 0.0, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-7}
 DTYPES = tuple(ROUNDING)
-# Gradients jump where a sample lies on a cell's centre; float32 places samples to better than this many cells.
+# Gradients jump where a sample lies on a cell's centre; float32 positions are accurate to this many cells.
 KINK = 1e-5
 
 
@@ -44,8 +49,11 @@ def on_a_kink(locations, shapes):
 
 
 def draw(seed, numbers=0, dtype=torch.float32):
-    """Value, shapes and gradient of a random case with either locations and weights, or references of `numbers`
-    numbers, offsets and logits."""
+    """Draw a random case: value, level sizes, inputs and output gradient.
+
+    The inputs are locations and weights if `numbers` is 0, otherwise references with that many numbers, offsets and
+    logits.
+    """
     shapes, size, width, spread = random_shapes(seed)
     batch, queries, heads, levels, _ = size
     generator = torch.Generator().manual_seed(seed)
@@ -93,7 +101,7 @@ def test_random_shapes_equal_float64(kernels, seed):
 
 @pytest.mark.parametrize("numbers", [2, 4])
 @pytest.mark.parametrize("seed", range(20, 26))
-def test_softmax_and_locations_inside_equal_float64(kernels, seed, numbers):
+def test_fused_kernels_equal_float64(kernels, seed, numbers):
     dtype = DTYPES[seed % 3]
     value, flat, inputs, grad = draw(seed, numbers, dtype)
     exact = [x.double().requires_grad_() for x in (value, *inputs)]
@@ -107,7 +115,7 @@ def test_softmax_and_locations_inside_equal_float64(kernels, seed, numbers):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf"), 3e38])
-def test_locations_that_are_no_place_contribute_zero(kernels, bad):
+def test_non_finite_and_huge_locations_contribute_zero(kernels, bad):
     value, flat, (locations, weights), grad = draw(3)
     elsewhere = locations.clone()
     elsewhere[:, ::2, :, :, 0, 0] = 50.0
@@ -123,7 +131,7 @@ def test_locations_that_are_no_place_contribute_zero(kernels, bad):
         assert torch.equal(ours, theirs)
 
 
-def test_infinite_values_reach_only_the_points_beside_them(kernels):
+def test_infinite_values_reach_only_neighbouring_samples(kernels):
     value = torch.ones(1, 9, 1, 16)
     value[:, 0], value[:, 8] = float("inf"), float("nan")
     places = [[0.4, 0.4], [0.6, 0.4], [0.9, 0.9], [9.0, 9.0], [-0.1, 0.5], [0.5, 1.1], [1.1, 0.4], [-0.1, -0.1]]
@@ -134,7 +142,7 @@ def test_infinite_values_reach_only_the_points_beside_them(kernels):
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=FORWARD_TOLERANCE, equal_nan=True)
 
 
-def test_empty_batches_and_queries_are_fine(kernels):
+def test_empty_batches_and_queries_are_accepted(kernels):
     value, flat, (locations, weights), grad = draw(5)
     for part in (slice(0, 0), slice(None)):
         none = locations[part, :0], weights[part, :0]
@@ -143,7 +151,7 @@ def test_empty_batches_and_queries_are_fine(kernels):
         assert not kernels.backward(grad[part, :0], value[part], flat, *none)[0].any()
 
 
-def test_shapes_that_do_not_fit_are_named(kernels):
+def test_mismatched_shapes_are_refused(kernels):
     value, flat, (locations, weights), grad = draw(5)
     with pytest.raises(ValueError, match="covers 1 tokens"):
         kernels.forward(value, [1, 1, *[0] * (len(flat) - 2)], locations, weights)
@@ -164,7 +172,7 @@ def test_float64_is_left_to_the_reference(kernels):
     assert not kernels.supports(value, locations.double())
 
 
-def test_operators_run_it_when_asked(monkeypatch):
+def test_operators_use_the_kernels_on_request(monkeypatch):
     monkeypatch.setenv("GDINO_MSDA", "triton")
     value, flat, inputs, _ = draw(7)
     assert backend_for(value, inputs[0]) == "triton"
@@ -185,7 +193,21 @@ def test_operators_run_it_when_asked(monkeypatch):
             torch.testing.assert_close(ours, theirs, rtol=GRADIENT_TOLERANCE, atol=GRADIENT_TOLERANCE)
 
 
-def test_whole_model_gives_the_same_boxes(monkeypatch, tiny_model, tiny_processor):
+def test_module_accepts_one_row_of_references_for_a_batch(monkeypatch):
+    """As for a batch of images without padding, whose grid points are equal."""
+    torch.manual_seed(0)
+    module = MSDeformAttn(16, 2, 2, 2)
+    inputs = torch.randn(2, 3, 16), torch.randn(2, 14, 16), torch.rand(1, 3, 2, 2)
+    results = {}
+    for name in ("triton", "torch"):
+        monkeypatch.setenv("GDINO_MSDA", name)
+        output = module(*inputs, [(3, 4), (2, 1)])
+        results[name] = output, *torch.autograd.grad(output.square().sum(), list(module.parameters()))
+    for ours, theirs in zip(results["triton"], results["torch"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=GRADIENT_TOLERANCE, atol=GRADIENT_TOLERANCE)
+
+
+def test_whole_model_gives_the_reference_boxes(monkeypatch, tiny_model, tiny_processor):
     image = torch.rand(3, 64, 80, generator=torch.Generator().manual_seed(0))
     inputs = tiny_processor(images=image, text=["cat", "dog"], do_rescale=False, return_tensors="pt")
     found = {}

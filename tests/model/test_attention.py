@@ -1,4 +1,4 @@
-"""Claims about attention: every implementation is the formula, and masks decide who takes part."""
+"""Claims about attention: every implementation equals the formula, and masked keys have no influence."""
 
 import math
 
@@ -32,7 +32,7 @@ def make_inputs():
 
 
 def looped(query, key, value, mask):
-    """(M, Q, Dh), (M, N, Dh), (M, N, Dv), (Q, N) of one sample to (Q, M * Dv), weight by weight."""
+    """Attend weight by weight in one sample: (M, Q, Dh), (M, N, Dh), (M, N, Dv) and mask (Q, N) to (Q, M * Dv)."""
     heads, num_queries, size = query.shape
     rows = []
     for q in range(num_queries):
@@ -47,7 +47,7 @@ def looped(query, key, value, mask):
 
 @pytest.mark.parametrize("implementation", [None, *IMPLEMENTATIONS])
 @pytest.mark.parametrize("value_size", [4, 6])
-def test_attend_is_the_formula_with_a_mask_per_pair(implementation, value_size):
+def test_attend_equals_the_formula_with_a_mask_per_pair(implementation, value_size):
     generator = torch.Generator().manual_seed(2)
     query, key, value = (
         torch.randn(2, HEADS, n, d, generator=generator, dtype=torch.float64)
@@ -65,7 +65,7 @@ def test_attend_is_the_formula_with_a_mask_per_pair(implementation, value_size):
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("masked", [False, True])
-def test_multihead_attention_is_the_formula(implementation, masked):
+def test_multihead_attention_equals_the_formula(implementation, masked):
     attention = make_attention(implementation)
     queries, keys, values = make_inputs()
     keep = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 1, 0]]).bool()
@@ -98,7 +98,7 @@ def test_implementations_agree_in_value_and_gradient():
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_masked_keys_change_nothing(implementation):
+def test_masked_keys_have_no_influence(implementation):
     attention, (queries, keys, values) = make_attention(implementation), make_inputs()
     mask = torch.tensor([1, 1, 1, 0, 0]).bool()[None, None, None]
     found = attention(queries, keys, values, mask)
@@ -117,7 +117,7 @@ def test_one_visible_key_is_copied(implementation):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_dropout_is_for_training_only(implementation):
+def test_dropout_acts_in_training_only(implementation):
     attention, inputs = make_attention(implementation, attention_dropout=0.5), make_inputs()
     assert torch.equal(attention(*inputs), attention(*inputs))
     attention.train()

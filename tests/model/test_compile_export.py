@@ -1,4 +1,4 @@
-"""One graph: torch.compile without a break, torch.export with dynamic sizes."""
+"""Claims about graphs: torch.compile has no graph break, and torch.export keeps sizes dynamic."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import ResNetConfig, SwinConfig
 from gdino_hf import GDinoForObjectDetection
 from gdino_hf.model.csp_pan import CspPanConfig
 
-# Fused kernels sum in another order than eager ones.
+# Fused kernels sum in a different order from eager ones.
 ROUNDING = 1e-4
 
 
@@ -63,7 +63,7 @@ def test_compiles_to_one_graph_without_labels(model, tiny_tokenizer, training):
     assert_same(result, model(**inputs))
 
 
-def test_compiled_with_image_sizes_is_one_graph(model, tiny_tokenizer):
+def test_compiles_to_one_graph_with_image_sizes(model, tiny_tokenizer):
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=False)
     inputs = make_inputs(tiny_tokenizer)
@@ -73,7 +73,7 @@ def test_compiled_with_image_sizes_is_one_graph(model, tiny_tokenizer):
         assert_same(compiled(**inputs), model(**inputs))
 
 
-def test_with_labels_matching_is_the_only_break(model, tiny_tokenizer):
+def test_matching_is_the_only_graph_break_with_labels(model, tiny_tokenizer):
     torch._dynamo.reset()
     model.train()
     inputs = make_inputs(tiny_tokenizer)
@@ -93,7 +93,7 @@ def test_with_labels_matching_is_the_only_break(model, tiny_tokenizer):
 
 
 @pytest.mark.slow
-def test_inductor_gives_the_same_numbers(model, tiny_tokenizer):
+def test_inductor_gives_the_same_outputs(model, tiny_tokenizer):
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True)
     inputs = make_inputs(tiny_tokenizer)
@@ -114,7 +114,7 @@ class Exportable(torch.nn.Module):
 
 
 def swin(window_size):
-    """Windows with and without a shift in every stage."""
+    """A Swin with shifted and unshifted windows in every stage."""
     return SwinConfig(
         embed_dim=8,
         depths=[2, 2, 2, 2],
@@ -126,7 +126,7 @@ def swin(window_size):
 
 BACKBONES = {
     "swin, window 4": lambda: swin(4),
-    # The example's coarsest map, 5 x 7 cells, is one window: its count must not become a constant of the graph.
+    # The example's coarsest map (5 x 7 cells) is one window; this count must not become a constant of the graph.
     "swin, window 7": lambda: swin(7),
     "resnet": lambda: ResNetConfig(
         embedding_size=8,
@@ -151,7 +151,7 @@ def test_exports_with_dynamic_batch_image_size_and_text_length(tiny_config, tiny
         "input_ids": {0: Dim.AUTO, 1: Dim.AUTO},
         "attention_mask": {0: Dim.AUTO, 1: Dim.AUTO},
     }
-    # Large enough that no side of the example is one cell in any stage: the exporter takes ones for constants.
+    # Large enough that no map has a side of one cell, since the exporter treats sizes of one as constants.
     inputs = make_inputs(tiny_tokenizer, 2, 160, 224)
     three = ("cat. dog. hat.", "a big red dog. person. cup.", "tree.")
     with torch.no_grad():

@@ -29,7 +29,7 @@ def pixels(height=64, width=96):
     return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
-def test_published_network_has_its_size():
+def test_default_network_has_the_published_size():
     backbone = CspPanBackbone(CspPanConfig())
     assert sum(parameter.numel() for parameter in backbone.parameters()) == 3_295_328
     assert backbone.channels == [128, 128, 128]
@@ -49,7 +49,7 @@ def test_hidden_states_are_the_stem_and_the_stages():
     assert make()(pixels()).hidden_states is None
 
 
-def test_return_dict_false_gives_a_tuple():
+def test_return_dict_false_returns_a_tuple():
     backbone = make()
     maps = backbone(pixels(), return_dict=False)[0]
     assert all(torch.equal(x, y) for x, y in zip(maps, backbone(pixels()).feature_maps, strict=True))
@@ -77,10 +77,10 @@ def test_levels_can_be_chosen_by_name_or_index(chosen):
 
 
 @pytest.mark.parametrize("head_features", [False, True])
-def test_saved_and_loaded_as_any_auto_backbone(head_features, tmp_path):
+def test_saves_and_loads_like_any_auto_backbone(head_features, tmp_path):
     backbone = make(head_features=head_features, out_features=["p3", "p5"], negative_slope=0.2)
     backbone.save_pretrained(tmp_path)
-    # AutoBackbone.from_pretrained asks the Hub even about folders, so the class is found through the configuration.
+    # AutoBackbone.from_pretrained contacts the Hub even for folders, so the configuration is used to find the class.
     assert type(AutoBackbone.from_config(AutoConfig.from_pretrained(tmp_path))) is CspPanBackbone
     loaded = CspPanBackbone.from_pretrained(tmp_path).eval()
     assert AutoConfig.from_pretrained(tmp_path).to_dict() == loaded.config.to_dict()
@@ -102,7 +102,7 @@ def test_saved_and_loaded_as_any_auto_backbone(head_features, tmp_path):
         ({"out_indices": [3]}, "out_indices"),
     ],
 )
-def test_shapes_that_cannot_be_built_are_refused(changes, message):
+def test_invalid_configurations_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         CspPanConfig(**changes)
 
@@ -115,7 +115,7 @@ def test_convolution_is_leaky_below_zero():
     assert torch.equal(layer(x), torch.tensor([[[[-1.0, 2.0], [0.0, -0.25]]]]))
 
 
-def test_blocks_hand_on_the_deeper_half_first_and_stages_the_entry_last():
+def test_blocks_output_the_deeper_half_first_and_stages_the_entry_last():
     torch.manual_seed(0)
     stage, x = CspStage(3, 4, 1, stride=2, negative_slope=0.1), torch.randn(1, 3, 6, 6)
     block = stage.blocks[0]
@@ -134,7 +134,7 @@ def test_resize_is_bilinear_between_pixel_centres():
     assert resize_to(found, x).flatten().tolist() == [0.5, 3.5]
 
 
-def test_pyramid_goes_down_to_fine_and_back_up_to_coarse():
+def test_pyramid_sums_from_coarse_to_fine_and_back():
     torch.manual_seed(0)
     pyramid = PathAggregation([2, 3, 4], 5)
     maps = [torch.randn(1, c, n, n) for c, n in ((2, 8), (3, 4), (4, 2))]
@@ -153,7 +153,7 @@ def test_every_parameter_gets_a_gradient():
     assert all(parameter.grad.abs().sum() > 0 for parameter in backbone.parameters())
 
 
-def test_fresh_weights_keep_the_scale_of_the_picture():
+def test_initial_weights_preserve_the_scale_of_the_image():
     backbone = CspPanBackbone(CspPanConfig()).eval()
     with torch.no_grad():
         maps = backbone(pixels(64, 64)).feature_maps

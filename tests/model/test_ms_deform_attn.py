@@ -1,4 +1,4 @@
-"""Claims about deformable attention: the reference is bilinear sampling by hand, the operator is the reference."""
+"""Claims about deformable attention: the reference equals bilinear sampling by hand, and the operator the reference."""
 
 import logging
 import math
@@ -8,8 +8,9 @@ import torch
 
 from gdino_hf.model import msda_backends
 from gdino_hf.model.ms_deform_attn import MSDeformAttn
-from gdino_hf.model.msda_backends import ms_deform_attn, ms_deform_attn_reference
 from gdino_hf.model.msda_c import load
+from gdino_hf.model.msda_operator import ms_deform_attn
+from gdino_hf.model.msda_reference import ms_deform_attn_reference
 
 SHAPES = [(3, 4), (2, 1)]
 FLAT_SHAPES = [side for shape in SHAPES for side in shape]
@@ -24,7 +25,7 @@ def reference_backend(monkeypatch):
 
 
 def make_case(seed=0, queries=4, spread=1.8):
-    """Random inputs; with a spread of 1.8 about a third of the locations lie outside of 0..1."""
+    """Random inputs; with a spread of 1.8, about a third of the locations lie outside [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
 
     def rand(*size):
@@ -37,7 +38,7 @@ def make_case(seed=0, queries=4, spread=1.8):
 
 
 def bilinear(level, x, y):
-    """A map (h, w, Dh) read at x, y in 0..1: cell (i, j) stands at ((j + 0.5) / w, (i + 0.5) / h), zeros outside."""
+    """Read a map (h, w, Dh) at x, y in [0, 1]: cell (i, j) is centred at ((j + 0.5) / w, (i + 0.5) / h)."""
     height, width = level.shape[:2]
     column, row = x * width - 0.5, y * height - 0.5
     result = torch.zeros(level.shape[2], dtype=torch.float64)
@@ -49,6 +50,7 @@ def bilinear(level, x, y):
 
 
 def looped(value, locations, weights):
+    """Compute the operator sample by sample."""
     batch, queries = locations.shape[:2]
     output = torch.zeros(batch, queries, HEADS * SIZE, dtype=torch.float64)
     for b in range(batch):
@@ -73,17 +75,17 @@ def test_reference_is_bilinear_sampling_with_zeros_outside():
     assert torch.allclose(found, looped(value, locations, weights), rtol=0, atol=TOLERANCE)
 
 
-def test_known_samples():
+def test_samples_with_known_values():
     value = torch.arange(4.0).view(1, 4, 1, 1)
     points = [(0.25, 0.25), (0.75, 0.25), (0.5, 0.5), (0.0, 0.25), (-0.3, 0.5), (1.0, 1.0)]
     locations = torch.tensor(points).view(1, 6, 1, 1, 1, 2)
     found = ms_deform_attn_reference(value, [2, 2], locations, torch.ones(1, 6, 1, 1, 1))
-    # Two cells' centres, the middle of all four, the edge half outside, all outside, the corner a quarter inside.
+    # Two cells' centres, the middle of all four, an edge (half outside), far outside, a corner (a quarter inside).
     expected = torch.tensor([0.0, 1.0, 1.5, 0.0, 0.0, 0.75])
     torch.testing.assert_close(found.flatten(), expected, rtol=0, atol=1e-6)
 
 
-def test_locations_keep_their_precision_beside_half_precision_values():
+def test_locations_stay_float32_with_half_precision_values():
     value, locations, weights = (x.float() for x in make_case(spread=0.8))
     low = value.bfloat16()
     found = ms_deform_attn_reference(low, FLAT_SHAPES, locations, weights)
@@ -92,7 +94,7 @@ def test_locations_keep_their_precision_beside_half_precision_values():
     assert torch.equal(found, expected.bfloat16())
 
 
-def test_operator_equals_the_reference_whatever_the_backend(monkeypatch):
+def test_operator_equals_the_reference_with_every_backend(monkeypatch):
     value, locations, weights = (x.float() for x in make_case())
     expected = ms_deform_attn_reference(value, FLAT_SHAPES, locations, weights)
     for name in ("auto", "c", "torch", "AUTO"):
@@ -103,13 +105,13 @@ def test_operator_equals_the_reference_whatever_the_backend(monkeypatch):
 
 
 @pytest.mark.usefixtures("reference_backend")
-def test_operator_passes_torchs_own_checks():
+def test_operator_passes_torch_checks():
     value, locations, weights = (x.requires_grad_() for x in make_case(queries=2))
     torch.library.opcheck(torch.ops.gdino_hf.ms_deform_attn.default, (value, FLAT_SHAPES, locations, weights))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_c_operator_passes_torchs_own_checks(monkeypatch, dtype):
+def test_c_operator_passes_torch_checks(monkeypatch, dtype):
     if load() is None:
         pytest.skip("the C kernels are not built here")
     monkeypatch.setenv("GDINO_MSDA", "c")
@@ -135,22 +137,22 @@ def test_c_operator_compiles_to_one_graph_with_its_gradients(monkeypatch):
 
 
 @pytest.mark.usefixtures("reference_backend")
-def test_gradients_of_the_operator_are_right():
+def test_operator_gradients_pass_gradcheck():
     value, locations, weights = (x.requires_grad_() for x in make_case(queries=2))
     assert torch.autograd.gradcheck(lambda v, p, w: ms_deform_attn(v, FLAT_SHAPES, p, w), (value, locations, weights))
 
 
-def test_a_name_that_is_no_backend_is_refused(monkeypatch):
+def test_unknown_backend_name_is_refused(monkeypatch):
     monkeypatch.setenv("GDINO_MSDA", "cuda9")
     value, locations, weights = (x.float() for x in make_case())
     with pytest.raises(ValueError, match=r"GDINO_MSDA='cuda9' names no backend; choose one of auto, c, .*torch"):
         ms_deform_attn(value, FLAT_SHAPES, locations, weights)
 
 
-def test_a_backend_that_cannot_run_here_is_one_log_line(monkeypatch, caplog):
+def test_requested_backend_that_cannot_run_is_logged_once(monkeypatch, caplog):
     monkeypatch.setenv("GDINO_MSDA", "hub")
     msda_backends._log_once.cache_clear()
-    # float64 on a CPU, which no compiled kernel takes.
+    # No compiled kernel accepts float64 on a CPU.
     value, locations, weights = make_case()
     with caplog.at_level(logging.WARNING, logger=msda_backends.__name__):
         found = [ms_deform_attn(value, FLAT_SHAPES, locations, weights) for _ in range(3)]
@@ -174,7 +176,7 @@ def linear(layer, x):
 
 
 @pytest.mark.parametrize("numbers", [2, 4])
-def test_module_is_the_equation_with_points_and_with_boxes(numbers, reference_backend):
+def test_module_equals_the_equation_with_points_and_boxes(numbers, reference_backend):
     module = make_module()
     generator = torch.Generator().manual_seed(1)
     queries = torch.randn(2, 3, HEADS * SIZE, generator=generator)
@@ -198,10 +200,10 @@ def test_module_is_the_equation_with_points_and_with_boxes(numbers, reference_ba
                     for k in range(POINTS):
                         dx, dy = offsets[b, q, m, level, k]
                         if numbers == 2:
-                            # An offset of a point is in cells of the level.
+                            # Around a point, an offset of 1 is one cell of the level.
                             x, y = reference[0] + dx / width, reference[1] + dy / height
                         else:
-                            # An offset of a box is in half sides, shared out among the points.
+                            # Around a box, an offset of K is half a side.
                             x = reference[0] + dx / POINTS * reference[2] / 2
                             y = reference[1] + dy / POINTS * reference[3] / 2
                         locations[b, q, m, level, k, 0], locations[b, q, m, level, k, 1] = x, y
@@ -210,7 +212,7 @@ def test_module_is_the_equation_with_points_and_with_boxes(numbers, reference_ba
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-5)
 
 
-def test_masked_values_count_as_zero_not_as_the_bias(reference_backend):
+def test_masked_values_count_as_zero_and_not_as_the_bias(reference_backend):
     module = make_module()
     references = torch.rand(1, 3, len(SHAPES), 2, generator=torch.Generator().manual_seed(2))
     queries = torch.randn(1, 3, HEADS * SIZE, generator=torch.Generator().manual_seed(3))
@@ -218,7 +220,7 @@ def test_masked_values_count_as_zero_not_as_the_bias(reference_backend):
     assert torch.equal(nothing, module.output_proj.bias.expand(1, 3, -1))
 
 
-def test_heads_start_in_eight_directions_and_points_at_growing_distance():
+def test_initial_offsets_give_each_head_a_direction_and_each_point_a_distance():
     module = MSDeformAttn(16, 3, 8, 4)
     found = module.initial_offsets().view(8, 3, 4, 2)
     assert found.numel() == module.sampling_offsets.bias.numel()
@@ -227,5 +229,5 @@ def test_heads_start_in_eight_directions_and_points_at_growing_distance():
         for level in range(3):
             for k in range(4):
                 expected = [x * (k + 1), y * (k + 1)]
-                # Sines and cosines in float32, up to 4 long.
+                # float32 sines and cosines, scaled by up to 4.
                 assert found[head, level, k].tolist() == pytest.approx(expected, abs=1e-5)

@@ -1,4 +1,4 @@
-"""The C kernels against the plain transcription of the equation in float64."""
+"""Claims about the C kernels, compared with a plain transcription of the equation in float64."""
 
 import os
 import random
@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from gdino_hf.model import compiled_libraries, msda_c
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# Sums of at most 40 float32 products of order 1; a location's gradient is those times a level's size, below 100.
+# Sums of at most 40 float32 products of order 1; location gradients multiply them by a level's size, at most 100.
 FORWARD_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4
-# bfloat16 keeps 8 bits: rounding the result once errs by at most 2^-9 of it, and sums are float32.
+# bfloat16 keeps 8 bits, so rounding once has a relative error of at most 2^-9; sums are float32.
 HALF_ROUNDING = 2.0**-8
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 
@@ -35,7 +35,7 @@ def library():
 
 @pytest.fixture(params=INSTRUCTION_SETS)
 def any_isa(request, library):
-    """The library on each instruction set this machine has."""
+    """The library, limited to each instruction set that this machine has."""
     library.limit_isa(request.param)
     try:
         if library.isa != request.param:
@@ -54,7 +54,7 @@ def two_threads():
 
 
 def reference(value, spatial_shapes, locations, weights):
-    """grid_sample on every level, then the weighted sum over levels and points."""
+    """Sample each level with grid_sample, then take the weighted sum over levels and points."""
     batch, _, heads, width = value.shape
     out = value.new_zeros(batch, heads, width, locations.shape[1])
     for level, tokens in enumerate(value.split([h * w for h, w in spatial_shapes], dim=1)):
@@ -68,7 +68,7 @@ def reference(value, spatial_shapes, locations, weights):
 
 
 def make_case(seed, *, batch=2, queries=7, heads=3, width=16, levels=2, points=4, spread=1.0, sizes=None):
-    """Random inputs; `spread` above 1 puts locations outside of 0..1, up to half of it on either side."""
+    """Random inputs whose locations lie within spread / 2 of the image centre: above 1, some lie outside."""
     generator = torch.Generator().manual_seed(seed)
     choose = random.Random(seed)
     shapes = sizes or [(choose.randint(1, 9), choose.randint(1, 11)) for _ in range(levels)]
@@ -82,7 +82,7 @@ def make_case(seed, *, batch=2, queries=7, heads=3, width=16, levels=2, points=4
 
 
 def off_the_kinks(locations, shapes):
-    """Move what lies on a pixel's centre: the gradient jumps there, and which side counts is a matter of rounding."""
+    """Move locations away from pixel centres, where the gradient jumps and rounding picks the side."""
     sizes = torch.tensor([[w, h] for h, w in shapes], dtype=torch.float64)[:, None]
     pixels = locations.double() * sizes - 0.5
     on_a_kink = (pixels - pixels.round()).abs() < 1e-4
@@ -94,7 +94,7 @@ def flat(shapes):
 
 
 def expected(value, shapes, locations, weights, grad):
-    """Output and gradients in float64."""
+    """Compute the output and gradients in float64."""
     inputs = [tensor.double().requires_grad_() for tensor in (value, locations, weights)]
     out = reference(inputs[0], shapes, *inputs[1:])
     return out.detach(), torch.autograd.grad(out, inputs, grad.double())
@@ -138,18 +138,19 @@ def test_random_shapes_equal_the_reference(any_isa, seed):
 
 
 @pytest.mark.parametrize("width", [16, 32, 64, 128, 24])
-def test_many_queries_take_the_copied_rows_and_few_the_rows_in_place(any_isa, width):
+def test_few_and_many_queries_equal_the_reference(any_isa, width):
+    """With many queries the library copies each head's values first; with few it reads them in place."""
     for queries in (1, 200):
         assert_matches(any_isa, make_case(3, queries=queries, width=width, sizes=[(9, 13), (5, 7)]))
 
 
-def test_levels_cut_apart_give_the_same_gradients(library, two_threads):
-    """Three heads on two threads: the backward pass is then cut by level too."""
+def test_work_split_by_level_equals_the_reference(library, two_threads):
+    """With three heads on two threads, the backward pass is split by level too."""
     assert_matches(library, make_case(4, batch=1, heads=3, sizes=[(9, 13), (5, 7), (3, 4)], points=3, queries=50))
 
 
 def test_corners_and_borders_equal_the_reference(any_isa):
-    """Exactly on pixel centres, edges and the image border, where a corner's weight is zero."""
+    """Sample exactly on pixel centres, edges and the image border, where some corner weights are zero."""
     h, w = 4, 6
     xs = torch.tensor([0.0, 0.5, 1.0, 3.0, 5.5, 6.0, 6.5, -0.5, -1.0]) / w
     ys = torch.tensor([0.0, 0.5, 2.0, 3.5, 4.0, 4.5, -0.5]) / h
@@ -162,7 +163,7 @@ def test_corners_and_borders_equal_the_reference(any_isa):
 
 @pytest.mark.parametrize("width", [16, 24, 64])
 @pytest.mark.parametrize("queries", [2, 60])
-def test_bfloat16_values_lose_one_rounding_only(any_isa, width, queries):
+def test_bfloat16_results_are_rounded_once(any_isa, width, queries):
     value, shapes, locations, weights, grad = make_case(5, width=width, queries=queries, spread=1.3)
     value, grad = value.bfloat16(), grad.bfloat16()
     out, grads = expected(value, shapes, locations, weights, grad)
@@ -177,7 +178,7 @@ def test_bfloat16_values_lose_one_rounding_only(any_isa, width, queries):
 
 
 def test_bfloat16_rounding_equals_torch(any_isa):
-    """Ties, the largest numbers, denormals, infinities and NaN: one point on a pixel's centre copies the pixel."""
+    """Ties, the largest numbers, denormals, infinities and NaN; a sample on a pixel's centre copies the pixel."""
     bits = torch.tensor(
         [0x3F808000, 0x3F818000, 0x7F7FFFFF, 0x00000001, 0x00018000, 0x7F800000, 0x7FC00001, 0x3F800001]
     )
@@ -186,7 +187,7 @@ def test_bfloat16_rounding_equals_torch(any_isa):
     centre, ones = torch.full((1, 1, 1, 1, 1, 2), 0.5), torch.ones(1, 1, 1, 1, 1)
     out = any_isa.forward(half, [1, 1], centre, ones).flatten()
     torch.testing.assert_close(out, half.flatten(), rtol=0, atol=0, equal_nan=True)
-    # the gradient of the value is the output's gradient, rounded from float32 sums of two halves of it
+    # The gradient of the value is the output's gradient, as a float32 sum of three thirds that is rounded once.
     finite = torch.where(value.isfinite() & (value.abs() < 1e38), value, torch.ones_like(value)).bfloat16()
     thirds = torch.full((1, 1, 1, 1, 3), 1 / 3)
     ours = any_isa.backward(finite.flatten(2), finite, [1, 1], centre.expand(-1, -1, -1, -1, 3, -1), thirds)[0]
@@ -195,7 +196,7 @@ def test_bfloat16_rounding_equals_torch(any_isa):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf"), 3e38, -3e38])
-def test_locations_that_are_no_place_contribute_zero(any_isa, bad):
+def test_non_finite_and_huge_locations_contribute_zero(any_isa, bad):
     value, shapes, locations, weights, grad = make_case(6, queries=5)
     elsewhere = locations.clone()
     elsewhere[:, ::2, :, :, 1, 0] = 50.0
@@ -214,8 +215,8 @@ def test_locations_that_are_no_place_contribute_zero(any_isa, bad):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
-def test_infinite_values_reach_only_the_points_beside_them(any_isa):
-    """A corner outside the level is not read at all: zero times infinity would be NaN."""
+def test_infinite_values_reach_only_neighbouring_samples(any_isa):
+    """A corner outside the level is not read, since zero times infinity would be NaN."""
     value = torch.ones(1, 9, 1, 16)
     value[:, 0] = float("inf")
     value[:, 8] = float("nan")
@@ -229,7 +230,7 @@ def test_infinite_values_reach_only_the_points_beside_them(any_isa):
     torch.testing.assert_close(out.double(), theirs, rtol=0, atol=FORWARD_TOLERANCE, equal_nan=True)
 
 
-def test_two_backward_runs_and_any_number_of_threads_give_the_same_bits(library):
+def test_results_are_bit_equal_across_runs_and_thread_counts(library):
     before = torch.get_num_threads()
     try:
         for heads in (3, 8):
@@ -260,7 +261,7 @@ def test_a_batch_equals_its_items(any_isa):
             assert torch.equal(ours, theirs[item])
 
 
-def test_empty_batches_and_queries_are_fine(any_isa):
+def test_empty_batches_and_queries_are_accepted(any_isa):
     for batch, queries in ((0, 4), (2, 0)):
         value, shapes, locations, weights, grad = make_case(9, batch=batch, queries=queries)
         out = any_isa.forward(value, flat(shapes), locations, weights)
@@ -270,7 +271,7 @@ def test_empty_batches_and_queries_are_fine(any_isa):
         assert not grads[0].any()
 
 
-def test_strided_inputs_and_half_precision_geometry_are_converted(library):
+def test_strided_inputs_and_half_precision_geometry_are_accepted(library):
     value, shapes, locations, weights, grad = make_case(10)
     strided = value.transpose(1, 2).contiguous().transpose(1, 2)
     assert not strided.is_contiguous()
@@ -285,7 +286,7 @@ def test_strided_inputs_and_half_precision_geometry_are_converted(library):
     assert torch.equal(grads[0], widened[0])
 
 
-def test_what_it_cannot_do_is_none(library):
+def test_unsupported_inputs_return_none(library):
     value, shapes, locations, weights, _ = make_case(11)
     assert library.forward(value.double(), flat(shapes), locations, weights) is None
     assert library.forward(value.half(), flat(shapes), locations, weights) is None
@@ -294,7 +295,7 @@ def test_what_it_cannot_do_is_none(library):
     assert not library.supports(wide[0], wide[2])
 
 
-def test_shapes_that_do_not_fit_are_named(library):
+def test_mismatched_shapes_are_refused(library):
     value, shapes, locations, weights, grad = make_case(12)
     with pytest.raises(ValueError, match="covers 1 tokens"):
         library.forward(value, [1, 1, 0, 0], locations, weights)
@@ -306,7 +307,7 @@ def test_shapes_that_do_not_fit_are_named(library):
         library.backward(grad[:, :1], value, flat(shapes), locations, weights)
 
 
-def test_without_a_library_one_log_line_says_what_runs(monkeypatch, caplog):
+def test_missing_library_is_logged_once_with_what_runs_instead(monkeypatch, caplog):
     monkeypatch.delenv("GDINO_MSDA_LIBRARY", raising=False)
     monkeypatch.setattr(compiled_libraries.importlib.util, "find_spec", lambda name: None)
     msda_c.load.cache_clear()
@@ -319,7 +320,7 @@ def test_without_a_library_one_log_line_says_what_runs(monkeypatch, caplog):
         msda_c.load.cache_clear()
 
 
-def test_a_library_that_cannot_be_loaded_is_one_log_line(tmp_path, monkeypatch, caplog):
+def test_broken_library_is_logged_once(tmp_path, monkeypatch, caplog):
     broken = tmp_path / "_msda_cpu.so"
     broken.write_bytes(b"not a library")
     monkeypatch.setenv("GDINO_MSDA_LIBRARY", str(broken))
@@ -335,7 +336,7 @@ def test_a_library_that_cannot_be_loaded_is_one_log_line(tmp_path, monkeypatch, 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
 @pytest.mark.skipif(sys.platform != "linux", reason="the script builds an ELF library")
-def test_it_compiles_without_openmp_and_without_a_warning(tmp_path):
+def test_source_compiles_without_openmp_and_without_warnings(tmp_path):
     source = REPOSITORY / "kernels" / "msda" / "cpu" / "ms_deform_attn.c"
     if not source.is_file():
         pytest.skip("the C source is not beside these tests")
@@ -359,7 +360,7 @@ def test_it_compiles_without_openmp_and_without_a_warning(tmp_path):
 
 @pytest.mark.parametrize("axes", [2, 4], ids=["points", "boxes"])
 @pytest.mark.parametrize("seed", range(8))
-def test_projected_forward_is_softmax_offsets_and_forward(any_isa, axes, seed):
+def test_projected_forward_equals_softmax_offsets_and_forward(any_isa, axes, seed):
     choose = random.Random(2000 + seed)
     batch, queries, heads = choose.randint(1, 3), choose.randint(1, 30), choose.randint(1, 5)
     width, levels, points = choose.choice((8, 9, 16, 20, 32, 64)), choose.randint(1, 5), choose.randint(1, 8)
@@ -382,8 +383,8 @@ def test_projected_forward_is_softmax_offsets_and_forward(any_isa, axes, seed):
     torch.testing.assert_close(found.double(), theirs, rtol=0, atol=FORWARD_TOLERANCE)
 
 
-def test_projected_logits_may_be_large_and_locations_far(library):
-    """The largest logit is taken off before the exponential; a softmax of one point is one."""
+def test_projected_forward_accepts_large_logits_and_far_locations(library):
+    """The largest logit is subtracted before the exponential, so exp cannot overflow."""
     value = torch.ones(1, 4, 1, 16)
     projected = torch.tensor([[[0.0, 0.0, 0.0, 0.0, 500.0, -500.0]], [[1e30, 0.0, 0.0, 0.0, 300.0, 300.0]]])
     centre = torch.full((1, 1, 1, 2), 0.5)
@@ -392,7 +393,7 @@ def test_projected_logits_may_be_large_and_locations_far(library):
     torch.testing.assert_close(found[1], torch.full((1, 16), 0.5))
 
 
-def test_projected_shapes_that_do_not_fit_are_named(library):
+def test_mismatched_projected_shapes_are_refused(library):
     value = torch.ones(1, 4, 1, 16)
     with pytest.raises(ValueError, match="do not fit"):
         library.forward_projected(value, [2, 2], torch.zeros(1, 1, 7), torch.zeros(1, 1, 1, 2), 2)

@@ -1,5 +1,7 @@
-"""Claims about loading kernels from the Hub: only when asked, and never an error. Loading a real build is tested beside
-it, in kernels/msda/tests."""
+"""Claims about the Hub kernel: it loads only on request, and a failure is a log line.
+
+kernels/msda/tests load a real build.
+"""
 
 import copy
 import logging
@@ -9,13 +11,13 @@ import pytest
 import torch
 
 from gdino_hf import GDinoModel
-from gdino_hf.model import msda_backends, msda_hub
+from gdino_hf.model import msda_backends, msda_hub, msda_operator
 from gdino_hf.model.ms_deform_attn import MSDeformAttn
 
 
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch):
-    """A process that has asked for nothing yet."""
+    """Reset the backend to the state of a new process."""
     monkeypatch.delenv("GDINO_MSDA", raising=False)
     monkeypatch.setattr(msda_hub, "_allowed", False)
     msda_hub.load.cache_clear()
@@ -28,10 +30,10 @@ def sample():
     value = torch.randn(1, 14, 2, 8, generator=generator)
     locations = torch.rand(1, 3, 2, 2, 2, 2, generator=generator)
     weights = torch.rand(1, 3, 2, 2, 2, generator=generator)
-    return msda_backends.ms_deform_attn(value, [3, 4, 2, 1], locations, weights)
+    return msda_operator.ms_deform_attn(value, [3, 4, 2, 1], locations, weights)
 
 
-def test_without_the_kernels_package_the_model_runs_and_the_log_names_the_remedy(monkeypatch, caplog):
+def test_missing_kernels_package_is_logged_with_the_remedy_and_the_model_runs(monkeypatch, caplog):
     expected = sample()
     monkeypatch.setitem(sys.modules, "kernels", None)
     monkeypatch.setenv("GDINO_MSDA", "hub")
@@ -42,7 +44,7 @@ def test_without_the_kernels_package_the_model_runs_and_the_log_names_the_remedy
     assert 'pip install "gdino-hf[kernels]"' in line
 
 
-def test_a_folder_without_a_build_is_one_log_line(monkeypatch, caplog, tmp_path):
+def test_folder_without_a_build_is_logged_once(monkeypatch, caplog, tmp_path):
     expected = sample()
     monkeypatch.setenv("GDINO_MSDA", "hub")
     monkeypatch.setenv("GDINO_MSDA_HUB", str(tmp_path))
@@ -53,7 +55,7 @@ def test_a_folder_without_a_build_is_one_log_line(monkeypatch, caplog, tmp_path)
     assert str(tmp_path) in line
 
 
-def test_nothing_is_fetched_unless_a_configuration_or_the_environment_asks(tiny_config, monkeypatch):
+def test_hub_kernel_is_a_candidate_only_on_request(tiny_config, monkeypatch):
     assert msda_backends.candidates("cuda") == ["triton"]
     assert msda_backends.candidates("cpu") == ["c"]
     config = copy.deepcopy(tiny_config)
@@ -68,7 +70,7 @@ def test_nothing_is_fetched_unless_a_configuration_or_the_environment_asks(tiny_
 
 
 @pytest.mark.parametrize("disabled", [False, True])
-def test_a_configuration_can_switch_every_custom_kernel_off(tiny_config, disabled):
+def test_configuration_can_disable_every_custom_kernel(tiny_config, disabled):
     config = copy.deepcopy(tiny_config)
     config.disable_custom_kernels = disabled
     layers = [module for module in GDinoModel(config).modules() if isinstance(module, MSDeformAttn)]

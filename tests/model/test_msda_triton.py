@@ -1,4 +1,4 @@
-"""The Triton backend: what it computes, in the interpreter, and that it compiles where there is no GPU."""
+"""Claims about the Triton backend: it equals float64 in the interpreter and compiles without a GPU."""
 
 import importlib.util
 import os
@@ -39,7 +39,7 @@ def test_kernels_equal_float64_in_the_interpreter(triton):
 
 
 def compile_kernel(triton, function, capability, dtype, geometry, levels=2, points=4, width=32):
-    """The kernel as launched on 16-byte aligned tensors: 8 heads, offsets and logits in the value's dtype."""
+    """Compile a kernel as it is launched on 16-byte aligned tensors with 8 heads and inputs in the value's dtype."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -77,13 +77,13 @@ def test_kernels_compile_without_a_gpu(triton, capability, dtype, geometry, tmp_
     for function in (forward_kernel, backward_kernel):
         compiled = compile_kernel(triton, function, capability, dtype, geometry)
         assert compiled.asm["cubin"][:4] == b"\x7fELF"
-        # A row of values is read in 16-byte pieces, and from Hopper on its gradient is added in 16-byte pieces.
+        # Values are read in 16-byte pieces, and from Hopper on their gradients are accumulated in 16-byte pieces.
         assert re.search(r"ld\.global\S*\.v4\.b32", compiled.asm["ptx"])
         if function is backward_kernel and capability >= 90:
             assert re.search(r"atom\.global\S*\.add\.v4\.f32", compiled.asm["ptx"])
 
 
-def test_without_triton_it_is_one_log_line(monkeypatch, caplog):
+def test_missing_triton_is_logged_once(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "triton", None)
     msda_triton.load.cache_clear()
     try:

@@ -1,4 +1,4 @@
-"""The Swin forward of exported graphs against transformers' own."""
+"""Claims about the Swin forward for exports: it equals transformers' own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from transformers import AutoBackbone, SwinConfig
 
 from gdino_hf.model import swin_export
 
-# Both paths do the same sums in the same order, up to where a batched product is cut.
+# Both compute the same sums in the same order, up to how batched products are split.
 ROUNDING = 1e-5
 
 
@@ -37,7 +37,16 @@ def test_equals_the_stock_forward(window_size, size):
         torch.testing.assert_close(x, y, rtol=0, atol=ROUNDING)
 
 
-def test_leaves_alone_what_it_does_not_compute():
+def test_unsupported_backbones_are_declined():
     assert not swin_export.knows(make_backbone().train())
     assert not swin_export.knows(make_backbone(use_absolute_embeddings=True))
     assert not swin_export.knows(torch.nn.Identity().eval())
+
+
+def test_renamed_parts_of_transformers_are_declined():
+    """A release that renames a sub-module falls back to its own forward."""
+    for owner, name in (("blocks", "mlp"), ("attention", "q_proj"), ("encoder", "layers")):
+        backbone = make_backbone()
+        block = backbone.swin.encoder.layers[0].blocks[0]
+        delattr({"blocks": block, "attention": block.attention, "encoder": backbone.swin.encoder}[owner], name)
+        assert not swin_export.knows(backbone), name

@@ -1,4 +1,4 @@
-"""Clocks: alternating medians on a GPU or a CPU, and the speed of a copy."""
+"""Timing on a GPU or CPU: medians of alternating runs, and the bandwidth of a copy."""
 
 import statistics
 import time
@@ -8,7 +8,7 @@ import torch
 
 
 def milliseconds(function: Callable[[], object], device: str) -> float:
-    """One run's time; on a GPU by its own clock."""
+    """Time one run in milliseconds; on a GPU by CUDA events."""
     if device == "cpu":
         start = time.perf_counter()
         function()
@@ -22,10 +22,16 @@ def milliseconds(function: Callable[[], object], device: str) -> float:
 
 
 def alternate(functions: dict[str, Callable[[], object]], device: str, repeats: int, warm_up: int = 3) -> dict:
-    """Run all in turns, so that clocks and temperatures are shared.
+    """Time functions in alternation, so that all meet the same clock rates and temperatures.
+
+    Args:
+        functions: Functions without arguments, by name.
+        device: "cpu" or a GPU device.
+        repeats: Number of timed runs of each function.
+        warm_up: Number of runs before timing.
 
     Returns:
-        Median milliseconds of each, or the error's first line where one cannot run.
+        Median milliseconds by name; for a function that fails, the first line of its error instead.
     """
     times: dict[str, list[float]] = {}
     errors: dict[str, str] = {}
@@ -34,7 +40,7 @@ def alternate(functions: dict[str, Callable[[], object]], device: str, repeats: 
             for _ in range(warm_up):
                 function()
             times[name] = []
-        except Exception as error:  # a peer that cannot run is a result too
+        except Exception as error:  # a peer that cannot run is reported like a time
             errors[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
     for _ in range(repeats):
         for name in times:
@@ -43,7 +49,7 @@ def alternate(functions: dict[str, Callable[[], object]], device: str, repeats: 
 
 
 def copy_bandwidth(device: str, size: int = 2**30) -> float:
-    """Bytes a second that a copy within the device reads and writes."""
+    """Bytes per second that a copy within the device reads and writes."""
     source = torch.empty(size, dtype=torch.uint8, device=device).fill_(1)
     target = torch.empty_like(source)
     median = alternate({"copy": lambda: target.copy_(source)}, device, 10)["copy"]

@@ -1,4 +1,4 @@
-"""The whole model, eager and compiled, against transformers' Grounding DINO of the same shape, random weights."""
+"""Time the whole model, eager and compiled, against transformers' Grounding DINO of the same shape."""
 
 from typing import Any
 
@@ -11,12 +11,12 @@ from gdino_hf import GDinoConfig, GDinoForObjectDetection
 
 
 def published_shape() -> tuple[GDinoConfig, GroundingDinoConfig]:
-    """Grounding DINO tiny, ours and theirs."""
+    """Configurations of Grounding DINO tiny, this package's and transformers'."""
     return GDinoConfig.preset("tiny"), GroundingDinoConfig()
 
 
 def make_batch(batch: int, height: int, width: int, dtype: torch.dtype, device: str) -> dict[str, torch.Tensor]:
-    """Random images with a prompt of seven tokens: [CLS] cat . remote control . [SEP]."""
+    """Random images with the prompt "[CLS] cat . remote control . [SEP]" of seven tokens."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.tensor([[101, 4937, 1012, 6556, 2491, 1012, 102]]).expand(batch, -1).contiguous()
     inputs = {
@@ -38,7 +38,11 @@ def time_models(
     repeats: int = 7,
     modes: tuple[str, ...] = ("eager", "compiled"),
 ) -> list[dict[str, Any]]:
-    """Rows of median milliseconds of a forward: transformers, then ours with each backend and with PyTorch's alone."""
+    """Time a forward of transformers and of this package with each backend and with PyTorch's operations.
+
+    Returns:
+        One row per mode and batch size, with median milliseconds by name.
+    """
     torch.manual_seed(0)
     ours = GDinoForObjectDetection(configs[0]).eval().to(device, dtype)
     theirs = GroundingDinoForObjectDetection(configs[1]).eval().to(device, dtype)
@@ -49,7 +53,7 @@ def time_models(
             functions = {"transformers": _forward(theirs, inputs, "torch", mode)}
             for name in (*backends, "torch"):
                 functions[f"gdino_hf {name}"] = _forward(ours, inputs, name, mode)
-            # A compiled graph keeps the operator it was traced with, so compiled models run one after the other.
+            # A compiled graph keeps the backend it was traced with, so compiled models run one after the other.
             turns = [functions] if mode == "eager" else [{name: function} for name, function in functions.items()]
             times: dict[str, Any] = {}
             for turn in turns:

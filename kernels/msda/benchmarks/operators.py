@@ -1,4 +1,4 @@
-"""The sampling operator: is each backend right, and how fast is it beside grid_sample and a bare copy."""
+"""Accuracy and speed of each backend of the sampling operator, beside grid_sample and a plain copy."""
 
 import os
 from collections.abc import Iterator
@@ -9,23 +9,24 @@ import torch
 from measure import alternate
 from torch import Tensor
 
-from gdino_hf.model.msda_backends import backend_for, ms_deform_attn, ms_deform_attn_reference
-from gdino_hf.model.msda_fused import ms_deform_attn_fused, sampling_geometry
+from gdino_hf.model.msda_backends import backend_for
+from gdino_hf.model.msda_operator import ms_deform_attn, ms_deform_attn_fused
+from gdino_hf.model.msda_reference import ms_deform_attn_reference, sampling_geometry
 
-# batch, levels, heads, channels of a head, points, queries (None: every token of the image asks, as in an encoder)
+# batch, levels, heads, channels per head, points, queries (None: one query per image token, as in an encoder)
 SHAPES: dict[str, tuple] = {
     "encoder 800x1333": (1, [(100, 167), (50, 84), (25, 42), (13, 21)], 8, 32, 4, None),
     "encoder 800x1333, batch 8": (8, [(100, 167), (50, 84), (25, 42), (13, 21)], 8, 32, 4, None),
     "900 queries 800x1333": (1, [(100, 167), (50, 84), (25, 42), (13, 21)], 8, 32, 4, 900),
     "900 queries 800x1333, batch 8": (8, [(100, 167), (50, 84), (25, 42), (13, 21)], 8, 32, 4, 900),
 }
-# Of the largest element: values of half precision are rounded once, gradients of value once more.
+# Relative to the largest element: half-precision values are rounded once, their gradients once more.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """GDINO_MSDA for the length of a block."""
+    """Set GDINO_MSDA for the duration of a `with` block."""
     before = os.environ.get("GDINO_MSDA")
     os.environ["GDINO_MSDA"] = name
     try:
@@ -38,7 +39,7 @@ def backend(name: str) -> Iterator[None]:
 
 
 def make_inputs(shape: tuple, dtype: torch.dtype, device: str) -> dict[str, Any]:
-    """Random value, references, offsets of a few cells, logits, and the locations and weights these make."""
+    """Random value, references, offsets of a few cells and logits, with the locations and weights that follow."""
     batch, levels, heads, width, points, queries = shape
     generator = torch.Generator(device).manual_seed(0)
     options = {"generator": generator, "device": device}
@@ -66,7 +67,7 @@ def make_inputs(shape: tuple, dtype: torch.dtype, device: str) -> dict[str, Any]
 
 
 def traffic(inputs: dict[str, Any], backward: bool) -> int:
-    """Bytes that any implementation of the plain operator must move: each tensor once."""
+    """Bytes that every implementation of the plain operator must move: each tensor once."""
     value, locations, weights = inputs["plain"]
     grad = inputs["grad"]
     total = sum(x.numel() * x.element_size() for x in (value, locations, weights, grad))
@@ -74,7 +75,7 @@ def traffic(inputs: dict[str, Any], backward: bool) -> int:
 
 
 def call(inputs: dict[str, Any], kind: str, backward: bool) -> Any:
-    """A function without arguments that runs an operator: "plain", "fused" or "reference"."""
+    """Return a function without arguments that runs the "plain", "fused" or "reference" operator."""
     operators = {"plain": ms_deform_attn, "fused": ms_deform_attn_fused, "reference": ms_deform_attn_reference}
     tensors = inputs["fused" if kind == "fused" else "plain"]
 
@@ -91,10 +92,10 @@ def call(inputs: dict[str, Any], kind: str, backward: bool) -> Any:
 
 
 def check(name: str, kind: str, shape: tuple, dtype: torch.dtype, device: str) -> dict[str, float]:
-    """Largest error of output and gradients against float64, relative to each tensor's largest element.
+    """Compare output and gradients with float64; return the largest errors, relative to each tensor's largest element.
 
     Raises:
-        RuntimeError: The backend does not run here, or is wrong.
+        RuntimeError: The backend does not run here, or an error exceeds the tolerance.
     """
     inputs = make_inputs(shape, dtype, device)
     exact = {key: [x.double() for x in inputs[key]] for key in ("plain", "fused")}
@@ -113,15 +114,15 @@ def check(name: str, kind: str, shape: tuple, dtype: torch.dtype, device: str) -
     }
     wrong = {part: error for part, error in errors.items() if not error < TOLERANCE[dtype]}
     if wrong:
-        raise RuntimeError(f"{name} {kind} in {dtype} is off by {wrong} of the largest element")
+        raise RuntimeError(f"{name} {kind} in {dtype} differs from float64 by {wrong} of the largest element")
     return errors
 
 
 def community_kernel() -> Any:
-    """The Hub's older kernel of the same operator, where it can be had.
+    """Load the Hub's older kernel of the same operator.
 
     Raises:
-        Exception: whatever keeps it away.
+        Exception: It cannot be loaded.
     """
     from kernels import get_kernel
 
@@ -129,7 +130,7 @@ def community_kernel() -> Any:
 
 
 def community_call(kernel: Any, inputs: dict[str, Any]) -> Any:
-    """A function without arguments that runs the older kernel forward: it takes everything in the value's dtype."""
+    """Return a function without arguments that runs the older kernel, which takes all inputs in the value's dtype."""
     value, locations, weights = (x.to(inputs["grad"].dtype) for x in inputs["plain"])
     shapes = torch.tensor(inputs["flat"], device=value.device).view(-1, 2)
     starts = shapes.prod(1).cumsum(0) - shapes.prod(1)
@@ -146,7 +147,11 @@ def time_shape(
     repeats: int,
     community: Any = None,
 ) -> list[dict[str, Any]]:
-    """Rows of medians in milliseconds, forward and forward with backward, and the limit a copy's speed sets."""
+    """Time the forward, and forward with backward.
+
+    Returns:
+        One row for each, with median milliseconds by name and the time that a copy of the data takes ("copy limit").
+    """
     inputs = make_inputs(shape, dtype, device)
     rows = []
     for backward in (False, True):

@@ -1,8 +1,8 @@
-"""Builds, checks and times everything that needs a GPU, and writes results/<device>.json.
+"""Build, check and time everything that needs a GPU, and write results/<device>.json.
 
     python kernels/msda/benchmarks/run_gpu.py [--repeats 20] [--skip-models]
 
-It needs torch with CUDA, Triton, nvcc and the kernels package; what is missing is named in the results and left out.
+It needs torch with CUDA, Triton, nvcc and the kernels package. Missing parts are skipped and named in the results.
 """
 
 import argparse
@@ -22,7 +22,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def prepare_hub_kernel(folder: Path | None) -> str | None:
-    """Build the CUDA kernel for this device, or take a built one, and point GDINO_MSDA_HUB at it; else the reason."""
+    """Point GDINO_MSDA_HUB at a built CUDA kernel, building it if none is given; return why not, or None on success."""
     try:
         if folder is None:
             sys.path.insert(0, str(HERE.parent))
@@ -33,13 +33,13 @@ def prepare_hub_kernel(folder: Path | None) -> str | None:
         os.environ["GDINO_MSDA_HUB"] = str(folder)
         from gdino_hf.model import msda_hub
 
-        return None if msda_hub.load() is not None else "the built kernel does not load, see the log"
+        return None if msda_hub.load() is not None else "the built kernel does not load: see the log"
     except (OSError, RuntimeError) as error:
         return str(error).splitlines()[0]
 
 
 def environment() -> dict[str, Any]:
-    """What a reader needs to repeat the run."""
+    """Describe the device and the versions of the software."""
     versions = {"torch": torch.__version__, "cuda": torch.version.cuda, "python": platform.python_version()}
     for package in ("triton", "transformers"):
         try:
@@ -59,7 +59,7 @@ def environment() -> dict[str, Any]:
 def measure_operators(
     device: str, backends: list[str], bandwidth: float, repeats: int, missing: dict[str, str]
 ) -> tuple[dict, dict]:
-    """Errors and times of every backend, shape and dtype; a peer that cannot be had goes to `missing`."""
+    """Return errors and times of every backend, shape and dtype; unavailable peers are added to `missing`."""
     from operators import SHAPES, check, community_kernel, time_shape
 
     try:
@@ -86,13 +86,15 @@ def measure_operators(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=20, help="runs per median, %(default)s")
-    parser.add_argument("--kernel", type=Path, help="folder of a built CUDA variant, instead of building one")
-    parser.add_argument("--skip-models", action="store_true", help="the operator only")
-    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the results, %(default)s")
+    parser.add_argument("--repeats", type=int, default=20, help="timed runs per median (default: %(default)s)")
+    parser.add_argument("--kernel", type=Path, help="folder of a built CUDA variant to use instead of building one")
+    parser.add_argument("--skip-models", action="store_true", help="time the operator only")
+    parser.add_argument(
+        "--out", type=Path, default=HERE / "results", help="folder for the results (default: %(default)s)"
+    )
     args = parser.parse_args()
     if not torch.cuda.is_available():
-        print("There is no GPU that this PyTorch can use: nothing is measured.", file=sys.stderr)
+        print("This PyTorch finds no GPU, so nothing is measured: run it on a machine with CUDA.", file=sys.stderr)
         return 2
     sys.path.insert(0, str(HERE))
     from measure import copy_bandwidth
@@ -103,7 +105,7 @@ def main() -> int:
     if msda_triton.load() is not None:
         backends.append("triton")
     else:
-        missing["triton"] = "Triton does not load, see the log"
+        missing["triton"] = "Triton does not load: see the log"
     reason = prepare_hub_kernel(args.kernel)
     if reason is None:
         backends.append("hub")

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds the library beside the sources of the package, for an editable checkout: kernels/msda/cpu/build.sh [OUTPUT]
+# Build the library next to the package sources, for an editable checkout: kernels/msda/cpu/build.sh [OUTPUT]
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-$here/../../../src/gdino_hf/_msda_cpu.so}

@@ -1,8 +1,9 @@
 /* Multi-scale deformable attention on a CPU (Deformable DETR, Zhu et al. 2021, equation 3), forward and backward.
 
-   Work is cut into (batch, head) slices. A slice's values are first copied next to each other, so that a point's four
-   corners are four short runs in a block that fits the cache; the backward pass adds value gradients into a block of
-   its own in one fixed order, which needs no atomics and gives the same bits on every run and any number of threads. */
+   Work is divided into slices, one per batch item and head. A slice's values are first copied next to each other, so
+   that a point's four corners are four short runs in a block that fits the cache. The backward pass accumulates a
+   slice's value gradients in its own block in one fixed order: it needs no atomics, and results are bit-equal on every
+   run and for any number of threads. */
 
 #include "ms_deform_attn.h"
 
@@ -27,13 +28,13 @@ typedef struct {
     int half;
     const void *value, *grad_output;
     const float *locations, *weights;
-    /* In their place, what the linear layers gave: of each query the offsets of all heads, then their logits. */
+    /* Used instead of locations and weights: each query's offsets of all heads followed by their logits. */
     const float *projected, *reference;
     int64_t axes, reference_batch;
     void *out, *grad_value;
     float *grad_locations, *grad_weights;
     int32_t level_start[MSDA_MAX_POINTS + 1];
-    /* Level sizes and starts repeated for each of its points, so that a vector of points needs no look-up. */
+    /* Sizes and start of each level, repeated for each of its points, so that a vector of points needs no look-up. */
     float width[MSDA_MAX_POINTS + MSDA_PAD], height[MSDA_MAX_POINTS + MSDA_PAD];
     int32_t iwidth[MSDA_MAX_POINTS + MSDA_PAD], iheight[MSDA_MAX_POINTS + MSDA_PAD], start[MSDA_MAX_POINTS + MSDA_PAD];
 } msda_job;
@@ -47,7 +48,7 @@ typedef struct {
                      int64_t last_level);
 } msda_kernels;
 
-/* What a corner outside its level reads. */
+/* Zeros that a corner outside its level reads. */
 static const float msda_zeros[MSDA_MAX_WIDTH] __attribute__((aligned(64)));
 
 static inline float msda_from_half(uint16_t x)
@@ -147,7 +148,7 @@ static int msda_prepare(msda_job *job, const msda_shape *shape, const int64_t *s
     job->Dp = (job->D + 15) / 16 * 16;
     job->total_points = job->B * job->Q * job->M * job->P;
     job->half = shape->dtype == MSDA_BFLOAT16;
-    /* Offsets inside a slice are 32 bits wide. */
+    /* Offsets inside a slice are 32-bit. */
     if (job->S > INT32_MAX / job->Dp)
         return MSDA_BAD_ARGUMENT;
     int64_t start = 0;
@@ -182,7 +183,7 @@ static int msda_run_forward(const msda_job *job, const msda_shape *shape)
 
     const int64_t row = job->M * job->D, slices = job->B * job->M;
     int threads = shape->threads > 1 ? shape->threads : 1;
-    /* Copying a slice pays once its rows are read several times over. */
+    /* Copying a slice pays off if its rows are read several times. */
     const int packed = job->D != job->Dp || job->S > INT32_MAX / row || job->Q * job->P * 4 > 8 * job->S;
     int64_t chunks = 1;
     if (slices < 4 * threads && threads > 1)
@@ -261,7 +262,7 @@ int msda_backward(const msda_shape *shape, const int64_t *spatial_shapes, const 
 
     const int64_t slices = job.B * job.M;
     int threads = shape->threads > 1 ? shape->threads : 1;
-    /* A slice can be cut by level: a level's value gradients come from its own points only, and their order stays. */
+    /* A slice can be divided by level: a level's value gradients come from its own points only, in the same order. */
     const int64_t cuts = slices < 2 * threads && slices % threads ? job.L : 1, levels = job.L / cuts;
     int64_t most = 0;
     for (int64_t l = 0; l < job.L; l += levels) {

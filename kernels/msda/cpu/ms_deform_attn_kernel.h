@@ -1,7 +1,7 @@
-/* The loops of multi-scale deformable attention, written once and included once per instruction set.
-   The includer defines MSDA_VW (float32 lanes of a vector register), MSDA_FN(name) and MSDA_TARGET.
-   Vector types are the compiler's own extension at the register's true width: a wider type would be taken apart
-   before the target attribute has its say. */
+/* The loops of multi-scale deformable attention, included once per instruction set.
+   The including file defines MSDA_VW (float32 lanes of a vector register), MSDA_FN(name) and MSDA_TARGET.
+   Vector types are the compiler's extension at exactly the register's width: the compiler would split a wider type
+   before it considers the target attribute. */
 
 #define VW MSDA_VW
 #define INLINE MSDA_TARGET static inline __attribute__((always_inline))
@@ -46,7 +46,7 @@ INLINE vf MSDA_FN(load_half)(const uint16_t *p)
     return (vf)(__builtin_convertvector(*(const vh_any *)p, vu) << 16);
 }
 
-/* Round to nearest even; a NaN keeps its sign and top bits and stays a NaN. */
+/* Round to nearest even. A NaN stays a NaN with its sign and top bits. */
 INLINE void MSDA_FN(store_half)(uint16_t *p, vf v)
 {
     vu bits = (vu)v;
@@ -56,7 +56,7 @@ INLINE void MSDA_FN(store_half)(uint16_t *p, vf v)
     *(vh_any *)p = __builtin_convertvector(rounded, vh);
 }
 
-/* One row of `width` values to float32, zeros up to `padded`. */
+/* Convert a row of `width` values to float32 and fill up with zeros to `padded`. */
 INLINE void MSDA_FN(widen_row)(float *to, const uint16_t *from, int64_t width, int64_t padded)
 {
     int64_t i = 0;
@@ -88,8 +88,8 @@ INLINE void MSDA_FN(copy_row)(float *to, const float *from, int64_t width, int64
         to[i] = 0;
 }
 
-/* Rows [first, last) of one head, strided in memory, to contiguous float32 rows of a padded width. A head's rows lie
-   M * D apart: read in place they would fall on a fraction of the cache's sets. */
+/* Copy rows [first, last) of one head to contiguous float32 rows of a padded width. In memory, a head's rows are M * D
+   elements apart, so reading them in place would use only a fraction of the cache's sets. */
 MSDA_TARGET static void MSDA_FN(pack)(const msda_job *job, int64_t b, int64_t m, int64_t first, int64_t last, float *rows)
 {
     const int64_t D = job->D, Dp = job->Dp, step = job->M * D;
@@ -102,7 +102,7 @@ MSDA_TARGET static void MSDA_FN(pack)(const msda_job *job, int64_t b, int64_t m,
     }
 }
 
-/* The way back for the gradient of the value. */
+/* Inverse of pack, for the gradient of the value. */
 MSDA_TARGET static void MSDA_FN(unpack)(const msda_job *job, int64_t b, int64_t m, int64_t first, int64_t last,
                                         const float *rows)
 {
@@ -116,8 +116,8 @@ MSDA_TARGET static void MSDA_FN(unpack)(const msda_job *job, int64_t b, int64_t 
     }
 }
 
-/* Corner offsets and bilinear weights of up to MSDA_MAX_POINTS points of one query and head. Corners in the order
-   (y0,x0) (y0,x1) (y1,x0) (y1,x1); offset -1 marks a corner outside its level, with weight 0. */
+/* Corner offsets and bilinear weights of up to MSDA_MAX_POINTS points of one query and head. The corners are in the
+   order (y0,x0) (y0,x1) (y1,x0) (y1,x1). Offset -1 marks a corner outside its level, whose weight is 0. */
 #define corners MSDA_FN(corners)
 typedef struct {
     int32_t offset[4][MSDA_MAX_POINTS + VW] __attribute__((aligned(64)));
@@ -126,13 +126,13 @@ typedef struct {
     float fy[MSDA_MAX_POINTS + VW] __attribute__((aligned(64)));
 } corners;
 
-/* Points [p, p + VW) of one query and head, at x, y in cells of their levels, with attention weights a. */
+/* Corners of the points [p, p + VW) of one query and head, at x, y in cells of their levels, with attention weights a. */
 INLINE void MSDA_FN(place)(const msda_job *job, vf x, vf y, vf a, int64_t p, int32_t stride, int32_t shift, corners *c)
 {
     const vf width = MSDA_FN(load)(job->width + p), height = MSDA_FN(load)(job->height + p);
     const vi iwidth = *(const vi_any *)(job->iwidth + p), iheight = *(const vi_any *)(job->iheight + p);
     const vi start = *(const vi_any *)(job->start + p) - shift;
-    /* False for NaN and infinities too, so the conversion below only ever sees small numbers. */
+    /* False for NaN and infinities too, so the conversion below only meets small numbers. */
     const vi inside = (x > -1.0f) & (x < width) & (y > -1.0f) & (y < height);
     x = (vf)((vi)x & inside);
     y = (vf)((vi)y & inside);
@@ -157,8 +157,8 @@ INLINE void MSDA_FN(place)(const msda_job *job, vf x, vf y, vf a, int64_t p, int
     *(vf_any *)(c->fy + p) = fy;
 }
 
-/* Points [p, p + VW) from stored locations and weights. `index` is the flat index of point p; the last points of the
-   whole tensor are read through a padded copy, all others may read past their own query. */
+/* Corners of the points [p, p + VW) from stored locations and weights. `index` is the flat index of point p. The last
+   points of the whole tensor are read through a padded copy; all others may read past their own query. */
 INLINE void MSDA_FN(locate)(const msda_job *job, int64_t index, int64_t p, int64_t n, int32_t stride, int32_t shift,
                             corners *c)
 {
@@ -178,7 +178,8 @@ INLINE void MSDA_FN(locate)(const msda_job *job, int64_t index, int64_t p, int64
     MSDA_FN(place)(job, EVEN(low, high) * width - 0.5f, ODD(low, high) * height - 0.5f, a, p, stride, shift, c);
 }
 
-/* e^x of x <= 0 to two units in the last place: 2^n times the Taylor polynomial of what is left, |r| <= ln(2) / 2. */
+/* e^x for x <= 0 with an error of two units in the last place: 2^n times the Taylor polynomial of e^r, where
+   |r| <= ln(2) / 2. */
 INLINE vf MSDA_FN(exp_negative)(vf x)
 {
     const vi enough = x > -87.0f;
@@ -194,8 +195,8 @@ INLINE vf MSDA_FN(exp_negative)(vf x)
     return (vf)((vi)(sum * (vf)((n + 127) << 23)) & enough);
 }
 
-/* All points of one query and head from what the two linear layers gave: the softmax of its logits, and its reference
-   moved by its offsets, in cells for a point and in shares of half the sides for a box. */
+/* Corners of all points of one query and head, from the outputs of the two linear layers: the weights are the softmax
+   of the logits, and the locations are the reference plus the offsets, in the units that ms_deform_attn.h gives. */
 INLINE void MSDA_FN(locate_projected)(const msda_job *job, int64_t b, int64_t q, int64_t m, int32_t stride, corners *c)
 {
     const int64_t P = job->P, K = job->K, axes = job->axes;
@@ -241,8 +242,8 @@ INLINE void MSDA_FN(locate_projected)(const msda_job *job, int64_t b, int64_t q,
     }
 }
 
-/* One query and head, `width` channels from `rows` on: several partial sums, or each addition would wait for the one
-   before it. */
+/* Weighted sum of one query and head over `width` channels, starting at `channel`. Several partial sums keep each
+   addition from waiting for the one before it. */
 INLINE void MSDA_FN(gather)(const corners *c, int64_t points, const void *rows, int half, int64_t channel, float *to,
                             const int width)
 {
@@ -342,131 +343,7 @@ MSDA_TARGET static void MSDA_FN(forward)(const msda_job *job, const void *rows, 
         MSDA_FN(forward_range)(job, rows, 0, stride, b, m, first, last, 0);
 }
 
-#define quad MSDA_FN(quad)
-#define quad_parts MSDA_FN(quad_parts)
-typedef float quad __attribute__((vector_size(16)));
-typedef int32_t MSDA_FN(quad_index) __attribute__((vector_size(16)));
-typedef union {
-    vf whole;
-    quad part[VW / 4];
-} quad_parts;
-
-INLINE quad MSDA_FN(fold)(vf v)
-{
-    quad_parts u;
-    u.whole = v;
-#if VW == 16
-    return (u.part[0] + u.part[1]) + (u.part[2] + u.part[3]);
-#elif VW == 8
-    return u.part[0] + u.part[1];
-#else
-    return u.part[0];
-#endif
-}
-
-/* The four sums over lanes of a, b, c, d. */
-INLINE quad MSDA_FN(sum4)(vf va, vf vb, vf vc, vf vd)
-{
-    const quad a = MSDA_FN(fold)(va), b = MSDA_FN(fold)(vb), c = MSDA_FN(fold)(vc), d = MSDA_FN(fold)(vd);
-#define SHUFFLE4(x, y, ...) MSDA_SHUFFLE(MSDA_FN(quad_index), x, y, __VA_ARGS__)
-    const quad ab = SHUFFLE4(a, b, 0, 4, 1, 5) + SHUFFLE4(a, b, 2, 6, 3, 7);
-    const quad cd = SHUFFLE4(c, d, 0, 4, 1, 5) + SHUFFLE4(c, d, 2, 6, 3, 7);
-    return SHUFFLE4(ab, cd, 0, 1, 4, 5) + SHUFFLE4(ab, cd, 2, 3, 6, 7);
-#undef SHUFFLE4
-}
-
-INLINE void MSDA_FN(backward_range)(const msda_job *job, const float *rows, float *grads, int64_t b, int64_t m,
-                                    int64_t first_level, int64_t last_level, const int width)
-{
-    const int64_t D = job->D, Dp = width ? width : job->Dp, P = job->P;
-    const int64_t first = first_level * job->K, last = last_level * job->K;
-    const int32_t shift = job->start[first];
-    const int vectors = (int)(Dp / VW);
-    float g[MSDA_MAX_WIDTH] __attribute__((aligned(64)));
-    float sink[MSDA_MAX_WIDTH] __attribute__((aligned(64)));
-    float dots[4 * (MSDA_MAX_POINTS + VW)] __attribute__((aligned(64)));
-    corners c;
-    for (int64_t d = 0; d < Dp; d++)
-        sink[d] = 0;
-    for (int64_t q = 0; q < job->Q; q++) {
-        const int64_t item = (b * job->Q + q) * job->M + m;
-        __builtin_prefetch(job->locations + 2 * P * (item + 4 * job->M));
-        __builtin_prefetch(job->locations + 2 * P * (item + 4 * job->M) + 16);
-        __builtin_prefetch(job->weights + P * (item + 4 * job->M));
-        if (job->half)
-            MSDA_FN(widen_row)(g, (const uint16_t *)job->grad_output + item * D, D, Dp);
-        else
-            MSDA_FN(copy_row)(g, (const float *)job->grad_output + item * D, D, Dp);
-        for (int64_t p = first; p < last; p += VW) {
-            const int64_t n = last - p < VW ? last - p : VW;
-            MSDA_FN(locate)(job, item * P + p, p, n, (int32_t)Dp, shift, &c);
-        }
-        for (int64_t p = first; p < last; p++) {
-            const float *row[4];
-            float *grad[4];
-            vf dot[4], w[4];
-#pragma GCC unroll 4
-            for (int k = 0; k < 4; k++) {
-                const int32_t offset = c.offset[k][p];
-                row[k] = offset < 0 ? msda_zeros : rows + offset;
-                grad[k] = offset < 0 ? sink : grads + offset;
-                w[k] = MSDA_FN(splat)(c.weight[k][p]);
-                dot[k] = (vf){0};
-            }
-#pragma GCC unroll 8
-            for (int v = 0; v < vectors; v++) {
-                const vf gv = *(const vf *)(g + v * VW);
-#pragma GCC unroll 4
-                for (int k = 0; k < 4; k++) {
-                    dot[k] += gv * MSDA_FN(load)(row[k] + v * VW);
-                    MSDA_FN(store)(grad[k] + v * VW, MSDA_FN(load)(grad[k] + v * VW) + w[k] * gv);
-                }
-            }
-            *(quad *)(dots + 4 * p) = MSDA_FN(sum4)(dot[0], dot[1], dot[2], dot[3]);
-        }
-        for (int64_t p = first; p < last; p += VW) {
-            const int64_t at = item * P + p;
-            const vf d0 = MSDA_FN(load)(dots + 4 * p), d1 = MSDA_FN(load)(dots + 4 * p + VW);
-            const vf d2 = MSDA_FN(load)(dots + 4 * p + 2 * VW), d3 = MSDA_FN(load)(dots + 4 * p + 3 * VW);
-            const vf even01 = EVEN(d0, d1), even23 = EVEN(d2, d3), odd01 = ODD(d0, d1), odd23 = ODD(d2, d3);
-            const vf top_left = EVEN(even01, even23), top_right = EVEN(odd01, odd23);
-            const vf bottom_left = ODD(even01, even23), bottom_right = ODD(odd01, odd23);
-            const vf fx = MSDA_FN(load)(c.fx + p), fy = MSDA_FN(load)(c.fy + p), gx = 1.0f - fx, gy = 1.0f - fy;
-            float a[VW] __attribute__((aligned(64)));
-            for (int i = 0; i < VW; i++)
-                a[i] = p + i < last ? job->weights[at + i] : 0;
-            const vf aw = *(const vf *)a;
-            const vf gw = gy * (gx * top_left + fx * top_right) + fy * (gx * bottom_left + fx * bottom_right);
-            const vf dx = aw * MSDA_FN(load)(job->width + p) *
-                          (gy * (top_right - top_left) + fy * (bottom_right - bottom_left));
-            const vf dy = aw * MSDA_FN(load)(job->height + p) *
-                          (gx * (bottom_left - top_left) + fx * (bottom_right - top_right));
-            if (p + VW <= last) {
-                MSDA_FN(store)(job->grad_weights + at, gw);
-                MSDA_FN(store)(job->grad_locations + 2 * at, ZIP_LOW(dx, dy));
-                MSDA_FN(store)(job->grad_locations + 2 * at + VW, ZIP_HIGH(dx, dy));
-            } else
-                for (int i = 0; i < last - p; i++) {
-                    job->grad_weights[at + i] = gw[i];
-                    job->grad_locations[2 * (at + i)] = dx[i];
-                    job->grad_locations[2 * (at + i) + 1] = dy[i];
-                }
-        }
-    }
-}
-
-/* Levels [first_level, last_level) of batch b, head m: all queries, in order. `rows` and `grads` hold those levels'
-   values and the sums of their gradients. */
-MSDA_TARGET static void MSDA_FN(backward)(const msda_job *job, const float *rows, float *grads, int64_t b, int64_t m,
-                                          int64_t first_level, int64_t last_level)
-{
-    if (job->Dp == 16)
-        MSDA_FN(backward_range)(job, rows, grads, b, m, first_level, last_level, 16);
-    else if (job->Dp == 32)
-        MSDA_FN(backward_range)(job, rows, grads, b, m, first_level, last_level, 32);
-    else
-        MSDA_FN(backward_range)(job, rows, grads, b, m, first_level, last_level, 0);
-}
+#include "ms_deform_attn_backward.h"
 
 static const msda_kernels MSDA_FN(kernels) = {MSDA_FN(pack), MSDA_FN(unpack), MSDA_FN(forward), MSDA_FN(backward)};
 
@@ -480,8 +357,6 @@ static const msda_kernels MSDA_FN(kernels) = {MSDA_FN(pack), MSDA_FN(unpack), MS
 #undef vh_any
 #undef vi_any
 #undef corners
-#undef quad
-#undef quad_parts
 #undef EVEN
 #undef ODD
 #undef ZIP_LOW

@@ -1,4 +1,4 @@
-/* Tensors to pointers for the CPU. */
+/* PyTorch binding of the CPU kernels: checks tensors and passes their pointers. */
 #include "../torch-ext/torch_binding.h"
 #include "ms_deform_attn.h"
 
@@ -23,7 +23,7 @@ msda_shape make_shape(const Tensor& value, const Sizes& sizes) {
 
 void check_status(int status) {
   STD_TORCH_CHECK(status != MSDA_NO_MEMORY, "Deformable attention ran out of memory: use a smaller batch or image.");
-  STD_TORCH_CHECK(status == MSDA_OK, "Deformable attention takes at most 256 channels a head and 256 samples a query.");
+  STD_TORCH_CHECK(status == MSDA_OK, "Deformable attention takes at most 256 channels per head and 256 samples per query.");
 }
 
 const float* floats(const Tensor& tensor) { return static_cast<const float*>(tensor.const_data_ptr()); }

@@ -1,10 +1,10 @@
-/* Chooses the kernel for a dtype and a width, and launches it. */
+/* Selection of the kernel for a dtype and head width, and its launch. */
 #include "ms_deform_attn.cuh"
 
 namespace msda {
 namespace {
 
-/* Threads of a row: enough for its packets, rounded up to a power of two, at most a warp. */
+/* Number of threads per row: one per packet, rounded up to a power of two, at most a warp. */
 int lanes_for(int64_t packets) {
   int lanes = 1;
   while (lanes < packets && lanes < 32) lanes *= 2;

@@ -1,8 +1,8 @@
 /* The kernels of multi-scale deformable attention (Deformable DETR, Zhu et al. 2021, equation 3).
 
-   A row is one head of one query. `lanes` threads, a power of two within a warp, share a row; each holds kVector
-   neighbouring channels, 16 bytes of value where the width allows it, so a corner of a sample is one load per thread.
-   Geometry, weights and sums are float32 whatever the values are. Offsets into tensors are 64-bit. */
+   A row is one head of one query. `lanes` threads of a warp, a power of two, share a row. Each handles kVector adjacent
+   channels, which are 16 bytes of value if the width allows it, so a corner of a sample is one load per thread.
+   Geometry, weights and sums are float32 whatever the values' dtype. Offsets into tensors are 64-bit. */
 #pragma once
 
 #include <cuda_bf16.h>
@@ -13,7 +13,7 @@
 namespace msda {
 
 constexpr int kThreads = 256;
-// Blocks a multiprocessor must hold at least: what keeps the compiler from trading spills for occupancy.
+// Minimum number of blocks per multiprocessor; with more, the compiler would spill registers to raise occupancy.
 constexpr int kBlocks = 2;
 constexpr unsigned kWholeWarp = 0xffffffffu;
 
@@ -30,7 +30,7 @@ __device__ __forceinline__ __half from_float<__half>(float x) { return __float2h
 template <>
 __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) { return __float2bfloat16_rn(x); }
 
-/* kVector channels as they lie in memory, moved by one instruction. */
+/* kVector adjacent channels, moved by one instruction. */
 template <typename T, int kVector>
 struct alignas(sizeof(T) * kVector) Packet {
   T channel[kVector];
@@ -49,7 +49,7 @@ __device__ __forceinline__ void store(T* to, const float (&x)[kVector]) {
   *reinterpret_cast<Packet<T, kVector>*>(to) = packet;
 }
 
-/* Hopper and later add four floats in one memory transaction. */
+/* Atomic addition; Hopper and later add four floats in one memory transaction. */
 template <int kVector>
 __device__ __forceinline__ void add(float* to, const float (&x)[kVector]) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -66,16 +66,16 @@ __device__ __forceinline__ void add(float* to, const float (&x)[kVector]) {
   }
 }
 
-/* A sample's place on its level: the cell up left of it, how far in it lies, and which of its four corners exist. */
+/* Position of a sample on its level: its upper left cell, its position within it, and which of its corners exist. */
 struct Place {
-  int64_t first;  // offset of the up left corner from the row's channels in token 0
+  int64_t first;  // offset of the upper left corner from the row's channels in token 0
   float fx, fy;
   bool left, right, top, bottom;
 
   __device__ __forceinline__ Place(const Problem& problem, int level, float2 location, int64_t stride) {
     const int height = problem.height[level], width = problem.width[level];
     float x = location.x * width - 0.5f, y = location.y * height - 0.5f;
-    // False too where a location is not a number.
+    // False for NaN too.
     const bool near = x > -1.0f && x < width && y > -1.0f && y < height;
     x = near ? x : 0.0f;
     y = near ? y : 0.0f;
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   }
 }
 
-/* kWide: a row is wider than its threads' packets, which then pass over it several times a sample. */
+/* kWide: the row has more packets than threads, so that each thread handles several packets per sample. */
 template <typename T, int kVector, bool kWide>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     backward_kernel(const __grid_constant__ Problem problem, int lanes, const T* __restrict__ grad_output,
@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
                     float* __restrict__ grad_weights) {
   const int64_t rows = problem.B * problem.Q * problem.M;
   int64_t row = static_cast<int64_t>(blockIdx.x) * (kThreads / lanes) + threadIdx.x / lanes;
-  // Threads past the end repeat the last row without writing: every thread of a warp takes part in its sums.
+  // Threads past the end repeat the last row without writing, because the sums need every thread of a warp.
   const bool real = row < rows;
   row = real ? row : rows - 1;
   const int lane = threadIdx.x % lanes;
@@ -198,7 +198,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
         by_x += __shfl_xor_sync(kWholeWarp, by_x, distance);
         by_y += __shfl_xor_sync(kWholeWarp, by_y, distance);
       }
-      // Each thread keeps one sample in `lanes`, and all write theirs side by side.
+      // Each thread keeps every lanes-th sample, so that all threads write adjacent results together.
       const int turn = p & (lanes - 1);
       if (turn == lane) {
         mine_weight = by_weight;

@@ -1,10 +1,10 @@
-/* Tensors to pointers for CUDA. */
+/* PyTorch binding of the CUDA kernels: checks tensors and passes their pointers. */
 #include <torch/csrc/stable/accelerator.h>
 
 #include "../torch-ext/torch_binding.h"
 #include "ms_deform_attn.h"
 
-// Weak, so that the library also loads beside a PyTorch without CUDA, which lacks it.
+// Weak, so that the library also loads with a PyTorch without CUDA, which lacks this function.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
                                                                                    void** ret_stream);
 
@@ -28,7 +28,7 @@ msda::Dtype dtype_of(const Tensor& value) {
   }
 }
 
-/* Contiguous and at an address that 16-byte loads can take: a slice of another tensor may start anywhere. */
+/* Make a tensor contiguous and 16-byte aligned; a slice of another tensor may start at any address. */
 Tensor packed(const Tensor& tensor) {
   const Tensor result = torch::stable::contiguous(tensor);
   const bool aligned = reinterpret_cast<uintptr_t>(result.const_data_ptr()) % 16 == 0;
@@ -39,7 +39,7 @@ msda::Problem make_problem(const Tensor& value, const std::vector<int64_t>& spat
                            const Tensor& weights) {
   const Sizes sizes = check_shapes(value, spatial_shapes, locations, weights);
   STD_TORCH_CHECK(sizes.L <= msda::kMaxLevels, "At most ", msda::kMaxLevels, " levels, got ", sizes.L, ".");
-  STD_TORCH_CHECK(sizes.S <= INT32_MAX, "At most 2^31 - 1 tokens an item, got ", sizes.S, ".");
+  STD_TORCH_CHECK(sizes.S <= INT32_MAX, "At most 2^31 - 1 tokens per item, got ", sizes.S, ".");
   for (const Tensor* other : {&locations, &weights})
     STD_TORCH_CHECK(other->is_cuda() && other->get_device() == value.get_device(),
                     "value, sampling_locations and attention_weights must be on one device.");
@@ -83,7 +83,7 @@ Gradients ms_deform_attn_backward(Tensor grad_output, Tensor value, std::vector<
   const torch::stable::accelerator::DeviceGuard guard(value.get_device());
   const Tensor g = packed(grad_output), v = packed(value), l = packed(sampling_locations),
                w = packed(attention_weights);
-  // Added to in float32 whatever the values are: thousands of samples may read one cell.
+  // Accumulated in float32 whatever the dtype, since thousands of samples may read one cell.
   const Tensor grad_value =
       torch::stable::new_zeros(value, {problem.B, problem.S, problem.M, problem.D}, ScalarType::Float);
   const Tensor grad_locations =

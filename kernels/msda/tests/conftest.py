@@ -1,4 +1,4 @@
-"""What the kernel's tests share: the equation in float64, random cases, and builds made once."""
+"""Shared parts of the kernel tests: the equation in float64, random cases, and builds that are made once."""
 
 import importlib.util
 import os
@@ -13,13 +13,13 @@ import torch.nn.functional as F
 
 PROJECT = Path(__file__).resolve().parents[1]
 
-# pytest names this module after its folders and so puts a bare module in the place of the package called kernels.
+# pytest names this module after its folders, and thereby hides the installed package `kernels` by an empty module.
 if not hasattr(sys.modules.get("kernels"), "get_kernel"):
     sys.modules.pop("kernels", None)
 
 
 def need(program, variable):
-    """Skip without a compiler, or fail where the environment says that it must be there."""
+    """Skip the test without a compiler, or fail it if the environment requires one."""
     if shutil.which(program) is None:
         if os.environ.get(variable) == "1":
             pytest.fail(f"{variable}=1, but {program} is not on PATH")
@@ -27,7 +27,7 @@ def need(program, variable):
 
 
 def reference(value, spatial_shapes, locations, weights):
-    """grid_sample on every level, then the weighted sum over levels and points."""
+    """Sample each level with grid_sample, then take the weighted sum over levels and points."""
     batch, _, heads, width = value.shape
     out = value.new_zeros(batch, heads, width, locations.shape[1])
     for level, tokens in enumerate(value.split([h * w for h, w in spatial_shapes], dim=1)):
@@ -41,7 +41,7 @@ def reference(value, spatial_shapes, locations, weights):
 
 
 def make_case(seed, width=None, dtype=torch.float32, queries=None):
-    """Value, shapes, locations, weights and output gradient: 1-5 levels, 1-8 points, locations far outside too."""
+    """Random value, shapes, locations (some far outside), weights and gradient, with 1-5 levels and 1-8 points."""
     choose = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
     shapes = [(choose.randint(1, 9), choose.randint(1, 11)) for _ in range(choose.randint(1, 5))]
@@ -55,7 +55,7 @@ def make_case(seed, width=None, dtype=torch.float32, queries=None):
     while True:
         locations = (torch.rand(*size, 2, generator=generator) - 0.5) * spread + 0.5
         pixels = locations.double() * cells - 0.5
-        # The gradient jumps on a cell's centre, and which side counts is a matter of rounding.
+        # The gradient jumps at a cell's centre, and rounding decides on which side it is taken.
         if not ((pixels.abs() < 1e3) & ((pixels - pixels.round()).abs() < 1e-5)).any():
             break
     weights = torch.rand(size, generator=generator)
@@ -64,14 +64,14 @@ def make_case(seed, width=None, dtype=torch.float32, queries=None):
 
 
 def expected(value, shapes, locations, weights, grad):
-    """Output and gradients in float64."""
+    """Compute the output and gradients in float64."""
     inputs = [tensor.double().requires_grad_() for tensor in (value, locations, weights)]
     out = reference(inputs[0], shapes, *inputs[1:])
     return out.detach(), torch.autograd.grad(out, inputs, grad.double())
 
 
 def load_script(name):
-    """A script of the project as a module."""
+    """Import a script of the project as a module."""
     spec = importlib.util.spec_from_file_location(f"msda_{name}", PROJECT / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -81,13 +81,13 @@ def load_script(name):
 
 @pytest.fixture(scope="session")
 def cases():
-    """The functions above: with importlib imports, tests cannot import a neighbour."""
+    """This module, since pytest's importlib mode does not let tests import it by name."""
     return sys.modules[__name__]
 
 
 @pytest.fixture(scope="session")
 def variant(tmp_path_factory):
-    """Builds a variant and loads it through the kernels package; each is built once."""
+    """A function that builds a variant, once per session, and loads it through the kernels package."""
     built = {}
 
     def make(backend, architectures=("90",)):

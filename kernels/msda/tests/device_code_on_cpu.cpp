@@ -1,5 +1,5 @@
-/* Runs the CUDA kernels on a CPU, for their arithmetic and indexing: each thread of a warp is a fiber, and a shuffle is
-   where fibers take turns. What it cannot show is speed, races between warps, and the vector atomics of Hopper. */
+/* The CUDA kernels run on a CPU, to test their arithmetic and indexing. Each thread of a warp is a fiber, and fibers
+   take turns at shuffles. Speed, races between warps and the vector atomics of Hopper cannot be tested this way. */
 #include <ucontext.h>
 
 #include <cuda_runtime_api.h>
@@ -30,7 +30,7 @@ struct Fiber {
 Fiber fibers[kWarp];
 ucontext_t scheduler;
 int current;
-// Two rows: a fiber may publish its next value before the last one has read this one.
+// Two rows, because a fiber may publish its next value before the last fiber has read this one.
 float published[2][kWarp];
 const std::function<void()>* body;
 

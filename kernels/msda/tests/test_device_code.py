@@ -1,4 +1,4 @@
-"""The CUDA kernels' arithmetic and indexing, run on a CPU, and their compilation for every architecture."""
+"""Claims about the CUDA kernels: arithmetic and indexing, run on a CPU, and compilation for every architecture."""
 
 import ctypes
 import shutil
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 HERE = Path(__file__).resolve().parent
-# Sums of at most 40 float32 products of order 1; a location's gradient is those times a level's size, below 100.
+# Sums of at most 40 float32 products of order 1; location gradients multiply them by a level's size, at most 100.
 FORWARD_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4
 # The output is rounded to the value's dtype once; gradients leave the kernels in float32.
@@ -18,7 +18,7 @@ DTYPES = {torch.float32: (0, 0.0), torch.float16: (1, 2.0**-11), torch.bfloat16:
 
 @pytest.fixture(scope="module")
 def device_code(tmp_path_factory, cases):
-    """The kernels compiled for the CPU; CUDA's headers come with nvcc."""
+    """The kernels compiled for the CPU, with the headers that come with nvcc."""
     cases.need("nvcc", "GDINO_REQUIRE_NVCC")
     include = Path(shutil.which("nvcc")).resolve().parents[1] / "include"
     if not (include / "cuda_fp16.h").is_file():
@@ -34,7 +34,7 @@ def run(library, value, shapes, locations, weights, grad, vector):
     _, queries, _, levels, points, _ = locations.shape
     sizes = (ctypes.c_int64 * 7)(batch, tokens, heads, width, queries, levels, points)
     flat = (ctypes.c_int * (2 * levels))(*[side for shape in shapes for side in shape])
-    # NaN wherever the kernels should write and do not.
+    # Filled with NaN, which remains wherever the kernels fail to write.
     out = torch.full((batch, queries, heads * width), float("nan"), dtype=value.dtype)
     grad_value = torch.zeros(value.shape)
     grad_locations, grad_weights = torch.full_like(locations, float("nan")), torch.full_like(weights, float("nan"))
@@ -79,7 +79,7 @@ def test_more_rows_than_a_block(cases, device_code):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf"), 3e38])
-def test_locations_that_are_no_place_contribute_zero(cases, device_code, bad):
+def test_non_finite_and_huge_locations_contribute_zero(cases, device_code, bad):
     value, shapes, locations, weights, grad = cases.make_case(3, width=16)
     elsewhere = locations.clone()
     elsewhere[:, ::2, :, :, 0, 0] = 50.0
@@ -89,7 +89,7 @@ def test_locations_that_are_no_place_contribute_zero(cases, device_code, bad):
         assert torch.equal(a, b)
 
 
-def test_infinite_values_reach_only_the_points_beside_them(cases, device_code):
+def test_infinite_values_reach_only_neighbouring_samples(cases, device_code):
     value = torch.ones(1, 9, 1, 16)
     value[:, 0], value[:, 8] = float("inf"), float("nan")
     places = [[0.4, 0.4], [0.6, 0.4], [0.9, 0.9], [9.0, 9.0], [-0.1, 0.5], [0.5, 1.1], [1.1, 0.4], [-0.1, -0.1]]
@@ -105,7 +105,7 @@ def test_infinite_values_reach_only_the_points_beside_them(cases, device_code):
 def test_every_architecture_compiles_without_spills(cases, architecture, tmp_path):
     cases.need("nvcc", "GDINO_REQUIRE_NVCC")
     kernels = cases.load_script("compile_check").compile_for(architecture, tmp_path)
-    # Three dtypes, packed and scalar: one forward kernel each, and two backward ones.
+    # Three dtypes times two packet widths, each with one forward and two backward kernels.
     assert len(kernels) == 18
     assert {name: numbers["spills"] for name, numbers in kernels.items() if numbers["spills"]} == {}
     assert (tmp_path / f"sm_{architecture}.cubin").read_bytes()[:4] == b"\x7fELF"
@@ -123,7 +123,7 @@ __global__ void greedy(float* x) {
 """
 
 
-def test_spills_are_noticed(cases, tmp_path, monkeypatch):
+def test_register_spills_are_detected(cases, tmp_path, monkeypatch):
     cases.need("nvcc", "GDINO_REQUIRE_NVCC")
     script = cases.load_script("compile_check")
     source = tmp_path / "greedy.cu"
@@ -134,7 +134,7 @@ def test_spills_are_noticed(cases, tmp_path, monkeypatch):
     assert numbers["spills"] > 0
 
 
-def test_random_cases_cover_what_they_claim(cases):
+def test_random_cases_cover_all_levels_points_and_far_locations(cases):
     shapes = [cases.make_case(seed) for seed in range(30)]
     assert {len(case[1]) for case in shapes} == {1, 2, 3, 4, 5}
     assert {case[2].shape[4] for case in shapes} == set(range(1, 9))

@@ -1,11 +1,11 @@
-"""The built kernel as its users meet it: loaded by the kernels package, through PyTorch's dispatcher and layers."""
+"""Claims about the built kernel as users meet it: loaded by the kernels package, called as operator and as layer."""
 
 import json
 
 import pytest
 import torch
 
-# Sums of at most 40 float32 products of order 1; a location's gradient is those times a level's size, below 100.
+# Sums of at most 40 float32 products of order 1; location gradients multiply them by a level's size, at most 100.
 FORWARD_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4
 ROUNDING = {torch.float32: 0.0, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -21,7 +21,7 @@ def on(device, case):
 
 @pytest.fixture(params=["cpu", "cuda"])
 def kernel(request, variant):
-    """(module, device): the CPU build here, the CUDA one where there is a GPU."""
+    """The loaded module and its device: the CPU build, and the CUDA build if there is a GPU."""
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU here; test_device_code.py runs the kernels' arithmetic on the CPU")
     architecture = "".join(map(str, torch.cuda.get_device_capability())) if request.param == "cuda" else "90"
@@ -37,7 +37,7 @@ def test_build_toml_and_local_build_name_the_same_sources(cases):
     text = (cases.PROJECT / "build.toml").read_text()
     for path in cases.load_script("build_local").sources():
         name = path.relative_to(cases.PROJECT).as_posix()
-        # Python files are taken by folder.
+        # build.toml lists Python files by folder.
         assert name.endswith(".py") or f'"{name}"' in text, name
 
 
@@ -74,14 +74,14 @@ def test_random_shapes_equal_float64(cases, kernel, seed):
         )
 
 
-def test_operator_passes_torchs_own_checks(cases, kernel):
+def test_operator_passes_torch_checks(cases, kernel):
     module, device = kernel
     value, shapes, locations, weights, _ = on(device, cases.make_case(2, width=8))
     inputs = [x.requires_grad_() for x in (value, locations, weights)]
     torch.library.opcheck(module.ops.forward.default, (inputs[0], flat(shapes), *inputs[1:]))
 
 
-def test_float64_and_shapes_that_do_not_fit_are_refused(cases, kernel):
+def test_float64_and_mismatched_shapes_are_refused(cases, kernel):
     module, device = kernel
     value, shapes, locations, weights, _ = on(device, cases.make_case(2, width=8))
     assert not module.supports(value.double(), locations)
@@ -129,7 +129,7 @@ def test_compiles_to_one_graph(cases, kernel):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_a_cuda_graph_replays_it(cases, variant):
+def test_cuda_graph_replays_the_operator(cases, variant):
     architecture = "".join(map(str, torch.cuda.get_device_capability()))
     module = variant("cuda", (architecture,))[1]
     value, shapes, locations, weights, _ = on("cuda", cases.make_case(5, width=32))
@@ -145,7 +145,7 @@ def test_a_cuda_graph_replays_it(cases, variant):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """gdino_hf's hub backend, as in a process that has loaded nothing yet."""
+    """The Hub backend of gdino_hf, reset to the state of a new process."""
     from gdino_hf.model import msda_hub
 
     monkeypatch.setenv("GDINO_MSDA", "hub")
@@ -155,8 +155,8 @@ def hub(monkeypatch):
 
 
 @pytest.mark.parametrize("by", ["GDINO_MSDA_HUB", "LOCAL_KERNELS"])
-def test_gdino_runs_a_build_from_a_folder(cases, variant, hub, monkeypatch, by):
-    from gdino_hf.model import msda_backends
+def test_gdino_hf_runs_a_build_from_a_folder(cases, variant, hub, monkeypatch, by):
+    from gdino_hf.model import msda_backends, msda_operator
 
     folder, module = variant("cpu")
     monkeypatch.setenv(by, f"{hub.REPOSITORY}={folder}" if by == "LOCAL_KERNELS" else str(folder.parent))
@@ -166,13 +166,13 @@ def test_gdino_runs_a_build_from_a_folder(cases, variant, hub, monkeypatch, by):
     value, shapes, locations, weights, grad = case
     assert msda_backends.backend_for(value, locations) == "hub"
     leaves = [x.requires_grad_() for x in (value, locations, weights)]
-    found = msda_backends.ms_deform_attn(leaves[0], flat(shapes), *leaves[1:])
+    found = msda_operator.ms_deform_attn(leaves[0], flat(shapes), *leaves[1:])
     torch.testing.assert_close(found.double(), out, rtol=0, atol=FORWARD_TOLERANCE)
     for ours, theirs in zip(torch.autograd.grad(found, leaves, grad), gradients, strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=GRADIENT_TOLERANCE, atol=GRADIENT_TOLERANCE)
 
 
-def test_version_and_repository_are_those_of_build_toml(cases, hub):
+def test_version_and_repository_equal_build_toml(cases, hub):
     text = (cases.PROJECT / "build.toml").read_text()
     assert f'repo-id = "{hub.REPOSITORY}"' in text
     assert f"\nversion = {hub.VERSION}\n" in text

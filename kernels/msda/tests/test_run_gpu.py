@@ -1,4 +1,4 @@
-"""The GPU script: its refusal, and a rehearsal of what it measures on this machine's CPU with small shapes."""
+"""Claims about the GPU benchmark: it refuses to run without a GPU, and its parts work on a CPU with small shapes."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import torch
 
 @pytest.fixture
 def benchmarks(cases, monkeypatch):
-    """The script's modules, which import each other by name."""
+    """The modules of the script, which import each other by name."""
     monkeypatch.syspath_prepend(str(cases.PROJECT / "benchmarks"))
     names = ("measure", "operators", "models")
     yield {name: __import__(name) for name in names}
@@ -23,11 +23,11 @@ def test_without_a_gpu_it_refuses_in_one_sentence(cases, tmp_path):
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 2
-    assert run.stderr.strip() == "There is no GPU that this PyTorch can use: nothing is measured."
+    assert run.stderr.strip() == "This PyTorch finds no GPU, so nothing is measured: run it on a machine with CUDA."
     assert not list(tmp_path.iterdir())
 
 
-def test_operator_checks_and_times(benchmarks, monkeypatch):
+def test_operators_are_checked_and_timed(benchmarks, monkeypatch):
     operators, measure = benchmarks["operators"], benchmarks["measure"]
     monkeypatch.delenv("GDINO_MSDA", raising=False)
     shape = 1, [(6, 8), (3, 4)], 2, 16, 2, None
@@ -47,7 +47,7 @@ def test_operator_checks_and_times(benchmarks, monkeypatch):
         assert row["copy limit"] > 0
 
 
-def test_a_peer_that_fails_is_named_not_raised(benchmarks):
+def test_failing_peer_is_reported_and_not_raised(benchmarks):
     def broken():
         raise ValueError("no such kernel\nmore")
 

@@ -1,4 +1,4 @@
-/* Registers the operators through PyTorch's stable ABI: one binary serves later versions of PyTorch too. */
+/* Registration of the operators through PyTorch's stable ABI, so that one binary works with later versions too. */
 #include "torch_binding.h"
 
 #include "registration.h"

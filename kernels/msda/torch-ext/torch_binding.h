@@ -1,4 +1,4 @@
-/* The operators' signatures, and the checks every backend makes before it touches a pointer. */
+/* Signatures of the operators, and the shape checks that every backend makes before it uses a pointer. */
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -17,7 +17,7 @@ Tensor ms_deform_attn_forward(Tensor value, std::vector<int64_t> spatial_shapes,
 Gradients ms_deform_attn_backward(Tensor grad_output, Tensor value, std::vector<int64_t> spatial_shapes,
                                   Tensor sampling_locations, Tensor attention_weights);
 
-/* B batch, S tokens, M heads, D channels of a head, Q queries, L levels, K points. */
+/* B batch, S tokens, M heads, D channels per head, Q queries, L levels, K points. */
 struct Sizes {
   int64_t B, S, M, D, Q, L, K;
 };
@@ -29,7 +29,7 @@ inline Sizes check_shapes(const Tensor& value, const std::vector<int64_t>& spati
   STD_TORCH_CHECK(locations.dim() == 6 && locations.size(5) == 2,
                   "sampling_locations must be (B, Q, M, L, K, 2), it has ", locations.dim(), " dimensions.");
   STD_TORCH_CHECK(locations.scalar_type() == ScalarType::Float && weights.scalar_type() == ScalarType::Float,
-                  "sampling_locations and attention_weights must be float32: half precision misplaces samples.");
+                  "sampling_locations and attention_weights must be float32: half precision would misplace samples.");
   const Sizes sizes = {value.size(0),     value.size(1),     value.size(2),    value.size(3),
                        locations.size(1), locations.size(3), locations.size(4)};
   STD_TORCH_CHECK(locations.size(0) == sizes.B && locations.size(2) == sizes.M,

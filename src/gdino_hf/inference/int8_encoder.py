@@ -1,4 +1,4 @@
-"""The deformable encoder layer with 8-bit products: three passes over the image tokens instead of nine."""
+"""The deformable encoder layer with 8-bit products, which passes over the image tokens three times instead of nine."""
 
 from collections.abc import Sequence
 
@@ -7,24 +7,23 @@ from torch import Tensor, nn
 from ..model.encoder import DeformableLayer
 from .int8_linear import Int8Linear, weights_for
 from .packed_attention import PackedMSDeformAttn
+from .packed_linear import share_state
 
 
 class Int8DeformableLayer(DeformableLayer):
-    """A DeformableLayer with the same parameters, whose linear layers multiply 8-bit numbers.
+    """A DeformableLayer with the parameters of another one, whose linear layers multiply 8-bit integers.
 
     Args:
-        layer: The layer to stand for, with ReLU; its parameters are shared.
+        layer: The layer to replace, whose activation is ReLU; its parameters are shared.
     """
 
     self_attn: PackedMSDeformAttn
 
     def __init__(self, layer: DeformableLayer) -> None:
         nn.Module.__init__(self)
-        self.dropout, self.activation_dropout = layer.dropout, layer.activation_dropout
+        share_state(self, layer)
         self.self_attn = PackedMSDeformAttn(layer.self_attn, int8=True)
-        self.self_attn_layer_norm, self.final_layer_norm = layer.self_attn_layer_norm, layer.final_layer_norm
         self.fc1, self.activation, self.fc2 = Int8Linear(layer.fc1, "relu"), nn.Identity(), Int8Linear(layer.fc2)
-        self.train(layer.training)
 
     def forward(
         self,
@@ -34,7 +33,7 @@ class Int8DeformableLayer(DeformableLayer):
         spatial_shapes: Sequence[tuple[int, int]],
         vision_mask: Tensor | None,
     ) -> Tensor:
-        """As in `DeformableLayer.forward`."""
+        """Compute what `DeformableLayer.forward` computes."""
         attention = self.self_attn
         library = attention.library_for(vision)
         weights = weights_for(vision, self.fc1, self.fc2, attention.output_proj)

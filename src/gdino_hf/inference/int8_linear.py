@@ -1,9 +1,9 @@
-"""Linear layers with 8-bit products for inference on a CPU with AVX-512 VNNI, through a C library.
+"""Linear layers with 8-bit products for CPUs with AVX-512 VNNI, through a C library.
 
-Each row of the input is scaled to whole numbers of -127..127 by its own largest value and each column of the weight by
-its own, when they are met: there is nothing to calibrate. Their products are summed exactly; bias, activation,
-normalization and residual stay float32 (kernels/int8_linear/int8_linear.h has the equation). This is LLM.int8's
-vector-wise quantization (Dettmers et al. 2022, 3.1).
+Each row of the input and each column of the weight is scaled by its own largest value to integers in [-127, 127]. The
+scales are computed at run time, so nothing has to be calibrated. Products are summed exactly; bias, activation,
+normalization and residual stay in float32 (the equation is in kernels/int8_linear/int8_linear.h). This is the
+vector-wise quantization of LLM.int8() (Dettmers et al. 2022, section 3.1).
 """
 
 import ctypes
@@ -11,12 +11,13 @@ import functools
 import logging
 from pathlib import Path
 
-# torch comes first: the library shares torch's copy of the OpenMP run time, and with it torch's threads.
+# torch is imported before the library is loaded, so that both share one OpenMP runtime and its threads.
 import torch
 from torch import Tensor, nn
 
 from ..model.compiled_libraries import find_compiled
-from .packed_linear import PackedLinear, can_pack, runs_packed, state_of
+from .onednn import can_pack
+from .packed_linear import PackedLinear, runs_packed, state_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,19 +36,19 @@ class _Norm(ctypes.Structure):
 
 
 class Int8Weight:
-    """A weight and its bias as the library reads them; keeps alive what it points to.
+    """A quantized weight with its bias, in the library's layout; owns the memory that it points to.
 
     Args:
         library: The loaded library.
-        weight: (N, C) float32.
-        bias: (N,) float32 or None.
+        weight: (N, C) float32 weight.
+        bias: (N,) float32 bias, or None.
     """
 
     def __init__(self, library: "Int8Library", weight: Tensor, bias: Tensor | None) -> None:
         self.library = library
         columns, inputs = weight.shape
         padded = library.padded_columns(columns)
-        # Of the weight's own device and a dtype of their own, whatever the defaults are: C writes to them.
+        # Allocated explicitly on the weight's device: C writes here and must not see torch's default device or dtype.
         self.weight = weight.new_empty(library.packed_bytes(inputs, columns), dtype=torch.int8)
         self.scale, self.offset = weight.new_empty(padded), weight.new_empty(padded, dtype=torch.int32)
         self.bias = None if bias is None else bias.detach().contiguous()
@@ -57,7 +58,15 @@ class Int8Weight:
 
 
 class Int8Library:
-    """The compiled functions."""
+    """The compiled functions of the 8-bit layers.
+
+    Args:
+        path: The shared library.
+
+    Raises:
+        OSError: The file is not a library that can be loaded here.
+        AttributeError: The library lacks one of the functions.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self._library = ctypes.CDLL(str(path))
@@ -86,28 +95,28 @@ class Int8Library:
 
     @property
     def supported(self) -> bool:
-        """Whether this CPU has the instructions."""
+        """Whether this CPU has the instructions that the library needs (AVX-512 VNNI)."""
         return bool(self._library.int8_supported())
 
     def pack(self, inputs: int, columns: int, weight: Tensor, packed: Tensor, scale: Tensor, offset: Tensor) -> None:
-        """Fill what an Int8Weight holds."""
+        """Quantize an (N, C) weight into the tensors `packed`, `scale` and `offset` of an Int8Weight."""
         pointers = (x.data_ptr() for x in (weight, packed, scale, offset))
         _check(self._library.int8_pack(inputs, columns, *pointers))
 
     def linear(self, x: Tensor, weight: Int8Weight, activation: str = "none", addend: Tensor | None = None) -> Tensor:
-        """activation((x + addend) W^T + b).
+        """Compute activation((x + addend) W^T + b).
 
         Args:
-            x: (..., C) float32.
-            weight: Of C inputs and N columns.
+            x: (..., C) float32 input.
+            weight: Quantized weight with C inputs and N columns.
             activation: "none", "relu" or "gelu".
-            addend: Like x, or of size 1 along the first dimension, or None.
+            addend: Tensor that is added to x: it has x's shape, or size 1 along the first dimension. None adds nothing.
 
         Returns:
-            (..., N) float32.
+            (..., N) float32 output.
 
         Raises:
-            ValueError: The widths or the addend do not fit.
+            ValueError: The width of x or the shape of the addend does not fit.
         """
         layer, x = weight.described, x.contiguous()
         rows, repeats = _rows(x, layer.inputs), 1
@@ -116,7 +125,7 @@ class Int8Library:
             repeats = _rows(addend, layer.inputs)
             if addend.shape[1:] != x.shape[1:] or len(addend) not in (1, len(x)):
                 raise ValueError(
-                    f"addend is {tuple(addend.shape)} and x {tuple(x.shape)}, give it x's shape or 1 as its first size."
+                    f"addend is {tuple(addend.shape)} and x is {tuple(x.shape)}: give it x's shape, or 1 as first size."
                 )
         out = x.new_empty(*x.shape[:-1], layer.columns)
         run = self._library.int8_linear
@@ -137,22 +146,24 @@ class Int8Library:
         branch: tuple[Tensor, Int8Weight] | None = None,
         after: nn.LayerNorm | None = None,
     ) -> Tensor:
-        """A feed-forward block with what stands around it, none of which is written to memory.
+        """Compute a feed-forward block with its normalizations and residual, without intermediate results in memory.
 
-            x' = x + y W_y^T + b_y                      with a branch (y, its weight); x' = x without
+            x' = x + y W_y^T + b_y                            with a branch (y, W_y), otherwise x' = x
             z  = before(x')
-            out = after(z + second(activation(first(z))))     with `after`, a post-norm layer
-            out = x' + second(activation(first(z)))           without, a pre-norm layer
+            out = after(z + second(activation(first(z))))     with `after` (a post-norm layer)
+            out = x' + second(activation(first(z)))           without it (a pre-norm layer)
 
         Args:
-            x: (..., C) float32.
-            first, second: C to the hidden width and back.
-            activation: Between the two, "none", "relu" or "gelu".
-            before, after: Normalizations over C.
-            branch: y (..., C) and its weight of C inputs and columns.
+            x: (..., C) float32 input.
+            first: Quantized weight from C to the hidden width.
+            second: Quantized weight from the hidden width to C.
+            activation: Activation between the two: "none", "relu" or "gelu".
+            before: Normalization over C in front of the block.
+            branch: An input y (..., C) float32 and its quantized weight W_y from C to C, or None.
+            after: Normalization over C behind the block, or None.
 
         Returns:
-            (..., C) float32.
+            (..., C) float32 output.
 
         Raises:
             ValueError: The widths do not fit.
@@ -164,8 +175,8 @@ class Int8Library:
             other, project = branch[0].contiguous(), branch[1].described
             if other.shape != x.shape or other.dtype != x.dtype:
                 raise ValueError(
-                    f"The branch is {tuple(other.shape)} of {other.dtype} and x {tuple(x.shape)} of {x.dtype}, give "
-                    "them one shape and dtype."
+                    f"The branch is {tuple(other.shape)} {other.dtype} and x is {tuple(x.shape)} {x.dtype}: give them "
+                    "one shape and dtype."
                 )
         out = torch.empty_like(x)
         _check(
@@ -197,21 +208,22 @@ class Int8Library:
         qkv: Int8Weight,
         project: Int8Weight,
     ) -> Tensor:
-        """The attention half of a Swin layer (Liu et al. 2021, 3.2), of heads 32 wide.
+        """Compute the attention half of a Swin layer (Liu et al. 2021, section 3.2) with heads of 32 channels.
 
             q, k, v = qkv(before(x))
             out = x + project(softmax(q k^T / sqrt(32) + bias [- 100 between regions]) v)     in each window
 
         Args:
-            x: (B, T, C) float32.
-            index: (W, A) int64, the tokens of each window, T for padding; each token stands in one window.
-            regions: (W, A) int64, or None where all of a window see each other.
-            bias: (C / 32, A, A) float32.
-            before: Normalization over C.
-            qkv, project: C to 3 C, and C to C.
+            x: (B, T, C) float32 tokens.
+            index: (W, A) int64 tokens of each of the W windows, T for padding; each token is in exactly one window.
+            regions: (W, A) int64 region of each place; tokens attend to their own region only. None for one region.
+            bias: (C / 32, A, A) float32 relative position bias of each head.
+            before: Normalization over C in front of the attention.
+            qkv: Quantized weight from C to 3C: queries, keys and values.
+            project: Quantized weight from C to C.
 
         Returns:
-            (B, T, C) float32.
+            (B, T, C) float32 tokens.
 
         Raises:
             ValueError: The widths do not fit.
@@ -224,7 +236,7 @@ class Int8Library:
         _rows(x, qkv.described.inputs)
         if bias.numel() != heads * area * area or bias.dtype != torch.float32 or width != 32 * heads:
             raise ValueError(
-                f"bias has shape {tuple(bias.shape)}, give it float32 ({heads}, {area}, {area}) for {width} channels."
+                f"bias has shape {tuple(bias.shape)}: give float32 ({heads}, {area}, {area}) for {width} channels."
             )
         out = torch.empty_like(x)
         sizes = (batch, tokens, windows, area, heads)
@@ -247,7 +259,7 @@ class Int8Library:
 
 @functools.cache
 def load() -> Int8Library | None:
-    """The library, or None where it was not compiled or this CPU lacks the instructions."""
+    """Load the library; None if it was not compiled, cannot be loaded, or this CPU lacks the instructions."""
     path = find_compiled(_LIBRARY)
     if path is None:
         return None
@@ -260,34 +272,38 @@ def load() -> Int8Library | None:
 
 
 def has_int8() -> bool:
-    """Whether layers can multiply 8-bit numbers here."""
+    """Return whether 8-bit layers can run on this machine."""
     return load() is not None and can_pack(torch.float32)
 
 
 def check_int8(device: torch.device, dtype: torch.dtype) -> None:
-    """Say why a model cannot multiply 8-bit numbers.
+    """Check that a model can use 8-bit layers on this machine.
+
+    Args:
+        device: Device of the model.
+        dtype: Dtype of the model.
 
     Raises:
-        ValueError: It cannot.
+        ValueError: It cannot; the message says why and what to do.
     """
     if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
-        raise ValueError(f"int8 is for float32 and bfloat16 models on a CPU, not {dtype} on {device}: leave it out.")
+        raise ValueError(f"int8 is for float32 and bfloat16 models on a CPU, not {dtype} on {device}: leave int8 out.")
     if find_compiled(_LIBRARY) is None:
         raise ValueError(
-            "int8 needs the compiled layers, which are not built here: install gdino-hf again where there is a C "
-            "compiler, or leave int8 out."
+            "int8 needs compiled layers, which are not built here: reinstall gdino-hf on a machine with a C compiler, "
+            "or leave int8 out."
         )
     if not can_pack(torch.float32):
-        raise ValueError("int8 needs a build of torch with oneDNN, which this one lacks: leave it out.")
+        raise ValueError("int8 needs a build of torch with oneDNN, and this one has none: leave int8 out.")
     if load() is None:
-        raise ValueError("int8 needs a CPU with AVX-512 VNNI, which this one lacks: leave it out.")
+        raise ValueError("int8 needs a CPU with AVX-512 VNNI, and this one has none: leave int8 out.")
 
 
 class Int8Linear(PackedLinear):
-    """A PackedLinear that multiplies 8-bit numbers where nothing is recorded, traced or moved off the CPU."""
+    """A PackedLinear that multiplies 8-bit integers; outside float32 inference on a CPU it is an ordinary layer."""
 
     def weight_for(self, x: Tensor) -> Int8Weight | None:
-        """The packed weight if this layer may run on x in 8 bits."""
+        """Return the quantized weight if this layer may run on x in 8 bits, else None."""
         if x.dtype != torch.float32 or not runs_packed(x, self.weight):
             return None
         library = load()
@@ -300,7 +316,7 @@ class Int8Linear(PackedLinear):
         return self._packed[1]
 
     def forward(self, x: Tensor, addend: Tensor | None = None) -> Tensor:
-        """(..., C), plus an addend if there is one, to (..., N)."""
+        """Map (..., C), plus the addend if one is given, to (..., N)."""
         weight = self.weight_for(x)
         if weight is None:
             return super().forward(x if addend is None else x + addend)
@@ -308,7 +324,7 @@ class Int8Linear(PackedLinear):
 
 
 def weights_for(x: Tensor, *layers: nn.Module) -> list[Int8Weight] | None:
-    """The packed weights of Int8Linear layers, or None where one is another or may not run on x in 8 bits."""
+    """Return the quantized weights of several layers, or None if any of them may not run on x in 8 bits."""
     weights = []
     for layer in layers:
         weight = layer.weight_for(x) if isinstance(layer, Int8Linear) else None
@@ -320,7 +336,9 @@ def weights_for(x: Tensor, *layers: nn.Module) -> list[Int8Weight] | None:
 
 def _rows(x: Tensor, width: int) -> int:
     if x.shape[-1] != width or x.dtype != torch.float32:
-        raise ValueError(f"The layer takes {width} float32 channels, not {x.shape[-1]} of {x.dtype}.")
+        raise ValueError(
+            f"The layer takes {width} float32 channels: give it those instead of {x.shape[-1]} {x.dtype} ones."
+        )
     return x.numel() // width
 
 
@@ -330,13 +348,13 @@ def _pointer(x: Tensor | None) -> int | None:
 
 def _describe(norm: nn.LayerNorm, width: int) -> _Norm:
     if norm.weight.shape != (width,) or norm.weight.dtype != torch.float32:
-        given = f"{tuple(norm.weight.shape)} of {norm.weight.dtype}"
-        raise ValueError(f"The normalization has weights {given}, give it {width} of float32.")
+        given = f"{tuple(norm.weight.shape)} {norm.weight.dtype}"
+        raise ValueError(f"The normalization has weights {given}: give it {width} float32 weights.")
     return _Norm(norm.weight.data_ptr(), _pointer(norm.bias), norm.eps)
 
 
 def _check(status: int) -> None:
     if status == 2:
-        raise MemoryError("The 8-bit linear layers ran out of memory, use a smaller batch or image.")
+        raise MemoryError("The 8-bit linear layers ran out of memory: use a smaller batch or image.")
     if status:
         raise RuntimeError(f"The 8-bit linear layers refused their arguments (status {status}).")

@@ -1,4 +1,14 @@
-"""`model.optimize_for_inference()`: the same function, laid out for the machine it runs on."""
+"""`model.optimize_for_inference()`: the same function, computed several times faster on a CPU.
+
+What it does to a model, in this order:
+
+1. Choose the arithmetic: the model's dtype, float32 instead of a slow bfloat16, or 8-bit products.
+2. Replace linear layers, deformable attention and feed-forward blocks by packed ones with the same parameters.
+3. Give the image backbone a faster forward.
+4. Cache the text features of recent prompts.
+
+The published parameters stay in place, so `state_dict` and `save_pretrained` return what they returned before.
+"""
 
 import logging
 from typing import Any, cast
@@ -14,24 +24,116 @@ from ..model.ms_deform_attn import MSDeformAttn
 from ..model.pretrained_gdino import GDinoPreTrainedModel
 from .int8_encoder import Int8DeformableLayer
 from .int8_linear import Int8Linear, check_int8, has_int8
+from .onednn import bfloat16_is_slower, can_pack
 from .packed_attention import PackedMSDeformAttn
-from .packed_linear import PackedLinear, bfloat16_is_slower, can_pack
+from .packed_linear import PackedLinear
 from .packed_swin import PackedSwin
 from .prompt_cache import PromptCache
 
 logger = logging.getLogger(__name__)
 
 
+def optimize_for_inference(model: Any, int8: bool | None = None) -> Any:
+    """Prepare a model for fast inference on this machine's CPU.
+
+    Linear layers run through oneDNN in its own weight layout, a Swin backbone is computed window by window, and the
+    text features of recent prompts are cached. Results differ by rounding only. The packed weights are copies: they add
+    about 240 MB for Grounding DINO-T in float32. Under torch.compile and on other devices the usual operations run.
+
+    With `int8`, the layers of image tokens and queries multiply 8-bit integers, with one scale per row. The layers of
+    the text and those that produce boxes and scores stay in float32.
+
+    Args:
+        model: A `GDinoModel` or `GDinoForObjectDetection` on any device. It is changed in place.
+        int8: True requires 8-bit products and False forbids them. None uses them for a bfloat16 model if this CPU has
+            AVX-512 VNNI and multiplies float32 faster than bfloat16. On such a CPU a bfloat16 model is converted to
+            float32, and is then saved so; a log line says what was chosen.
+
+    Returns:
+        The model, in evaluation mode and without gradients. It cannot be trained any more. A second call changes
+        nothing.
+
+    Raises:
+        TypeError: The model is not one of this package's classes, for example because it was loaded as remote code.
+        ValueError: `int8` is True, but the model is not on a CPU or not float32 or bfloat16, this CPU has no AVX-512
+            VNNI, or the C library was not compiled.
+    """
+    _check_class(model)
+    if model._optimized:
+        return model
+    model.eval()
+    int8 = _choose_arithmetic(model, int8)
+    model.requires_grad_(False)
+    core = model.base_model
+    model._optimized = core._optimized = True
+    pack_model(model, int8)
+    core._prompts = PromptCache()
+    return model
+
+
+def install() -> None:
+    """Give the model classes their `optimize_for_inference`, which model/ itself does not know."""
+    setattr(GDinoPreTrainedModel, "optimize_for_inference", optimize_for_inference)  # noqa: B010 - mypy refuses to assign methods
+
+
+def _check_class(model: Any) -> None:
+    if isinstance(model, GDinoPreTrainedModel):
+        return
+    name = f"{type(model).__module__}.{type(model).__name__}"
+    if type(model).__name__ in ("GDinoModel", "GDinoForObjectDetection"):
+        raise TypeError(
+            f"{name} was loaded as remote code, whose layers this package cannot replace: import gdino_hf, then load "
+            "the model again without trust_remote_code."
+        )
+    raise TypeError(f"optimize_for_inference takes a GDinoModel or GDinoForObjectDetection, not {name}.")
+
+
+def _choose_arithmetic(model: Any, int8: bool | None) -> bool:
+    """Convert the model to float32 if that is faster here, and return whether 8-bit products are used."""
+    if int8:
+        check_int8(model.device, model.dtype)
+    if model.device.type == "cpu" and model.dtype == torch.bfloat16 and (int8 or bfloat16_is_slower()):
+        reason = "int8 was requested" if int8 else "This CPU is slow at bfloat16"
+        int8 = has_int8() if int8 is None else int8
+        now = "uses 8-bit products for image tokens and queries, and float32 elsewhere" if int8 else "uses float32"
+        logger.warning("%s: the model now %s.", reason, now)
+        model.float()
+    return bool(int8)
+
+
+def pack_model(model: Any, int8: bool = False) -> None:
+    """Replace the layers of a model by packed ones, or log one line if this build of torch cannot pack its dtype.
+
+    Args:
+        model: A `GDinoModel` or `GDinoForObjectDetection` in evaluation mode. It is changed in place.
+        int8: Whether the layers of image tokens and queries multiply 8-bit integers.
+    """
+    core = model.base_model
+    dtype = core.level_embed.dtype
+    if not can_pack(dtype):
+        logger.warning("Packed linear layers for %s are not part of this build of torch: the usual ones run.", dtype)
+        return
+    for name in ("encoder", "decoder", "encoder_output_bbox_embed"):
+        if hasattr(core, name):
+            pack_layers(getattr(core, name), int8)
+    if type(getattr(core, "enc_output", None)) is nn.Linear:
+        core.enc_output = PackedLinear(core.enc_output)
+    if core is not model:
+        pack_layers(model.bbox_embed)
+    backbone = core.backbone.conv_encoder.model
+    core.backbone.fast_forward = PackedSwin(backbone, int8) if PackedSwin.knows(backbone) else ChannelsLast(backbone)
+
+
 def pack_layers(module: nn.Module, int8: bool = False) -> None:
     """Replace every linear layer below a module by a packed one with the same parameters.
 
-    The activation of a feed-forward block moves into its first layer. Fusion stays as it is because it reads its own
-    weights, and so does the last layer of a box head, which computes in float32 whatever the model's dtype.
+    The activation of a feed-forward block moves into its first layer. Fusion layers stay as they are because they read
+    their weights themselves, and so does the last layer of a box head, which computes in float32 whatever the dtype.
 
     Args:
-        module: Encoder, decoder or head.
-        int8: Whether the layers of image tokens and queries multiply 8-bit numbers. The text's few tokens would not
-            gain, and what makes boxes and scores of states is not rounded.
+        module: Encoder, decoder or heads. It is changed in place.
+        int8: Whether the layers of image tokens and queries multiply 8-bit integers. The text has too few tokens to
+            gain from it, and the layers that produce boxes and scores must not be rounded.
     """
     if int8:
         for parent in list(module.modules()):
@@ -61,95 +163,21 @@ def _pack_below(module: nn.Module, int8: bool, kind: type[PackedLinear]) -> None
 
 
 def _fits(attention: MSDeformAttn) -> bool:
-    """Whether the C kernels take heads this wide."""
+    """Return whether the C kernels accept heads of this width."""
     return attention.value_proj.out_features // attention.num_heads <= 256
 
 
-def pack_model(model: Any, int8: bool = False) -> None:
-    """Pack a `GDinoModel` in place; where this build of torch cannot, leave it and say so in one log line.
-
-    Args:
-        model: The GDinoModel, in eval mode.
-        int8: Whether layers of image tokens and queries multiply 8-bit numbers.
-    """
-    model.requires_grad_(False)
-    dtype = model.level_embed.dtype
-    if not can_pack(dtype):
-        logger.warning("Packed linear layers for %s are not part of this build of torch: the usual ones run.", dtype)
-        return
-    for name in ("encoder", "decoder", "encoder_output_bbox_embed"):
-        if hasattr(model, name):
-            pack_layers(getattr(model, name), int8)
-    if type(getattr(model, "enc_output", None)) is nn.Linear:
-        model.enc_output = PackedLinear(model.enc_output)
-    backbone = model.backbone.conv_encoder.model
-    model.backbone.fast_forward = PackedSwin(backbone, int8) if PackedSwin.knows(backbone) else ChannelsLast(backbone)
-
-
 class ChannelsLast:
-    """A convolutional backbone's forward with channels last in memory, which saves reordering around every layer.
+    """Forward of a convolutional backbone with channels last in memory, which avoids reordering around each layer.
 
     Args:
-        backbone: The backbone, whose weights stay as they are.
+        backbone: The backbone, whose parameters stay as they are.
     """
 
     def __init__(self, backbone: Any) -> None:
         self.backbone = backbone
 
     def __call__(self, pixel_values: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) to a list of (B, C_l, h_l, w_l), fine to coarse."""
+        """Map (B, 3, H, W) pixels to feature maps (B, C_l, h_l, w_l), fine to coarse."""
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         return list(self.backbone(pixel_values).feature_maps)
-
-
-def optimize_for_inference(model: Any, int8: bool | None = None) -> Any:
-    """Lay the weights out for this machine's CPU, which runs several times faster, and keep what repeats.
-
-    Linear layers run through oneDNN in its own layout, a Swin backbone window by window, and text features of the
-    last prompts are kept. Results differ in rounding only. The published weights stay beside their copies (about
-    240 MB more for Grounding DINO-T in float32), so `state_dict` and `save_pretrained` give what they gave before.
-    Under torch.compile and on other devices the usual operations run.
-
-    With `int8` the layers of image tokens and queries multiply 8-bit numbers, each row scaled by its own largest
-    value, and compute everything else in float32, as do the text's layers and those that make boxes and scores.
-
-    Args:
-        model: A `GDinoModel` or `GDinoForObjectDetection`, on any device.
-        int8: True asks for it, False forbids it. None uses it for a bfloat16 model on a CPU that multiplies
-            float32 faster than bfloat16 and has AVX-512 VNNI. Such a model becomes float32, and is then saved so;
-            without VNNI or with False it computes in float32. A log line says which.
-
-    Returns:
-        The model itself, in eval mode and without gradients; it does not train any more, and a second call leaves
-        it as it is.
-
-    Raises:
-        ValueError: `int8` is True and cannot be had: the model is not on a CPU, or not float32 or bfloat16, the CPU
-            has no AVX-512 VNNI, or the C library was not compiled.
-    """
-    if model._optimized:
-        return model
-    model.eval()
-    on_cpu = model.device.type == "cpu"
-    if int8:
-        check_int8(model.device, model.dtype)
-    if on_cpu and model.dtype == torch.bfloat16 and (int8 or bfloat16_is_slower()):
-        reason = "As int8 was asked for" if int8 else "This CPU is slow at bfloat16"
-        int8 = has_int8() if int8 is None else int8
-        now = "multiplies 8-bit numbers for image tokens and queries, everything else" if int8 else "computes"
-        logger.warning("%s: the model now %s in float32.", reason, now)
-        model.float()
-    core = model.base_model
-    for module in (model, core):
-        module._optimized = True
-        module.requires_grad_(False)
-    pack_model(core, bool(int8))
-    if core is not model:
-        pack_layers(model.bbox_embed)
-    core._prompts = PromptCache()
-    return model
-
-
-def install() -> None:
-    """Give the model classes their `optimize_for_inference`; model/ itself knows no optimizer."""
-    setattr(GDinoPreTrainedModel, "optimize_for_inference", optimize_for_inference)  # noqa: B010 - mypy refuses to assign methods

@@ -1,4 +1,4 @@
-"""Deformable attention for inference on a CPU: one product for offsets and weights, the rest inside the C kernel."""
+"""Deformable attention on a CPU: one linear layer for offsets and logits, everything else inside one C call."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,36 +9,29 @@ from ..model.ms_deform_attn import MSDeformAttn
 from ..model.msda_backends import requested_backend
 from ..model.msda_c import CpuLibrary, load
 from .int8_linear import Int8Linear
-from .packed_linear import PackedLinear, runs_packed, side_by_side, state_of
+from .packed_linear import PackedLinear, runs_packed, share_state, side_by_side, state_of
 
 
 class PackedMSDeformAttn(MSDeformAttn):
-    """An MSDeformAttn with the same parameters, faster where its linear layers can run packed.
+    """An MSDeformAttn with the parameters of another one, which runs in the C kernels wherever it can.
 
     Args:
-        attention: The module to stand for; its parameters are shared.
-        int8: Whether the linear layers multiply 8-bit numbers.
+        attention: The module to replace; its parameters are shared.
+        int8: Whether the linear layers multiply 8-bit integers.
     """
 
     def __init__(self, attention: MSDeformAttn, int8: bool = False) -> None:
         nn.Module.__init__(self)
-        self.num_levels, self.num_heads, self.num_points = (
-            attention.num_levels,
-            attention.num_heads,
-            attention.num_points,
-        )
+        share_state(self, attention)
         self._kind = Int8Linear if int8 else PackedLinear
-        self.sampling_offsets, self.attention_weights = attention.sampling_offsets, attention.attention_weights
         self.value_proj, self.output_proj = self._kind(attention.value_proj), self._kind(attention.output_proj)
-        self.custom_kernels = attention.custom_kernels
         self._joint: tuple[tuple, Any] | None = None
-        self.train(attention.training)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_joint": None}
 
     def library_for(self, x: Tensor) -> CpuLibrary | None:
-        """The C kernels if they may run on queries or values such as x."""
+        """Return the C kernels if they may run on queries or values like x, else None."""
         may_run = runs_packed(x, self.value_proj.weight) and requested_backend() in ("auto", "c")
         return load() if may_run else None
 
@@ -50,7 +43,7 @@ class PackedMSDeformAttn(MSDeformAttn):
         spatial_shapes: Sequence[tuple[int, int]],
         value_mask: Tensor | None = None,
     ) -> Tensor:
-        """As in `MSDeformAttn.forward`."""
+        """Compute what `MSDeformAttn.forward` computes."""
         library = self.library_for(queries)
         if library is None:
             return super().forward(queries, values, reference_points, spatial_shapes, value_mask)
@@ -66,12 +59,18 @@ class PackedMSDeformAttn(MSDeformAttn):
         spatial_shapes: Sequence[tuple[int, int]],
         value_mask: Tensor | None,
     ) -> Tensor:
-        """What the heads read, before the output projection: (B, Q, D).
+        """Sample and sum the values, without the output projection.
 
         Args:
-            library: From `library_for`.
-            projected: (B, Q, 3 * M * L * K) of the queries, by `joint_projection`.
-            values, reference_points, spatial_shapes, value_mask: As in `MSDeformAttn.forward`.
+            library: The C kernels that `library_for` returned.
+            projected: (B, Q, 3 * M * L * K) output of `joint_projection` for the queries.
+            values: (B, S, D) features of all levels, one level after the other.
+            reference_points: (B or 1, Q, L, 2) points or (B or 1, Q, L, 4) cxcywh boxes.
+            spatial_shapes: (height, width) of each level.
+            value_mask: (B, S) bool, True on real tokens. None if all tokens are real.
+
+        Returns:
+            (B, Q, D) sums, heads side by side.
         """
         value = self.value_proj(values)
         if value_mask is not None:
@@ -81,10 +80,10 @@ class PackedMSDeformAttn(MSDeformAttn):
         return library.forward_projected(heads, sides, projected, reference_points, self.num_points)
 
     def joint_projection(self) -> Any:
-        """Offsets and attention weights as one layer, made anew when either changes."""
+        """Return the layers of offsets and attention weights joined into one, renewed when either has changed."""
         parts = (self.sampling_offsets, self.attention_weights)
         key = state_of(*(x for part in parts for x in (part.weight, part.bias)))
         if self._joint is None or self._joint[0] != key:
-            # In a tuple, so that it does not become a sub-module with weights of its own.
+            # Inside a tuple the joint layer is not registered, so state_dict does not list its weights.
             self._joint = (key, side_by_side(parts, self._kind))
         return self._joint[1]

@@ -1,11 +1,10 @@
-"""Linear layers through oneDNN with weights in its own layout: what inference on a CPU gains most from.
+"""Linear layers that run on prepacked weights, and what all replaced layers share.
 
-The layout depends on the machine, so it is made when a layer first runs, beside the published weights, which stay what
-is saved. Where a compiler traces, autograd records or a GPU computes, a packed layer is an ordinary one.
+Most of a CPU's time goes into linear layers, and a weight in oneDNN's own layout makes them faster. The layout depends
+on the machine, so a layer makes its packed copy when it first runs and keeps the published weight beside it, which is
+what `state_dict` and `save_pretrained` see. Under autograd, a compiler or on a GPU, a packed layer is an ordinary one.
 """
 
-import functools
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,71 +12,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .onednn import can_pack, pack, packed_linear
+
 _ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
 
 
-def pack(weight: Tensor) -> Tensor:
-    """(N, C) weight to oneDNN's own layout for this machine, opaque to other operations."""
-    return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
+def share_state(replacement: nn.Module, module: nn.Module) -> None:
+    """Give a replacement every attribute of the module it replaces: parameters, sub-modules, hooks and settings.
 
+    Parameters and sub-modules are the same objects. The dictionaries that hold them are copied, so assigning another
+    sub-module to the replacement leaves the original as it was.
 
-def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
-    """activation(x W^T + b) of (..., C), "none", "relu" or "gelu"."""
-    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, activation, [], "none" if activation == "gelu" else "")
-
-
-@functools.cache
-def can_pack(dtype: torch.dtype) -> bool:
-    """Whether this build of torch packs weights of a dtype and computes the right thing with them."""
-    if dtype not in (torch.float32, torch.bfloat16):
-        return False
-    try:
-        # Whole numbers below 256, which every dtype holds.
-        weight = torch.arange(6, dtype=dtype, device="cpu").view(2, 3)
-        found = packed_linear(weight.new_ones(4, 3), pack(weight), weight.new_ones(2), "relu")
-        return torch.equal(found.float(), found.new_tensor([[4.0, 13.0]], dtype=torch.float32).expand(4, 2))
-    except (AttributeError, RuntimeError):
-        return False
-
-
-@functools.cache
-def bfloat16_is_slower() -> bool:
-    """Whether float32 products are the faster ones here, as on a CPU with half-rate bfloat16 units and no AMX."""
-    if not (can_pack(torch.float32) and can_pack(torch.bfloat16)):
-        return False
-    x, weight = (torch.ones(rows, 256, dtype=torch.float32, device="cpu") for rows in (512, 1024))
-    half, packed, packed_half = x.bfloat16(), pack(weight), pack(weight.bfloat16())
-    # The best of many: other work on the machine only ever adds.
-    best = {True: float("inf"), False: float("inf")}
-    for _ in range(16):
-        for wide in (True, False):
-            start = time.perf_counter()
-            packed_linear(half.float(), packed, None).bfloat16() if wide else packed_linear(half, packed_half, None)
-            best[wide] = min(best[wide], time.perf_counter() - start)
-    return best[True] < 0.9 * best[False]
+    Args:
+        replacement: A module whose class derives from that of `module`.
+        module: The module to replace.
+    """
+    for name, value in module.__dict__.items():
+        replacement.__dict__[name] = value.copy() if isinstance(value, (dict, set)) else value
 
 
 class PackedLinear(nn.Linear):
-    """An nn.Linear with the same parameters, faster where nothing is recorded, traced or moved off the CPU.
+    """A linear layer with the parameters of another one, which runs on packed weights wherever it can.
 
     Args:
-        linear: The layer to stand for; its parameters are shared.
-        activation: What follows it, "none", "relu" or "gelu", computed with it.
+        linear: The layer to replace; its parameters are shared.
+        activation: Activation that follows the layer and is computed with it: "none", "relu" or "gelu".
     """
 
     def __init__(self, linear: nn.Linear, activation: str = "none") -> None:
         nn.Module.__init__(self)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight, self.bias = linear.weight, linear.bias
+        share_state(self, linear)
         self.activation = activation
         self._packed: tuple | None = None
-        self.train(linear.training)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_packed": None}
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., C) to (..., N)."""
+        """Map (..., C) to (..., N)."""
         weight = self.weight
         if not runs_packed(x, weight):
             return _ACTIVATIONS[self.activation](F.linear(x, weight, self.bias))
@@ -88,8 +60,16 @@ class PackedLinear(nn.Linear):
 
 
 def side_by_side(layers: Sequence[nn.Linear], kind: type[PackedLinear] = PackedLinear) -> Any:
-    """One layer of a kind for several of the same input; its output holds theirs, one after the other."""
-    # Out of inference mode, so that what is made there serves elsewhere too.
+    """Join linear layers with the same input into one.
+
+    Args:
+        layers: The layers; all have a bias or none has.
+        kind: Class of the joint layer.
+
+    Returns:
+        A layer whose output is the concatenation of their outputs.
+    """
+    # Outside inference mode, because tensors made inside it could not be used elsewhere.
     with torch.inference_mode(False):
         joint = nn.Linear(1, 1, bias=layers[0].bias is not None)
         joint.in_features, joint.out_features = layers[0].in_features, sum(layer.out_features for layer in layers)
@@ -102,12 +82,12 @@ def side_by_side(layers: Sequence[nn.Linear], kind: type[PackedLinear] = PackedL
 
 
 def state_of(*weights: Tensor) -> tuple:
-    """Changes when one of the weights is replaced or written to, so that what was made of them is made anew."""
+    """Return a key that changes when a weight is replaced or written to, so that derived copies can be renewed."""
     return tuple((x.data_ptr(), 0 if x.is_inference() else x._version) for x in weights)
 
 
 def runs_packed(x: Tensor, weight: Tensor) -> bool:
-    """Whether a product of these may take the packed path."""
+    """Return whether the product of an input and a weight may run on a packed copy of the weight."""
     return (
         not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()

@@ -1,8 +1,8 @@
-"""transformers' Swin backbone for inference on a CPU: the same windows, a few rows of them at a time.
+"""transformers' Swin backbone on a CPU, computed a few windows at a time.
 
-The stock layer writes the whole map to memory eight times on its way through shift, windows and back. Here an index of
-each window's tokens, kept per image size, replaces padding, shifting and partitioning (Liu et al. 2021, 3.2), and what
-a few windows need stays in the cache.
+The stock layer writes the whole feature map to memory eight times while it pads, shifts, partitions and reverses. Here
+an index of each window's tokens, cached per image size, replaces these steps (Liu et al. 2021, section 3.2), and the
+data of a few windows stays in the CPU's cache.
 """
 
 import functools
@@ -11,27 +11,29 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import SwinBackbone
 
 from ..model.token_blocks import by_blocks
+from ..model.transformers_internals import has_known_swin_parts
 from .int8_linear import Int8Linear, weights_for
 from .packed_linear import PackedLinear, runs_packed, side_by_side, state_of
 
-_TOKENS = 1024
+_TOKENS = 1024  # tokens of the windows that are computed together
 
 
 @functools.lru_cache(maxsize=64)
 def window_index(height: int, width: int, window: int, shift: int) -> tuple[Tensor, Tensor | None]:
-    """Which token stands where in each window of a padded, shifted map.
+    """Index the tokens of each window of a padded, shifted map.
 
     Args:
-        height, width: Size of the map.
-        window: Side of a window.
-        shift: Cyclic shift of the windows, 0 for none.
+        height: Height of the map in tokens.
+        width: Width of the map in tokens.
+        window: Side of a window in tokens.
+        shift: Cyclic shift of the windows in tokens; 0 for none.
 
     Returns:
-        (windows, window^2) int64, height * width for padding; and (windows, window^2) int64, the region of each place:
-        only places of one region see each other. None without a shift, when all do.
+        Two tensors (windows, window^2) int64: the token at each place, with height * width standing for padding, and
+        the region of each place. Tokens attend to their own region only; without a shift there is one region, and the
+        second tensor is None.
     """
     with torch.inference_mode(False), torch.device("cpu"):
         rows, columns = -(-height // window) * window, -(-width // window) * window
@@ -51,7 +53,12 @@ def window_index(height: int, width: int, window: int, shift: int) -> tuple[Tens
 
 
 class _Layer:
-    """One Swin layer's weights as inference wants them."""
+    """One Swin layer with packed weights.
+
+    Args:
+        layer: The layer of transformers' Swin.
+        int8: Whether its linear layers multiply 8-bit integers.
+    """
 
     def __init__(self, layer: Any, int8: bool = False) -> None:
         attention, mlp = layer.attention, layer.mlp
@@ -65,7 +72,7 @@ class _Layer:
         self.bias = attention.relative_position_bias().detach()
 
     def attend(self, x: Tensor, height: int, width: int) -> Tensor:
-        """Window attention with its residual: (B, height * width, C) to the same."""
+        """Apply window attention and add the residual, (B, height * width, C) to the same shape."""
         index, regions = window_index(height, width, self.window, self.shift)
         weights = weights_for(x, self.qkv, self.out) if x.shape[-1] == 32 * self.heads else None
         if weights is not None:
@@ -78,7 +85,7 @@ class _Layer:
         output = x.new_empty(batch, tokens + 1, channels)
         step = max(1, _TOKENS // area)
         for image in range(batch):
-            # Padding is zero after the normalization and is never read back: one more row stands for all of it.
+            # Padding is zero after the normalization and never read back, so one extra row serves all padded places.
             rows = torch.cat((x[image], x.new_zeros(1, channels)))
             for start in range(0, len(index), step):
                 places = index[start : start + step]
@@ -100,7 +107,7 @@ class _Layer:
         return output[:, :tokens]
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        """The MLP with its residual, any number of tokens."""
+        """Apply the MLP and add the residual, (B, N, C) to the same shape."""
         weights = weights_for(x, self.fc1, self.fc2)
         if weights is None:
             return by_blocks(self._feed_forward, x)
@@ -112,26 +119,26 @@ class _Layer:
 
 
 class _Merging:
-    """Patch merging between two stages: four neighbours become one token of twice their width (3.1)."""
+    """Patch merging between two stages: 2 x 2 neighbours become one token of twice the width (Liu et al. 2021, 3.1)."""
 
     def __init__(self, downsample: Any, int8: bool = False) -> None:
         self.norm = downsample.norm
         self.reduction = (Int8Linear if int8 else PackedLinear)(downsample.reduction)
 
     def __call__(self, x: Tensor, height: int, width: int) -> Tensor:
-        """(B, height * width, C) to (B, ceil(height / 2) * ceil(width / 2), 2 C)."""
+        """Map (B, height * width, C) to (B, ceil(height / 2) * ceil(width / 2), 2C)."""
         x = F.pad(x.unflatten(1, (height, width)), (0, 0, 0, width % 2, 0, height % 2))
-        # Rows within columns, as the published weights want it.
+        # The published weights expect the four neighbours in column-major order.
         x = torch.cat([x[:, row::2, column::2] for column in range(2) for row in range(2)], dim=-1).flatten(1, 2)
         return self.reduction(self.norm(x))
 
 
 class PackedSwin:
-    """A SwinBackbone's forward along the path above where it can, the stock one elsewhere.
+    """A fast forward of a SwinBackbone, which falls back to the stock one where packed layers cannot run.
 
     Args:
         backbone: The SwinBackbone, which keeps its parameters and their names.
-        int8: Whether the linear layers multiply 8-bit numbers.
+        int8: Whether the linear layers multiply 8-bit integers.
     """
 
     def __init__(self, backbone: Any, int8: bool = False) -> None:
@@ -140,16 +147,14 @@ class PackedSwin:
 
     @staticmethod
     def knows(backbone: Any) -> bool:
-        """Whether a backbone is one that this file knows: other releases of transformers name its parts otherwise."""
-        if type(backbone) is not SwinBackbone or backbone.stage_names[0] in backbone.out_features:
+        """Return whether this class can run a backbone.
+
+        It can if the backbone is a SwinBackbone from a supported transformers, uses GELU and does not output its stem.
+        """
+        if not has_known_swin_parts(backbone) or backbone.stage_names[0] in backbone.out_features:
             return False
-        try:
-            layers = [layer for stage in backbone.swin.encoder.layers for layer in stage.blocks]
-            _Layer(layers[0])
-            _Merging(backbone.swin.encoder.layers[0].downsample)
-            return all(type(layer.mlp.activation_fn).__name__ == "GELUActivation" for layer in layers)
-        except (AttributeError, TypeError):
-            return False
+        layers = [layer for stage in backbone.swin.encoder.layers for layer in stage.blocks]
+        return all(type(layer.mlp.activation_fn).__name__ == "GELUActivation" for layer in layers)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"backbone": self.backbone, "int8": self.int8, "_packed": None}
@@ -164,14 +169,14 @@ class PackedSwin:
         ]
 
     def __call__(self, pixel_values: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) to a list of (B, C_l, h_l, w_l), fine to coarse, channels last in memory."""
+        """Map (B, 3, H, W) pixels to feature maps (B, C_l, h_l, w_l), fine to coarse, with channels last in memory."""
         swin = self.backbone.swin
         if not runs_packed(pixel_values, swin.embeddings.patch_embeddings.projection.weight):
             return list(self.backbone(pixel_values).feature_maps)
         key = state_of(*swin.encoder.parameters())
         packed = self._packed
         if packed is None or packed[0] != key:
-            # Whole before it is seen: another thread may be running the same model.
+            # Assigned in one step when complete, since another thread may be running the same model.
             packed = self._packed = (key, self._pack(swin.encoder))
         x, (height, width) = swin.embeddings(pixel_values)
         maps = []

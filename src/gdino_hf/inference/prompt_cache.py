@@ -1,4 +1,4 @@
-"""Text features of recent prompts, kept so that many images with few prompts run the text encoder once per prompt."""
+"""Cache of text features, so that many images with few prompts run the text encoder once per prompt."""
 
 import threading
 from collections import OrderedDict
@@ -12,28 +12,30 @@ from .packed_linear import state_of
 
 
 class PromptCache:
-    """Text features of the last prompts: a detector sees many images and few prompts.
+    """Text features of the most recently used prompts; safe to share between threads.
 
     Args:
-        size: Prompts kept.
+        size: Number of prompts to keep.
     """
 
     def __init__(self, size: int = 8) -> None:
         self.size = size
         self._kept: OrderedDict[tuple, GDinoTextFeatures] = OrderedDict()
-        self._lock = threading.Lock()  # a server runs one model in several threads
+        self._lock = threading.Lock()  # a server may run one model in several threads
 
     def get(
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
     ) -> GDinoTextFeatures:
-        """Features of a prompt, computed if the model's text weights have changed or it is new.
+        """Return the features of a prompt; compute them if the prompt is new or the text weights have changed.
 
         Args:
-            model: The GDinoModel.
-            input_ids, attention_mask, token_type_ids: As in `GDinoModel.get_text_features`.
+            model: The GDinoModel that computes missing features.
+            input_ids: (R, T) tokens of the prompts.
+            attention_mask: (R, T), nonzero on real tokens.
+            token_type_ids: (R, T) token types, or None for zeros.
 
         Returns:
-            The features; do not write to them.
+            The features, shared with later calls: do not write to them.
         """
         texts = (input_ids, attention_mask, token_type_ids)
         prompt = tuple(None if x is None else (x.shape, tuple(x.flatten().tolist())) for x in texts)

@@ -1,4 +1,4 @@
-"""Where the compiled libraries of an installed gdino_hf lie: plain shared libraries that know nothing of Python."""
+"""Search for the compiled libraries of an installed gdino_hf, which are plain shared libraries, not Python modules."""
 
 import importlib.util
 from pathlib import Path
@@ -7,7 +7,14 @@ _SUFFIXES = (".so", ".pyd", ".dylib", ".dll")
 
 
 def find_compiled(name: str) -> Path | None:
-    """The library whose file name begins with `name` in the folder of an installed gdino_hf, None without one."""
+    """Return the path of a compiled library in the folder of the installed gdino_hf.
+
+    Args:
+        name: Beginning of the library's file name, such as "_msda_cpu".
+
+    Returns:
+        The path, or None if gdino_hf is not installed or was installed without a C compiler.
+    """
     try:
         spec = importlib.util.find_spec("gdino_hf")
     except (ImportError, ValueError):

@@ -1,13 +1,12 @@
 """The small convolutional backbone of gdino-nano, as a transformers `AutoBackbone`.
 
-A cross-stage-partial network (Wang et al. 2020, https://arxiv.org/abs/1911.11929) reads the image at strides 4 to 32,
-and a path-aggregation pyramid (Liu et al. 2018, https://arxiv.org/abs/1803.01534) without convolutions after the
-lateral ones mixes strides 8, 16 and 32. This is the layout of the NanoDet detector's body, whose weights
-`conversion/convert_nanodet.py` turns into this class. There is no normalization layer: the published weights carry it
-folded into the convolutions, so training and inference compute the same function whatever the batch.
+A cross-stage-partial network (Wang et al. 2020, https://arxiv.org/abs/1911.11929) computes features at strides 4 to 32.
+A path-aggregation pyramid (Liu et al. 2018, https://arxiv.org/abs/1803.01534), whose only convolutions are the lateral
+ones, combines strides 8, 16 and 32. This is the architecture of the NanoDet detector's body, and
+`conversion/convert_nanodet.py` converts NanoDet's weights to this class. There are no normalization layers, since the
+published weights have them folded into the convolutions; training and inference therefore compute the same function.
 
-Pixels come in RGB with the ImageNet mean and standard deviation taken off, as every Grounding DINO processor gives
-them.
+Pixels are RGB, normalized by the ImageNet mean and standard deviation like those of every Grounding DINO processor.
 """
 
 import torch
@@ -18,27 +17,27 @@ from transformers import initialization as init
 from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
 
-# The pyramid joins the last three stages; the first one works at stride 4 and only feeds the second.
+# The pyramid reads the last three stages; the first one, at stride 4, only feeds the second.
 NUM_STAGES = 4
 
 
 class CspPanConfig(BackboneConfigMixin, PreTrainedConfig):
-    """Shape of a `CspPanBackbone`; the defaults are the published 3.3 M-parameter network.
+    """Architecture of a `CspPanBackbone`; the defaults are the published network with 3.3 M parameters.
 
     Args:
-        num_channels: channels of the image.
-        stem_width: channels after the first convolution.
-        stage_widths: channels inside each of the four stages; a stage hands on twice as many.
-        stage_depths: partial blocks in each of the four stages.
-        pan_width: channels of every returned feature map.
-        negative_slope: slope of the leaky ReLU below zero.
-        head_features: also run each level's head convolution and hand on both maps side by side, twice as many
-            channels. The detector's own class scores and boxes are one linear layer away from the second half.
-        out_features: which of "p3" (stride 8), "p4" (stride 16), "p5" (stride 32) to return; all by default.
-        out_indices: the same as positions, 0 to 2.
+        num_channels: Number of image channels.
+        stem_width: Number of channels after the first convolution.
+        stage_widths: Number of channels inside each of the four stages, even; a stage outputs twice as many.
+        stage_depths: Number of partial blocks in each of the four stages.
+        pan_width: Number of channels of every pyramid level.
+        negative_slope: Slope of the leaky ReLU below zero.
+        head_features: Whether to append each level's head convolution to its map, which doubles the channels. The
+            published detector computes class scores and boxes from the second half by one linear layer.
+        out_features: Levels to return, out of "p3" (stride 8), "p4" (stride 16) and "p5" (stride 32); all by default.
+        out_indices: Levels to return as indices from 0 to 2, instead of `out_features`.
 
     Raises:
-        ValueError: `stage_widths` or `stage_depths` does not have four entries, or a width is odd.
+        ValueError: `stage_widths` or `stage_depths` does not have four entries, or a stage width is not even.
     """
 
     model_type = "csp_pan"
@@ -56,10 +55,12 @@ class CspPanConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in ("stage_widths", "stage_depths"):
             if len(getattr(self, name)) != NUM_STAGES:
                 raise ValueError(
-                    f"{name} is {getattr(self, name)}, but there are {NUM_STAGES} stages: give one number each."
+                    f"{name} is {getattr(self, name)}, but there are {NUM_STAGES} stages: give one number per stage."
                 )
         if any(width < 2 or width % 2 for width in self.stage_widths):
-            raise ValueError(f"stage_widths is {self.stage_widths}, but a stage splits in halves: give even numbers.")
+            raise ValueError(
+                f"stage_widths is {self.stage_widths}, but a stage splits its channels in halves: give even numbers."
+            )
         self.stage_names = ["p3", "p4", "p5"]
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         if out_features is None and out_indices is None:
@@ -69,7 +70,7 @@ class CspPanConfig(BackboneConfigMixin, PreTrainedConfig):
 
 
 class ConvLeakyReLU(nn.Module):
-    """A 3x3 convolution with bias that keeps the size (or halves it, rounding up), then a leaky ReLU."""
+    """A 3x3 convolution with bias and a leaky ReLU; stride 2 halves the size, rounding up."""
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, negative_slope: float):
         super().__init__()
@@ -81,7 +82,7 @@ class ConvLeakyReLU(nn.Module):
 
 
 class PartialBlock(nn.Module):
-    """Two convolutions of half the width; both their outputs are handed on, the deeper one first."""
+    """Two successive convolutions of half the width, whose outputs are concatenated, the second one first."""
 
     def __init__(self, width: int, *, negative_slope: float):
         super().__init__()
@@ -94,7 +95,7 @@ class PartialBlock(nn.Module):
 
 
 class CspStage(nn.Module):
-    """Entry convolution, partial blocks, exit convolution; the entry goes around the blocks to the output."""
+    """Entry convolution, partial blocks and exit convolution; the entry's output is also concatenated to the result."""
 
     def __init__(self, in_channels: int, width: int, depth: int, *, stride: int, negative_slope: float):
         super().__init__()
@@ -110,7 +111,7 @@ class CspStage(nn.Module):
 
 
 class PathAggregation(nn.Module):
-    """1x1 lateral convolutions, then sums of bilinearly resized maps from coarse to fine and back to coarse."""
+    """1x1 lateral convolutions, then sums of bilinearly resized maps, from coarse to fine and back."""
 
     def __init__(self, in_channels: list[int], width: int):
         super().__init__()
@@ -118,7 +119,7 @@ class PathAggregation(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         maps = [lateral(x) for lateral, x in zip(self.laterals, maps, strict=True)]
-        # Every sum takes the size of the map it is added to, so sides need not be multiples of the strides.
+        # Each map is resized to the size of its neighbour, so sides need not be multiples of the strides.
         for i in range(len(maps) - 2, -1, -1):
             maps[i] = maps[i] + resize_to(maps[i + 1], maps[i])
         for i in range(1, len(maps)):
@@ -127,15 +128,18 @@ class PathAggregation(nn.Module):
 
 
 def resize_to(x: Tensor, like: Tensor) -> Tensor:
-    """Bilinear resize of `x` to the height and width of `like`, pixel centres at half integers, no antialiasing."""
+    """Resize `x` bilinearly to the height and width of `like`, with unaligned corners and no antialiasing."""
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
 class CspPanBackbone(BackboneMixin, PreTrainedModel):
-    """CSP network with a path-aggregation pyramid: three equally wide feature maps at strides 8, 16 and 32.
+    """CSP network with a path-aggregation pyramid: three feature maps of equal width at strides 8, 16 and 32.
 
-    A side of the image of n pixels gives ceil(n / stride) cells in each map, for any n. Padded pixels are seen as the
-    zeros they are; masks are the caller's matter.
+    An image side of n pixels gives ceil(n / stride) cells, for any n. Padded pixels count as zeros; masks are up to
+    the caller.
+
+    Args:
+        config: The architecture.
     """
 
     config_class = CspPanConfig
@@ -167,7 +171,7 @@ class CspPanBackbone(BackboneMixin, PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):
-            # Lateral convolutions are linear (slope 1); the others keep the variance through the leaky ReLU.
+            # Lateral convolutions have no activation (slope 1); the others preserve variance through the leaky ReLU.
             slope = 1.0 if module.kernel_size == (1, 1) else self.config.negative_slope
             init.kaiming_normal_(module.weight, a=slope, nonlinearity="leaky_relu")
             init.zeros_(module.bias)
@@ -179,16 +183,19 @@ class CspPanBackbone(BackboneMixin, PreTrainedModel):
         return_dict: bool | None = None,
         **kwargs,
     ) -> BackboneOutput | tuple:
-        """Feature maps of the configured levels, fine to coarse.
+        """Compute the feature maps of the configured levels, fine to coarse.
 
         Args:
-            pixel_values: (B, num_channels, H, W), RGB normalized with the ImageNet statistics.
-            output_hidden_states: also return the maps before the pyramid, at strides 4 (stem), 4, 8, 16 and 32.
-            return_dict: False returns a plain tuple.
+            pixel_values: (B, num_channels, H, W) RGB pixels, normalized by the ImageNet statistics.
+            output_hidden_states: Whether to return the maps before the pyramid too, at strides 4 (stem), 4, 8, 16 and
+                32; `config.output_hidden_states` by default.
+            return_dict: Whether to return a `BackboneOutput` and not a tuple; `config.return_dict` by default.
+            **kwargs: Ignored; other backbones accept more arguments.
 
         Returns:
-            `BackboneOutput` with `feature_maps`, one (B, C, ceil(H / stride), ceil(W / stride)) for each entry of
-            `config.out_features`, C = pan_width or, with head_features, twice that; and `hidden_states` when asked for.
+            `BackboneOutput` whose `feature_maps` has one (B, C, ceil(H / stride), ceil(W / stride)) tensor per entry of
+            `config.out_features`. C is `pan_width`, or twice that with `head_features`. `hidden_states` is a tuple of
+            maps if requested, else None.
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states

@@ -1,8 +1,8 @@
-"""The C backend of multi-scale deformable attention: finds the compiled library and calls it through ctypes.
+"""The C backend of multi-scale deformable attention, a compiled library called through ctypes.
 
-The library is built from kernels/msda/cpu into the installed package as an optional extension. It knows nothing of
-torch or Python, so one file is all there is to find: the path in the environment variable GDINO_MSDA_LIBRARY if set,
-otherwise `_msda_cpu*` inside the folder of an installed gdino_hf. No library means one log line and `load()` is None.
+The library is built from kernels/msda/cpu when gdino-hf is installed, as an optional extension. It depends on neither
+torch nor Python, so it is a single file: the one that the environment variable GDINO_MSDA_LIBRARY names, otherwise
+`_msda_cpu*` in the folder of the installed gdino_hf. Without it, `load` logs one line and returns None.
 """
 
 import ctypes
@@ -12,10 +12,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-# torch comes first: the library shares torch's copy of the OpenMP run time, and with it torch's threads.
+# torch is imported before the library is loaded, so that both share one OpenMP runtime and its threads.
 import torch
 
 from .compiled_libraries import find_compiled
+from .msda_reference import check_grad_output, check_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +34,17 @@ class _Shape(ctypes.Structure):
 
 
 class CpuLibrary:
-    """Multi-scale deformable attention in C, for float32 and bfloat16 values on a CPU.
+    """The compiled functions of multi-scale deformable attention, for float32 and bfloat16 values on a CPU.
 
-    Geometry, weights and sums are float32 whatever the values are. Results do not depend on the number of threads,
-    and two runs give the same bits. A location that is NaN or infinite contributes zero, as one far outside does.
+    Geometry, weights and sums are float32 whatever the values' dtype. Results are bit-equal from run to run and for
+    any number of threads. A location that is NaN or infinite contributes zero, like one far outside the map.
+
+    Args:
+        path: The shared library.
+
+    Raises:
+        OSError: The file is not a library that can be loaded here.
+        AttributeError: The library lacks one of the functions.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -53,7 +61,7 @@ class CpuLibrary:
 
     @property
     def isa(self) -> str:
-        """Instruction set the calls run on here: "avx512", "avx2" or "baseline"."""
+        """Instruction set in use: "avx512", "avx2" or "baseline"."""
         return self._library.msda_isa().decode()
 
     @property
@@ -62,12 +70,16 @@ class CpuLibrary:
         return bool(self._library.msda_has_threads())
 
     def limit_isa(self, isa: str) -> None:
-        """Allow instruction sets up to `isa` only, for tests and measurements; "avx512" allows all."""
+        """Restrict the library to instruction sets up to `isa`, for tests and benchmarks; "avx512" lifts the limit."""
         self._library.msda_limit_isa(("baseline", "avx2", "avx512").index(isa))
 
     @staticmethod
     def supports(value: torch.Tensor, sampling_locations: torch.Tensor) -> bool:
-        """Whether `forward` and `backward` take these: a CPU, float32 or bfloat16, at most 256 channels and points."""
+        """Return whether `forward` and `backward` accept these inputs.
+
+        They accept float32 and bfloat16 values on a CPU with at most 256 channels per head and 256 samples (levels
+        times points) per query and head.
+        """
         levels, points = sampling_locations.shape[3:5]
         return (
             value.device.type == "cpu"
@@ -89,16 +101,16 @@ class CpuLibrary:
         """Sample every level bilinearly and sum with the attention weights.
 
         Args:
-            value: (B, S, M, Dh) float32 or bfloat16, the levels' tokens one after the other.
-            spatial_shapes: h0, w0, h1, w1, ... of the L levels; their areas sum to S.
-            sampling_locations: (B, Q, M, L, K, 2) x, y in 0..1 of the level; outside is zero.
-            attention_weights: (B, Q, M, L, K).
+            value: (B, S, M, Dh) float32 or bfloat16 values of all levels, one level after the other.
+            spatial_shapes: Height and width of each of the L levels, flat; their areas sum to S.
+            sampling_locations: (B, Q, M, L, K, 2) xy in [0, 1] of each level; samples outside read zero.
+            attention_weights: (B, Q, M, L, K) weights.
 
         Returns:
-            (B, Q, M * Dh) in value's dtype, or None where `supports` says no.
+            (B, Q, M * Dh) in value's dtype, or None if `supports` returns False.
 
         Raises:
-            ValueError: the shapes do not fit together.
+            ValueError: The shapes do not fit together.
         """
         if not self.supports(value, sampling_locations):
             return None
@@ -118,20 +130,20 @@ class CpuLibrary:
         reference_points: torch.Tensor,
         points: int,
     ) -> torch.Tensor:
-        """`forward` with the softmax and the offsets' arithmetic inside: nothing of either is written to memory.
+        """Compute `sampling_geometry` and `forward` in one pass that keeps locations and weights out of memory.
 
         Args:
-            value: (B, S, M, Dh) float32 or bfloat16, on a CPU, Dh <= 256.
-            spatial_shapes: h0, w0, h1, w1, ... of the L levels; their areas sum to S.
-            projected: (B, Q, 3 * M * L * K), the offsets (M, L, K, 2) of each query, then its logits (M, L, K).
-            reference_points: (B or 1, Q, L, 2) points or (B or 1, Q, L, 4) cxcywh boxes, in 0..1 of the level.
-            points: K; L * K <= 256.
+            value: (B, S, M, Dh) float32 or bfloat16 values on a CPU, with Dh at most 256.
+            spatial_shapes: Height and width of each of the L levels, flat; their areas sum to S.
+            projected: (B, Q, 3 * M * L * K), each query's offsets (M, L, K, 2) followed by its logits (M, L, K).
+            reference_points: (B or 1, Q, L, 2) xy points or (B or 1, Q, L, 4) cxcywh boxes, in [0, 1] of each level.
+            points: Number of points K; L * K is at most 256.
 
         Returns:
             (B, Q, M * Dh) in value's dtype.
 
         Raises:
-            ValueError: the shapes do not fit together.
+            ValueError: The shapes do not fit together.
         """
         batch, tokens, heads, width = value.shape
         rows, queries, levels, axes = reference_points.shape
@@ -145,8 +157,9 @@ class CpuLibrary:
         ):
             raise ValueError(
                 f"value {tuple(value.shape)}, projected {tuple(projected.shape)}, reference_points "
-                f"{tuple(reference_points.shape)} and spatial_shapes {sizes} do not fit, give (B, S, M, Dh), "
-                "(B, Q, 3 * M * L * K), (B or 1, Q, L, 2 or 4) and h, w of each level with areas that sum to S."
+                f"{tuple(reference_points.shape)} and spatial_shapes {sizes} do not fit together: give "
+                "(B, S, M, Dh), (B, Q, 3 * M * L * K), (B or 1, Q, L, 2 or 4) and the height and width of each level, "
+                "with areas that sum to S."
             )
         threads = torch.get_num_threads()
         shape = _Shape(batch, tokens, heads, width, queries, levels, points, _DTYPES[value.dtype], threads)
@@ -166,27 +179,26 @@ class CpuLibrary:
         sampling_locations: torch.Tensor,
         attention_weights: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
-        """Gradients of `forward`, each in the dtype of what it belongs to.
+        """Compute the gradients of `forward`.
 
         Args:
-            grad_output: (B, Q, M * Dh), gradient of the output.
-            value, spatial_shapes, sampling_locations, attention_weights: as given to `forward`.
+            grad_output: (B, Q, M * Dh) gradient of the output.
+            value: (B, S, M, Dh) values given to `forward`.
+            spatial_shapes: Height and width of each level, flat.
+            sampling_locations: (B, Q, M, L, K, 2) locations given to `forward`.
+            attention_weights: (B, Q, M, L, K) weights given to `forward`.
 
         Returns:
-            grad_value (B, S, M, Dh), grad_locations (B, Q, M, L, K, 2) and grad_weights (B, Q, M, L, K), or None
-            where `supports` says no.
+            Gradients of value, sampling_locations and attention_weights, each in its own dtype, or None if `supports`
+            returns False.
 
         Raises:
-            ValueError: the shapes do not fit together.
+            ValueError: The shapes do not fit together.
         """
         if not self.supports(value, sampling_locations):
             return None
         shape, sizes = _describe(value, spatial_shapes, sampling_locations, attention_weights)
-        if tuple(grad_output.shape) != (shape.B, shape.Q, shape.M * shape.D):
-            raise ValueError(
-                f"grad_output has shape {tuple(grad_output.shape)}, give it the output's, "
-                f"{(shape.B, shape.Q, shape.M * shape.D)}."
-            )
+        check_grad_output(grad_output, value, sampling_locations)
         value = value.detach().contiguous()
         grad_output = grad_output.detach().to(value.dtype).contiguous()
         locations = _float32(sampling_locations)
@@ -201,12 +213,12 @@ class CpuLibrary:
 
 @functools.cache
 def load() -> CpuLibrary | None:
-    """The compiled library, or None where there is none; the reason is logged once."""
+    """Load the compiled library; None if it is missing or unusable, with the reason logged once."""
     path = find_library()
     if path is None:
         logger.warning(
-            "Deformable attention on a CPU runs by PyTorch's own operations (GDINO_MSDA=torch): its C kernels, several "
-            "times faster, are not built here. Install gdino-hf again where there is a C compiler."
+            "Deformable attention on a CPU runs on PyTorch's own operations (GDINO_MSDA=torch): its C kernels, "
+            "which are several times faster, are not built here. Reinstall gdino-hf on a machine with a C compiler."
         )
         return None
     try:
@@ -217,7 +229,7 @@ def load() -> CpuLibrary | None:
 
 
 def find_library() -> Path | None:
-    """Where the library lies: the file GDINO_MSDA_LIBRARY names, else one in the folder of an installed gdino_hf."""
+    """Return the path that GDINO_MSDA_LIBRARY names, else the library in the installed gdino_hf, else None."""
     named = os.environ.get(_LIBRARY_VARIABLE)
     if named:
         return Path(named)
@@ -227,26 +239,10 @@ def find_library() -> Path | None:
 def _describe(
     value: torch.Tensor, spatial_shapes: Sequence[int], locations: torch.Tensor, weights: torch.Tensor
 ) -> tuple[_Shape, ctypes.Array]:
-    """Check every shape before C sees a pointer."""
-    if value.dim() != 4 or locations.dim() != 6 or tuple(locations.shape[:-1]) != tuple(weights.shape):
-        raise ValueError(
-            f"value {tuple(value.shape)}, sampling_locations {tuple(locations.shape)} and attention_weights "
-            f"{tuple(weights.shape)} do not fit, give (B, S, M, Dh), (B, Q, M, L, K, 2) and (B, Q, M, L, K)."
-        )
+    """Check the shapes and return them in the form that the C functions take."""
+    sizes = check_shapes(value, spatial_shapes, locations, weights)
     batch, tokens, heads, width = value.shape
-    _, queries, _, levels, points, axes = locations.shape
-    if locations.shape[0] != batch or locations.shape[2] != heads or axes != 2:
-        raise ValueError(
-            f"sampling_locations has shape {tuple(locations.shape)}, but value has {batch} items of {heads} heads: "
-            f"give ({batch}, {queries}, {heads}, L, K, 2)."
-        )
-    sizes = [int(size) for size in spatial_shapes]
-    area = sum(h * w for h, w in zip(sizes[::2], sizes[1::2], strict=True))
-    if len(sizes) != 2 * levels or min(sizes) < 0 or area != tokens:
-        raise ValueError(
-            f"spatial_shapes {sizes} covers {area} tokens, but value has {tokens} on {levels} levels: "
-            "give h and w of each level."
-        )
+    queries, _, levels, points = locations.shape[1:5]
     shape = _Shape(batch, tokens, heads, width, queries, levels, points, _DTYPES[value.dtype], torch.get_num_threads())
     return shape, (ctypes.c_int64 * len(sizes))(*sizes)
 
@@ -261,6 +257,6 @@ def _pointers(*tensors: torch.Tensor) -> list[int]:
 
 def _check(status: int) -> None:
     if status == 2:
-        raise MemoryError("The C kernels of deformable attention ran out of memory, use a smaller batch or image.")
+        raise MemoryError("The C kernels of deformable attention ran out of memory: use a smaller batch or image.")
     if status:
         raise RuntimeError(f"The C kernels of deformable attention refused their arguments (status {status}).")

@@ -1,8 +1,8 @@
-"""The hub backend of multi-scale deformable attention: compiled kernels from the Hub, or from a folder.
+"""The Hub backend of multi-scale deformable attention: compiled kernels loaded by the `kernels` package.
 
-Nothing is fetched unless asked for: by GDINO_MSDA=hub, or by `use_hub_kernels` in a model's configuration, which holds
-for the whole process. GDINO_MSDA_HUB names a folder with a built kernel (kernels/msda builds one) to load instead,
-offline; the kernels package's own LOCAL_KERNELS works too.
+Nothing is downloaded unless requested, either by GDINO_MSDA=hub or by `use_hub_kernels` in a model's configuration,
+which then applies to the whole process. To work offline, set GDINO_MSDA_HUB to a folder with a kernel built from
+kernels/msda, or use the kernels package's own LOCAL_KERNELS.
 """
 
 import functools
@@ -21,22 +21,22 @@ _allowed = False
 
 
 def allow() -> None:
-    """Let this process load the kernel without GDINO_MSDA=hub: a configuration asks for it."""
+    """Allow the Hub kernel for the rest of this process, as a configuration with `use_hub_kernels` requests."""
     global _allowed
     _allowed = True
 
 
 def is_allowed() -> bool:
-    """Whether a configuration asked for the kernel."""
+    """Return whether a configuration has requested the Hub kernel."""
     return _allowed
 
 
 @functools.cache
 def load() -> Any:
-    """The kernel: a module with `supports`, `forward` and `backward` as in `msda_c.CpuLibrary`.
+    """Load the kernel, from GDINO_MSDA_HUB if that is set, else from the Hub.
 
     Returns:
-        The module, or None where it cannot be loaded; the reason is logged once.
+        A module with the functions of `msda_c.CpuLibrary`, or None if it cannot be loaded; the reason is logged once.
     """
     folder = os.environ.get(_FOLDER_VARIABLE)
     try:
@@ -45,13 +45,13 @@ def load() -> Any:
         if folder:
             module = get_local_kernel(Path(folder))
         else:
-            # Asking for this kernel is the consent that trust_remote_code wants; it goes no further than this one.
+            # Requesting this kernel is the consent that trust_remote_code asks for, and covers this repository only.
             module = get_kernel(REPOSITORY, version=VERSION, trust_remote_code=[REPOSITORY])
         missing = [name for name in _FUNCTIONS if not callable(getattr(module, name, None))]
         if missing:
-            raise AttributeError(f"it has no {', '.join(missing)}")
+            raise AttributeError(f"the module lacks {', '.join(missing)}")
         return module
-    except Exception as error:  # whatever goes wrong in foreign code, the model runs without it
+    except Exception as error:  # any failure in third-party code must leave the model usable
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         remedy = ' (pip install "gdino-hf[kernels]")' if isinstance(error, ImportError) else ""
         logger.warning(

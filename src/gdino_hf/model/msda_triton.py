@@ -1,6 +1,6 @@
-"""The Triton backend of multi-scale deformable attention: checks, allocates and launches.
+"""The Triton backend of multi-scale deformable attention: shape checks, allocation and kernel launches.
 
-It runs on GPUs, and on a CPU in Triton's interpreter (TRITON_INTERPRET=1 set before Python starts), which is for tests.
+It runs on GPUs. For tests it also runs on a CPU, in Triton's interpreter (set TRITON_INTERPRET=1 before Python starts).
 """
 
 import contextlib
@@ -12,34 +12,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .msda_reference import check_grad_output, check_shapes
+
 logger = logging.getLogger(__name__)
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MAX_HEAD_WIDTH = 256
 _MAX_SAMPLES = 256
-# Sizes of levels travel as a tuple, which older compilers cannot take.
+# Older Triton compilers cannot take the level sizes as a tuple.
 _OLDEST = (3, 3)
-# Elements of a program's tile: with 128 threads, 8 for each, which in half precision are one 16-byte load.
+# Elements per program: 8 for each of its 128 threads, which in half precision is one 16-byte load.
 _TILE = 1024
-# A program in the interpreter costs the same whatever its size.
+# In the interpreter, the cost of a program hardly depends on its size.
 _INTERPRETED_TILE = 65536
 
 
 class TritonKernels:
     """Multi-scale deformable attention on a GPU, for float32, float16 and bfloat16 values.
 
-    Geometry, weights and sums are float32 whatever the values are. Value gradients are added by atomics, so two
-    backward runs may differ in the last bits. A location that is NaN or infinite contributes zero.
+    Geometry, weights and sums are float32 whatever the values' dtype. Value gradients are accumulated by atomics, so
+    two backward runs may differ in the last bits. A location that is NaN or infinite contributes zero.
+
+    Raises:
+        ImportError: Triton is not installed.
     """
 
     def __init__(self) -> None:
         from .msda_triton_kernels import backward_kernel, forward_kernel
 
         self._forward_kernel, self._backward_kernel = forward_kernel, backward_kernel
+        # Triton has no public way to ask (tried with 3.7). A wrong answer only makes `supports` return False.
         self.interpreted = "Interpreted" in type(forward_kernel).__name__
 
     def supports(self, value: Tensor, sampling_locations: Tensor) -> bool:
-        """Whether these can run: on a GPU, at most 256 channels a head and 256 samples a query, none in float64."""
+        """Return whether `forward` and `backward` accept these inputs.
+
+        They accept inputs on one GPU, none in float64, with at most 256 channels per head and 256 samples (levels times
+        points) per query and head.
+        """
         levels, points = sampling_locations.shape[3:5]
         return (
             value.device.type == ("cpu" if self.interpreted else "cuda")
@@ -57,16 +67,16 @@ class TritonKernels:
         """Sample every level bilinearly and sum with the attention weights.
 
         Args:
-            value: (B, S, M, Dh).
-            spatial_shapes: h0, w0, h1, w1, ... of the L levels; their areas sum to S.
-            sampling_locations: (B, Q, M, L, K, 2) x, y in 0..1 of the level; outside is zero.
-            attention_weights: (B, Q, M, L, K).
+            value: (B, S, M, Dh) values of all levels, one level after the other.
+            spatial_shapes: Height and width of each of the L levels, flat; their areas sum to S.
+            sampling_locations: (B, Q, M, L, K, 2) xy in [0, 1] of each level; samples outside read zero.
+            attention_weights: (B, Q, M, L, K) weights.
 
         Returns:
             (B, Q, M * Dh) in value's dtype.
 
         Raises:
-            ValueError: the shapes do not fit together.
+            ValueError: The shapes do not fit together.
         """
         return self._run_forward(value, spatial_shapes, None, sampling_locations, attention_weights)
 
@@ -78,7 +88,21 @@ class TritonKernels:
         sampling_locations: Tensor,
         attention_weights: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of `forward`: of value, locations and weights, each in the dtype of what it belongs to."""
+        """Compute the gradients of `forward`.
+
+        Args:
+            grad_output: (B, Q, M * Dh) gradient of the output.
+            value: (B, S, M, Dh) values given to `forward`.
+            spatial_shapes: Height and width of each level, flat.
+            sampling_locations: (B, Q, M, L, K, 2) locations given to `forward`.
+            attention_weights: (B, Q, M, L, K) weights given to `forward`.
+
+        Returns:
+            Gradients of value, sampling_locations and attention_weights, each in its own dtype.
+
+        Raises:
+            ValueError: The shapes do not fit together.
+        """
         gradients = self._run_backward(
             grad_output, value, spatial_shapes, None, sampling_locations, attention_weights, False
         )
@@ -92,19 +116,20 @@ class TritonKernels:
         sampling_offsets: Tensor,
         attention_logits: Tensor,
     ) -> Tensor:
-        """`forward` with the softmax and the arithmetic of locations inside, so that neither is written to memory.
+        """Compute `sampling_geometry` and `forward` in one kernel that keeps locations and weights in registers.
 
         Args:
-            value, spatial_shapes: As in `forward`.
-            reference_points: (B, Q, L, 2) points or (B, Q, L, 4) cxcywh boxes, in units of each level's map.
-            sampling_offsets: (B, Q, M, L, K, 2), in cells around points, in half sides / K around boxes.
-            attention_logits: (B, Q, M, L, K), before the softmax over L and K.
+            value: (B, S, M, Dh) values of all levels, one level after the other.
+            spatial_shapes: Height and width of each of the L levels, flat; their areas sum to S.
+            reference_points: (B, Q, L, 2) xy points or (B, Q, L, 4) cxcywh boxes, in [0, 1] of each level's map.
+            sampling_offsets: (B, Q, M, L, K, 2) offsets, in the units of `sampling_geometry`.
+            attention_logits: (B, Q, M, L, K) logits, normalized over L and K together.
 
         Returns:
             (B, Q, M * Dh) in value's dtype.
 
         Raises:
-            ValueError: the shapes do not fit together.
+            ValueError: The shapes do not fit together.
         """
         return self._run_forward(value, spatial_shapes, reference_points, sampling_offsets, attention_logits)
 
@@ -118,7 +143,24 @@ class TritonKernels:
         attention_logits: Tensor,
         reference_gradient: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Gradients of `forward_fused`: of value, references (empty unless asked for), offsets and logits."""
+        """Compute the gradients of `forward_fused`.
+
+        Args:
+            grad_output: (B, Q, M * Dh) gradient of the output.
+            value: (B, S, M, Dh) values given to `forward_fused`.
+            spatial_shapes: Height and width of each level, flat.
+            reference_points: (B, Q, L, 2) points or (B, Q, L, 4) cxcywh boxes.
+            sampling_offsets: (B, Q, M, L, K, 2) offsets.
+            attention_logits: (B, Q, M, L, K) logits.
+            reference_gradient: Whether the reference points need a gradient.
+
+        Returns:
+            Gradients of value, reference_points (empty if not needed), sampling_offsets and attention_logits, each in
+            its own dtype.
+
+        Raises:
+            ValueError: The shapes do not fit together.
+        """
         return self._run_backward(
             grad_output, value, spatial_shapes, reference_points, sampling_offsets, attention_logits, reference_gradient
         )
@@ -159,13 +201,9 @@ class TritonKernels:
         reference_gradient: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         sizes, constants = self._describe(value, spatial_shapes, references, places, scores)
-        batch, tokens, heads, width = value.shape
+        batch, tokens, heads, _ = value.shape
         queries = places.shape[1]
-        if tuple(grad_output.shape) != (batch, queries, heads * width):
-            raise ValueError(
-                f"grad_output has shape {tuple(grad_output.shape)}, give it the output's, "
-                f"{(batch, queries, heads * width)}."
-            )
+        check_grad_output(grad_output, value, places)
         grad_value = torch.zeros(value.shape, dtype=torch.float32, device=value.device)
         grad_places = torch.empty_like(places, memory_format=torch.contiguous_format)
         grad_scores = torch.empty_like(scores, memory_format=torch.contiguous_format)
@@ -201,26 +239,10 @@ class TritonKernels:
     def _describe(
         self, value: Tensor, spatial_shapes: Sequence[int], references: Tensor | None, places: Tensor, scores: Tensor
     ) -> tuple[tuple[int, ...], dict[str, Any]]:
-        """Check every shape before a kernel sees a pointer; sizes of the levels and compile-time constants."""
-        if value.dim() != 4 or places.dim() != 6 or tuple(places.shape[:-1]) != tuple(scores.shape):
-            raise ValueError(
-                f"value {tuple(value.shape)}, locations or offsets {tuple(places.shape)} and weights or logits "
-                f"{tuple(scores.shape)} do not fit, give (B, S, M, Dh), (B, Q, M, L, K, 2) and (B, Q, M, L, K)."
-            )
-        batch, tokens, heads, width = value.shape
-        _, queries, _, levels, points, axes = places.shape
-        if places.shape[0] != batch or places.shape[2] != heads or axes != 2:
-            raise ValueError(
-                f"Locations or offsets have shape {tuple(places.shape)}, but value has {batch} items of {heads} heads: "
-                f"give ({batch}, {queries}, {heads}, L, K, 2)."
-            )
-        sizes = tuple(int(size) for size in spatial_shapes)
-        area = sum(h * w for h, w in zip(sizes[::2], sizes[1::2], strict=True))
-        if len(sizes) != 2 * levels or min(sizes) < 0 or area != tokens:
-            raise ValueError(
-                f"spatial_shapes {list(sizes)} covers {area} tokens, but value has {tokens} on {levels} levels: "
-                "give h and w of each level."
-            )
+        """Check the shapes; return the level sizes and the kernels' compile-time constants."""
+        sizes = tuple(check_shapes(value, spatial_shapes, places, scores))
+        batch, _, heads, width = value.shape
+        queries, _, levels, points = places.shape[1:5]
         geometry = 0
         if references is not None:
             geometry = references.shape[-1]
@@ -246,13 +268,17 @@ class TritonKernels:
 
 @functools.cache
 def load() -> TritonKernels | None:
-    """The kernels, or None where Triton is missing or too old; the reason is logged once."""
+    """Load the kernels; None if Triton is missing or too old, with the reason logged once."""
     try:
         import triton
 
         if tuple(int(part) for part in triton.__version__.split(".")[:2]) < _OLDEST:
             oldest = ".".join(map(str, _OLDEST))
-            logger.warning("Deformable attention needs Triton %s, found %s: not used.", oldest, triton.__version__)
+            logger.warning(
+                "Deformable attention does not use Triton %s, which is older than %s: pip install -U triton.",
+                triton.__version__,
+                oldest,
+            )
             return None
         return TritonKernels()
     except Exception as error:  # a broken compiler must not break the model
@@ -265,5 +291,5 @@ def _power_of_two(n: int) -> int:
 
 
 def _on(tensor: Tensor) -> Any:
-    """Triton launches on the current device, wherever the tensors are."""
+    """Make the tensor's device current: Triton launches on the current device, wherever the tensors are."""
     return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else contextlib.nullcontext()

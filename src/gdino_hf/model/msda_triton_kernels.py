@@ -1,18 +1,18 @@
-"""Multi-scale deformable attention for GPUs in Triton: the device code, forward and backward.
+"""Triton device code of multi-scale deformable attention, forward and backward.
 
-A program owns ROWS rows, one row being one head of one query, and all channels of it: a row of half-precision values is
-then read in 16-byte pieces. Values may be half precision; geometry, weights and sums are float32.
+A row is one head of one query. Each program computes ROWS rows with all their channels, so half-precision values are
+read in 16-byte pieces. Values may be half precision; geometry, weights and sums are float32.
 
-GEOMETRY says what comes in. 0: `places` are sampling locations and `scores` attention weights. 2 and 4: `places` are
-sampling offsets around reference points (cells) or boxes (half sides shared among the points), `scores` are logits of a
-softmax over levels and points.
+GEOMETRY selects the inputs. With 0, `places` are sampling locations and `scores` are attention weights. With 2 or 4,
+`places` are sampling offsets around reference points (2) or boxes (4), in the units of `sampling_geometry`, and
+`scores` are logits whose softmax over levels and points gives the weights.
 """
 
 try:
     import triton
     import triton.language as tl
 except ImportError as error:
-    raise ImportError("The Triton kernels of deformable attention need triton: pip install triton.") from error
+    raise ImportError("The Triton kernels of deformable attention need Triton: pip install triton.") from error
 
 
 @triton.jit
@@ -30,7 +30,7 @@ def _pixel(
     POINTS: tl.constexpr,
     GEOMETRY: tl.constexpr,
 ):
-    """Where a point lies on its level, in cells, cell (0, 0) standing at 0, 0; the offset and the box it came from."""
+    """Position of a sample in cells of its level, counted from the centre of cell (0, 0), with its offset and box."""
     at = (row * (LEVELS * POINTS) + point) * 2
     x = tl.load(places + at, mask=real, other=0.0).to(tl.float32)
     y = tl.load(places + at + 1, mask=real, other=0.0).to(tl.float32)
@@ -52,7 +52,7 @@ def _pixel(
 
 @triton.jit
 def _corners(x, y, real, height, width):
-    """The cell up left of a point and how far in the point lies. What is far outside, or no number, is not near."""
+    """Upper left cell of a sample and the sample's position within it; `near` is false far outside and for NaN."""
     near = real & (x > -1) & (x < width) & (y > -1) & (y < height)
     x = tl.where(near, x, 0.0)
     y = tl.where(near, y, 0.0)
@@ -68,11 +68,11 @@ def _corner_mask(near, row, column, height, width):
 
 @triton.jit
 def _softmax_terms(row, real, scores, SAMPLES: tl.constexpr, COLUMNS: tl.constexpr):
-    """Logits (ROWS, COLUMNS) of a row's samples, their maximum and the sum of exp(logit - maximum)."""
+    """Logits (ROWS, COLUMNS) of each row's samples, their maximum and the sum of exp(logit - maximum)."""
     column = tl.arange(0, COLUMNS)
     mask = real[:, None] & (column < SAMPLES)[None, :]
     logits = tl.load(scores + row[:, None] * SAMPLES + column[None, :], mask=mask, other=float("-inf")).to(tl.float32)
-    # Rows past the end hold nothing; a maximum of -inf would make them NaN.
+    # Rows past the end have no logits; a maximum of -inf would turn them into NaN.
     logits = tl.where(real[:, None], logits, 0.0)
     peak = tl.max(logits, 1)
     return logits, peak, tl.sum(tl.exp(logits - peak[:, None]), 1)
@@ -98,7 +98,7 @@ def forward_kernel(
     CHANNELS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """output (B, Q, M, WIDTH) from value (B, S, M, WIDTH); ROWS and CHANNELS >= WIDTH are powers of two."""
+    """Write output (B, Q, M, WIDTH) from value (B, S, M, WIDTH); ROWS and CHANNELS >= WIDTH are powers of two."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     real = row < num_rows
     channel = tl.arange(0, CHANNELS)
@@ -160,7 +160,10 @@ def backward_kernel(
     CHANNELS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Gradients of `forward_kernel`. grad_value and grad_references are float32 and start at zero: rows add to them."""
+    """Write the gradients of `forward_kernel`; grad_value and grad_references are float32 and must be zero at first.
+
+    It is longer than 80 lines because its running sums live in registers, which helpers would have to pass around.
+    """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     real = row < num_rows
     channel = tl.arange(0, CHANNELS)
@@ -217,7 +220,7 @@ def backward_kernel(
             else:
                 grad_weights = tl.where((column == point)[None, :], grad_weight[:, None], grad_weights)
                 if GEOMETRY == 2:
-                    # A cell of offset is a cell of place.
+                    # Around a point, offsets and positions have the same unit, one cell.
                     tl.store(grad_places + 2 * at, grad_x, mask=real)
                     tl.store(grad_places + 2 * at + 1, grad_y, mask=real)
                 else:
@@ -237,7 +240,7 @@ def backward_kernel(
                 tl.atomic_add(reference + 3, sum_height, mask=real, sem="relaxed")
         start += height * width
     if GEOMETRY != 0:
-        # d softmax: p * (g - sum p g)
+        # Gradient of the softmax: p * (g - sum(p * g)).
         weights = tl.exp(logits - peak[:, None]) / total[:, None]
         mean = tl.sum(weights * grad_weights, 1)
         tl.store(

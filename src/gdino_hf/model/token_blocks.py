@@ -1,7 +1,7 @@
-"""Token-wise work on a CPU a few hundred tokens at a time, so that what lies between two layers stays in the cache.
+"""Token-wise computation on a CPU in blocks of a few hundred tokens, so that intermediate results stay in the cache.
 
-A feed-forward block of an 800-pixel image holds 150 MB between its two layers. Written to memory and read back, with
-the pages fetched from the operating system each time, it costs as much as a third of the arithmetic.
+For an 800-pixel image, the hidden layer of a feed-forward block takes 150 MB. Writing it to memory and reading it back,
+on pages that the operating system hands out afresh each time, costs as much as a third of the arithmetic.
 """
 
 from collections.abc import Callable
@@ -10,21 +10,21 @@ import torch
 from torch import Tensor
 
 BLOCK = 512
-"""Tokens of one block: at 2048 channels, 4 MB in float32."""
+"""Number of tokens per block; at 2048 channels in float32, a block is 4 MB."""
 
 
 def by_blocks(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """Apply a function that treats every token by itself.
+    """Apply a token-wise function block by block.
 
-    Where autograd, a compiler or a GPU would not profit, the function is called once, on everything.
+    With autograd, a compiler or a GPU, blocks would not help, so the function is called once on all tokens.
 
     Args:
-        function: Takes what `tensors` holds, (..., N, C_i) each, and returns (..., N, C) of the dtype and the width of
-            the first.
-        tensors: Of the same leading sizes.
+        function: A function of the given tensors that computes each token independently and returns a tensor with the
+            shape and dtype of the first one.
+        tensors: Inputs (..., N, C_i) with equal leading dimensions.
 
     Returns:
-        What the function returns for all tokens.
+        (..., N, C_0) result for all tokens.
     """
     first = tensors[0]
     tokens = first.shape[:-1].numel() if not torch.compiler.is_compiling() else 0

@@ -1,6 +1,6 @@
 """Multi-scale deformable attention (Zhu et al. 2021, arXiv:2010.04159) for CUDA devices and CPUs.
 
-Values may be half precision; sampling locations, attention weights and sums are float32.
+Values may be half precision; locations, weights and sums are float32.
 """
 
 from collections.abc import Sequence
@@ -21,16 +21,17 @@ _MAX_WIDTH = {"cuda": 2**20, "cpu": 256}
 
 
 def _has_kernel(device_type: str) -> bool:
+    # torch has no public way to ask which devices an operator supports; tried with torch 2.13.
     key = {"cuda": "CUDA", "cpu": "CPU"}.get(device_type)
     return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(add_op_namespace_prefix("forward"), key)
 
 
 def supports(value: Tensor, sampling_locations: Tensor) -> bool:
-    """Whether `forward` and `backward` take these; float64 they never do.
+    """Return whether `forward` and `backward` accept these inputs; float64 is never accepted.
 
     Args:
-        value: (B, S, M, Dh).
-        sampling_locations: (B, Q, M, L, K, 2).
+        value: (B, S, M, Dh) values.
+        sampling_locations: (B, Q, M, L, K, 2) locations.
     """
     device = value.device.type
     levels, points = sampling_locations.shape[3:5]
@@ -49,13 +50,13 @@ def supports(value: Tensor, sampling_locations: Tensor) -> bool:
 def forward(
     value: Tensor, spatial_shapes: Sequence[int], sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
-    """Sample every level bilinearly and sum with the attention weights; no gradient, see `ms_deform_attn`.
+    """Sample every level bilinearly and sum with the attention weights; `ms_deform_attn` does so with gradients.
 
     Args:
-        value: (B, S, M, Dh), the levels' tokens one after the other.
-        spatial_shapes: h0, w0, h1, w1, ... of the L levels; their areas sum to S.
-        sampling_locations: (B, Q, M, L, K, 2) x, y in 0..1 of the level; outside is zero.
-        attention_weights: (B, Q, M, L, K).
+        value: (B, S, M, Dh) values of all levels, one level after the other.
+        spatial_shapes: Height and width of each of the L levels, flat; their areas sum to S.
+        sampling_locations: (B, Q, M, L, K, 2) xy in [0, 1] of each level; samples outside read zero.
+        attention_weights: (B, Q, M, L, K) weights.
 
     Returns:
         (B, Q, M * Dh) in value's dtype.
@@ -70,7 +71,18 @@ def backward(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `forward`: of value, locations and weights, each in the dtype of what it belongs to."""
+    """Compute the gradients of `forward`.
+
+    Args:
+        grad_output: (B, Q, M * Dh) gradient of the output.
+        value: (B, S, M, Dh) values given to `forward`.
+        spatial_shapes: Height and width of each level, flat.
+        sampling_locations: (B, Q, M, L, K, 2) locations given to `forward`.
+        attention_weights: (B, Q, M, L, K) weights given to `forward`.
+
+    Returns:
+        Gradients of value, sampling_locations and attention_weights, each in its own dtype.
+    """
     grad_value, grad_locations, grad_weights = ops.backward(
         grad_output.to(value.dtype),
         value,

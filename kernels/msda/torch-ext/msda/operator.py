@@ -1,4 +1,4 @@
-"""The operator with its shapes and gradients known to PyTorch: usable in autograd, torch.compile and CUDA graphs."""
+"""Shape functions and gradients of the operator, for autograd, torch.compile and CUDA graphs."""
 
 from collections.abc import Sequence
 
@@ -36,5 +36,5 @@ torch.library.register_autograd(add_op_namespace_prefix("forward"), _backward, s
 def ms_deform_attn(
     value: Tensor, spatial_shapes: Sequence[int], sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
-    """Weighted sum of bilinear samples, differentiable; shapes as in `forward`."""
+    """Sum bilinear samples with attention weights, with gradients; the arguments are those of `forward`."""
     return ops.forward(value, list(spatial_shapes), sampling_locations.float(), attention_weights.float())

@@ -1,12 +1,13 @@
-"""Claims about the operator that takes offsets and logits: it is the plain one after softmax and placement."""
+"""Claims about the fused operator: it equals the plain one applied to the sampling geometry."""
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gdino_hf.model.ms_deform_attn import MSDeformAttn
-from gdino_hf.model.msda_backends import ms_deform_attn
-from gdino_hf.model.msda_fused import _cells, ms_deform_attn_fused, prefers_fused, sampling_geometry
+from gdino_hf.model.msda_backends import prefers_fused
+from gdino_hf.model.msda_operator import ms_deform_attn, ms_deform_attn_fused
+from gdino_hf.model.msda_reference import _level_sizes, sampling_geometry
 
 SHAPES = [3, 4, 2, 1]
 # float64 against float64, in another order of summation.
@@ -28,7 +29,7 @@ def _reference_backend(monkeypatch):
 
 
 @pytest.mark.parametrize("numbers", [2, 4])
-def test_it_equals_the_plain_operator_with_every_gradient(numbers):
+def test_fused_equals_plain_operator_with_every_gradient(numbers):
     value, *rest = make_case(numbers)
     fused = ms_deform_attn_fused(value, SHAPES, *rest)
     plain = ms_deform_attn(value, SHAPES, *sampling_geometry(SHAPES, *rest))
@@ -43,26 +44,26 @@ def test_it_equals_the_plain_operator_with_every_gradient(numbers):
 
 
 @pytest.mark.parametrize("numbers", [2, 4])
-def test_gradients_and_registration_pass_torchs_own_checks(numbers):
+def test_gradients_and_registration_pass_torch_checks(numbers):
     value, *rest = make_case(numbers)
     assert torch.autograd.gradcheck(lambda v, *r: ms_deform_attn_fused(v, SHAPES, *r), (value, *rest))
     torch.library.opcheck(torch.ops.gdino_hf.ms_deform_attn_fused.default, (value, SHAPES, *rest))
 
 
-def test_references_without_gradient_get_none():
+def test_references_that_need_no_gradient_get_none():
     value, references, offsets, logits = make_case(2)
     output = ms_deform_attn_fused(value, SHAPES, references.detach(), offsets, logits)
     assert all(x is not None for x in torch.autograd.grad(output.sum(), (value, offsets, logits)))
 
 
-def test_half_precision_offsets_are_placed_in_float32():
+def test_half_precision_offsets_give_float32_locations():
     _, references, offsets, logits = make_case(2, torch.float32)
     locations, weights = sampling_geometry(SHAPES, references, offsets.bfloat16(), logits.bfloat16())
     assert locations.dtype == weights.dtype == torch.float32
 
 
 class Names(TorchDispatchMode):
-    """Which of PyTorch's operations run."""
+    """Records the names of the PyTorch operations that run."""
 
     def __init__(self):
         super().__init__()
@@ -73,13 +74,13 @@ class Names(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_cells_are_width_and_height_on_any_device():
+def test_level_sizes_are_width_and_height_on_any_device():
     expected = torch.tensor([[[4.0, 3.0]], [[1.0, 2.0]]])
-    assert torch.equal(_cells(SHAPES, torch.empty(0)), expected)
-    assert _cells(SHAPES, torch.empty(0, device="meta")).shape == expected.shape
+    assert torch.equal(_level_sizes(SHAPES, torch.empty(0)), expected)
+    assert _level_sizes(SHAPES, torch.empty(0, device="meta")).shape == expected.shape
 
 
-def test_torch_and_c_backends_take_locations():
+def test_cpu_backends_do_not_prefer_the_fused_operator():
     assert not prefers_fused("cpu")
 
 
@@ -93,7 +94,7 @@ def test_module_compiles_to_one_graph():
     torch.testing.assert_close(compiled(*inputs, shapes), module(*inputs, shapes), rtol=0, atol=1e-6)
 
 
-def test_disabled_kernels_leave_the_operator_out():
+def test_disabled_kernels_do_not_call_the_operator():
     module = MSDeformAttn(8, 2, 2, 2)
     module.custom_kernels = False
     inputs = torch.randn(1, 3, 8), torch.randn(1, 14, 8), torch.rand(1, 3, 2, 4)

@@ -1,9 +1,10 @@
-"""Times transformers' own detectors before and after `gdino_hf.accelerate`, alternating, and prints a table.
+"""Time transformers' own detectors with and without `gdino_hf.use_fast_attention`, alternating, and print a table.
 
-    python tests/benchmarks/bench_accelerate.py [--threads 2] [--repeats 5] [--only deformable]
+    python tests/benchmarks/bench_fast_attention.py [--threads 2] [--repeats 5] [--only deformable]
 
-Random weights, each model's published shape and input size. The difference is the largest over all outputs; beside it
-stands the largest output, since Grounding DINO's raw logits reach 50, where float32 itself ends at 4e-6.
+Models have random weights and their published shapes and input sizes. The column "difference" is the largest difference
+over all outputs. "largest" is the largest output, for comparison: Grounding DINO's raw logits reach 50, where float32
+itself is accurate to 4e-6.
 """
 
 import argparse
@@ -54,7 +55,7 @@ MODELS = {
 
 
 def largest_difference(ours, theirs):
-    """Over the answers both give, and the largest answer."""
+    """Return the largest difference over the outputs that both have, and the largest output."""
     worst = largest = 0.0
     for name in ("logits", "pred_boxes", "class_queries_logits", "masks_queries_logits"):
         if theirs.get(name) is not None:
@@ -68,7 +69,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--only", default="", help="part of the model's name")
+    parser.add_argument("--only", default="", help="run only models whose name contains this")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(f"{args.threads} threads, medians of {args.repeats}")
@@ -81,7 +82,7 @@ def main():
         size = inputs.pop("size")
         inputs["pixel_values"] = torch.randn(1, 3, *size)
         stock = stock.eval()
-        sides = {"stock": stock, "ours": gdino_hf.accelerate(copy.deepcopy(stock))}
+        sides = {"stock": stock, "ours": gdino_hf.use_fast_attention(copy.deepcopy(stock))}
         wall, cpu = {key: [] for key in sides}, {key: [] for key in sides}
         with torch.inference_mode():
             outputs = {key: model(**inputs) for key, model in sides.items()}

@@ -1,0 +1,67 @@
+"""Linear layers through oneDNN with prepacked weights: the one file that calls torch's private mkldnn operators.
+
+`torch.ops.mkldnn._reorder_linear_weight` and `_linear_pointwise` are what torch's own compiler emits for CPUs. They
+have no stability promise; they were tried with torch 2.13. Builds without oneDNN lack them, and a later release may
+rename them or change their arguments. `can_pack` therefore computes a small example and compares it with the known
+answer. If that fails, it returns False, `optimize_for_inference` logs one line, and ordinary linear layers run.
+"""
+
+import functools
+import time
+
+import torch
+from torch import Tensor
+
+
+def pack(weight: Tensor) -> Tensor:
+    """Convert an (N, C) weight to oneDNN's layout for this CPU; other operations cannot read the result."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
+
+
+def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
+    """Compute activation(x W^T + b).
+
+    Args:
+        x: (..., C) input in the weight's dtype.
+        packed: Weight that `pack` returned.
+        bias: (N,) bias, or None.
+        activation: "none", "relu" or "gelu".
+
+    Returns:
+        (..., N) output.
+    """
+    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, activation, [], "none" if activation == "gelu" else "")
+
+
+@functools.cache
+def can_pack(dtype: torch.dtype) -> bool:
+    """Return whether this build of torch packs weights of a dtype and multiplies correctly with them."""
+    if dtype not in (torch.float32, torch.bfloat16):
+        return False
+    try:
+        # Whole numbers below 256 are exact in both dtypes.
+        weight = torch.arange(6, dtype=dtype, device="cpu").view(2, 3)
+        found = packed_linear(weight.new_ones(4, 3), pack(weight), weight.new_ones(2), "relu")
+        return torch.equal(found.float(), found.new_tensor([[4.0, 13.0]], dtype=torch.float32).expand(4, 2))
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+
+
+@functools.cache
+def bfloat16_is_slower() -> bool:
+    """Return whether this CPU multiplies float32 matrices faster than bfloat16 ones.
+
+    It does if it has neither AMX nor full-rate bfloat16 units. The answer is measured once, in a few milliseconds.
+    """
+    if not (can_pack(torch.float32) and can_pack(torch.bfloat16)):
+        return False
+    x, weight = (torch.ones(rows, 256, dtype=torch.float32, device="cpu") for rows in (512, 1024))
+    half, packed, packed_half = x.bfloat16(), pack(weight), pack(weight.bfloat16())
+    # The minimum of many runs, since other work on the machine can only add time.
+    best = {True: float("inf"), False: float("inf")}
+    for _ in range(16):
+        for wide in (True, False):
+            start = time.perf_counter()
+            packed_linear(half.float(), packed, None).bfloat16() if wide else packed_linear(half, packed_half, None)
+            best[wide] = min(best[wide], time.perf_counter() - start)
+    return best[True] < 0.9 * best[False]
