@@ -58,4 +58,5 @@ def has_known_swin_parts(backbone: Any) -> bool:
         parts += [(backbone, ("hidden_states_norms", "stage_names", "out_features"))]
     except AttributeError:
         return False
-    return all(hasattr(part, name) for part, names in parts for name in names)
+    named = all(hasattr(part, name) for part, names in parts for name in names)
+    return named and all(callable(block.attention.relative_position_bias) for block in blocks)
