@@ -414,7 +414,7 @@ def test_shared_state_does_not_share_its_dictionaries():
 
 
 def test_other_models_are_refused():
-    with pytest.raises(TypeError, match="takes a GDinoModel or GDinoForObjectDetection, not torch.nn.*Linear"):
+    with pytest.raises(TypeError, match=r"takes a GDinoModel or GDinoForObjectDetection, not torch\.nn.*Linear"):
         optimize_module.optimize_for_inference(nn.Linear(2, 2))
 
 
