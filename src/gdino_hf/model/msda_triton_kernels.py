@@ -135,6 +135,7 @@ def forward_kernel(
     tl.store(output + row[:, None] * WIDTH + channel[None, :], result, mask=real[:, None] & used)
 
 
+# long: the running sums live in registers, which helpers would have to pass around
 @triton.jit(do_not_specialize=["sizes", "tokens", "queries", "num_rows"])
 def backward_kernel(
     grad_output,
@@ -160,10 +161,7 @@ def backward_kernel(
     CHANNELS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Write the gradients of `forward_kernel`; grad_value and grad_references are float32 and must be zero at first.
-
-    It is longer than 80 lines because its running sums live in registers, which helpers would have to pass around.
-    """
+    """Write the gradients of `forward_kernel`; grad_value and grad_references are float32 and must be zero at first."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     real = row < num_rows
     channel = tl.arange(0, CHANNELS)
