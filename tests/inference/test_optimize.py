@@ -203,7 +203,7 @@ def test_threads_share_a_model_from_its_first_forward(tiny_config, int8):
     """Packed weights, joint layers and cached prompts are created while other threads read them."""
     optimized = lively(tiny_config).optimize_for_inference(int8=int8)
     # Three prompts compete for two places, so threads evict what others have just looked up.
-    optimized.model._prompts.size = 2
+    optimized.model.text_feature_cache.size = 2
     prompts = [torch.tensor([[2, 60 + i % 3, 7, 61, 62, 7, 3]]) for i in range(6)]
     inputs = make_inputs(batch=1, height=64, width=96)
     start, found = threading.Barrier(len(prompts)), {}

@@ -1,4 +1,4 @@
-"""Claims about the backbone: frozen statistics, parameters nothing depends on, levels, and masks of feature maps."""
+"""Claims about the backbone: frozen statistics, unused parameters, levels, and masks of feature maps."""
 
 import copy
 
@@ -44,7 +44,7 @@ def batch_norm(channels=3):
     return norm
 
 
-def test_frozen_batch_norm_is_batch_norm_in_evaluation_whatever_the_mode():
+def test_frozen_batch_norm_equals_batch_norm_in_eval_mode_in_either_mode():
     module = nn.Sequential(nn.Conv2d(3, 3, 1), batch_norm(), nn.Sequential(batch_norm(), nn.ReLU()))
     x = torch.randn(4, 3, 5, 6)
     expected = module.eval()(x)
@@ -57,7 +57,7 @@ def test_frozen_batch_norm_is_batch_norm_in_evaluation_whatever_the_mode():
     assert [name for name, _ in module.named_parameters()] == ["0.weight", "0.bias"]
 
 
-def test_frozen_batch_norm_is_its_formula_and_loads_the_weights_of_a_batch_norm():
+def test_frozen_batch_norm_equals_its_formula_and_loads_the_weights_of_a_batch_norm():
     norm = batch_norm()
     frozen = FrozenBatchNorm2d(3, norm.eps)
     frozen.load_state_dict(norm.state_dict())
@@ -85,7 +85,7 @@ def test_unused_parameters_are_those_without_a_gradient(config, expected):
     assert all(any(name.startswith(prefix + ".") for name in names) for prefix in expected)
     backbone = Backbone(config)
     model = backbone.conv_encoder.model
-    # Those of batch norms are frozen as buffers.
+    # Parameters of batch norms became buffers.
     names = {name for name, _ in model.named_parameters()} & set(names)
     assert {name for name, p in model.named_parameters() if not p.requires_grad} == names
     for parameter in model.parameters():
@@ -109,7 +109,7 @@ def test_no_batch_norm_is_left_in_a_backbone():
 
 
 @pytest.mark.parametrize(("levels", "sizes"), [(2, [4, 2]), (3, [8, 4, 2]), (5, [8, 4, 2, 1, 1])])
-def test_levels_are_the_last_maps_and_strided_convolutions_beyond(levels, sizes):
+def test_levels_are_the_last_maps_followed_by_strided_convolutions(levels, sizes):
     torch.manual_seed(0)
     backbone = Backbone(resnet(levels=levels)).eval()
     projections = input_projections(backbone.channels, levels, 12)
@@ -117,7 +117,7 @@ def test_levels_are_the_last_maps_and_strided_convolutions_beyond(levels, sizes)
     assert [tuple(x.shape) for x in features] == [(1, 12, size, size) for size in sizes]
 
 
-def test_the_first_extra_level_reads_the_backbone_and_the_next_the_level_before():
+def test_the_first_extra_level_reads_the_last_map_and_the_next_reads_the_first():
     torch.manual_seed(0)
     backbone = Backbone(resnet(levels=5)).eval()
     projections, pixels = input_projections(backbone.channels, 5, 12), torch.randn(1, 3, 64, 64)
@@ -128,7 +128,7 @@ def test_the_first_extra_level_reads_the_backbone_and_the_next_the_level_before(
     assert torch.equal(features[4], projections[4](features[3]))
 
 
-def test_images_of_mixed_sizes_are_projected_as_they_are_alone():
+def test_images_of_mixed_sizes_are_projected_as_if_alone():
     torch.manual_seed(0)
     backbone = Backbone(resnet(levels=4)).eval()
     projections = input_projections(backbone.channels, 4, 12)
@@ -139,14 +139,14 @@ def test_images_of_mixed_sizes_are_projected_as_they_are_alone():
         alone = project(backbone, projections, pixels[index : index + 1, :, :height, :width])
         for feature, mask, x in zip(features, masks, alone, strict=True):
             h, w = x.shape[-2:]
-            # Convolutions of a batch of two and of one image sum in another order.
+            # Convolutions of two images and of one add up in a different order.
             torch.testing.assert_close(feature[index, :, :h, :w], x[0], rtol=0, atol=1e-5)
             assert mask[index, :h, :w].all()
             assert mask[index].sum() == h * w
             assert (feature[index][:, ~mask[index]] == 0).all()
 
 
-def test_sizes_are_all_the_batch_or_not():
+def test_sizes_tell_whether_there_is_padding():
     pixels = torch.zeros(2, 3, 8, 6)
     assert check_image_sizes([(8, 6), (8, 6)], pixels)
     assert not check_image_sizes([(8, 6), (8, 5)], pixels)

@@ -19,7 +19,7 @@ from gdino_hf.model.box_ops import (
     xyxy_to_cxcywh,
 )
 
-# A few float32 roundings of numbers of size one.
+# A few float32 roundings of numbers near 1.
 ROUNDING = 1e-6
 
 
@@ -98,7 +98,7 @@ def test_giou_gradient_is_right():
 
 def test_inverse_sigmoid_inverts_and_is_bounded_by_eps():
     x = torch.linspace(0.01, 0.99, 50)
-    # The logit's slope is 100 at 0.01, which multiplies the rounding of the sigmoid.
+    # At 0.01 the logit has slope 100, which multiplies the rounding error of the sigmoid.
     assert torch.allclose(inverse_sigmoid(x).sigmoid(), x, atol=1e-5)
     for eps in (1e-3, 1e-5):
         bound = -math.log(eps)
@@ -119,7 +119,7 @@ def test_empty_inputs_give_empty_outputs():
 def test_nms_equals_the_greedy_loop(threshold):
     generator = torch.Generator().manual_seed(3)
     boxes = random_boxes(80, generator, scale=0.5)
-    # Rounded scores, so ties occur and must go to the earlier box.
+    # Scores are rounded, so ties occur; the earlier box must win them.
     scores = (torch.rand(80, generator=generator) * 10).round() / 10
     classes = torch.randint(3, (80,), generator=generator)
     assert nms(boxes, scores, threshold).tolist() == greedy_nms_by_loop(boxes, scores, threshold)
@@ -141,7 +141,7 @@ def test_a_suppressed_box_suppresses_nothing():
     assert nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.2).tolist() == [0, 2]
 
 
-def test_far_classes_do_not_touch_even_with_huge_coordinates():
+def test_classes_are_independent_even_at_huge_coordinates():
     boxes = torch.tensor([[1e6, 1e6, 1e6 + 10, 1e6 + 10]]).repeat(2, 1)
     assert batched_nms(boxes, torch.tensor([0.1, 0.2]), torch.tensor([5, 1000]), 0.5).tolist() == [1, 0]
 

@@ -1,4 +1,4 @@
-"""Claims about the configuration: presets are the published models, peers' files are read, nonsense is refused."""
+"""Claims about the configuration: presets, files of transformers' model types, and values that are refused."""
 
 import json
 import math
@@ -22,7 +22,7 @@ PRESETS = ("tiny", "base", "mm-tiny", "mm-base", "mm-large", "nano")
 SWIN_TINY = {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7}
 SWIN_BASE = {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32], "window_size": 12}
 SWIN_LARGE = {"embed_dim": 192, "depths": [2, 2, 18, 2], "num_heads": [6, 12, 24, 48], "window_size": 12}
-# What every published model shares.
+# Fields that all published models share.
 PUBLISHED = {
     "d_model": 256,
     "num_queries": 900,
@@ -63,7 +63,7 @@ ORIGINAL = {
     "decoder_inverse_sigmoid_eps": 1e-3,
     "class_cost": 1.0,
 }
-# The published mmdetection code clamps at 1e-3 where references are refined and at 1e-5 in the head.
+# The mmdetection code clamps at 1e-3 where the decoder refines boxes and at 1e-5 in the head.
 MM = {
     "class_head": "scaled_bias",
     "decoder_bbox_embed_share": False,
@@ -141,14 +141,14 @@ def test_unknown_preset_names_the_known_ones():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_saved_and_loaded_is_the_same(name, tmp_path):
+def test_a_saved_config_loads_unchanged(name, tmp_path):
     config = GDinoConfig.preset(name, class_head="cosine", fusion_type="gated", auxiliary_loss=False)
     config.save_pretrained(tmp_path)
     for loaded in (GDinoConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
         assert type(loaded) is GDinoConfig
         assert type(loaded.backbone_config) is type(config.backbone_config)
         assert type(loaded.text_config) is BertConfig
-        # Where it was read from is the one thing it does not share.
+        # Only the path it was loaded from differs.
         assert {**loaded.to_dict(), "_name_or_path": ""} == config.to_dict()
     assert GDinoConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
 
@@ -187,7 +187,7 @@ def write_foreign(folder, config):
     ("foreign", "class_head"), [(GroundingDinoConfig, "dot"), (MMGroundingDinoConfig, "scaled_bias")]
 )
 @pytest.mark.parametrize("shared", [True, False])
-def test_a_peers_config_is_adopted(foreign, class_head, shared, tmp_path):
+def test_a_config_of_transformers_is_adapted(foreign, class_head, shared, tmp_path):
     theirs = foreign(
         backbone_config=SwinConfig(**SWIN_BASE, out_indices=[2, 3, 4]),
         text_config=BertConfig(num_hidden_layers=7),
@@ -210,13 +210,13 @@ def test_a_peers_config_is_adopted(foreign, class_head, shared, tmp_path):
         assert config.decoder_bbox_embed_share is shared
         assert fields(config.backbone_config, SWIN_BASE) == SWIN_BASE
         assert config.text_config.num_hidden_layers == 7
-        # Their auxiliary losses are off because they are broken; their class names mean nothing here.
+        # The files turn auxiliary losses off, and their class names mean nothing here.
         assert config.auxiliary_loss is True
         assert "TheirsForObjectDetection" not in (config.architectures or [])
     assert written["auxiliary_loss"] is False
 
 
-def test_an_adopted_config_stays_ours_when_saved(tmp_path):
+def test_an_adapted_config_is_saved_as_gdino(tmp_path):
     write_foreign(tmp_path / "theirs", MMGroundingDinoConfig())
     config = GDinoConfig.from_pretrained(tmp_path / "theirs", auxiliary_loss=False)
     assert config.auxiliary_loss is False
@@ -225,7 +225,7 @@ def test_an_adopted_config_stays_ours_when_saved(tmp_path):
     assert GDinoConfig.from_pretrained(tmp_path / "ours").to_dict() == config.to_dict()
 
 
-def test_a_field_the_caller_names_beats_the_peers_file(tmp_path):
+def test_an_argument_overrides_an_adapted_file(tmp_path):
     write_foreign(tmp_path, GroundingDinoConfig())
     config = GDinoConfig.from_pretrained(tmp_path, num_queries=12, class_head="cosine")
     assert config.num_queries == 12
@@ -275,7 +275,7 @@ def test_a_field_the_caller_names_beats_the_peers_file(tmp_path):
         ({"encoder_ffn_dim": 0}, "encoder_ffn_dim must be at least 1, got 0"),
         ({"decoder_ffn_dim": 0}, "decoder_ffn_dim must be at least 1, got 0"),
         ({"positional_embedding_temperature": 0}, "positional_embedding_temperature must be positive, got 0"),
-        ({"special_token_ids": [1]}, r"special_token_ids must hold at least 2 ids, .* got \[1\]"),
+        ({"special_token_ids": [1]}, r"special_token_ids must hold at least the ids .* got \[1\]"),
         ({"activation_function": "foo"}, "activation_function must be a name that transformers knows, .* got 'foo'"),
         ({"class_head": "euclidean"}, "'class_head' expected one of .*'dot', 'scaled_bias', 'cosine'.*euclidean"),
         ({"fusion_type": "none"}, "'fusion_type' expected one of .*'bi_attention', 'gated'.*none"),
@@ -283,6 +283,6 @@ def test_a_field_the_caller_names_beats_the_peers_file(tmp_path):
     ],
 )
 def test_what_cannot_be_built_is_refused(changes, message):
-    # transformers wraps what a strict configuration raises; the sentence is ours.
+    # transformers wraps the error of a strict configuration in its own, which contains our sentence.
     with pytest.raises((ValueError, TypeError, StrictDataclassError), match=message):
         GDinoConfig(**changes)

@@ -10,7 +10,7 @@ from gdino_hf.model.position_encoding import box_position_embedding
 
 WIDTH, LAYERS, QUERIES = 8, 3, 5
 SHAPES = [(3, 4), (2, 2)]
-# float32 against float32 in another order of summation.
+# float32 sums in a different order.
 TOLERANCE = 1e-5
 
 
@@ -77,7 +77,7 @@ def test_a_layer_is_self_then_text_then_image_attention_then_feed_forward():
 
 
 @pytest.mark.parametrize("eps", [1e-3, 0.3])
-def test_each_layer_refines_the_boxes_of_the_one_before_by_its_unnormalized_state(eps):
+def test_each_layer_refines_the_boxes_of_the_one_before_from_its_unnormalized_state(eps):
     decoder, heads = make_decoder(decoder_inverse_sigmoid_eps=eps, inverse_sigmoid_eps=1e-5)
     raw = []
     for layer in decoder.layers:
@@ -93,7 +93,7 @@ def test_each_layer_refines_the_boxes_of_the_one_before_by_its_unnormalized_stat
     assert torch.equal(states.last_hidden_state, states.hidden_states[-1])
 
 
-def test_without_a_clamp_of_its_own_the_decoder_takes_the_models():
+def test_the_decoder_eps_defaults_to_the_models():
     changes = {"inverse_sigmoid_eps": 0.25}
     one, heads = make_decoder(**changes, decoder_inverse_sigmoid_eps=None)
     two, _ = make_decoder(**changes, decoder_inverse_sigmoid_eps=0.25)
@@ -102,7 +102,7 @@ def test_without_a_clamp_of_its_own_the_decoder_takes_the_models():
         assert torch.equal(x, y)
 
 
-def test_gradient_reaches_the_head_before_through_input_references():
+def test_gradient_reaches_the_previous_head_through_input_references():
     decoder, heads = make_decoder()
     states = decoder(**make_inputs(), box_heads=heads)
     assert not states.input_references[0].requires_grad
@@ -112,7 +112,7 @@ def test_gradient_reaches_the_head_before_through_input_references():
         gradients = [torch.autograd.grad(total, p, retain_graph=True, allow_unused=True) for p in parameters]
         for head, found in enumerate(gradients):
             reached = [x is not None and x.abs().sum() > 0 for x in found]
-            # Twice, not all the way back: only the head one layer before.
+            # The gradient reaches only the head of the layer before, not all heads.
             assert all(reached) if head == index - 1 else not any(reached)
 
 
@@ -156,7 +156,7 @@ def test_boxes_are_scaled_to_the_padded_map_and_embedded(scale_positions):
     torch.testing.assert_close(position, decoder.reference_points_head(embedding), rtol=0, atol=TOLERANCE)
 
 
-def test_queries_that_may_not_attend_do_not_hear_of_each_other():
+def test_masked_queries_do_not_affect_each_other():
     decoder, heads = make_decoder()
     inputs = make_inputs()
     mask = torch.zeros(1, 1, QUERIES, QUERIES).bool()

@@ -1,4 +1,4 @@
-"""Claims about denoising queries: who sees whom, how far boxes move, which labels they wear."""
+"""Claims about denoising queries: their attention, how far boxes move, and which labels they get."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def make(counts=(3, 1), seed=0, **changes):
     return targets, make_denoising_queries(targets, PHRASES, TEXT, generator=generator, **options)
 
 
-def test_groups_fill_the_budget():
+def test_number_of_groups_follows_num_denoising_queries():
     assert make()[1].num_groups == 2
     assert make()[1].num_queries == 12
     assert make(num_denoising_queries=1)[1].num_groups == 1
@@ -43,7 +43,7 @@ def test_attention_keeps_groups_apart_and_hides_the_answers():
     assert not mask[:, :, :6, 6:12].any()
     assert not mask[:, :, 6:12, :6].any()
     assert mask[0, 0, :6, :6].all()
-    # The second image has one box: only the first positive and the first negative slot of a group are seen.
+    # The second image has one box, so only the first positive and the first negative slot of a group are visible.
     assert mask[1, 0, 0, :6].tolist() == [True, False, False, True, False, False]
     assert mask.any(dim=-1).all()
 
@@ -57,7 +57,7 @@ def test_positives_point_at_their_boxes():
     assert queries.real.sum().item() == 2 * 2 * targets.num_boxes
 
 
-def test_noise_is_inside_for_positives_and_outside_for_negatives():
+def test_negatives_move_further_than_positives():
     boxes, scale = torch.tensor([[0.5, 0.5, 0.2, 0.3]]).repeat(2000, 1), 0.4
     negative = torch.arange(2000) % 2 == 1
     noisy = jitter_boxes(boxes, negative, scale, torch.Generator().manual_seed(1))
@@ -74,7 +74,7 @@ def test_reference_points_stay_in_the_image():
     assert ((points >= 0) & (points <= 1)).all()
 
 
-def test_content_is_a_label_of_the_own_prompt():
+def test_content_is_a_label_of_the_images_prompt():
     _, queries = make(label_noise=2.0, num_denoising_queries=60)
     allowed = [torch.stack((TEXT[0, 1:3].mean(0), TEXT[0, 4])), TEXT[1, 1:2]]
     for image, labels in enumerate(allowed):
@@ -83,7 +83,7 @@ def test_content_is_a_label_of_the_own_prompt():
         assert set(near.argmin(dim=1).tolist()) == set(range(len(labels)))
 
 
-def test_without_label_noise_content_is_the_own_label():
+def test_without_label_noise_content_is_the_boxs_label():
     targets, queries = make(label_noise=0.0)
     weights = targets.positive_maps[queries.target_index].float()
     expected = (weights / weights.sum(-1, keepdim=True))[:, None] @ TEXT[queries.batch_index]

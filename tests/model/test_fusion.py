@@ -1,4 +1,4 @@
-"""Claims about fusion: both kinds are their equations, written out head by head and token by token."""
+"""Claims about fusion: both kinds equal their equations, computed head by head and token by token."""
 
 import math
 
@@ -11,7 +11,7 @@ from gdino_hf.model.configuration_gdino import GDinoConfig
 from gdino_hf.model.fusion import BiAttention, FusionLayer, drop_path
 
 WIDTH, HEADS, INNER = 8, 2, 12
-# float64 against float64, in another order of summation.
+# float64 sums in a different order.
 TOLERANCE = 1e-10
 
 
@@ -62,7 +62,7 @@ def softmax(scores):
 
 
 def looped_attention(attn, vision, text, vision_mask, text_mask):
-    """One sample: A = (v W_q)(t W_k)^T / sqrt(Dh), read along the text for v and along the image for t."""
+    """Compute bi-attention of one sample with loops: one score matrix, normalized over text and over image."""
     size = INNER // HEADS
     query, key = [linear(attn.vision_proj, v) for v in vision], [linear(attn.text_proj, t) for t in text]
     vision_value = [linear(attn.values_vision_proj, v) for v in vision]
@@ -85,7 +85,7 @@ def looped_attention(attn, vision, text, vision_mask, text_mask):
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_bi_attention_is_its_equations(implementation):
+def test_bi_attention_equals_its_equations(implementation):
     layer = make_layer()
     layer.attn.config._attn_implementation = implementation
     vision, text, vision_mask, text_mask = make_inputs()
@@ -94,12 +94,12 @@ def test_bi_attention_is_its_equations(implementation):
         v = torch.stack([normalize(layer.layer_norm_vision, x) for x in vision[b]])
         t = torch.stack([normalize(layer.layer_norm_text, x) for x in text[b]])
         to_vision, to_text = looped_attention(layer.attn, v, t, vision_mask[b], text_mask[b])
-        # The residual is the normalized feature, not the one that came in.
+        # The residual is added to the normalized features, not to the input.
         assert torch.allclose(found[0][b], v + layer.vision_param * to_vision, rtol=0, atol=TOLERANCE)
         assert torch.allclose(found[1][b], t + layer.text_param * to_text, rtol=0, atol=TOLERANCE)
 
 
-def test_gated_is_its_equations_and_their_mirror_image():
+def test_gated_fusion_equals_its_equations_in_both_directions():
     layer = make_layer(fusion_type="gated")
     vision, text, vision_mask, text_mask = make_inputs()
     found = layer(vision, text, vision_mask, text_mask)
@@ -121,7 +121,7 @@ def test_gated_is_its_equations_and_their_mirror_image():
 
 
 @pytest.mark.parametrize(("logit", "side"), [(40.0, "own"), (-40.0, "other"), (0.0, "half")])
-def test_gate_moves_between_its_own_side_and_the_other(logit, side):
+def test_an_extreme_gate_selects_one_side(logit, side):
     layer = make_layer(fusion_type="gated")
     with torch.no_grad():
         for gate in (layer.gate_vision, layer.gate_text):
@@ -147,7 +147,7 @@ def test_scale_of_zero_leaves_the_normalized_features():
 
 
 @pytest.mark.parametrize("kind", ["bi_attention", "gated"])
-def test_padding_reaches_no_real_token(kind):
+def test_padding_does_not_affect_real_tokens(kind):
     layer = make_layer(fusion_type=kind)
     vision, text, vision_mask, text_mask = make_inputs()
     found = layer(vision, text, vision_mask, text_mask)
@@ -181,7 +181,7 @@ def test_drop_path_drops_whole_samples_and_keeps_the_expectation():
     dropped = drop_path(x, 0.2, training=True)
     gone = (dropped == 0).flatten(1).all(1)
     assert torch.allclose(dropped[~gone], x[~gone] / 0.8)
-    # 4000 samples at 0.2: a standard deviation of 0.0063, so four of them below 0.026.
+    # The share of 4000 samples at 0.2 has a standard deviation of 0.0063; four of them are below 0.026.
     assert gone.float().mean().item() == pytest.approx(0.2, abs=0.026)
     assert dropped.mean().item() == pytest.approx(x.mean().item(), abs=4 * 1.5 * 0.0063 / 0.8)
 
@@ -201,14 +201,14 @@ def test_a_dropped_branch_leaves_the_normalized_features():
     same_text = (new_text - layer.layer_norm_text(text)).abs().amax((1, 2)) < TOLERANCE
     assert 0 < same_vision.sum() < 64
     assert 0 < same_text.sum() < 64
-    # The two ways are dropped each on its own.
+    # The branches of image and text are dropped independently.
     assert (same_vision != same_text).any()
     kept = layer.eval()(vision[:1], text[:1], vision_mask[:1], text_mask[:1])[0] - normal[:1]
     assert torch.allclose(new_vision[~same_vision] - normal[~same_vision], 2 * kept, rtol=0, atol=TOLERANCE)
 
 
 class Adapter(nn.Module):
-    """Stands in a projection's place, as adapters and quantized layers do."""
+    """A layer that replaces a projection, as adapters and quantized layers do."""
 
     def __init__(self, linear):
         super().__init__()
@@ -238,7 +238,7 @@ def test_a_projection_that_was_replaced_is_called():
 
 
 def test_dropout_of_fusion_keeps_the_mean():
-    """Dropped weights are made up for by the others, the values' bias included."""
+    """The attention weights that dropout keeps are scaled up, and the bias of the values with them."""
     attn = make_layer(fusion_dropout=0.3).attn
     inputs = make_inputs()
     expected = attn(*inputs)
@@ -248,5 +248,5 @@ def test_dropout_of_fusion_keeps_the_mean():
         runs = [attn(*inputs) for _ in range(3000)]
     for side in (0, 1):
         mean = torch.stack([run[side] for run in runs]).mean(0)
-        # The standard error of 3000 runs of a spread below 1.
+        # Standard error of the mean of 3000 runs whose standard deviation is below 1.
         torch.testing.assert_close(mean, expected[side], rtol=0, atol=0.1)

@@ -1,4 +1,4 @@
-"""Claims about the box head and the contrastive head: each similarity is its formula, written out token by token."""
+"""Claims about the box head and the class head: each similarity equals its formula, computed token by token."""
 
 import copy
 import math
@@ -11,7 +11,7 @@ from gdino_hf.model.heads import MLP, PRIOR_BIAS, BoxHead, ContrastiveHead
 from gdino_hf.model.modeling_gdino import GDinoModel
 
 WIDTH, MAX_TEXT_LEN = 8, 11
-# Sums of 8 float32 products of order 1, divided by a temperature of 0.1 at least.
+# Sums of 8 float32 products near 1, divided by a temperature of at least 0.1.
 TOLERANCE = 1e-5
 KINDS = ("dot", "scaled_bias", "cosine")
 
@@ -41,7 +41,7 @@ def random_inputs():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_logits_are_the_formula_and_minus_infinity_outside_the_prompt(kind):
+def test_logits_equal_the_formula_and_are_minus_infinity_outside_the_prompt(kind):
     queries, text, mask = random_inputs()
     logits = make_head(kind)(queries, text, mask)
     assert logits.shape == (2, 3, MAX_TEXT_LEN)
@@ -72,13 +72,13 @@ def test_cosine_ignores_lengths_and_the_others_do_not():
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
-def test_an_equal_query_scores_one_over_the_temperature(temperature):
+def test_a_query_equal_to_the_token_scores_one_over_the_temperature(temperature):
     query = torch.randn(1, 1, WIDTH, generator=torch.Generator().manual_seed(1))
     score = make_head("cosine", temperature=temperature, bias=0.0).similarity(query, query)
     assert score.item() == pytest.approx(1 / temperature, rel=1e-5)
 
 
-def test_prior_bias_answers_one_in_a_hundred():
+def test_prior_bias_gives_a_probability_of_one_in_a_hundred():
     assert torch.tensor(PRIOR_BIAS, dtype=torch.float64).sigmoid().item() == pytest.approx(0.01, abs=1e-12)
     config = GDinoConfig(d_model=WIDTH, class_head="scaled_bias")
     scores = ContrastiveHead(config).similarity(torch.zeros(1, 1, WIDTH), torch.zeros(1, 2, WIDTH))
@@ -89,7 +89,7 @@ def test_prior_bias_answers_one_in_a_hundred():
     ("kind", "names"),
     [("dot", set()), ("scaled_bias", {"bias"}), ("cosine", {"bias", "log_temperature"})],
 )
-def test_learned_parameters_by_kind_all_get_a_gradient(kind, names):
+def test_all_parameters_of_each_kind_get_a_gradient(kind, names):
     head = make_head(kind)
     assert {name for name, _ in head.named_parameters()} == names
     queries, text, mask = random_inputs()
@@ -115,7 +115,7 @@ def test_query_selection_scores_with_the_same_similarity(kind, tiny_config, tiny
         features = model.enc_output_norm(model.enc_output(vision))
     bias = PRIOR_BIAS if kind != "dot" else 0.0
     found = outputs.enc_outputs_class[0, :, : text.shape[1]]
-    # A token in the middle of the finest level, which has a proposal; tokens without one are zeroed before projection.
+    # This token in the middle of the finest level has a proposal; tokens without one are zeroed before projection.
     for index in (27, 36):
         for t in range(text.shape[1]):
             expected = formula(kind, features[0, index].double().tolist(), text[0, t].double().tolist(), bias=bias)
@@ -133,7 +133,7 @@ def test_mlp_is_linear_layers_with_relu_between():
         if index < 2:
             values = [max(0.0, v) for v in values]
     assert mlp(torch.tensor([[x]]))[0, 0].tolist() == pytest.approx(values, abs=TOLERANCE)
-    # A network that ends in ReLU could not move a box left.
+    # The output must be able to be negative: a box must be able to move left.
     assert mlp(torch.randn(50, 3)).min() < 0
 
 
@@ -144,7 +144,7 @@ def test_box_head_gives_four_numbers_from_three_layers():
 
 
 class Adapter(torch.nn.Module):
-    """A layer and a low-rank correction, which shows the layer's parameters as its own, as adapters do."""
+    """A layer with a low-rank correction that exposes the layer's own weight and bias, as adapters do."""
 
     def __init__(self, base):
         super().__init__()
@@ -160,7 +160,7 @@ class Adapter(torch.nn.Module):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_an_adapter_on_the_last_box_layer_acts(dtype):
+def test_an_adapter_on_the_last_box_layer_has_an_effect(dtype):
     torch.manual_seed(0)
     head = BoxHead(GDinoConfig(d_model=WIDTH)).to(dtype)
     x = torch.randn(3, WIDTH, dtype=dtype)
@@ -172,7 +172,7 @@ def test_an_adapter_on_the_last_box_layer_acts(dtype):
         hidden = layer(hidden).relu()
     after = head(x)
     assert after.dtype == torch.float32
-    # bfloat16 layers round to 2^-8 of values below 1, twice; float32 far below that.
+    # Two bfloat16 layers round values below 1 to 2^-8 each; float32 rounding is far smaller.
     tolerance = 1e-6 if dtype == torch.float32 else 2**-6
     correction = adapter.up(adapter.down(hidden)).float()
     torch.testing.assert_close(after - before, correction, atol=tolerance, rtol=0)

@@ -1,24 +1,23 @@
-"""Claims about the loss: each term against its formula, and a batch against its images one by one."""
+"""Claims about the loss: each term equals its formula, and a batch equals its images taken one by one."""
 
 import os
 import socket
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from gdino_hf.model.losses import contrastive_loss, detection_losses, phrase_bank, sigmoid_focal_loss
+from gdino_hf.model.losses import LossWeights, contrastive_loss, detection_losses, phrase_bank, sigmoid_focal_loss
 from gdino_hf.model.targets import prepare_targets
 
 PHRASES = torch.tensor([[-1, 0, 0, -1, 1, -1, -1], [-1, 0, -1, -1, -1, -1, -1]])
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0, 0]])
-# Sums of some hundred float32 terms of size one.
+# Sums of a few hundred float32 terms near 1.
 ROUNDING = 1e-5
 
 
-def make_config(**changes):
+def make_weights(**changes):
     values = {
         "class_cost": 2.0,
         "bbox_cost": 5.0,
@@ -32,7 +31,7 @@ def make_config(**changes):
         "focal_gamma": 2.0,
         "auxiliary_loss": True,
     }
-    return SimpleNamespace(**{**values, **changes})
+    return LossWeights(**{**values, **changes})
 
 
 def make_labels(counts, generator):
@@ -49,10 +48,10 @@ def make_predictions(generator, layers=3, queries=6, width=16):
     return raw, raw.masked_fill(~real[:, None], -torch.inf), boxes
 
 
-def run(labels, logits, boxes, rows=slice(None), config=None, **changes):
+def run(labels, logits, boxes, rows=slice(None), weights=None, **changes):
     targets = prepare_targets(labels, PHRASES[rows], MASK[rows])
     return detection_losses(
-        config or make_config(**changes),
+        weights or make_weights(**changes),
         targets,
         phrase_ids=PHRASES[rows],
         attention_mask=MASK[rows],
@@ -88,7 +87,7 @@ def test_batch_is_the_box_weighted_mean_of_its_images():
     labels, (_, logits, boxes) = make_labels((3, 1), generator), make_predictions(generator)
     _, batch = run(labels, logits, boxes)
     _, one = run(labels[:1], logits[:, :1], boxes[:, :1], slice(0, 1))
-    # The second image alone has a prompt of 4 tokens, without the batch's padding.
+    # Taken alone, the second image has a prompt of 4 tokens without padding.
     _, two = run(labels[1:], logits[:, 1:], boxes[:, 1:], slice(1, 2))
     assert batch.keys() == one.keys()
     for name, value in batch.items():
@@ -119,7 +118,7 @@ def test_images_without_boxes_are_finite_and_differentiable(counts):
     assert boxes.grad.isfinite().all()
 
 
-def test_own_positive_map_replaces_the_label():
+def test_a_given_positive_map_replaces_the_labels_tokens():
     generator = torch.Generator().manual_seed(4)
     labels = make_labels((1, 0), generator)
     labels[0]["positive_map"] = torch.tensor([[0.0, 0, 0, 0, 1, 0]])
@@ -192,7 +191,7 @@ def test_missing_labels_are_named():
 
 
 class Toy(torch.nn.Module):
-    """One linear layer that answers with logits and boxes, for data-parallel training without a detector."""
+    """A linear layer that predicts logits and boxes, for data-parallel training without a detector."""
 
     def __init__(self):
         super().__init__()
@@ -205,7 +204,7 @@ class Toy(torch.nn.Module):
 
 
 def toy_step(rank, world_size, counts, folder):
-    """Loss and gradient of the images this process sees, written to a file."""
+    """Write the loss and gradient of this process's images to a file."""
     generator = torch.Generator().manual_seed(8)
     labels, features = make_labels(counts, generator), torch.randn(2, 6, 5, generator=generator)
     model, rows = Toy(), slice(0, 2)
@@ -217,7 +216,7 @@ def toy_step(rank, world_size, counts, folder):
     gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
     torch.save((loss.detach(), gradient), f"{folder}/{world_size}-{rank}.pt")
     if world_size > 1:
-        # Neither may leave while the other still talks to it.
+        # A process must not exit while the other still communicates with it.
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
@@ -230,7 +229,7 @@ def start_toy(rank, world_size, counts, folder):
 @pytest.mark.parametrize("counts", [(3, 1), (1, 0)])
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
 def test_two_processes_equal_one(counts, tmp_path):
-    # Fresh interpreters: forking one whose threads hold locks may hang.
+    # New interpreters are started, because a fork may hang if a thread holds a lock.
     call = (
         "import importlib.util, pathlib, sys; spec = importlib.util.spec_from_file_location('toy', sys.argv[1]); "
         "toy = importlib.util.module_from_spec(spec); spec.loader.exec_module(toy); "
@@ -257,13 +256,13 @@ def test_compiled_loss_breaks_only_at_the_matching_and_agrees():
     generator = torch.Generator().manual_seed(10)
     labels, (_, logits, boxes) = make_labels((3, 2), generator), make_predictions(generator)
     expected, _ = run(labels, logits, boxes)
-    config = make_config()
+    weights = make_weights()
     torch._dynamo.reset()
-    found, _ = torch.compile(run, backend="eager")(labels, logits, boxes, config=config)
+    found, _ = torch.compile(run, backend="eager")(labels, logits, boxes, weights=weights)
     assert found.item() == pytest.approx(expected.item(), rel=ROUNDING)
     torch._dynamo.reset()
-    # One break is listed once for every function that stands around it.
-    reasons = torch._dynamo.explain(run)(labels, logits, boxes, config=config).break_reasons
+    # A break is listed once for each function that contains it.
+    reasons = torch._dynamo.explain(run)(labels, logits, boxes, weights=weights).break_reasons
     assert reasons
     assert all("hungarian_match" in reason.reason for reason in reasons)
     torch._dynamo.reset()

@@ -1,4 +1,4 @@
-"""The whole model: batches, prompts, chunks, cached features, gradients, checkpointing, precision."""
+"""Claims about the whole model: batches, prompts, chunks, kept features, gradients, checkpointing and precision."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from transformers import (
 )
 
 from gdino_hf import GDinoForObjectDetection, GDinoModel
+from gdino_hf.model.targets import prepare_targets
 
-# Batched and single matrix products sum in another order: float32 rounding over two encoder and decoder layers.
+# Batched and single products add up in a different order: float32 rounding over two encoder and decoder layers.
 ROUNDING = 1e-4
 CLS, SEP, PERIOD = "[CLS]", "[SEP]", "."
 
@@ -29,7 +30,7 @@ def model(tiny_config):
 
 
 def lively(config, seed=0):
-    """A random model whose boxes and offsets depend on the input; freshly made heads ignore it."""
+    """Make a random model whose boxes and offsets depend on the input, unlike those of a newly initialized one."""
     torch.manual_seed(seed)
     model = GDinoForObjectDetection(copy.deepcopy(config)).eval()
     with torch.no_grad():
@@ -47,7 +48,7 @@ def tokens(tokenizer, *prompts):
 
 
 def pixels(*sizes, seed=0):
-    """Noise pictures of several sizes, padded to one batch."""
+    """Make images of noise in several sizes, and a padded batch of them."""
     generator = torch.Generator().manual_seed(seed)
     images = [torch.randn(3, height, width, generator=generator) for height, width in sizes]
     height, width = max(s[0] for s in sizes), max(s[1] for s in sizes)
@@ -188,7 +189,7 @@ def test_every_parameter_gets_a_gradient(tiny_config, tiny_tokenizer, overrides,
     loss = model(**batch, **text, labels=labels).loss
     loss.backward()
     silent = [name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
-    # Tokens that do not occur, positions and segments beyond the prompt have rows, not whole tensors, without gradient.
+    # The softmax does not depend on key biases, so only these may be without gradient.
     assert not [name for name in silent if not name.endswith("key.bias")], silent
     model.eval().save_pretrained(tmp_path)
     again = GDinoForObjectDetection.from_pretrained(tmp_path).eval()
@@ -209,9 +210,38 @@ def test_batch_loss_is_the_box_weighted_mean_of_its_images(model, tiny_tokenizer
     weighted = 0.0
     for image, prompt, label in zip(images, prompts, labels, strict=True):
         alone = model(pixel_values=image[None], **tokens(tiny_tokenizer, prompt), labels=[label]).loss
-        # An image without boxes counts as one in its own mean: its loss is all background.
+        # The loss of an image without boxes is divided by 1.
         weighted = weighted + max(1, len(label["boxes"])) * alone
     torch.testing.assert_close(together, weighted / 4, rtol=1e-4, atol=1e-4)
+
+
+def test_labels_are_prepared_once_per_step(model, tiny_tokenizer, monkeypatch):
+    calls = []
+
+    def counting(*args):
+        calls.append(args)
+        return prepare_targets(*args)
+
+    monkeypatch.setattr("gdino_hf.model.modeling_gdino.prepare_targets", counting)
+    _, batch = pixels((64, 64))
+    labels = [{"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.4]])}]
+    model(**batch, **tokens(tiny_tokenizer, "cat. dog."), labels=labels)
+    assert len(calls) == 1
+
+
+def test_outputs_leave_out_denoising_queries(tiny_config, tiny_tokenizer):
+    model, num_queries = lively(tiny_config).train(), tiny_config.num_queries
+    _, batch = pixels((64, 64))
+    labels = [{"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.4]])}]
+    inputs = {**batch, **tokens(tiny_tokenizer, "cat. dog."), "labels": labels}
+    assert model.model(**inputs).last_hidden_state.shape[1] == num_queries + 20
+    outputs = model(**inputs)
+    assert [len(outputs.pred_boxes[0]), len(outputs.logits[0])] == [num_queries] * 2
+    assert [len(x["pred_boxes"][0]) for x in outputs.auxiliary_outputs] == [num_queries]
+    for name in ("last_hidden_state", "init_reference_points"):
+        assert outputs[name].shape[1] == num_queries
+    for name in ("intermediate_hidden_states", "intermediate_reference_points"):
+        assert outputs[name].shape[:3] == (1, tiny_config.decoder_layers, num_queries)
 
 
 def test_gradient_checkpointing_changes_no_gradient(tiny_config, tiny_tokenizer):
@@ -230,7 +260,7 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_config, tiny_tokenizer)
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_auto_model_is_the_bare_model(tiny_config):
+def test_auto_model_gives_the_core_model(tiny_config):
     assert type(AutoModel.from_config(copy.deepcopy(tiny_config))) is GDinoModel
 
 
@@ -309,7 +339,7 @@ def test_geometry_stays_float32_in_bfloat16(tiny_config, tiny_tokenizer):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_bad_input_is_one_clear_error(model, tiny_tokenizer, change, message):
+def test_bad_input_raises_a_clear_error(model, tiny_tokenizer, change, message):
     _, batch = pixels((64, 64))
     inputs = {**batch, **tokens(tiny_tokenizer, "cat. dog."), **change}
     with pytest.raises(ValueError, match=message):
@@ -323,7 +353,7 @@ def test_prompts_and_images_that_do_not_pair_are_refused(model, tiny_tokenizer):
 
 
 @pytest.mark.parametrize("boxes", [0, 1])
-def test_pixels_that_are_not_numbers_are_named(model, tiny_tokenizer, boxes):
+def test_pixels_that_are_nan_are_named(model, tiny_tokenizer, boxes):
     inputs = {"pixel_values": torch.full((1, 3, 64, 64), torch.nan), **tokens(tiny_tokenizer, "cat.")}
     labels = [{"class_labels": torch.zeros(boxes, dtype=torch.int64), "boxes": torch.full((boxes, 4), 0.5)}]
     with pytest.raises(ValueError, match="NaN or infinity in pixel_values"):
@@ -347,7 +377,7 @@ def test_wrong_shapes_are_refused(model, changes, message):
         model(**{**inputs, **changes})
 
 
-def test_what_no_output_depends_on_stays_frozen_after_loading(tiny_folder):
+def test_unused_parameters_stay_frozen_after_loading(tiny_folder):
     for loaded in (GDinoForObjectDetection.from_pretrained(tiny_folder), GDinoModel.from_pretrained(tiny_folder)):
         frozen = [name for name, parameter in loaded.named_parameters() if not parameter.requires_grad]
         assert [name.rpartition("swin.")[2] for name in frozen] == ["layernorm.weight", "layernorm.bias"]

@@ -1,4 +1,4 @@
-"""Claims about position embeddings: each is its formula, channel by channel and cell by cell."""
+"""Claims about position embeddings: each equals its formula, channel by channel and cell by cell."""
 
 import math
 
@@ -7,18 +7,17 @@ import torch
 
 from gdino_hf.model.position_encoding import (
     box_position_embedding,
-    grid_centers,
     image_position_embedding,
     sine_embedding,
     token_position_embedding,
 )
 
-# float32 angles up to 2 pi * 8, each rounded once or twice: 1e-7 of 50.
+# float32 angles up to 2 pi * 8, rounded once or twice to a relative 1e-7.
 TOLERANCE = 2e-5
 
 
 def wave(position, width, temperature):
-    """emb[2i] = sin(p / temperature^(2i / width)), emb[2i + 1] = cos of the same, in float64."""
+    """Compute the sine embedding of one position in float64."""
     channels = []
     for i in range(width // 2):
         angle = position / temperature ** (2 * i / width)
@@ -28,7 +27,7 @@ def wave(position, width, temperature):
 
 @pytest.mark.parametrize("temperature", [20, 10000, 3.5])
 @pytest.mark.parametrize("width", [2, 8, 10])
-def test_sine_embedding_is_its_formula(temperature, width):
+def test_sine_embedding_equals_its_formula(temperature, width):
     positions = 7 * torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
     found = sine_embedding(positions, width, temperature)
     assert found.shape == (2, 3, width)
@@ -39,7 +38,7 @@ def test_sine_embedding_is_its_formula(temperature, width):
 
 def test_sine_embedding_known_values():
     found = sine_embedding(torch.tensor([0.0, math.pi / 2, math.pi]), 4, 100.0)
-    # The second frequency is 100^(2 / 4) = 10 times lower.
+    # The second frequency is lower by a factor of 100^(2 / 4) = 10.
     slow = [math.sin(math.pi / 20), math.cos(math.pi / 20)], [math.sin(math.pi / 10), math.cos(math.pi / 10)]
     expected = [[0, 1, 0, 1], [1, 0, *slow[0]], [0, -1, *slow[1]]]
     torch.testing.assert_close(found, torch.tensor(expected), rtol=0, atol=1e-6)
@@ -65,7 +64,7 @@ def test_image_grid_is_normalized_by_its_real_part_y_before_x(temperature):
                 assert found[image, row, column].tolist() == pytest.approx(expected, abs=TOLERANCE)
 
 
-def test_a_padded_image_is_placed_as_it_is_alone():
+def test_a_padded_image_has_the_positions_it_has_alone():
     mask = torch.zeros(1, 6, 7).bool()
     mask[:, :4, :3] = True
     padded = image_position_embedding(mask, 16, 20).view(1, 6, 7, 16)[:, :4, :3]
@@ -73,7 +72,7 @@ def test_a_padded_image_is_placed_as_it_is_alone():
     assert torch.equal(padded, alone)
 
 
-def test_cells_of_padding_alone_stay_finite():
+def test_an_image_of_padding_only_stays_finite():
     assert image_position_embedding(torch.zeros(1, 2, 3).bool(), 8, 20).isfinite().all()
 
 
@@ -93,8 +92,3 @@ def test_tokens_are_embedded_by_their_place_in_the_phrase():
     for row, position in zip(found.flatten(0, 1).tolist(), position_ids.flatten().tolist(), strict=True):
         assert row == pytest.approx(wave(position * 2 * math.pi, 8, 10000), abs=TOLERANCE)
     assert torch.equal(found[0, 3], found[1, 2])
-
-
-def test_grid_centers_are_half_way_into_the_cells_row_by_row():
-    found = grid_centers(2, 3, torch.device("cpu"))
-    assert found.tolist() == [[0.5, 0.5], [1.5, 0.5], [2.5, 0.5], [0.5, 1.5], [1.5, 1.5], [2.5, 1.5]]

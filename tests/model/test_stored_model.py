@@ -1,4 +1,4 @@
-"""Weights on disk: what save_pretrained wrote, load_state_dict reads, as Trainer does when it resumes."""
+"""Claims about weights on disk: load_state_dict reads what save_pretrained wrote, as Trainer needs to resume."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def architecture(tiny_config, name):
     if name == "dinov2-swiglu":
         config.backbone_config = Dinov2Config(**DINOV2, use_swiglu_ffn=True)
     if name == "nomic-bert":
-        # Its files hold queries, keys and values joined.
+        # Files of this model hold queries, keys and values in one tensor.
         config.text_config = NomicBertConfig(
             vocab_size=config.text_config.vocab_size,
             hidden_size=32,
@@ -40,7 +40,7 @@ def architecture(tiny_config, name):
 
 
 def fresh(config, seed, model_class=GDinoForObjectDetection):
-    """A model in which no two tensors are constants that another random model shares."""
+    """Make a random model that shares no constant tensor with another one."""
     torch.manual_seed(seed)
     model = model_class(copy.deepcopy(config))
     with torch.no_grad():
@@ -58,7 +58,7 @@ def assert_same_weights(found, expected):
 
 @pytest.mark.parametrize("name", ["swin", "dinov2", "dinov2-swiglu", "nomic-bert"])
 @pytest.mark.parametrize("reloaded", [False, True], ids=["built", "from_pretrained"])
-def test_load_state_dict_takes_the_names_of_files(tiny_config, tmp_path, name, reloaded):
+def test_load_state_dict_accepts_the_names_of_files(tiny_config, tmp_path, name, reloaded):
     config = architecture(tiny_config, name)
     source, target = fresh(config, seed=1), fresh(config, seed=2)
     source.save_pretrained(tmp_path / "source")
@@ -73,7 +73,7 @@ def test_load_state_dict_takes_the_names_of_files(tiny_config, tmp_path, name, r
     assert_same_weights(target, source)
 
 
-def test_the_base_model_and_a_wrapped_model_take_them_too(tiny_config, tmp_path):
+def test_the_core_model_and_a_wrapped_model_accept_them_too(tiny_config, tmp_path):
     source, target = (fresh(tiny_config, seed, GDinoModel) for seed in (1, 2))
     source.save_pretrained(tmp_path)
     file = load_file(tmp_path / "model.safetensors")
@@ -121,7 +121,7 @@ def test_trainer_resumes_with_the_backbone_of_the_checkpoint(tiny_config, tmp_pa
 
     first = trainer(fresh(config, 1))
     first.train()
-    # No step is left to take, so the model that comes back is the checkpoint.
+    # No step is left, so the model must equal the checkpoint.
     again = trainer(fresh(config, 2))
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     assert again.state.global_step == 1

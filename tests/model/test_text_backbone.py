@@ -1,4 +1,4 @@
-"""Text encoders: which can serve, and the places they give to the tokens of a phrase."""
+"""Claims about text encoders: which ones are accepted, and the position ids of a phrase's tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gdino_hf import GDinoModel
 from gdino_hf.model.text_backbone import build_text_backbone
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-# Attention over one phrase with and without others behind a mask: float32 rounding.
+# float32 rounding of attention over one phrase, with and without masked phrases.
 ROUNDING = 1e-5
 
 
@@ -32,7 +32,7 @@ def with_text(tiny_config, text_config):
 
 
 @pytest.mark.parametrize("text_class", [BertConfig, RobertaConfig, XLMRobertaConfig, CamembertConfig, MPNetConfig])
-def test_a_phrase_has_the_positions_of_the_encoder_itself(tiny_config, text_class):
+def test_a_phrase_gets_the_positions_that_the_encoder_was_trained_with(tiny_config, text_class):
     config = with_text(tiny_config, text_class(vocab_size=200, **SIZES))
     torch.manual_seed(0)
     model = GDinoModel(config).eval()
@@ -41,7 +41,7 @@ def test_a_phrase_has_the_positions_of_the_encoder_itself(tiny_config, text_clas
     input_ids = torch.tensor([[start, *phrases[0], *phrases[1], end]])
     with torch.no_grad():
         found = model.get_text_features(input_ids).last_hidden_state[0]
-        # The encoder, asked for one phrase alone and for no positions, counts as it was trained to.
+        # Given a single phrase and no position ids, the encoder uses the positions it was trained with.
         for phrase, at in zip(phrases, (1, 4), strict=True):
             hidden = model.text_backbone(input_ids=torch.tensor([phrase])).last_hidden_state
             expected = model.text_projection(hidden)[0]
@@ -55,7 +55,7 @@ def test_encoders_that_cannot_keep_phrases_apart_are_refused(tiny_config, model_
         GDinoModel(config)
 
 
-def test_a_pooler_that_stays_is_frozen(tiny_config):
+def test_a_pooler_that_cannot_be_left_out_is_frozen(tiny_config):
     text_config = SqueezeBertConfig(vocab_size=200, embedding_size=16, **SIZES)
     assert AutoModel.from_config(text_config).pooler is not None
     model = build_text_backbone(with_text(tiny_config, text_config))

@@ -1,4 +1,4 @@
-"""Outputs of the original implementation, reproduced from its own checkpoint."""
+"""The outputs of the original implementation are reproduced from its checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BOX_TOLERANCE = 1e-4
 
 @pytest.fixture(scope="module")
 def golden(shared, tmp_path_factory):
-    """The converted model, loaded as any checkpoint is, and the stored cases."""
+    """Convert the checkpoint, load it as usual, and read the stored inputs and outputs."""
     folder = shared / "golden" / "official_swin_w7"
     target = tmp_path_factory.mktemp("golden")
     convert(folder / "checkpoint.pth", target)
@@ -27,7 +27,7 @@ def golden(shared, tmp_path_factory):
 @pytest.mark.parametrize("case", [0, 1, 2])
 def test_original_outputs_are_reproduced(golden, case):
     model, tensors = golden
-    assert model.dtype == torch.float32  # half precision is how the file stores it, not how it computes
+    assert model.dtype == torch.float32  # the file is in half precision, the computation is not
     with torch.no_grad():
         outputs = model(
             pixel_values=tensors[f"{case}.pixel_values"].float(),

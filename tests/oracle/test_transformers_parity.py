@@ -1,4 +1,4 @@
-"""Checkpoints that transformers wrote give the same answers here, and what is saved here loads back there."""
+"""Checkpoints written by transformers give equal outputs here, and checkpoints saved here load into transformers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gdino_hf import GDinoForObjectDetection, GDinoModel
 
 LOGIT_TOLERANCE = 1e-4
 BOX_TOLERANCE = 1e-5
-VOCABULARY = 1100  # covers the ids 1012 and 1029 of "." and "?" that the peer has built in
+VOCABULARY = 1100  # includes the ids 1012 and 1029 of "." and "?", which are constants in transformers
 PERIOD = 1012
 
 SEPARATE = {"decoder_bbox_embed_share": False, "decoder_cls_embed_share": False}
@@ -55,7 +55,7 @@ def resnet() -> ResNetConfig:
 
 
 def make_peer(kind: str, backbone: Any, **overrides: Any) -> torch.nn.Module:
-    """A random peer whose every weight matters: freshly made ones have boxes and offsets that ignore the input."""
+    """Make a random model of transformers in which every weight affects the output, unlike in a new one."""
     config_class, model_class = PEERS[kind]
     text = BertConfig(
         vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48
@@ -84,7 +84,7 @@ def make_peer(kind: str, backbone: Any, **overrides: Any) -> torch.nn.Module:
                 buffer.add_(0.1 * torch.randn_like(buffer))
             if name.endswith("running_var"):
                 buffer.mul_(1 + torch.rand_like(buffer))
-        # Stronger than the published 1e-4, so that a fault in the fusion cannot hide.
+        # Much larger than the published 1e-4, so a fault in the fusion shows.
         for layer in model.model.encoder.layers:
             layer.fusion_layer.vision_param.fill_(0.5)
             layer.fusion_layer.text_param.fill_(0.5)
@@ -134,7 +134,7 @@ def test_peer_checkpoint_gives_the_peer_outputs(case, tmp_path, caplog):
     inputs = make_inputs()
     with torch.no_grad():
         theirs, ours = peer(**inputs), model.eval()(**inputs)
-    # Boxes that all agree because they are all alike would prove nothing.
+    # The comparison proves something only if the boxes differ from each other.
     assert theirs.pred_boxes.std(dim=1).min() > 1e-3
     assert_equal_outputs(ours, theirs)
     torch.testing.assert_close(
@@ -172,7 +172,7 @@ def test_saved_back_loads_into_the_peer(case, tmp_path):
 def test_loading_a_peer_checkpoint_says_nothing(case, tmp_path, caplog, monkeypatch):
     kind, backbone, overrides = CASES[case]
     make_peer(kind, backbone(), **overrides).save_pretrained(tmp_path)
-    # By itself transformers' logger keeps its records from the root's handlers, so nothing would be heard.
+    # transformers' logger does not propagate by default, so caplog would not see its records.
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     caplog.clear()
     with caplog.at_level("WARNING"):
@@ -213,7 +213,7 @@ UNTIED = {
 
 
 def save_untied(kind: str, folder: Any, copies_differ: bool, **overrides: Any) -> torch.nn.Module:
-    """A peer that says tie_word_embeddings=False and stores a copy of a head wherever the head stands."""
+    """Save a model of transformers with tie_word_embeddings=False, whose file holds a copy of a head for each place."""
     tied = make_peer(kind, swin(), **overrides)
     config_class, model_class = PEERS[kind]
     peer = model_class(config_class.from_dict({**tied.config.to_dict(), "tie_word_embeddings": False})).eval()

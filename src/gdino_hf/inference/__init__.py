@@ -10,5 +10,5 @@ Reading order:
 6. prompt_cache: text features of recent prompts.
 
 model/ imports nothing from here, because it travels to the Hub without this folder. It offers three attributes that
-`optimize_for_inference` sets: `backbone.fast_forward`, `model._prompts` and `model._optimized`.
+`optimize_for_inference` sets: `backbone.fast_forward`, `model.text_feature_cache` and `model._optimized`.
 """

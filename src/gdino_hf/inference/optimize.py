@@ -67,7 +67,7 @@ def optimize_for_inference(model: Any, int8: bool | None = None) -> Any:
     core = model.base_model
     model._optimized = core._optimized = True
     pack_model(model, int8)
-    core._prompts = PromptCache()
+    core.text_feature_cache = PromptCache()
     return model
 
 

@@ -1,4 +1,4 @@
-"""Any AutoBackbone as a multi-level feature pyramid with masks."""
+"""The image backbone: any AutoBackbone as a feature pyramid of the model's width, with masks of its real cells."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,12 +11,17 @@ from transformers import AutoBackbone
 from .configuration_gdino import GDinoConfig
 from .swin_export import export_forward, knows
 
-# torch 2.6 does not tell exporting from compiling.
+# torch 2.6 has no is_exporting, so there compiling counts as exporting.
 is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """Batch normalization by stored statistics that training never touches: detection batches are too small for it."""
+    """Batch normalization with fixed statistics, since batches in detection are too small to estimate them.
+
+    Args:
+        num_features: Number of channels.
+        eps: Added to the variance.
+    """
 
     weight: Tensor
     bias: Tensor
@@ -36,12 +41,16 @@ class FrozenBatchNorm2d(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) to the same."""
+        """Normalize a map (B, C, h, w)."""
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
 def freeze_batch_norm(module: nn.Module) -> None:
-    """Replace every BatchNorm2d below a module by a frozen one with the same statistics."""
+    """Replace every BatchNorm2d inside a module by a frozen one with the same statistics.
+
+    Args:
+        module: The module to change in place.
+    """
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             frozen = FrozenBatchNorm2d(child.num_features, child.eps)
@@ -53,10 +62,16 @@ def freeze_batch_norm(module: nn.Module) -> None:
 
 
 def unused_parameters(config: GDinoConfig) -> list[str]:
-    """Parameters of the image backbone that no used feature map depends on: final norms, mask tokens, left-out stages.
+    """Find parameters of the image backbone that no used feature map depends on, such as a final norm or mask tokens.
 
-    They stay, since checkpoints hold them, but do not train: data-parallel training would wait for their gradients.
-    Found by tracing a backbone without storage, which takes no memory and hardly any time.
+    Checkpoints hold them, so they stay, but they must not train: data-parallel training would wait for their gradients.
+    They are found by differentiating a backbone on the meta device, which needs no memory and little time.
+
+    Args:
+        config: The model's configuration.
+
+    Returns:
+        Names of the parameters within the AutoBackbone.
     """
     with torch.device("meta"), torch.enable_grad():
         probe = AutoBackbone.from_config(config.backbone_config)
@@ -71,7 +86,7 @@ def unused_parameters(config: GDinoConfig) -> list[str]:
 
 
 class ConvEncoder(nn.Module):
-    """The image backbone itself, under the name that checkpoints give it."""
+    """Holds the AutoBackbone under the name that checkpoints use."""
 
     def __init__(self, config: GDinoConfig) -> None:
         super().__init__()
@@ -82,25 +97,35 @@ class ConvEncoder(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Feature maps of an image and which of their cells are real.
+    """The image backbone.
 
-    Any model that AutoBackbone builds will do, as long as it yields maps (B, C, h, w); those of a plain ViT all have
-    one stride, which works but is no pyramid.
+    Any AutoBackbone that gives maps (B, C, h, w) works. The maps of a plain ViT all have one stride, which is allowed
+    although they form no pyramid.
+
+    Args:
+        config: The model's configuration.
     """
 
     def __init__(self, config: GDinoConfig) -> None:
         super().__init__()
         self.conv_encoder = ConvEncoder(config)
-        # Set by `optimize_for_inference` where it knows a faster way through this very backbone.
+        # A faster implementation of `forward`, which gdino_hf.inference sets. Not used while exporting a Swin.
         self.fast_forward: Callable[[Tensor], list[Tensor]] | None = None
 
     @property
     def channels(self) -> list[int]:
-        """Channels of each map."""
+        """Number of channels of each map."""
         return list(self.conv_encoder.model.channels)
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) to a list of (B, C_l, h_l, w_l), fine to coarse."""
+        """Compute the feature maps of images.
+
+        Args:
+            pixel_values: (B, 3, H, W) normalized pixels.
+
+        Returns:
+            Maps (B, C_l, h_l, w_l), fine to coarse.
+        """
         if is_exporting() and knows(self.conv_encoder.model):
             return export_forward(self.conv_encoder.model, pixel_values)
         if self.fast_forward is not None:
@@ -109,15 +134,17 @@ class Backbone(nn.Module):
 
 
 def input_projections(channels: Sequence[int], num_levels: int, width: int) -> nn.ModuleList:
-    """One projection per level to the model's width; levels beyond the backbone's are made by strided convolution.
+    """Build one projection to the model's width per level.
+
+    Levels beyond the backbone's maps are computed by strided convolutions.
 
     Args:
-        channels: Channels of the backbone's maps, fine to coarse; the last num_levels of them are used.
-        num_levels: Levels L.
+        channels: Number of channels of the backbone's maps, fine to coarse. The last num_levels maps are used.
+        num_levels: Number of levels L.
         width: The model's width D.
 
     Returns:
-        L projections, as `project` takes them.
+        L projections for `project`.
     """
 
     def make(in_channels: int, kernel_size: int, stride: int = 1) -> nn.Sequential:
@@ -132,12 +159,12 @@ def input_projections(channels: Sequence[int], num_levels: int, width: int) -> n
 
 
 def project(backbone: Backbone, projections: nn.ModuleList, pixel_values: Tensor) -> list[Tensor]:
-    """Backbone and projections.
+    """Run the backbone and project its maps to the model's width.
 
     Args:
-        backbone: The backbone.
-        projections: L projections.
-        pixel_values: (B, 3, H, W).
+        backbone: The image backbone.
+        projections: L projections, see `input_projections`.
+        pixel_values: (B, 3, H, W) normalized pixels.
 
     Returns:
         L maps (B, D, h_l, w_l), fine to coarse.
@@ -145,7 +172,7 @@ def project(backbone: Backbone, projections: nn.ModuleList, pixel_values: Tensor
     maps = backbone(pixel_values)[-len(projections) :]
     features = [projection(x) for projection, x in zip(projections, maps, strict=False)]
     for index in range(len(maps), len(projections)):
-        # The first extra level reads the backbone's last map, the others the level before.
+        # The first extra level reads the backbone's last map, each further one reads the level before it.
         features.append(projections[index](maps[-1] if index == len(maps) else features[-1]))
     return features
 
@@ -153,16 +180,16 @@ def project(backbone: Backbone, projections: nn.ModuleList, pixel_values: Tensor
 def project_by_size(
     backbone: Backbone, projections: nn.ModuleList, pixel_values: Tensor, image_sizes: Sequence[tuple[int, int]]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The same for a padded batch, images of one size at a time, so that nothing ever sees the padding.
+    """Run backbone and projections on images of one size at a time, so that padding has no effect.
 
     Args:
-        backbone: The backbone.
-        projections: L projections.
-        pixel_values: (B, 3, H, W), each image at the top left.
-        image_sizes: (height, width) of each image.
+        backbone: The image backbone.
+        projections: L projections, see `input_projections`.
+        pixel_values: (B, 3, H, W) normalized pixels, each image at the top left.
+        image_sizes: (height, width) of each image in pixels.
 
     Returns:
-        L maps (B, D, h_l, w_l), zero beyond an image, and L masks (B, h_l, w_l) bool, True on real cells.
+        L maps (B, D, h_l, w_l), zero outside an image, and L masks (B, h_l, w_l) bool, True on real cells.
     """
     groups: dict[tuple[int, int], list[int]] = {}
     for index, (height, width) in enumerate(image_sizes):
@@ -184,18 +211,43 @@ def project_by_size(
     return features, masks
 
 
-def check_image_sizes(image_sizes: Sequence[tuple[int, int]], pixel_values: Tensor) -> bool:
-    """Whether every image is as large as the batch.
+def check_pixels(pixel_values: Tensor, pixel_mask: Tensor | None, channels: int) -> None:
+    """Raise a clear error if pixels and their mask have the wrong shape.
 
     Args:
-        image_sizes: (height, width) of each image.
-        pixel_values: (B, 3, H, W).
+        pixel_values: Pixels, which should be (B, channels, H, W).
+        pixel_mask: Mask, which should be (B, H, W), or None.
+        channels: Number of channels that the backbone reads.
+
+    Raises:
+        ValueError: A shape is wrong, or there is no image.
+    """
+    if pixel_values.ndim != 4:
+        raise ValueError(f"pixel_values must be (B, 3, H, W), got {tuple(pixel_values.shape)}; add a batch axis.")
+    if pixel_values.shape[0] == 0 or pixel_values.shape[1] != channels:
+        raise ValueError(
+            f"pixel_values must hold at least one image of {channels} channels, got {tuple(pixel_values.shape)}; "
+            "let the processor convert images."
+        )
+    if pixel_mask is not None and pixel_mask.shape != (pixel_values.shape[0], *pixel_values.shape[2:]):
+        raise ValueError(
+            f"pixel_mask is {tuple(pixel_mask.shape)} but pixel_values is {tuple(pixel_values.shape)}; give one "
+            "(H, W) mask per image."
+        )
+
+
+def check_image_sizes(image_sizes: Sequence[tuple[int, int]], pixel_values: Tensor) -> bool:
+    """Check the sizes of images in a padded batch, and tell whether every image is as large as the batch.
+
+    Args:
+        image_sizes: (height, width) of each image in pixels.
+        pixel_values: (B, 3, H, W) pixels of the batch.
 
     Returns:
         True if there is no padding.
 
     Raises:
-        ValueError: There is not one size per image, or one is larger than the batch.
+        ValueError: The number of sizes is not B, or an image is empty or larger than the batch.
     """
     batch, _, height, width = pixel_values.shape
     sizes = [(int(h), int(w)) for h, w in image_sizes]
@@ -208,13 +260,13 @@ def check_image_sizes(image_sizes: Sequence[tuple[int, int]], pixel_values: Tens
 
 
 def resize_mask(pixel_mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """Which cells of a feature map are real.
+    """Shrink a mask of pixels to the size of a feature map, by nearest neighbour.
 
     Args:
-        pixel_mask: (B, H, W), nonzero on real pixels.
-        size: (h, w) of the map.
+        pixel_mask: (B, H, W) mask, nonzero on real pixels.
+        size: (h, w) of the feature map.
 
     Returns:
-        (B, h, w) bool, nearest neighbour.
+        (B, h, w) bool, True on real cells.
     """
     return F.interpolate(pixel_mask[None].float(), size=size)[0].bool()

@@ -1,7 +1,7 @@
-"""Boxes: formats, overlaps, the logit of a coordinate, and non-maximum suppression.
+"""Box formats, overlaps, the inverse sigmoid of coordinates, and non-maximum suppression.
 
-Everything here is computed in float32 even when the inputs are half precision (float64 stays float64): a bfloat16
-coordinate is off by up to two pixels in an image 1000 wide, and an area or a difference of areas by far more.
+Everything is computed in float32 even if the inputs are in half precision (float64 stays float64). In bfloat16, a
+coordinate is off by up to two pixels in an image 1000 wide, and areas and their differences are off by far more.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Areas below this count as empty. In 0..1 coordinates it is a box a millionth of the image wide and high, so no real
-# box meets it, and it keeps 0 / 0 of two degenerate boxes at 0 with a zero gradient.
+# Smallest area to divide by, that of a box a millionth of the image wide and high. No real box is as small, and it
+# turns the 0 / 0 of two empty boxes into 0 with a gradient of 0.
 MIN_AREA = 1e-12
 
-# Rows of the suppression matrix held at once; bounds the memory of nms at block x kept boxes.
+# Boxes that nms compares with the kept boxes at once, which limits its memory.
 NMS_BLOCK = 2048
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """The tensor in float32, or unchanged where it is float64 already."""
+    """Convert a tensor to float32 unless it is float64."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """Turn centre and size into corners.
+    """Convert boxes from centre and size to corners.
 
     Args:
         boxes: (..., 4) cx, cy, w, h in any unit.
@@ -36,7 +36,7 @@ def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
 
 
 def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
-    """Turn corners into centre and size.
+    """Convert boxes from corners to centre and size.
 
     Args:
         boxes: (..., 4) x0, y0, x1, y1 in any unit.
@@ -49,13 +49,13 @@ def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
 
 
 def box_area(boxes: Tensor) -> Tensor:
-    """Area of corner boxes; a box whose corners are swapped has none.
+    """Return the area of boxes, 0 if their corners are swapped.
 
     Args:
         boxes: (..., 4) xyxy.
 
     Returns:
-        (...) areas in the unit of the boxes, squared.
+        (...) areas in the squared unit of the boxes.
     """
     boxes = at_least_float32(boxes)
     width, height = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).unbind(-1)
@@ -72,11 +72,11 @@ def _iou_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def elementwise_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of boxes at the same place in two broadcastable tensors.
+    """Return the intersection over union of corresponding boxes.
 
     Args:
-        a: (..., 4) xyxy.
-        b: (..., 4) xyxy, broadcastable with `a`.
+        a: (..., 4) xyxy in any unit.
+        b: (..., 4) xyxy in the same unit; a and b broadcast.
 
     Returns:
         (...) IoU in [0, 1]; two empty boxes give 0.
@@ -85,14 +85,13 @@ def elementwise_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def elementwise_giou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalized IoU of boxes at the same place in two broadcastable tensors.
+    """Return the generalized IoU of corresponding boxes (Rezatofighi et al. 2019, algorithm 1).
 
-    GIoU(a, b) = |a n b| / |a u b| - |C - (a u b)| / |C|, with C the smallest box around both (Rezatofighi et al. 2019,
-    equation 1 and algorithm 1).
+    GIoU(a, b) = |a n b| / |a u b| - |C - (a u b)| / |C|, with C the smallest box around both
 
     Args:
-        a: (..., 4) xyxy.
-        b: (..., 4) xyxy, broadcastable with `a`.
+        a: (..., 4) xyxy in any unit.
+        b: (..., 4) xyxy in the same unit; a and b broadcast.
 
     Returns:
         (...) GIoU in [-1, 1].
@@ -107,11 +106,11 @@ def elementwise_giou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of every box of one set with every box of another.
+    """Return the intersection over union of every box of one set with every box of another.
 
     Args:
-        a: (N, 4) xyxy.
-        b: (M, 4) xyxy.
+        a: (N, 4) xyxy in any unit.
+        b: (M, 4) xyxy in the same unit.
 
     Returns:
         (N, M) IoU in [0, 1].
@@ -120,11 +119,11 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def generalized_box_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalized IoU of every box of one set with every box of another; see `elementwise_giou`.
+    """Return the generalized IoU of every box of one set with every box of another; see `elementwise_giou`.
 
     Args:
-        a: (N, 4) xyxy.
-        b: (M, 4) xyxy.
+        a: (N, 4) xyxy in any unit.
+        b: (M, 4) xyxy in the same unit.
 
     Returns:
         (N, M) GIoU in [-1, 1].
@@ -133,51 +132,51 @@ def generalized_box_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """The logit of x, with both x and 1 - x held at `eps` or above.
+    """Return the logit of x, finite at 0 and 1: log( max(x, eps) / max(1 - x, eps) ).
 
     Args:
-        x: any shape, values in [0, 1] (values outside are clamped).
-        eps: the smallest probability that is told from zero. Published checkpoints differ in it, so the model takes
-            it from `config.inverse_sigmoid_eps`.
+        x: Values in [0, 1] in any shape; values outside are clamped.
+        eps: Smallest value of x and of 1 - x, positive. Published checkpoints differ in it, so the model takes it from
+            its configuration.
 
     Returns:
-        log(max(x, eps) / max(1 - x, eps)), float32 or wider.
+        Logits in the shape of x, float32 or wider.
     """
     x = at_least_float32(x).clamp(min=0.0, max=1.0)
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 
 
 def nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Greedy non-maximum suppression over all boxes, whatever their class.
+    """Apply greedy non-maximum suppression to all boxes, regardless of their class.
 
     Args:
-        boxes: (N, 4) xyxy.
-        scores: (N,) the higher the better; of equal scores the earlier box wins.
-        threshold: a box is dropped when its IoU with a better kept box is above this.
+        boxes: (N, 4) xyxy in any unit.
+        scores: (N,) scores, higher is better. If two are equal, the earlier box is kept.
+        threshold: A box is dropped if its IoU with a better kept box is above this, in [0, 1].
 
     Returns:
         (K,) int64 indices of the kept boxes, best first.
 
     Raises:
-        ValueError: if boxes and scores do not belong together.
+        ValueError: The shapes of boxes and scores do not fit.
     """
     return _greedy_nms(boxes, scores, None, threshold)
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float) -> Tensor:
-    """Greedy non-maximum suppression inside each class; boxes of different classes never touch each other.
+    """Apply greedy non-maximum suppression within each class.
 
     Args:
-        boxes: (N, 4) xyxy.
-        scores: (N,) the higher the better; of equal scores the earlier box wins.
+        boxes: (N, 4) xyxy in any unit.
+        scores: (N,) scores, higher is better. If two are equal, the earlier box is kept.
         classes: (N,) integer class (or any other group) of each box.
-        threshold: a box is dropped when its IoU with a better kept box of its class is above this.
+        threshold: A box is dropped if its IoU with a better kept box of its class is above this, in [0, 1].
 
     Returns:
         (K,) int64 indices of the kept boxes, best first over all classes.
 
     Raises:
-        ValueError: if boxes, scores and classes do not belong together.
+        ValueError: The shapes of boxes, scores and classes do not fit.
     """
     if classes.shape != scores.shape:
         raise ValueError(
@@ -196,9 +195,9 @@ def _greedy_nms(boxes: Tensor, scores: Tensor, classes: Tensor | None, threshold
     for block in order.split(NMS_BLOCK):
         if kept.numel():
             block = block[~_overlaps(kept, block, boxes, classes, threshold).any(dim=0)]
-        # Greedy NMS is the one fixed point of "a box stays unless a better box that stays overlaps it". Starting from
-        # "all stay", each pass settles at least the best box still open, and chains of overlaps are short in practice,
-        # so this takes a few vectorised passes where a loop over boxes would take N.
+        # Greedy suppression keeps a box unless it overlaps a better box that is kept. Starting with all boxes kept and
+        # applying this rule to all at once, each pass settles at least one more box for good. Chains of overlaps are
+        # short in practice, so a few passes replace a loop over N boxes.
         suppresses = _overlaps(block, block, boxes, classes, threshold).triu(diagonal=1)
         stays = torch.ones_like(block, dtype=torch.bool)
         while True:

@@ -1,4 +1,4 @@
-"""The configuration of every Grounding DINO variant: published, MM, LLMDet and gdino-nano."""
+"""The configuration of every Grounding DINO variant: the published models, MM, LLMDet and gdino-nano."""
 
 import copy
 import math
@@ -10,7 +10,7 @@ from transformers.activations import ACT2FN
 
 from .csp_pan import CspPanConfig
 
-# What a Hub checkpoint of another model type needs, besides its own fields, to mean the same here.
+# Model types of transformers whose config.json loads here, with the fields that make it mean the same.
 _FOREIGN_MODEL_TYPES: dict[str, dict[str, Any]] = {
     "grounding-dino": {"class_head": "dot"},
     "mm-grounding-dino": {"class_head": "scaled_bias"},
@@ -43,12 +43,12 @@ _MM = {
 
 
 def _swin(shape: dict[str, Any], out_indices: list[int]) -> SwinConfig:
-    """A configuration that shares no list with the next one."""
+    """Build a Swin configuration from copies of the lists, so no two configurations share one."""
     return SwinConfig(**copy.deepcopy(shape), out_indices=out_indices)
 
 
 def _preset_fields(name: str) -> dict[str, Any]:
-    """Fresh constructor arguments of a preset: sub-configs are objects, so they are made per call."""
+    """Return the constructor arguments of a preset, with new sub-config objects on every call."""
     if name == "tiny":
         return {"backbone_config": _swin(_SWIN_TINY, [2, 3, 4]), **_ORIGINAL}
     if name == "base":
@@ -86,7 +86,7 @@ def _preset_fields(name: str) -> dict[str, Any]:
     raise ValueError(f"There is no preset {name!r}; choose one of {known}.")
 
 
-# Fields, least and largest value; a least value of None stands for "above 0".
+# Names of fields, their smallest and their largest value. None as the smallest value means above 0.
 _LIMITS: tuple[tuple[tuple[str, ...], float | None, float], ...] = (
     (("num_queries", "encoder_layers", "decoder_layers", "num_feature_levels", "d_model", "max_text_len"), 1, math.inf),
     (("encoder_ffn_dim", "decoder_ffn_dim", "encoder_attention_heads", "decoder_attention_heads"), 1, math.inf),
@@ -104,7 +104,7 @@ _LIMITS: tuple[tuple[tuple[str, ...], float | None, float], ...] = (
 
 
 def _check_range(name: str, value: float, low: float | None, high: float) -> None:
-    """Refuse a number outside its limits, NaN among them."""
+    """Raise an error if a number is NaN or outside its limits."""
     if (value > 0 if low is None else value >= low) and value <= high:
         return
     if low is None:
@@ -117,34 +117,35 @@ def _check_range(name: str, value: float, low: float | None, high: float) -> Non
 class GDinoConfig(PreTrainedConfig):
     """Architecture, loss and denoising settings of a Grounding DINO model (Liu et al. 2023, arXiv:2303.05499).
 
-    Fields that transformers' GroundingDinoConfig and MMGroundingDinoConfig have keep their names and meaning, so
-    the config.json of a Hub checkpoint of either type is read as it is. The fields below are ours or differ.
+    Fields of transformers' GroundingDinoConfig and MMGroundingDinoConfig keep their names and meaning, so the
+    config.json of a Hub checkpoint of either type can be read. The fields below are new or differ.
 
     Args:
-        backbone_config: Config of any AutoBackbone that yields a feature pyramid; Swin-T by default.
-        text_config: Config of any AutoModel text encoder; BERT base by default.
-        class_head: Similarity of queries and text tokens: "dot" (q.t), "scaled_bias" (q.t / sqrt(D) + b, as in
-            MM-Grounding-DINO) or "cosine" (cos(q, t) / temperature + b, both learned). Query selection uses the same.
+        backbone_config: Configuration of any AutoBackbone that gives a feature pyramid. Default: Swin-T.
+        text_config: Configuration of any AutoModel text encoder. Default: BERT base.
+        class_head: Similarity of queries q and text tokens t, also used to select queries: "dot" (q.t), "scaled_bias"
+            (q.t / sqrt(D) + b, as in MM-Grounding-DINO) or "cosine" (cos(q, t) / temperature + b, both learned).
         class_head_temperature: Initial temperature of the cosine head, positive.
-        fusion_type: Image-text fusion: "bi_attention" (published) or "gated" (per-token convex mix).
-        fusion_init_value: Initial layer scale of bi_attention fusion.
-        inverse_sigmoid_eps: Clamp of the inverse sigmoid where boxes are predicted.
-        decoder_inverse_sigmoid_eps: Clamp of the inverse sigmoid where the decoder refines references; None means
-            the same as inverse_sigmoid_eps.
-        query_position_temperature: Temperature of the sine embedding of query boxes.
-        text_position_temperature: Temperature of the sine embedding of phrase-local text positions.
-        special_token_ids: Token ids that separate phrases: [CLS], [SEP], "." and "?" of the tokenizer.
-        focal_gamma: Focusing parameter of the focal loss and of the matching cost.
+        fusion_type: Image-text fusion: "bi_attention" as published, or "gated", a learned weighted mean per token.
+        fusion_init_value: Initial value of the scale of each fusion layer's residual branch (bi_attention only).
+        inverse_sigmoid_eps: Smallest distance from 0 and 1 in the inverse sigmoid of predicted boxes, positive.
+        decoder_inverse_sigmoid_eps: The same limit where the decoder refines boxes. None means inverse_sigmoid_eps.
+        query_position_temperature: Temperature of the sine embedding of query boxes, positive.
+        text_position_temperature: Temperature of the sine embedding of text positions, positive.
+        special_token_ids: Token ids of [CLS] and [SEP], followed by those that separate labels, "." and "?".
+        focal_gamma: Focusing parameter of the focal loss and of the matching cost, at least 0.
         class_loss_coefficient: Weight of the focal loss.
-        contrastive_loss_coefficient: Weight of the region-phrase contrastive loss; 0 leaves it out.
-        contrastive_temperature: Its temperature, positive.
-        num_denoising_queries: Denoising queries per polarity shared among the groups; 0 turns denoising off.
-        denoising_label_noise: Probability that a denoising query gets another label of its own prompt.
-        denoising_box_noise: Scale of the box noise relative to half the box size.
-        denoising_label_embeddings: Size of a learned label table for denoising content (MM's 256); 0 uses the
-            text features of the label, which needs no parameter and any vocabulary.
-        disable_custom_kernels: Deformable attention by PyTorch's own operations only.
-        use_hub_kernels: Let the process fetch the CUDA kernel of deformable attention from the Hub.
+        contrastive_loss_coefficient: Weight of the contrastive loss of regions and phrases. 0 leaves it out.
+        contrastive_temperature: Temperature of the contrastive loss, positive.
+        num_denoising_queries: Number of positive denoising queries to aim for per image; there are as many negatives.
+            0 turns denoising off.
+        denoising_label_noise: Twice the probability that a denoising query gets a random label of its prompt, in
+            [0, 1].
+        denoising_box_noise: Scale of the noise on denoising boxes, relative to half of the box's side.
+        denoising_label_embeddings: Number of rows of a learned table of label features for denoising queries (256 in
+            MM-Grounding-DINO). 0 takes the label's text features, which need no table and work for any vocabulary.
+        disable_custom_kernels: Whether to compute deformable attention with PyTorch's own operations only.
+        use_hub_kernels: Whether the CUDA kernel of deformable attention may be downloaded from the Hub.
 
     Raises:
         ValueError: A field is out of range or two fields exclude each other.
@@ -220,18 +221,18 @@ class GDinoConfig(PreTrainedConfig):
         self.special_token_ids = [int(i) for i in self.special_token_ids]
         if self.decoder_inverse_sigmoid_eps is None:
             self.decoder_inverse_sigmoid_eps = self.inverse_sigmoid_eps
-        # A head that stands in two places is one module here. A file that says False for it holds copies, which are not
-        # written again: transformers would take them for missing weights.
+        # A head used in two places is a single module here. Files that say False hold a copy for each place. Saving
+        # them with False again, but without the copies, would make transformers report missing weights.
         self.tie_word_embeddings = True
         super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:
-        """Refuse settings that cannot be built, naming the field and its limit."""
+        """Raise a ValueError that names the field and its limit if the model cannot be built."""
         for names, low, high in _LIMITS:
             for name in names:
                 _check_range(name, getattr(self, name), low, high)
         if self.fusion_droppath == 1:
-            raise ValueError("fusion_droppath must be below 1, got 1: what is kept is divided by what is left of it.")
+            raise ValueError("fusion_droppath must be below 1, got 1: at 1 every fusion branch would be dropped.")
         if self.activation_function not in ACT2FN:
             raise ValueError(
                 f"activation_function must be a name that transformers knows, such as 'relu' or 'gelu', got "
@@ -239,8 +240,8 @@ class GDinoConfig(PreTrainedConfig):
             )
         if len(self.special_token_ids) < 2:
             raise ValueError(
-                "special_token_ids must hold at least 2 ids, those of [CLS] and [SEP], before the marks that part "
-                f"labels, got {self.special_token_ids}."
+                "special_token_ids must hold at least the ids of [CLS] and [SEP], before those that separate labels, "
+                f"got {self.special_token_ids}."
             )
         if self.query_dim != 4:
             raise ValueError(f"query_dim must be 4 (cx, cy, w, h), got {self.query_dim}.")
@@ -266,30 +267,30 @@ class GDinoConfig(PreTrainedConfig):
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "GDinoConfig":
-        """The configuration of a published model.
+        """Return the configuration of a published model.
 
         Args:
             name: "tiny" or "base" (Grounding DINO, arXiv:2303.05499), "mm-tiny", "mm-base" or "mm-large"
                 (MM-Grounding-DINO, arXiv:2401.02361; LLMDet has the same shapes), or "nano" (gdino-nano).
-            **overrides: Any field, replacing the preset's value.
+            **overrides: Fields that replace the preset's values.
 
         Returns:
             A new configuration.
 
         Raises:
-            ValueError: The name is not a preset.
+            ValueError: There is no preset of this name, or an override is out of range.
         """
         return cls(**{**_preset_fields(name), **overrides})
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
-        """Read a config.json; one of a grounding-dino or mm-grounding-dino checkpoint becomes ours."""
+        """Read a config.json and adapt it if its model type is grounding-dino or mm-grounding-dino."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         return _adopt(config_dict), kwargs
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Build from a dictionary, ours or a grounding-dino or mm-grounding-dino one."""
+        """Build a configuration from a dictionary of model type gdino, grounding-dino or mm-grounding-dino."""
         return super().from_dict(_adopt(config_dict), **kwargs)
 
 
@@ -298,14 +299,14 @@ def _adopt(config_dict: dict[str, Any]) -> dict[str, Any]:
     if extra is None:
         return config_dict
     adopted = {**copy.deepcopy(config_dict), **extra, "model_type": GDinoConfig.model_type}
-    # The peers' files switch auxiliary losses off because their own are broken; ours are part of the recipe.
+    # Those files turn auxiliary losses off, which transformers computes wrongly; here they are part of the recipe.
     adopted.pop("auxiliary_loss", None)
     adopted.pop("architectures", None)
     return adopted
 
 
 def _as_config(value: Any, default: PreTrainedConfig) -> PreTrainedConfig:
-    """A sub-config from None, a dictionary with its model_type, or a config object."""
+    """Turn None, a dictionary with a model_type, or a configuration object into a sub-configuration."""
     if value is None:
         return default
     if isinstance(value, PreTrainedConfig):

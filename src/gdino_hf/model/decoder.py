@@ -23,10 +23,11 @@ class DecoderStates:
 
     Attributes:
         last_hidden_state: (B, Q, D) normalized output of the last layer.
-        hidden_states: Per layer (B, Q, D), normalized.
-        input_references: Per layer (B, Q, 4) float32, the boxes it started from. Layers after the first start from
-            the refined boxes of the one before, whose gradient is kept: a layer's loss reaches back twice.
-        output_references: Per layer (B, Q, 4) float32, the boxes it refined them to, without gradient.
+        hidden_states: (B, Q, D) normalized output of each layer.
+        input_references: (B, Q, 4) float32 cxcywh boxes that each layer started from. Layers after the first start
+            from the boxes that the layer before refined. Those boxes keep their gradient, so the loss of a layer also
+            trains the box head of the layer before (look forward twice).
+        output_references: (B, Q, 4) float32 cxcywh boxes that each layer refined, without gradient.
     """
 
     last_hidden_state: Tensor
@@ -36,7 +37,7 @@ class DecoderStates:
 
 
 class DecoderLayer(GradientCheckpointingLayer):
-    """Self-attention, text cross-attention, deformable image cross-attention, FFN; normalization after each."""
+    """Self-attention, text cross-attention, deformable image cross-attention, feed-forward block, each normalized."""
 
     def __init__(self, config: GDinoConfig) -> None:
         super().__init__()
@@ -65,21 +66,21 @@ class DecoderLayer(GradientCheckpointingLayer):
         text_mask: Tensor,
         query_mask: Tensor | None,
     ) -> Tensor:
-        """One layer.
+        """Apply the layer.
 
         Args:
-            queries: (B, Q, D).
-            position_embedding: (B, Q, D) embedding of the queries' boxes.
-            reference_points: (B, Q, L, 4) float32 in units of each level's padded map.
-            vision: (B, S, D).
-            text: (B, T, D).
+            queries: (B, Q, D) query features.
+            position_embedding: (B, Q, D) embedding of the queries' boxes, added to the queries before each attention.
+            reference_points: (B, Q, L, 4) float32 cxcywh boxes relative to each level's padded map.
+            vision: (B, S, D) image features.
+            text: (B, T, D) text features.
             spatial_shapes: (h, w) of each level.
-            vision_mask: (B, S) bool, True on real tokens, or None if all are.
+            vision_mask: (B, S) bool, True on real tokens, or None if all are real.
             text_mask: (B, T) bool, True on real tokens.
-            query_mask: Broadcastable to (B, 1, Q, Q) bool, True = may attend, or None.
+            query_mask: Bool mask that broadcasts to (B, 1, Q, Q), True = may attend. None lets all pairs attend.
 
         Returns:
-            (B, Q, D).
+            (B, Q, D) query features.
         """
         placed = queries + position_embedding
         attended = self.self_attn(placed, placed, queries, query_mask)
@@ -98,7 +99,7 @@ class DecoderLayer(GradientCheckpointingLayer):
 
 
 class Decoder(nn.Module):
-    """All decoder layers, each refining the boxes of the one before."""
+    """The stack of decoder layers, each of which refines the boxes of the one before."""
 
     def __init__(self, config: GDinoConfig) -> None:
         super().__init__()
@@ -122,20 +123,23 @@ class Decoder(nn.Module):
         box_heads: Sequence[nn.Module] | None = None,
         scale_positions: bool = False,
     ) -> DecoderStates:
-        """Decode.
+        """Turn queries into object features and refine their boxes layer by layer.
+
+        Layer i moves the boxes b by its box head's deltas: b_i = sigmoid( inverse_sigmoid(b_{i-1}) + box_head_i(q_i) ).
 
         Args:
-            queries: (B, Q, D) content.
-            references: (B, Q, 4) float32 cxcywh in [0, 1], where the queries start.
-            vision: (B, S, D).
-            text: (B, T, D).
-            valid_ratios: (B, L, 2) float32.
+            queries: (B, Q, D) query features.
+            references: (B, Q, 4) float32 cxcywh in [0, 1], the boxes that the queries start from.
+            vision: (B, S, D) image features.
+            text: (B, T, D) text features.
+            valid_ratios: (B or 1, L, 2) float32 share of each level that is not padding.
             spatial_shapes: (h, w) of each level.
-            vision_mask: (B, S) bool, True on real tokens, or None if all are.
+            vision_mask: (B, S) bool, True on real tokens, or None if all are real.
             text_mask: (B, T) bool, True on real tokens.
-            query_mask: Broadcastable to (B, 1, Q, Q) bool, True = may attend, or None.
-            box_heads: One box head per layer; None leaves the references where they are.
-            scale_positions: Embed the queries' boxes as parts of the padded map, as published, instead of the image.
+            query_mask: Bool mask that broadcasts to (B, 1, Q, Q), True = may attend. None lets all pairs attend.
+            box_heads: One box head per layer. None leaves the boxes unchanged.
+            scale_positions: Whether the queries' position embedding is relative to the padded map, as in published
+                models, instead of the image.
 
         Returns:
             The states of every layer.
@@ -165,7 +169,7 @@ class Decoder(nn.Module):
             input_references.append(reference_for_loss)
             if box_heads is not None:
                 eps = self.config.decoder_inverse_sigmoid_eps or self.config.inverse_sigmoid_eps
-                # Refinement reads the state before the last normalization, the outputs the one after it.
+                # Refinement reads the features before the final normalization; the outputs read them after it.
                 refined = (box_heads[index](queries).float() + inverse_sigmoid(references, eps)).sigmoid()
                 reference_for_loss, references = refined, refined.detach()
             hidden_states.append(self.layer_norm(queries))

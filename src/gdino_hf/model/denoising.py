@@ -1,9 +1,9 @@
-"""Contrastive denoising queries: annotated boxes with noise, which the decoder learns to repair or to refuse.
+"""Contrastive denoising queries: noisy copies of annotated boxes, which the decoder learns to repair or to reject.
 
-Matching is unstable early in training, so queries that know their target teach the decoder to refine boxes from the
-first step (DN-DETR, Li et al. 2022). Contrastive denoising (DINO, Zhang et al. 2022, section 3.3) adds to each lightly
-moved box a heavily moved one that must answer "no object". Here a query's content is the text of its label instead of
-a learned class embedding, so it works for any vocabulary.
+Matching is unstable early in training. Queries whose target is known teach the decoder to refine boxes from the first
+step on (DN-DETR, Li et al. 2022). Contrastive denoising (DINO, Zhang et al. 2022, 3.3) pairs each slightly moved box, a
+positive, with a strongly moved one, a negative that must be predicted as "no object". Here the feature of such a query
+is the text feature of its label rather than a learned class embedding, so any vocabulary works.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from .targets import Targets, phrase_counts
 
 @dataclass(frozen=True)
 class DenoisingQueries:
-    """Queries put before the matching queries of the decoder, and what the loss must know of them.
+    """Denoising queries, which come before the matching queries in the decoder, and their targets.
 
-    P = num_groups * 2 * N slots, N the most boxes of one image: each group has N positives, then N negatives. Images
-    with fewer boxes leave slots empty; those are hidden from attention and from the loss.
+    There are P = num_groups * 2 * N slots, where N is the largest number of boxes of an image: each group has N
+    positives, then N negatives. Images with fewer boxes leave slots empty, which attention and the loss ignore.
 
     Attributes:
-        content: (B, P, D) label features.
-        reference_points: (B, P, 4) float32 cxcywh in [0, 1].
+        content: (B, P, D) features of the queries.
+        reference_points: (B, P, 4) float32 cxcywh in [0, 1], the noisy boxes.
         attention_mask: (B, 1, P + Q, P + Q) bool, True = the row's query may attend to the column's.
-        num_groups: independent noisy copies of the annotation.
+        num_groups: Number of independent noisy copies of the annotation.
         real: (B, P) bool, False on empty slots.
-        target_index: (K,) row in `Targets` of each positive, K = num_groups * M.
-        batch_index: (K,) image of each positive.
+        target_index: (K,) row of each positive's box in `Targets`; K = num_groups * M.
+        batch_index: (K,) index of each positive's image.
         query_index: (K,) slot of each positive.
     """
 
@@ -46,7 +46,7 @@ class DenoisingQueries:
 
     @property
     def num_queries(self) -> int:
-        """Denoising queries of each image, P."""
+        """Number of denoising queries P of each image."""
         return self.content.shape[1]
 
 
@@ -62,25 +62,25 @@ def make_denoising_queries(
     label_embedding: nn.Embedding | None = None,
     generator: torch.Generator | None = None,
 ) -> DenoisingQueries | None:
-    """Make noisy copies of the annotated boxes, in as many groups as the budget allows.
+    """Make noisy copies of the annotated boxes, in as many groups as num_denoising_queries allows.
 
     Args:
-        targets: the batch's annotated boxes.
-        phrase_ids: (B, T) ordinal of the label each token belongs to, -1 on special tokens and padding.
-        text_features: (B, T, D) text features the decoder attends to.
-        num_denoising_queries: positives to aim for in each image; the number of groups is this over the most boxes of
-            one image, at least 1, and as many negatives come on top. 0 turns denoising off.
-        label_noise: a label is replaced by a random one of its own image's prompt with probability `label_noise / 2`,
-            as published.
-        box_noise: every corner coordinate of a positive moves by less than `box_noise / 2` of the box's side, that of
-            a negative by `box_noise / 2` up to `box_noise`.
-        num_queries: matching queries Q that follow in the decoder.
-        label_embedding: take content from this table, by the label's place in the prompt, instead of from the text;
-            labels beyond the table share its rows.
-        generator: source of the noise, on the device of `phrase_ids`; the global one if None.
+        targets: The annotated boxes of the batch.
+        phrase_ids: (B, T) number of the label that each token belongs to, -1 on special tokens and padding.
+        text_features: (B, T, D) text features that the decoder attends to.
+        num_denoising_queries: Number of positives of each image to aim for. The number of groups is this divided by
+            the largest number of boxes of an image, at least 1. There are as many negatives. 0 turns denoising off.
+        label_noise: A label is replaced by a random one from its image's prompt with probability `label_noise / 2`, as
+            published.
+        box_noise: Every corner coordinate of a positive moves by less than `box_noise / 2` of the box's side, that of
+            a negative by `box_noise / 2` to `box_noise`.
+        num_queries: Number of matching queries Q, which follow in the decoder.
+        label_embedding: Table to take the queries' features from, by the label's index in the prompt, modulo the size
+            of the table. None takes them from the text features.
+        generator: Random generator on the device of `phrase_ids`; None for torch's global one.
 
     Returns:
-        The queries, or None where no image has a box or denoising is off.
+        The queries, or None if no image has a box or denoising is off.
     """
     if num_denoising_queries <= 0 or targets.num_boxes == 0:
         return None
@@ -88,7 +88,7 @@ def make_denoising_queries(
     most = max(targets.sizes)
     num_groups = max(1, num_denoising_queries // most)
 
-    # Rows run over (group, positive or negative, box): the order of the slots, less the empty ones.
+    # Rows are ordered by (group, positive or negative, box), like the slots, but without the empty ones.
     copies = 2 * num_groups
     num_rows = copies * targets.num_boxes
     copy = torch.arange(copies, device=device).repeat_interleave(targets.num_boxes)
@@ -101,7 +101,6 @@ def make_denoising_queries(
     def uniform(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator, device=device)
 
-    # Labels: most keep their own, some take any label of the same prompt.
     flipped = uniform(num_rows) < 0.5 * label_noise
     num_labels = phrase_counts(phrase_ids)[batch_index]
     any_label = (uniform(num_rows) * num_labels).long().clamp(max=num_labels - 1)
@@ -121,7 +120,7 @@ def make_denoising_queries(
         content[batch_index, slot] = rows
 
     noisy = jitter_boxes(targets.boxes[target_index], negative, box_noise, generator)
-    # An empty slot is a plain box in the middle: harmless, and seen by nobody.
+    # Nothing attends to an empty slot, so any finite box will do.
     reference_points = torch.full((batch_size, num_slots, 4), 0.5, device=device)
     reference_points[batch_index, slot] = noisy
     real = torch.zeros(batch_size, num_slots, dtype=torch.bool, device=device)
@@ -142,18 +141,18 @@ def make_denoising_queries(
 
 
 def jitter_boxes(boxes: Tensor, negative: Tensor, box_noise: float, generator: torch.Generator | None = None) -> Tensor:
-    """Move each corner coordinate of each box by a random share of the box's side.
+    """Move each corner coordinate of each box by a random share of the box's side, in a random direction.
 
-    A positive's share is `box_noise / 2` times a number in [0, 1), a negative's times one in [1, 2); signs are random.
+    The share is `box_noise / 2` times a random number, from [0, 1) for positives and from [1, 2) for negatives.
 
     Args:
         boxes: (R, 4) cxcywh in [0, 1].
-        negative: (R,) bool.
-        box_noise: scale of the noise, in box sides.
-        generator: source of the noise, on the device of `boxes`; the global one if None.
+        negative: (R,) bool, True on negatives.
+        box_noise: Scale of the noise, as a share of the box's side.
+        generator: Random generator on the device of `boxes`; None for torch's global one.
 
     Returns:
-        (R, 4) cxcywh in [0, 1]; a box whose corners moved past each other has a side of 0.
+        (R, 4) cxcywh in [0, 1]. A box whose corners moved past each other has a side of 0.
     """
     half = 0.5 * boxes[:, 2:].repeat(1, 2)
     sign = 2.0 * (torch.rand(boxes.shape, generator=generator, device=boxes.device) < 0.5).to(boxes.dtype) - 1.0
@@ -163,17 +162,18 @@ def jitter_boxes(boxes: Tensor, negative: Tensor, box_noise: float, generator: t
 
 
 def denoising_attention_mask(group: Tensor, real: Tensor, num_queries: int) -> Tensor:
-    """Who may attend to whom: a group sees itself and the matching queries, these never see a denoising query.
+    """Make the mask of self-attention among denoising and matching queries.
 
-    Denoising queries carry the answer, so a matching query that saw one would learn to copy it.
+    A group attends to itself and to the matching queries. Matching queries never attend to denoising queries, which
+    contain the answer: they would learn to copy it.
 
     Args:
         group: (P,) group of each denoising slot.
         real: (B, P) bool, False on empty slots.
-        num_queries: matching queries Q, which stand after the denoising ones.
+        num_queries: Number of matching queries Q, which come after the denoising queries.
 
     Returns:
-        (B, 1, P + Q, P + Q) bool, True = may attend; every row has at least itself.
+        (B, 1, P + Q, P + Q) bool, True = may attend. Every query may attend to itself.
     """
     num_slots = group.shape[0]
     mask = torch.ones(num_slots + num_queries, num_slots + num_queries, dtype=torch.bool, device=group.device)

@@ -1,8 +1,8 @@
 """The feature enhancer: fusion, text self-attention and deformable image self-attention (Liu et al. 2023, 3.1)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
@@ -11,13 +11,40 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .attention import MultiheadAttention
 from .configuration_gdino import GDinoConfig
 from .fusion import FusionLayer
+from .image_geometry import ImageGeometry, Shapes
 from .ms_deform_attn import MSDeformAttn
-from .position_encoding import grid_centers
 from .token_blocks import by_blocks
 
 
+@dataclass(frozen=True)
+class Memory:
+    """What the encoder hands to query selection and to the decoder.
+
+    Attributes:
+        vision: (B, S, D) enhanced image features, all levels one after the other.
+        text: (B, T, D) enhanced text features.
+        vision_states: Image features before each layer, (B, S, D) each.
+        text_states: Text features before each layer, (B, T, D) each.
+        spatial_shapes: (h, w) of each level.
+        geometry: Positions, reference points and proposals of the image tokens.
+        vision_mask: (B, S) bool, True on real tokens, or None if all are real.
+        text_mask: (B, T) bool, True on real tokens.
+        padding_seen: Whether padding took part in the image features, as it does in published models.
+    """
+
+    vision: Tensor
+    text: Tensor
+    vision_states: list[Tensor]
+    text_states: list[Tensor]
+    spatial_shapes: Shapes
+    geometry: ImageGeometry
+    vision_mask: Tensor | None
+    text_mask: Tensor
+    padding_seen: bool
+
+
 class TextEnhancerLayer(nn.Module):
-    """Self-attention within phrases, then a feed-forward block; normalization after each."""
+    """Self-attention within each phrase, then a feed-forward block, each followed by layer normalization."""
 
     def __init__(self, config: GDinoConfig) -> None:
         super().__init__()
@@ -31,15 +58,15 @@ class TextEnhancerLayer(nn.Module):
         self.layer_norm_after = nn.LayerNorm(width, config.layer_norm_eps)
 
     def forward(self, text: Tensor, position_embedding: Tensor, phrase_mask: Tensor) -> Tensor:
-        """Enhance.
+        """Let the tokens of each phrase attend to each other.
 
         Args:
-            text: (B, T, D).
-            position_embedding: (B, T, D), added to queries and keys.
+            text: (B, T, D) text features.
+            position_embedding: (B, T, D) position embedding, added to queries and keys.
             phrase_mask: (B, T, T) bool, True = may attend.
 
         Returns:
-            (B, T, D).
+            (B, T, D) text features.
         """
         queries = text + position_embedding
         attended = self.self_attn(queries, queries, text, phrase_mask[:, None])
@@ -49,7 +76,7 @@ class TextEnhancerLayer(nn.Module):
 
 
 class DeformableLayer(nn.Module):
-    """Deformable self-attention over all levels, then a feed-forward block; normalization after each."""
+    """Deformable self-attention over all levels, then a feed-forward block, each followed by layer normalization."""
 
     def __init__(self, config: GDinoConfig) -> None:
         super().__init__()
@@ -72,7 +99,18 @@ class DeformableLayer(nn.Module):
         spatial_shapes: Sequence[tuple[int, int]],
         vision_mask: Tensor | None,
     ) -> Tensor:
-        """Enhance: (B, S, D) to the same; other arguments as in `MSDeformAttn.forward`."""
+        """Let each image token attend to a few sampled points of every level.
+
+        Args:
+            vision: (B, S, D) image features.
+            position_embedding: (B or 1, S, D) position embedding, added to queries.
+            reference_points: (B or 1, S, L, 2) float32 position of each image token on every level.
+            spatial_shapes: (h, w) of each level.
+            vision_mask: (B, S) bool, True on real tokens, or None if all are real.
+
+        Returns:
+            (B, S, D) image features.
+        """
         attended = self.self_attn(vision + position_embedding, vision, reference_points, spatial_shapes, vision_mask)
         return by_blocks(self._feed_forward, vision, attended)
 
@@ -83,7 +121,7 @@ class DeformableLayer(nn.Module):
 
 
 class EncoderLayer(GradientCheckpointingLayer):
-    """Fusion, then text enhancer, then deformable self-attention."""
+    """One encoder layer: fusion, then the text enhancer, then deformable self-attention of the image."""
 
     def __init__(self, config: GDinoConfig) -> None:
         super().__init__()
@@ -103,7 +141,7 @@ class EncoderLayer(GradientCheckpointingLayer):
         text_mask: Tensor,
         phrase_mask: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """One round of enhancement; arguments as in `Encoder.forward`."""
+        """Apply the layer; see `Encoder.forward` for the arguments."""
         vision, text = self.fusion_layer(vision, text, vision_mask, text_mask)
         text = self.text_enhancer_layer(text, text_position_embedding, phrase_mask)
         vision = self.deformable_layer(vision, vision_position_embedding, reference_points, spatial_shapes, vision_mask)
@@ -111,7 +149,7 @@ class EncoderLayer(GradientCheckpointingLayer):
 
 
 class Encoder(nn.Module):
-    """All encoder layers."""
+    """The stack of encoder layers."""
 
     def __init__(self, config: GDinoConfig) -> None:
         super().__init__()
@@ -132,18 +170,19 @@ class Encoder(nn.Module):
         """Enhance image and text features by each other.
 
         Args:
-            vision: (B, S, D).
-            text: (B, T, D).
-            vision_position_embedding: (B or 1, S, D).
-            text_position_embedding: (B, T, D).
-            reference_points: (B or 1, S, L, 2) float32, where each image token stands; see `grid_reference_points`.
+            vision: (B, S, D) image features, all levels one after the other.
+            text: (B, T, D) text features.
+            vision_position_embedding: (B or 1, S, D) position embedding of the image tokens.
+            text_position_embedding: (B, T, D) position embedding of the text tokens.
+            reference_points: (B or 1, S, L, 2) float32 position of each image token on every level, see
+                `grid_reference_points`.
             spatial_shapes: (h, w) of each level.
-            vision_mask: (B, S) bool, True on real tokens, or None if all are.
+            vision_mask: (B, S) bool, True on real tokens, or None if all are real.
             text_mask: (B, T) bool, True on real tokens.
             phrase_mask: (B, T, T) bool, True = may attend.
 
         Returns:
-            Vision (B, S, D), text (B, T, D), and both before every layer.
+            Image features (B, S, D), text features (B, T, D), and the lists of both before every layer.
         """
         vision_states, text_states = [], []
         for layer in self.layers:
@@ -161,21 +200,3 @@ class Encoder(nn.Module):
                 phrase_mask,
             )
         return vision, text, vision_states, text_states
-
-
-def grid_reference_points(spatial_shapes: Sequence[tuple[int, int]], valid_ratios: Tensor) -> Tensor:
-    """Where each image token stands on every level.
-
-    Args:
-        spatial_shapes: (h, w) of each level.
-        valid_ratios: (B, L, 2) float32 xy.
-
-    Returns:
-        (B, S, L, 2) float32 xy in [0, 1] of the padded map.
-    """
-    points = []
-    for level, (height, width) in enumerate(spatial_shapes):
-        centers = grid_centers(height, width, valid_ratios.device)
-        sides = torch.stack((valid_ratios[:, level, 0] * width, valid_ratios[:, level, 1] * height), dim=-1)
-        points.append(centers[None] / sides[:, None])
-    return torch.cat(points, dim=1)[:, :, None] * valid_ratios[:, None]

@@ -1,13 +1,4 @@
-"""Image-text fusion, at the start of every encoder layer (Liu et al. 2023, 3.1; GLIP, Li et al. 2022, equation 4).
-
-bi_attention, on normalized features v (image) and t (text), A = (v W_q)(t W_k)^T / sqrt(Dh) shared by both ways:
-
-    v' = v + gamma_v * softmax_text(A) (t W_vt) W_ov        t' = t + gamma_t * softmax_image(A^T) (v W_vv) W_ot
-
-gated, with the other side brought to each token by the same two attentions, as a_v = softmax_text(A) (t W_vt) W_ov:
-
-    v' = g * v + (1 - g) * a_v,   g = sigmoid(FFN([v; a_v]))        and its mirror image for t
-"""
+"""Image-text fusion, the first part of every encoder layer (Liu et al. 2023, 3.1; GLIP, Li et al. 2022, equation 4)."""
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +9,16 @@ from .configuration_gdino import GDinoConfig
 
 
 def drop_path(x: Tensor, probability: float, training: bool) -> Tensor:
-    """Leave a residual branch out for whole samples at random (Huang et al. 2016)."""
+    """Drop a residual branch for whole samples at random (stochastic depth, Huang et al. 2016).
+
+    Args:
+        x: (B, ...) output of the branch.
+        probability: Probability in [0, 1) that a sample's branch is dropped.
+        training: Whether the model trains; otherwise nothing is dropped.
+
+    Returns:
+        The branch, zero for dropped samples and scaled up for the others, so that its mean is unchanged.
+    """
     if not training or probability == 0.0:
         return x
     keep = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(1 - probability)
@@ -26,7 +26,12 @@ def drop_path(x: Tensor, probability: float, training: bool) -> Tensor:
 
 
 class BiAttention(nn.Module):
-    """Cross-attention both ways from one set of scores."""
+    """Cross-attention in both directions from one set of scores.
+
+    On image features v and text features t, with scores A = (v W_q)(t W_k)^T / sqrt(Dh):
+
+        to_vision = softmax_text(A) (t W_vt) W_ov        to_text = softmax_image(A^T) (v W_vv) W_ot
+    """
 
     is_causal = False
     num_key_value_groups = 1
@@ -47,19 +52,19 @@ class BiAttention(nn.Module):
     def forward(
         self, vision: Tensor, text: Tensor, vision_mask: Tensor | None, text_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What each side has to tell the other.
+        """Attend from image to text and from text to image.
 
         Args:
-            vision: (B, S, D).
-            text: (B, T, D).
-            vision_mask: (B, S) bool, True on real tokens, or None if all are.
+            vision: (B, S, D) image features.
+            text: (B, T, D) text features.
+            vision_mask: (B, S) bool, True on real tokens, or None if all are real.
             text_mask: (B, T) bool, True on real tokens.
 
         Returns:
-            (B, S, D) text brought to the image, and (B, T, D) image brought to the text.
+            What each image token gathers from the text, (B, S, D), and each text token from the image, (B, T, D).
         """
         projections = (self.vision_proj, self.values_vision_proj, self.out_vision_proj)
-        # Adapters and quantized layers take the place of projections: they are called, never read.
+        # Adapters and quantized layers must be called, since their weights alone are not the function.
         if all(type(projection) is nn.Linear for projection in projections):
             return self._folded(vision, text, vision_mask, text_mask)
         query, key = self._split(self.vision_proj(vision)), self._split(self.text_proj(text))
@@ -74,18 +79,19 @@ class BiAttention(nn.Module):
     def _folded(
         self, vision: Tensor, text: Tensor, vision_mask: Tensor | None, text_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The same products in another order: no image token is ever projected to the inner width.
+        """Compute the same attention without projecting image tokens to the inner width.
 
-        Text tokens are few, so W_q goes to the text's side of the scores, q . k = v . (W_q k) + b_q . k, W_ov to the
-        text's values, and W_vv to what the text has pooled from the image. An image token then costs 3 * M * T * D
-        multiplications instead of 3 * inner * (D + T): a fortieth for seven tokens, and never more up to 256 of them.
+        There are few text tokens, so each projection is moved to the text's side of its product: W_q to the scores'
+        keys, q . k = v . (W_q k) + b_q . k; W_ov to the text's values; W_vv to what the text pools from the image. An
+        image token then costs 3 * M * T * D multiplications instead of 3 * inner * (D + T), which is a fortieth for
+        seven text tokens and no more than before up to 256 of them.
         """
         heads, num_tokens = self.num_heads, text.shape[1]
         key = self._split(self.text_proj(text)) * (self.vision_proj.out_features // heads) ** -0.5
         weight, bias = (x.unflatten(0, (heads, -1)) for x in (self.vision_proj.weight, self.vision_proj.bias))
         directions = (key @ weight).flatten(1, 2)
         offsets = (key @ bias[:, :, None]).flatten(1, 2)
-        # Tokens before places, so that both softmaxes run along contiguous memory.
+        # (B, M, T, S) rather than (B, M, S, T), so the sums of both softmaxes read memory in order.
         scores = (directions @ vision.transpose(1, 2) + offsets).unflatten(1, (heads, num_tokens))
 
         over_text = scores.masked_fill(~text_mask[:, None, :, None], torch.finfo(scores.dtype).min).softmax(2)
@@ -101,18 +107,18 @@ class BiAttention(nn.Module):
         weight, bias = (
             x.unflatten(0, (heads, -1)) for x in (self.values_vision_proj.weight, self.values_vision_proj.bias)
         )
-        # The weights of a row sum to one unless dropout took some of them.
+        # The attention weights of a row sum to one unless dropout removed some.
         total = over_vision.sum(3, keepdim=True) if self.training and self.dropout > 0 else 1.0
         values = pooled @ weight.transpose(1, 2) + total * bias[:, None, :]
         return to_vision, self.out_text_proj(values.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
-        """(B, N, inner) to (B, M, N, Dh)."""
+        """Split heads: (B, N, inner) to (B, M, N, Dh)."""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 class FusionLayer(nn.Module):
-    """Exchange between image and text by config.fusion_type; the equations stand at the top of this file."""
+    """Exchange between image and text, of the kind that config.fusion_type names."""
 
     def __init__(self, config: GDinoConfig) -> None:
         super().__init__()
@@ -133,18 +139,23 @@ class FusionLayer(nn.Module):
     def forward(
         self, vision: Tensor, text: Tensor, vision_mask: Tensor | None, text_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Fuse.
+        """Fuse image and text features.
+
+        With v and t normalized, and to_vision and to_text from `BiAttention`:
+
+            bi_attention   v' = v + gamma_v * to_vision              t' = t + gamma_t * to_text
+            gated          v' = g * v + (1 - g) * to_vision,  g = sigmoid(FFN([v; to_vision])),  and likewise for t
 
         Args:
-            vision: (B, S, D).
-            text: (B, T, D).
-            vision_mask: (B, S) bool, True on real tokens, or None if all are.
+            vision: (B, S, D) image features.
+            text: (B, T, D) text features.
+            vision_mask: (B, S) bool, True on real tokens, or None if all are real.
             text_mask: (B, T) bool, True on real tokens.
 
         Returns:
-            (B, S, D) and (B, T, D).
+            Image features (B, S, D) and text features (B, T, D).
         """
-        # The residual stands on the normalized features, as in the published model.
+        # As in the published model, the residual is added to the normalized features, not to the input.
         vision, text = self.layer_norm_vision(vision), self.layer_norm_text(text)
         to_vision, to_text = self.attn(vision, text, vision_mask, text_mask)
         if self.kind == "gated":

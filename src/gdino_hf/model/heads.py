@@ -1,13 +1,7 @@
-"""Box head and contrastive class head.
-
-Similarity of a query q and a text token t, by config.class_head:
-
-    dot          s = q . t                                     (Liu et al. 2023, arXiv:2303.05499)
-    scaled_bias  s = q . t / sqrt(D) + b                       (Zhao et al. 2024, arXiv:2401.02361)
-    cosine       s = (q . t) / (|q| |t|) / temperature + b     (Radford et al. 2021, arXiv:2103.00020)
-"""
+"""The box head and the contrastive class head, which turn query features into boxes and token scores."""
 
 import math
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -16,13 +10,20 @@ from torch import Tensor, nn
 
 from .configuration_gdino import GDinoConfig
 
-# The bias at which an untrained head answers 0.01, so that the many negatives do not swamp the first steps
-# (Lin et al. 2017, 3.3).
+# With this bias an untrained head gives a probability of 0.01, so the many negatives do not dominate the first training
+# steps (Lin et al. 2017, 3.3).
 PRIOR_BIAS = -math.log((1 - 0.01) / 0.01)
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them: box regression and the query position embedding."""
+    """Linear layers with ReLU between them, for box regression and the query position embedding.
+
+    Args:
+        input_dim: Width of the input.
+        hidden_dim: Width between the layers.
+        output_dim: Width of the output.
+        num_layers: Number of linear layers, at least 1.
+    """
 
     def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, num_layers: int) -> None:
         super().__init__()
@@ -30,20 +31,24 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(widths[i], widths[i + 1]) for i in range(num_layers))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., input_dim) to (..., output_dim)."""
+        """Apply the layers: (..., input_dim) to (..., output_dim)."""
         for layer in self.layers[:-1]:
             x = layer(x).relu()
         return self.layers[-1](x)
 
 
 class BoxHead(MLP):
-    """Box deltas before the sigmoid: (..., D) to (..., 4)."""
+    """Predicts how far each coordinate of a query's box moves, before the sigmoid."""
 
     def __init__(self, config: GDinoConfig) -> None:
         super().__init__(config.d_model, config.d_model, 4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) to (..., 4) float32: in half precision a delta of 2 is off by two thirds of a pixel in 320."""
+        """Predict box deltas: (..., D) to (..., 4) float32.
+
+        The last layer computes in float32: in bfloat16, a delta of 2 would be off by up to two thirds of a pixel in an
+        image 320 wide.
+        """
         for layer in self.layers[:-1]:
             x = layer(x).relu()
         last = self.layers[-1]
@@ -53,12 +58,12 @@ class BoxHead(MLP):
             if narrow and type(last) is nn.Linear:
                 bias = cast(Tensor, last.bias)
                 return F.linear(x.float(), cast(Tensor, weight).float(), bias.float())
-            # Adapters and quantized layers are called, never read; a narrow one is asked in its own dtype.
+            # Adapters and quantized layers must be called, since their weights alone are not the function.
             return last(x.to(cast(Tensor, weight).dtype) if narrow else x.float()).float()
 
 
 class ContrastiveHead(nn.Module):
-    """Logits of each query for each text token; the equations stand at the top of this file."""
+    """Similarity of each query to each text token, of the kind that config.class_head names."""
 
     def __init__(self, config: GDinoConfig) -> None:
         super().__init__()
@@ -71,14 +76,18 @@ class ContrastiveHead(nn.Module):
             self.log_temperature = nn.Parameter(torch.tensor(self.initial_log_temperature))
 
     def similarity(self, queries: Tensor, text: Tensor) -> Tensor:
-        """Unmasked scores.
+        """Compute the similarity s of every query q to every text token t, without masking.
+
+        dot          s = q . t                                     (Liu et al. 2023, arXiv:2303.05499, 3.4)
+        scaled_bias  s = q . t / sqrt(D) + b                       (Zhao et al. 2024, arXiv:2401.02361)
+        cosine       s = (q . t) / (|q| |t|) / temperature + b     (Radford et al. 2021, arXiv:2103.00020)
 
         Args:
-            queries: (B, Q, D).
-            text: (B, T, D).
+            queries: (B, Q, D) query features.
+            text: (B, T, D) text features.
 
         Returns:
-            (B, Q, T).
+            (B, Q, T) logits.
         """
         if self.kind == "cosine":
             queries, text = F.normalize(queries, dim=-1), F.normalize(text, dim=-1)
@@ -90,22 +99,35 @@ class ContrastiveHead(nn.Module):
         return scores
 
     def scores(self, queries: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
-        """Token logits as long as the prompts: arguments as in `forward`, (B, Q, T), -inf on padding."""
+        """Compute token logits (B, Q, T), -inf on padding; see `forward` for the arguments."""
         return self.similarity(queries, text).masked_fill(~text_mask[:, None, :], -torch.inf)
 
     def pad(self, scores: Tensor) -> Tensor:
-        """(..., T) to (..., max_text_len), -inf where no prompt reaches."""
+        """Pad logits (..., T) to (..., max_text_len) with -inf."""
         return F.pad(scores, (0, self.max_text_len - scores.shape[-1]), value=-torch.inf)
 
     def forward(self, queries: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
-        """Token logits padded to the longest prompt.
+        """Compute token logits padded to the longest prompt that the model accepts.
 
         Args:
-            queries: (B, Q, D).
-            text: (B, T, D).
+            queries: (B, Q, D) query features.
+            text: (B, T, D) text features.
             text_mask: (B, T) bool, True on real tokens.
 
         Returns:
-            (B, Q, max_text_len), -inf outside the prompt.
+            (B, Q, max_text_len) logits, -inf outside the prompt.
         """
         return self.pad(self.scores(queries, text, text_mask))
+
+
+def head_per_layer(heads: nn.ModuleList, num_layers: int) -> Sequence[nn.Module]:
+    """Return one head per decoder layer: the shared head repeated, or each layer's own.
+
+    Args:
+        heads: One shared head, or one head per layer.
+        num_layers: Number of decoder layers.
+
+    Returns:
+        num_layers heads.
+    """
+    return [heads[0]] * num_layers if len(heads) == 1 else list(heads)

@@ -1,16 +1,14 @@
-"""The training loss: focal over prompt tokens, L1 and GIoU of matched boxes, and a region-phrase contrastive term.
+"""The training loss: focal loss of tokens, L1 and GIoU of matched boxes, and a region-phrase contrastive term.
 
-    loss = sum over the decoder's layers, the encoder's proposals and the denoising queries of
-           class_loss_coefficient * focal + bbox_loss_coefficient * L1 + giou_loss_coefficient * (1 - GIoU)
-         + contrastive_loss_coefficient * contrastive
-
-Every term is a sum over the batch divided by the number of annotated boxes, so the loss of a batch is the mean of its
-images' losses weighted by their numbers of boxes, on one device or on many. All of it is float32, also under autocast.
+Every term is a sum over the batch divided by the number of annotated boxes. The loss of a batch is therefore the mean
+of its images' losses weighted by their numbers of boxes, on one device or on many. Losses are computed in float32, also
+under autocast.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,47 +16,56 @@ from torch import Tensor
 
 from .box_ops import at_least_float32, cxcywh_to_xyxy, elementwise_giou
 from .denoising import DenoisingQueries
-from .matcher import hungarian_match
+from .matcher import MatchingCosts, hungarian_match
 from .targets import Targets
 
 
-class LossConfig(Protocol):
-    """The fields of GDinoConfig that the loss reads."""
+@dataclass(frozen=True)
+class LossWeights(MatchingCosts):
+    """Matching costs, weights of the loss's terms and their parameters, all taken from the configuration.
 
-    class_cost: float
-    bbox_cost: float
-    giou_cost: float
+    Attributes:
+        class_loss_coefficient: Weight of the focal loss.
+        bbox_loss_coefficient: Weight of the L1 distance of boxes.
+        giou_loss_coefficient: Weight of 1 - GIoU of boxes.
+        contrastive_loss_coefficient: Weight of the contrastive term; 0 leaves it out.
+        contrastive_temperature: Temperature of the contrastive term, positive.
+        auxiliary_loss: Whether every decoder layer has a loss, not only the last.
+    """
+
     class_loss_coefficient: float
     bbox_loss_coefficient: float
     giou_loss_coefficient: float
     contrastive_loss_coefficient: float
     contrastive_temperature: float
-    focal_alpha: float
-    focal_gamma: float
     auxiliary_loss: bool
+
+    @classmethod
+    def from_config(cls, config: Any) -> LossWeights:
+        """Take the weights from the fields of a GDinoConfig that have the same names."""
+        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
 
 
 def sigmoid_focal_loss(
     logits: Tensor, targets: Tensor, mask: Tensor, alpha: float = 0.25, gamma: float = 2.0
 ) -> Tensor:
-    """Binary cross-entropy that fades out where the prediction is right already (Lin et al. 2017, equation 5).
+    """Compute binary cross-entropy that gives less weight to correct predictions (Lin et al. 2017, equation 5).
 
-    FL(p_t) = -alpha_t (1 - p_t)^gamma log(p_t), p_t the probability given to the truth, alpha_t `alpha` for positives
-    and 1 - alpha for the rest.
+    FL(p_t) = -alpha_t (1 - p_t)^gamma log(p_t), with p_t the probability of the true answer
 
     Args:
-        logits: (..., T); may be -inf where the mask is False.
+        logits: (..., T) token logits; may be -inf where the mask is False.
         targets: (..., T) bool, True where the token names the query's box.
-        mask: broadcastable to (..., T), True where the token takes part.
-        alpha: weight of positives.
-        gamma: how fast well-classified tokens fade; 0 gives weighted cross-entropy.
+        mask: Bool mask that broadcasts to (..., T), True where the token counts.
+        alpha: Weight alpha_t of positives, in [0, 1]; negatives weigh 1 - alpha.
+        gamma: How quickly tokens that are classified well lose weight; 0 gives weighted cross-entropy.
 
     Returns:
-        (..., T) losses, 0 where the mask is False; no gradient reaches those logits.
+        (..., T) losses, 0 where the mask is False. No gradient reaches those logits.
     """
-    # -inf must be replaced before any arithmetic: its gradient is NaN even when the result is masked afterwards.
+    # -inf is replaced before any arithmetic, since its gradient would be NaN even if the result were masked.
     logits = at_least_float32(logits).masked_fill(~mask, 0.0)
-    # With the sign turned on positives, 1 - p_t is one sigmoid and -log(p_t) one softplus, exact far into both tails.
+    # With the logits of positives negated, 1 - p_t is a sigmoid and -log(p_t) a softplus, accurate in both tails.
     against = torch.where(targets, -logits, logits)
     weight = torch.where(targets, alpha, 1.0 - alpha)
     return (weight * against.sigmoid() ** gamma * F.softplus(against)).masked_fill(~mask, 0.0)
@@ -72,18 +79,19 @@ def contrastive_loss(
     same_phrase: Tensor | None = None,
     phrase_mask: Tensor | None = None,
 ) -> Tensor:
-    """InfoNCE of each region over the phrases of the batch (van den Oord et al. 2018, equation 4; region to phrase).
+    """Compute the InfoNCE loss of each region over the phrases of the batch (van den Oord et al. 2018, equation 4).
 
-    loss_r = -log( exp(s(r, p_r) / tau) / sum over phrases p of exp(s(r, p) / tau) ), s the cosine similarity and the
-    sum over p_r and every phrase with another text: "cat" in a neighbour's prompt is no evidence against "cat" here.
+    loss_r = -log( exp(s(r, p_r) / tau) / sum over phrases p of exp(s(r, p) / tau) ), with s the cosine similarity
+
+    The sum runs over p_r and all phrases of other texts: "cat" in another image's prompt is no negative for "cat".
 
     Args:
         region_embeddings: (R, D) features of matched queries.
         phrase_embeddings: (P, D) features of all phrases of the batch.
-        targets: (R,) int64 phrase of each region.
-        temperature: tau, above 0; small values punish only the nearest wrong phrases.
-        same_phrase: (P, P) bool, True where two phrases have one text; none do if None.
-        phrase_mask: (P,) bool, False on padding among the phrases; all are real if None.
+        targets: (R,) int64 index of each region's phrase p_r.
+        temperature: Temperature tau, positive. At a small one only the most similar wrong phrases count.
+        same_phrase: (P, P) bool, True where two phrases have the same text. None if all texts differ.
+        phrase_mask: (P,) bool, False on padding among the phrases. None if all are real.
 
     Returns:
         (R,) losses.
@@ -101,14 +109,14 @@ def contrastive_loss(
 
 
 def average_num_boxes(num_boxes: int, device: torch.device) -> Tensor | float:
-    """Boxes of the whole job's batch, at least 1, per process.
+    """Return the average number of boxes per process, by which each process divides its summed loss.
 
-    DistributedDataParallel averages gradients over W processes. Dividing each one's summed loss by (boxes of all) / W
-    makes that average the gradient of one process that saw the whole batch. This is the only place that looks at W.
+    DistributedDataParallel averages gradients over W processes. Dividing by (boxes of all processes) / W makes that
+    average equal to the gradient of one process that saw the whole batch. No other place depends on W.
 
     Args:
-        num_boxes: boxes of this process.
-        device: where the communication happens.
+        num_boxes: Number of boxes of this process.
+        device: Device used for communication.
 
     Returns:
         max(1, boxes of all processes) / W.
@@ -121,7 +129,7 @@ def average_num_boxes(num_boxes: int, device: torch.device) -> Tensor | float:
 
 
 def detection_losses(
-    config: LossConfig,
+    weights: LossWeights,
     targets: Targets,
     *,
     phrase_ids: Tensor,
@@ -131,124 +139,95 @@ def detection_losses(
     encoder_logits: Tensor | None = None,
     encoder_boxes: Tensor | None = None,
     denoising: DenoisingQueries | None = None,
-    denoising_logits: Tensor | None = None,
-    denoising_boxes: Tensor | None = None,
     region_embeddings: Tensor | None = None,
     text_embeddings: Tensor | None = None,
     input_ids: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Match the predictions with the annotated boxes and weigh all terms of the loss.
+    """Match predictions with annotated boxes and compute the weighted sum of all loss terms.
+
+    loss = sum over decoder layers, encoder proposals and denoising queries of
+           class_loss_coefficient * focal + bbox_loss_coefficient * L1 + giou_loss_coefficient * (1 - GIoU)
+         + contrastive_loss_coefficient * contrastive
 
     Args:
-        config: coefficients, matching costs and focal parameters.
-        targets: the batch's annotated boxes.
-        phrase_ids: (B, T) ordinal of the label each token belongs to, -1 on special tokens and padding.
-        attention_mask: (B, T) nonzero on real tokens, special ones included: they are trained to stay silent.
-        decoder_logits: (L, B, Q, T or more) of all decoder layers; tokens beyond the prompt are not looked at.
-        decoder_boxes: (L, B, Q, 4) cxcywh in [0, 1].
-        encoder_logits: (B, Q', T or more) of the encoder's proposals, matched on their own.
-        encoder_boxes: (B, Q', 4) cxcywh in [0, 1].
-        denoising: what the denoising queries stand for.
-        denoising_logits: (L, B, P, T or more).
-        denoising_boxes: (L, B, P, 4) cxcywh in [0, 1].
-        region_embeddings: (B, Q, D) last decoder layer's hidden states, for the contrastive term.
-        text_embeddings: (B, T, D) text features, for the contrastive term.
-        input_ids: (B, T) tokens, which tell phrases of one text, for the contrastive term.
+        weights: Weights of the terms and of the matching cost.
+        targets: The annotated boxes of the batch.
+        phrase_ids: (B, T) number of the label that each token belongs to, -1 on special tokens and padding.
+        attention_mask: (B, T) mask, nonzero on real tokens. Special tokens are real: they are trained to stay low.
+        decoder_logits: (L, B, P + Q, T or more) token logits of all decoder layers. Tokens beyond T are ignored.
+        decoder_boxes: (L, B, P + Q, 4) cxcywh in [0, 1].
+        encoder_logits: (B, Q', T or more) token logits of the encoder's proposals, which are matched separately. None
+            if there are none.
+        encoder_boxes: (B, Q', 4) cxcywh in [0, 1] of the proposals.
+        denoising: The P denoising queries, which come before the Q matching queries. None if P is 0.
+        region_embeddings: (B, Q, D) output of the last decoder layer, needed for the contrastive term.
+        text_embeddings: (B, T, D) text features, needed for the contrastive term.
+        input_ids: (B, T) tokens, which tell phrases of equal text, needed for the contrastive term.
 
     Returns:
-        The weighted sum, and the unweighted terms: loss_ce, loss_bbox and loss_giou of the last decoder layer; the
-        same with _0, _1, ... of the layers before (only if `config.auxiliary_loss`), with _enc of the encoder's
-        proposals, with _dn and _dn_0, ... of the denoising queries; loss_contrastive.
+        The weighted sum, and the unweighted terms by name: loss_ce, loss_bbox and loss_giou of the last decoder layer.
+        A suffix marks the others: _0, _1, ... the layers before it (if weights.auxiliary_loss), _enc the proposals,
+        _dn and _dn_0, ... the denoising queries. The contrastive term is loss_contrastive.
 
     Raises:
-        ValueError: if predictions are not finite, or the contrastive term is asked for and its inputs are missing.
+        ValueError: Predictions are not finite, or an input of the contrastive term is missing.
     """
-    num_tokens = attention_mask.shape[1]
-    text_mask = attention_mask > 0
-    first = 0 if config.auxiliary_loss else decoder_logits.shape[0] - 1
-    decoder_logits, decoder_boxes = decoder_logits[first:, ..., :num_tokens], decoder_boxes[first:]
-    layer_logits, layer_boxes = list(decoder_logits), list(decoder_boxes)
+    num_tokens, text_mask = attention_mask.shape[1], attention_mask > 0
+    token_mask = text_mask[:, None, :]
+    first = 0 if weights.auxiliary_loss else decoder_logits.shape[0] - 1
+    num_denoising = 0 if denoising is None else denoising.num_queries
+    all_logits, all_boxes = decoder_logits[first:, ..., :num_tokens], decoder_boxes[first:]
+    logits, boxes = all_logits[:, :, num_denoising:], all_boxes[:, :, num_denoising:]
+    proposals = []
     if encoder_logits is not None and encoder_boxes is not None:
-        encoder_logits = encoder_logits[..., :num_tokens]
-        layer_logits.append(encoder_logits)
-        layer_boxes.append(encoder_boxes)
-    matches = hungarian_match(
-        layer_logits,
-        layer_boxes,
-        targets,
-        text_mask,
-        class_cost=config.class_cost,
-        bbox_cost=config.bbox_cost,
-        giou_cost=config.giou_cost,
-        focal_alpha=config.focal_alpha,
-        focal_gamma=config.focal_gamma,
-    )
+        proposals.append((encoder_logits[..., :num_tokens], encoder_boxes))
+
+    layers = [*zip(logits, boxes, strict=True), *proposals]
+    matches = hungarian_match([x for x, _ in layers], [y for _, y in layers], targets, text_mask, weights)
     num_boxes = average_num_boxes(targets.num_boxes, text_mask.device)
 
-    num_layers = decoder_logits.shape[0]
+    num_layers = logits.shape[0]
     names = [f"_{layer}" for layer in range(num_layers - 1)] + [""]
     target_index = torch.stack([target for target, _ in matches[:num_layers]])
     query_index = torch.stack([query for _, query in matches[:num_layers]])
-    token_mask = text_mask[:, None, :]
-    loss_dict = _set_losses(
-        config, targets, decoder_logits, decoder_boxes, target_index, query_index, token_mask, num_boxes, names
-    )
-    if encoder_logits is not None and encoder_boxes is not None:
-        target, query = matches[-1]
-        loss_dict |= _set_losses(
-            config,
+    terms = _set_losses(weights, targets, logits, boxes, target_index, query_index, token_mask, num_boxes, names)
+    for (proposal_logits, proposal_boxes), (target, query) in zip(proposals, matches[num_layers:], strict=True):
+        proposal = proposal_logits[None], proposal_boxes[None], target[None], query[None]
+        terms |= _set_losses(weights, targets, *proposal, token_mask, num_boxes, ["_enc"])
+    if denoising is not None:
+        terms |= _set_losses(
+            weights,
             targets,
-            encoder_logits[None],
-            encoder_boxes[None],
-            target[None],
-            query[None],
-            token_mask,
-            num_boxes,
-            ["_enc"],
-        )
-    if denoising is not None and denoising_logits is not None and denoising_boxes is not None:
-        loss_dict |= _set_losses(
-            config,
-            targets,
-            denoising_logits[first:, ..., :num_tokens],
-            denoising_boxes[first:],
+            all_logits[:, :, :num_denoising],
+            all_boxes[:, :, :num_denoising],
             denoising.target_index.expand(num_layers, -1),
             denoising.query_index.expand(num_layers, -1),
             token_mask & denoising.real[:, :, None],
             num_boxes * denoising.num_groups,
             [f"_dn{name}" for name in names],
         )
-    if config.contrastive_loss_coefficient:
+    if weights.contrastive_loss_coefficient:
         if region_embeddings is None or text_embeddings is None or input_ids is None:
             raise ValueError(
                 "contrastive_loss_coefficient is not 0 but region_embeddings, text_embeddings or input_ids is missing; "
                 "pass all three to detection_losses or set the coefficient to 0."
             )
-        target, query = target_index[-1], query_index[-1]
-        image = targets.batch_index[target]
-        phrases, phrase_mask, fingerprints = phrase_bank(text_embeddings, phrase_ids, input_ids)
-        each = contrastive_loss(
-            region_embeddings[image, query],
-            phrases.flatten(0, 1),
-            image * phrases.shape[1] + targets.class_labels[target],
-            config.contrastive_temperature,
-            same_phrase=fingerprints.flatten()[:, None] == fingerprints.flatten(),
-            phrase_mask=phrase_mask.flatten(),
-        )
-        loss_dict["loss_contrastive"] = each.sum() / num_boxes
+        phrases = phrase_bank(text_embeddings, phrase_ids, input_ids)
+        each = _region_losses(weights, targets, region_embeddings, phrases, target_index[-1], query_index[-1])
+        terms["loss_contrastive"] = each.sum() / num_boxes
 
-    weights = {
-        "ce": config.class_loss_coefficient,
-        "bbox": config.bbox_loss_coefficient,
-        "giou": config.giou_loss_coefficient,
-        "contrastive": config.contrastive_loss_coefficient,
+    coefficients = {
+        "ce": weights.class_loss_coefficient,
+        "bbox": weights.bbox_loss_coefficient,
+        "giou": weights.giou_loss_coefficient,
+        "contrastive": weights.contrastive_loss_coefficient,
     }
-    loss = torch.stack([weights[name.split("_")[1]] * value for name, value in loss_dict.items()]).sum()
-    return loss, loss_dict
+    loss = torch.stack([coefficients[name.split("_")[1]] * value for name, value in terms.items()]).sum()
+    return loss, terms
 
 
 def _set_losses(
-    config: LossConfig,
+    weights: LossWeights,
     targets: Targets,
     logits: Tensor,
     pred_boxes: Tensor,
@@ -258,15 +237,15 @@ def _set_losses(
     num_boxes: Tensor | float,
     names: list[str],
 ) -> dict[str, Tensor]:
-    """Focal, L1 and GIoU of L layers (L, B, Q, T) and (L, B, Q, 4) whose matched pairs are given as (L, K)."""
+    """Return focal, L1 and GIoU losses of L layers (L, B, Q, T) and (L, B, Q, 4), matched by (L, K) index pairs."""
     layer = torch.arange(logits.shape[0], device=logits.device)[:, None]
     image = targets.batch_index[target_index]
     tokens = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
     tokens[layer, image, query_index] = targets.positive_maps[target_index]
-    focal = sigmoid_focal_loss(logits, tokens, mask, config.focal_alpha, config.focal_gamma).sum(dim=(1, 2, 3))
+    focal = sigmoid_focal_loss(logits, tokens, mask, weights.focal_alpha, weights.focal_gamma).sum(dim=(1, 2, 3))
 
-    # With no box at all these are sums over nothing: zero, and yet a gradient of zero reaches every box head, without
-    # which DistributedDataParallel would wait for it forever.
+    # Without boxes these sums are 0, yet they give every box head a gradient of 0. With no gradient at all,
+    # DistributedDataParallel would wait for it forever.
     predicted = at_least_float32(pred_boxes)[layer, image, query_index]
     boxes = targets.boxes[target_index]
     distance = (predicted - boxes).abs().sum(dim=(1, 2))
@@ -275,27 +254,49 @@ def _set_losses(
     return {f"loss_{term}{name}": values[i] for term, values in terms.items() for i, name in enumerate(names)}
 
 
+def _region_losses(
+    weights: LossWeights,
+    targets: Targets,
+    region_embeddings: Tensor,
+    phrases: tuple[Tensor, Tensor, Tensor],
+    target: Tensor,
+    query: Tensor,
+) -> Tensor:
+    """Return the contrastive loss of each of K matched pairs; phrases is the output of `phrase_bank`."""
+    features, phrase_mask, fingerprints = phrases
+    image = targets.batch_index[target]
+    return contrastive_loss(
+        region_embeddings[image, query],
+        features.flatten(0, 1),
+        image * features.shape[1] + targets.class_labels[target],
+        weights.contrastive_temperature,
+        same_phrase=fingerprints.flatten()[:, None] == fingerprints.flatten(),
+        phrase_mask=phrase_mask.flatten(),
+    )
+
+
 def phrase_bank(text_embeddings: Tensor, phrase_ids: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean feature of every phrase of the batch, and what tells its text.
+    """Return the mean feature of every phrase of the batch and a fingerprint of its text.
 
     Args:
         text_embeddings: (B, T, D) token features.
-        phrase_ids: (B, T) ordinal of the phrase each token belongs to, -1 on special tokens and padding.
+        phrase_ids: (B, T) number of the phrase that each token belongs to, -1 on special tokens and padding.
         input_ids: (B, T) tokens.
 
     Returns:
         (B, N, D) float32 features, (B, N) bool that is True on real phrases, and (B, N) int64 fingerprints that are
-        equal for equal texts. N is a bound that holds for every prompt of T tokens, so no value is looked at.
+        equal for equal texts. N is an upper bound that depends only on T, so no values need to be read.
     """
-    # Two phrases have a delimiter between them, so no more than every other token can start one.
+    # A delimiter separates two phrases, so at most every second token starts one.
     ordinals = torch.arange((phrase_ids.shape[1] + 1) // 2, device=phrase_ids.device)
     members = phrase_ids[:, None, :] == ordinals[:, None]
     counts = members.sum(dim=-1)
     with torch.autocast(device_type=text_embeddings.device.type, enabled=False):
         features = at_least_float32(text_embeddings)
         means = members.to(features.dtype) @ features / counts.clamp(min=1)[..., None]
-    # Token and place in its phrase, scrambled modulo a prime and summed: integers, so equal on any device and in any
-    # order of summation, and below 2^63. Two texts in a billion collide, at the price of one negative.
+    # Each token is hashed with its place in the phrase, modulo a prime, and the hashes are added up. Integers give the
+    # same sum on any device and in any order, and it stays below 2^63. Two in a billion texts collide, which only costs
+    # one negative.
     prime = 2**31 - 1
     place = (members.cumsum(dim=-1) * members).sum(dim=1)
     key = (input_ids * 521 + place) % prime

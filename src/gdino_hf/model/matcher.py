@@ -1,8 +1,9 @@
-"""Hungarian matching of predictions and annotated boxes, one to one, at least total cost."""
+"""Hungarian matching: a one-to-one assignment of queries to annotated boxes at the least total cost."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -20,44 +21,53 @@ _NOT_FINITE = (
 )
 
 
+@dataclass(frozen=True)
+class MatchingCosts:
+    """Weights of the matching cost's terms and parameters of its focal term.
+
+    Attributes:
+        class_cost: Weight of the classification term.
+        bbox_cost: Weight of the L1 distance.
+        giou_cost: Weight of the generalized IoU.
+        focal_alpha: Weight in [0, 1] of positives in the focal term; negatives weigh 1 - focal_alpha.
+        focal_gamma: How quickly tokens that are classified well lose weight, at least 0.
+    """
+
+    class_cost: float
+    bbox_cost: float
+    giou_cost: float
+    focal_alpha: float
+    focal_gamma: float
+
+
 def matching_cost(
-    logits: Tensor,
-    pred_boxes: Tensor,
-    targets: Targets,
-    text_mask: Tensor,
-    *,
-    class_cost: float,
-    bbox_cost: float,
-    giou_cost: float,
-    focal_alpha: float,
-    focal_gamma: float,
+    logits: Tensor, pred_boxes: Tensor, targets: Targets, text_mask: Tensor, costs: MatchingCosts
 ) -> Tensor:
-    """Cost of giving each annotated box to each query of its own image.
+    """Compute the cost of assigning each annotated box to each query of its image.
 
     cost(m, q) = class_cost * mean over the tokens t that name box m of [focal(logit_qt, 1) - focal(logit_qt, 0)]
                + bbox_cost * |box_m - box_q|_1 - giou_cost * GIoU(box_m, box_q)
 
-    The mean, a positive map normalized to sum 1, keeps a label of many tokens from outweighing a label of one.
+    Because of the mean, a label of many tokens does not outweigh a label of one token.
 
     Args:
         logits: (B, Q, T) token logits of one layer.
         pred_boxes: (B, Q, 4) cxcywh in [0, 1].
-        targets: the batch's M annotated boxes.
-        text_mask: (B, T) bool, True on real tokens; logits elsewhere may be -inf.
-        class_cost, bbox_cost, giou_cost: weights of the three terms.
-        focal_alpha, focal_gamma: the focal loss's parameters.
+        targets: The M annotated boxes of the batch.
+        text_mask: (B, T) bool, True on real tokens. Logits of other tokens may be -inf.
+        costs: Weights of the terms.
 
     Returns:
         (M, Q) float32 costs on the device of the predictions.
     """
-    # Half precision loses the order of near-equal costs, and autocast would put the product below back into it.
+    # In half precision, near-equal costs would change their order; autocast would compute the product below in it.
     with torch.autocast(device_type=logits.device.type, enabled=False):
         logits = at_least_float32(logits).masked_fill(~text_mask[:, None, :], 0.0)
         probability = logits.sigmoid()
-        if_named = focal_alpha * (1 - probability) ** focal_gamma * F.softplus(-logits)
-        if_not = (1 - focal_alpha) * probability**focal_gamma * F.softplus(logits)
+        if_named = costs.focal_alpha * (1 - probability) ** costs.focal_gamma * F.softplus(-logits)
+        if_not = (1 - costs.focal_alpha) * probability**costs.focal_gamma * F.softplus(logits)
 
-        # Boxes are padded to (B, N, T) for one batched product; only the (M, Q) part of it is real.
+        # Boxes are padded to (B, N, T), N the most boxes of an image, for one batched product.
         sizes, most = targets.sizes, max(targets.sizes)
         slot = torch.cat([torch.arange(size, device=logits.device) for size in sizes])
         maps = logits.new_zeros(len(sizes), most, logits.shape[-1])
@@ -69,74 +79,53 @@ def matching_cost(
         boxes = targets.boxes[:, None, :]
         distance = (candidates - boxes).abs().sum(dim=-1)
         overlap = elementwise_giou(cxcywh_to_xyxy(candidates), cxcywh_to_xyxy(boxes))
-        return class_cost * classes + bbox_cost * distance - giou_cost * overlap
+        return costs.class_cost * classes + costs.bbox_cost * distance - costs.giou_cost * overlap
 
 
 @torch.compiler.disable
 @torch.no_grad()
 def hungarian_match(
-    logits: Sequence[Tensor],
-    pred_boxes: Sequence[Tensor],
-    targets: Targets,
-    text_mask: Tensor,
-    *,
-    class_cost: float,
-    bbox_cost: float,
-    giou_cost: float,
-    focal_alpha: float,
-    focal_gamma: float,
+    logits: Sequence[Tensor], pred_boxes: Sequence[Tensor], targets: Targets, text_mask: Tensor, costs: MatchingCosts
 ) -> list[tuple[Tensor, Tensor]]:
-    """Match every layer's queries with the annotated boxes of their image (Carion et al. 2020, equation 1).
+    """Match the queries of every layer with the annotated boxes of their image (DETR, Carion et al. 2020, equation 1).
 
-    Costs are computed where the predictions are and travel to the host in one copy for all layers and images, because
-    each copy waits for the device. torch.compile breaks its graph here and only here.
+    sigma = argmin over one-to-one assignments of sum_m cost(m, sigma(m))
+
+    All costs are copied to the host at once, since every copy waits for the device. This is the only place where
+    torch.compile breaks its graph.
 
     Args:
-        logits: per layer (B, Q, T) token logits; Q may differ from layer to layer.
-        pred_boxes: per layer (B, Q, 4) cxcywh in [0, 1].
-        targets: the batch's annotated boxes.
+        logits: (B, Q, T) token logits of each layer; Q may differ between layers.
+        pred_boxes: (B, Q, 4) cxcywh in [0, 1] of each layer.
+        targets: The annotated boxes of the batch.
         text_mask: (B, T) bool, True on real tokens.
-        class_cost, bbox_cost, giou_cost: weights of the cost's terms; see `matching_cost`.
-        focal_alpha, focal_gamma: the focal loss's parameters.
+        costs: Weights of the cost's terms, see `matching_cost`.
 
     Returns:
-        Per layer `(target_index, query_index)`, both (K,) int64 on the predictions' device: row of the box in
-        `targets`, ascending, and query of its image. K is the number of boxes, less where an image has more boxes
-        than queries.
+        `(target_index, query_index)` of each layer, both (K,) int64 on the device of the predictions: the row of each
+        matched box in `targets`, ascending, and its query within its image. K is the number of boxes, or less if an
+        image has more boxes than queries.
 
     Raises:
-        ValueError: if predictions, or the costs they make, are NaN or infinite.
+        ValueError: Predictions or their costs are NaN or infinite.
     """
     device = text_mask.device
     if targets.num_boxes == 0:
-        # Without a box there is no cost to look at, and the loss of the background would be NaN in silence.
+        # Without boxes there are no costs to check, and the loss would silently become NaN.
         shown = [x.masked_fill(~text_mask[:, None, :], 0) for x in logits]
         finite = [x.isfinite().all() for x in (*shown, *pred_boxes)]
         if not torch.stack(finite).all():
             raise ValueError(_NOT_FINITE)
         empty = torch.zeros(0, dtype=torch.int64, device=device)
         return [(empty, empty) for _ in logits]
-    costs = [
-        matching_cost(
-            layer_logits,
-            layer_boxes,
-            targets,
-            text_mask,
-            class_cost=class_cost,
-            bbox_cost=bbox_cost,
-            giou_cost=giou_cost,
-            focal_alpha=focal_alpha,
-            focal_gamma=focal_gamma,
-        )
-        for layer_logits, layer_boxes in zip(logits, pred_boxes, strict=True)
-    ]
-    on_host = torch.cat([cost.flatten() for cost in costs]).cpu().numpy()
+    per_layer = [matching_cost(x, y, targets, text_mask, costs) for x, y in zip(logits, pred_boxes, strict=True)]
+    on_host = torch.cat([cost.flatten() for cost in per_layer]).cpu().numpy()
     if not np.isfinite(on_host).all():
         raise ValueError(_NOT_FINITE)
     starts = np.cumsum([0, *targets.sizes])
     pairs: list[np.ndarray] = []
     position = 0
-    for cost in costs:
+    for cost in per_layer:
         matrix = on_host[position : position + cost.numel()].reshape(cost.shape)
         position += cost.numel()
         rows, columns = [], []

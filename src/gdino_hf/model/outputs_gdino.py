@@ -1,23 +1,28 @@
-"""What the model's parts hand over, and what its forward returns."""
+"""Features that can be computed ahead of the model's forward, and the outputs of forward."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 from torch import Tensor
 from transformers.utils import ModelOutput
 
 from .denoising import DenoisingQueries
+from .targets import Targets
 
-# ModelOutput wants a default for every field; the ones without "| None" are always there.
+# ModelOutput requires a default for every field. Fields whose type does not include None are always present.
 
 
 @dataclass
 class GDinoImageFeatures(ModelOutput):
-    """What the model needs of images; `forward(image_features=...)` takes it in place of pixel_values.
+    """Image features from `get_image_features`, which forward accepts instead of pixel_values.
 
     Attributes:
-        feature_maps: Per level (B, D, h_l, w_l), projected to the model's width.
-        masks: Per level (B, h_l, w_l) bool, True on real cells; None if all are, which saves the model masking.
-        padding_seen: Whether padding took part in the features, as published; then it does in query positions too.
+        feature_maps: (B, D, h_l, w_l) feature map of each level, projected to the model's width.
+        masks: (B, h_l, w_l) bool mask of each level, True on real cells. None if all cells are real, which saves the
+            model the masking.
+        padding_seen: Whether padding took part in computing the features, as in published models. The position
+            embedding of queries then counts padding as part of the image, too.
     """
 
     feature_maps: tuple[Tensor, ...] = None  # type: ignore[assignment]
@@ -27,15 +32,15 @@ class GDinoImageFeatures(ModelOutput):
 
 @dataclass
 class GDinoTextFeatures(ModelOutput):
-    """What the model needs of prompts; `forward(text_features=...)` takes it in place of input_ids.
+    """Text features from `get_text_features`, which forward accepts instead of input_ids.
 
     Attributes:
-        last_hidden_state: (R, T, D), projected to the model's width.
-        input_ids: (R, T).
+        last_hidden_state: (R, T, D) features, projected to the model's width.
+        input_ids: (R, T) tokens of the prompts.
         attention_mask: (R, T) bool, True on real tokens.
-        phrase_ids: (R, T) ordinal of the label each token belongs to, -1 on special tokens and padding.
+        phrase_ids: (R, T) number of the label that each token belongs to, -1 on special tokens and padding.
         phrase_mask: (R, T, T) bool, True = may attend.
-        position_ids: (R, T), restarting in every phrase.
+        position_ids: (R, T) position of each token, starting at 0 in every phrase.
     """
 
     last_hidden_state: Tensor = None  # type: ignore[assignment]
@@ -48,25 +53,31 @@ class GDinoTextFeatures(ModelOutput):
 
 @dataclass
 class GDinoModelOutput(ModelOutput):
-    """Output of `GDinoModel`; R rows of Q queries (in training with labels, P denoising queries stand before them).
+    """Output of `GDinoModel` for R pairs of image and prompt with Q queries each.
+
+    In training with labels, P denoising queries come before the Q matching queries.
 
     Attributes:
         last_hidden_state: (R, Q, D) normalized output of the last decoder layer.
-        init_reference_points: (R, Q, 4) cxcywh in [0, 1], where the queries started.
-        intermediate_hidden_states: (R, layers, Q, D), normalized.
-        intermediate_reference_points: (R, layers, Q, 4) boxes after each layer's refinement, without gradient.
-        input_reference_points: (R, layers, Q, 4) boxes each layer's prediction starts from, with gradient.
-        encoder_last_hidden_state_vision: (R, S, D).
-        encoder_last_hidden_state_text: (R, T, D).
-        encoder_vision_hidden_states: Per layer and at the end (R, S, D), if output_hidden_states.
-        encoder_text_hidden_states: Per layer and at the end (R, T, D), if output_hidden_states.
+        init_reference_points: (R, Q, 4) cxcywh in [0, 1], the boxes that the queries start from.
+        intermediate_hidden_states: (R, layers, Q, D) normalized output of each decoder layer.
+        intermediate_reference_points: (R, layers, Q, 4) boxes that each layer refined, without gradient.
+        input_reference_points: (R, layers, Q, 4) boxes that each layer's prediction starts from, with gradient.
+        encoder_last_hidden_state_vision: (R, S, D) image features from the encoder.
+        encoder_last_hidden_state_text: (R, T, D) text features from the encoder.
+        encoder_vision_hidden_states: (R, S, D) image features before each encoder layer and after the last, if
+            output_hidden_states.
+        encoder_text_hidden_states: (R, T, D) text features before each encoder layer and after the last, if
+            output_hidden_states.
         encoder_logits: (R, Q, max_text_len) token logits of the selected proposals; two-stage models only.
         encoder_pred_boxes: (R, Q, 4) cxcywh of the selected proposals; two-stage models only.
-        enc_outputs_class: (R, S', max_text_len) token logits of all image tokens, S' the larger of S and Q, if
-            output_hidden_states.
-        enc_outputs_coord_logits: (R, S', 4) their boxes before the sigmoid, if output_hidden_states.
-        text_features: The prompts as the model saw them, one row per output row.
-        denoising: What the denoising queries stand for, in training with labels.
+        enc_outputs_class: (R, S', max_text_len) token logits of all image tokens, where S' is the larger of S and Q,
+            if output_hidden_states; two-stage models only.
+        enc_outputs_coord_logits: (R, S', 4) boxes of all image tokens before the sigmoid, if output_hidden_states;
+            two-stage models only.
+        text_features: Text features of the prompts, one row per pair.
+        denoising: The denoising queries, in training with labels.
+        targets: The prepared labels, if labels were given.
     """
 
     last_hidden_state: Tensor = None  # type: ignore[assignment]
@@ -84,32 +95,33 @@ class GDinoModelOutput(ModelOutput):
     enc_outputs_coord_logits: Tensor | None = None
     text_features: GDinoTextFeatures = None  # type: ignore[assignment]
     denoising: DenoisingQueries | None = None
+    targets: Targets | None = None
 
 
 @dataclass
 class GDinoObjectDetectionOutput(ModelOutput):
-    """Output of `GDinoForObjectDetection`.
+    """Output of `GDinoForObjectDetection` for R pairs of image and prompt with Q queries each.
 
     Attributes:
-        loss: Weighted sum of all terms, if labels were given.
-        loss_dict: The unweighted terms by name, if labels were given; see losses.py.
+        loss: Weighted sum of all loss terms, if labels were given.
+        loss_dict: The unweighted loss terms by name, if labels were given; see losses.py.
         logits: (R, Q, max_text_len) token logits, -inf outside the prompt.
         pred_boxes: (R, Q, 4) float32 cxcywh in [0, 1] of the image without padding.
-        auxiliary_outputs: Per decoder layer but the last {"logits", "pred_boxes"}, if labels were given and
-            config.auxiliary_loss.
-        last_hidden_state: (R, Q, D).
-        init_reference_points: (R, Q, 4) cxcywh in [0, 1].
-        intermediate_hidden_states: (R, layers, Q, D).
-        intermediate_reference_points: (R, layers, Q, 4).
-        encoder_last_hidden_state_vision: (R, S, D).
-        encoder_last_hidden_state_text: (R, T, D).
-        encoder_vision_hidden_states: As in `GDinoModelOutput`.
-        encoder_text_hidden_states: As in `GDinoModelOutput`.
-        encoder_logits: (R, Q, max_text_len), two-stage models only.
-        encoder_pred_boxes: (R, Q, 4), two-stage models only.
-        enc_outputs_class: As in `GDinoModelOutput`.
-        enc_outputs_coord_logits: As in `GDinoModelOutput`.
-        input_ids: (R, T) the prompts' tokens.
+        auxiliary_outputs: {"logits", "pred_boxes"} of each decoder layer but the last, if labels were given and
+            config.auxiliary_loss is True.
+        last_hidden_state: (R, Q, D) normalized output of the last decoder layer.
+        init_reference_points: (R, Q, 4) cxcywh in [0, 1], the boxes that the queries start from.
+        intermediate_hidden_states: (R, layers, Q, D) normalized output of each decoder layer.
+        intermediate_reference_points: (R, layers, Q, 4) boxes that each layer refined, without gradient.
+        encoder_last_hidden_state_vision: (R, S, D) image features from the encoder.
+        encoder_last_hidden_state_text: (R, T, D) text features from the encoder.
+        encoder_vision_hidden_states: See `GDinoModelOutput`.
+        encoder_text_hidden_states: See `GDinoModelOutput`.
+        encoder_logits: (R, Q, max_text_len) token logits of the selected proposals; two-stage models only.
+        encoder_pred_boxes: (R, Q, 4) cxcywh of the selected proposals; two-stage models only.
+        enc_outputs_class: See `GDinoModelOutput`.
+        enc_outputs_coord_logits: See `GDinoModelOutput`.
+        input_ids: (R, T) tokens of the prompts.
         attention_mask: (R, T) bool, True on real tokens.
     """
 
@@ -132,3 +144,41 @@ class GDinoObjectDetectionOutput(ModelOutput):
     enc_outputs_coord_logits: Tensor | None = None
     input_ids: Tensor = None  # type: ignore[assignment]
     attention_mask: Tensor = None  # type: ignore[assignment]
+
+
+_DETECTION_FIELDS = {field.name for field in fields(GDinoObjectDetectionOutput)}
+_SHARED = tuple(field.name for field in fields(GDinoModelOutput) if field.name in _DETECTION_FIELDS)
+_PER_QUERY = (
+    "last_hidden_state",
+    "init_reference_points",
+    "intermediate_hidden_states",
+    "intermediate_reference_points",
+)
+
+
+def detection_output(
+    outputs: GDinoModelOutput, logits: Sequence[Tensor], boxes: Sequence[Tensor], auxiliary: bool
+) -> GDinoObjectDetectionOutput:
+    """Make the detector's output from the core model's output and the heads' predictions, without denoising queries.
+
+    Args:
+        outputs: Output of the core model.
+        logits: (R, P + Q, max_text_len) token logits of one or more decoder layers, the last of which is the result.
+        boxes: (R, P + Q, 4) boxes of the same layers.
+        auxiliary: Whether to output the other layers' predictions, too.
+
+    Returns:
+        The output, without loss.
+    """
+    first = 0 if outputs.denoising is None else outputs.denoising.num_queries
+    carried: dict[str, Any] = {name: getattr(outputs, name) for name in _SHARED}
+    carried |= {name: carried[name][..., first:, :] for name in _PER_QUERY}
+    predictions = [{"logits": x[:, first:], "pred_boxes": y[:, first:]} for x, y in zip(logits, boxes, strict=True)]
+    return GDinoObjectDetectionOutput(
+        **carried,
+        logits=predictions[-1]["logits"],
+        pred_boxes=predictions[-1]["pred_boxes"],
+        auxiliary_outputs=predictions[:-1] if auxiliary else None,
+        input_ids=outputs.text_features.input_ids,
+        attention_mask=outputs.text_features.attention_mask,
+    )

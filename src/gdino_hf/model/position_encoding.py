@@ -1,4 +1,4 @@
-"""Sine embeddings of image grids, of query boxes and of phrase-local token positions (Vaswani et al. 2017, 3.5)."""
+"""Sine embeddings of image cells, query boxes and text positions within a phrase (Vaswani et al. 2017, 3.5)."""
 
 import math
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 def sine_embedding(positions: Tensor, width: int, temperature: float) -> Tensor:
-    """Interleaved sine and cosine of each position at geometrically spaced frequencies.
+    """Embed positions as sines and cosines of geometrically spaced frequencies, interleaved.
 
-    emb[2i] = sin(p / temperature^(2i / width)), emb[2i + 1] = cos(the same).
+    emb[2i] = sin(p / temperature^(2i / width)), emb[2i + 1] = cos(p / temperature^(2i / width))
 
     Args:
-        positions: (...) float32, in radians at the highest frequency.
-        width: Even number of channels.
+        positions: (...) float32 positions p.
+        width: Number of channels, even.
         temperature: Base of the frequencies, positive.
 
     Returns:
@@ -26,12 +26,12 @@ def sine_embedding(positions: Tensor, width: int, temperature: float) -> Tensor:
 
 
 def image_position_embedding(mask: Tensor, width: int, temperature: float) -> Tensor:
-    """Position of every cell of a feature map within the real part of its image (Carion et al. 2020, A.4).
+    """Embed the position of every cell of a feature map, relative to the part that is not padding (DETR, A.4).
 
     Args:
         mask: (B, h, w) bool, True on real cells.
-        width: Channels, half for y and half for x.
-        temperature: 20 in Grounding DINO.
+        width: Number of channels, one half for y and one half for x.
+        temperature: Base of the frequencies, 20 in Grounding DINO.
 
     Returns:
         (B, h * w, width) float32, y before x.
@@ -46,12 +46,12 @@ def image_position_embedding(mask: Tensor, width: int, temperature: float) -> Te
 
 
 def box_position_embedding(boxes: Tensor, width: int, temperature: float) -> Tensor:
-    """Sine embedding of boxes, coordinate by coordinate in the order y, x, w, h (Liu et al. 2022, DAB-DETR).
+    """Embed boxes one coordinate at a time, in the order y, x, w, h (DAB-DETR, Liu et al. 2022).
 
     Args:
         boxes: (..., 4) cxcywh in [0, 1].
-        width: Channels per coordinate.
-        temperature: 10000 in Grounding DINO.
+        width: Number of channels of each coordinate.
+        temperature: Base of the frequencies, 10000 in Grounding DINO.
 
     Returns:
         (..., 4 * width) float32.
@@ -61,22 +61,14 @@ def box_position_embedding(boxes: Tensor, width: int, temperature: float) -> Ten
 
 
 def token_position_embedding(position_ids: Tensor, width: int, temperature: float) -> Tensor:
-    """Sine embedding of phrase-local token positions.
+    """Embed the position of each text token within its phrase.
 
     Args:
-        position_ids: (B, T) int64, restarting at 0 in every phrase.
-        width: Channels.
-        temperature: 10000 in Grounding DINO.
+        position_ids: (B, T) int64, starting at 0 in every phrase.
+        width: Number of channels.
+        temperature: Base of the frequencies, 10000 in Grounding DINO.
 
     Returns:
         (B, T, width) float32.
     """
     return sine_embedding(position_ids.float() * (2 * math.pi), width, temperature)
-
-
-def grid_centers(height: int, width: int, device: torch.device) -> Tensor:
-    """Centers of a map's cells in cells, row by row: (h * w, 2) float32 xy."""
-    y = torch.arange(height, dtype=torch.float32, device=device) + 0.5
-    x = torch.arange(width, dtype=torch.float32, device=device) + 0.5
-    grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
-    return torch.stack((grid_x, grid_y), dim=-1).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""What all models of the family share: initialization, and inference laid out for the machine."""
+"""Base class of the models: weight initialization, and what transformers must know about the architecture."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from .stored_model import StoredModel
 
 
 class GDinoPreTrainedModel(StoredModel):
-    """Initialization, loading and what transformers must know of the architecture."""
+    """Base class of `GDinoModel` and `GDinoForObjectDetection`."""
 
     config_class = GDinoConfig
     base_model_prefix = "model"
@@ -25,20 +25,17 @@ class GDinoPreTrainedModel(StoredModel):
     _supports_flex_attn = False
     _supports_flash_attn = False
     _no_split_modules = ["EncoderLayer", "DecoderLayer"]
-    # Derived tables, and copies of tied heads, that other writers of these layouts store beside the weights.
+    # Tables that are computed from others, and copies of shared heads, which some programs store beside the weights.
     _keys_to_ignore_on_load_unexpected = [
         r"relative_position_index$",
         r"position_ids$",
         r"text_backbone\.pooler\.",
         r"model\.decoder\.(bbox|class)_embed\.",
     ]
-    # Learned only where training asks for it; no public checkpoint of these layouts holds it.
+    # No published checkpoint holds this table; training learns it if the configuration asks for it.
     _keys_to_ignore_on_load_missing = [r"denoising_label_embedding"]
 
-    def _initialize_weights(self, module: nn.Module, *args: Any, **kwargs: Any) -> None:
-        # For classes outside transformers the stock method passes over modules without parameters of their own, such as
-        # BoxHead and MSDeformAttn; the functions of `init` ask every parameter itself whether it was loaded.
-        super()._initialize_weights(module)
+    _optimized = False  # set by optimize_for_inference
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -59,7 +56,7 @@ class GDinoPreTrainedModel(StoredModel):
             init.constant_(module.vision_param, module.initial_scale)
             init.constant_(module.text_param, module.initial_scale)
         elif isinstance(module, BoxHead):
-            # Untrained heads leave every box where it is.
+            # An untrained box head leaves every box where it is.
             init.zeros_(module.layers[-1].weight)
         elif isinstance(module, ContrastiveHead):
             if module.kind != "dot":
@@ -71,34 +68,32 @@ class GDinoPreTrainedModel(StoredModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; what no output depends on stays frozen, which loading would undo.
+        """Load a model as transformers does, then freeze again the parameters that no output depends on.
 
         Args:
-            *args: As in transformers.
-            **kwargs: As in transformers.
+            *args: Arguments of transformers' `from_pretrained`.
+            **kwargs: Keyword arguments of transformers' `from_pretrained`.
 
         Returns:
-            The model, or with `output_loading_info` the model and the information.
+            The model, or a pair of model and loading information if `output_loading_info` is True.
         """
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         core = model.base_model
-        for name in core._never_trained:
+        for name in core.unused_parameters:
             core.get_parameter(name).requires_grad_(False)
         return loaded
 
-    _optimized = False
-
     def optimize_for_inference(self, int8: bool | None = None) -> Any:
-        """Lay the weights out for this machine's CPU. The gdino-hf package installs the real method on import.
+        """Rearrange the weights for this machine's CPU; `import gdino_hf` installs the real method.
 
-        Custom code on the Hub carries the model alone, so without the package this only says what to install.
+        Custom code on the Hub carries only the files of this folder, so without the package this method raises.
 
         Args:
             int8: Unused here.
 
         Raises:
-            ImportError: Always: the package gdino-hf was not imported before this class was loaded.
+            ImportError: The package gdino-hf was not imported before this class was loaded.
         """
         raise ImportError(
             f"{type(self).__module__}.{type(self).__name__} was loaded without gdino-hf, which holds "
@@ -106,10 +101,16 @@ class GDinoPreTrainedModel(StoredModel):
         )
 
     def train(self, mode: bool = True) -> Any:
-        """As in torch; a model optimized for inference refuses.
+        """Switch between training and evaluation mode.
+
+        Args:
+            mode: True for training.
+
+        Returns:
+            The model itself.
 
         Raises:
-            ValueError: The model was optimized for inference.
+            ValueError: The model was optimized for inference and cannot train.
         """
         if mode and self._optimized:
             raise ValueError("train() on a model optimized for inference: load it again with from_pretrained to train.")

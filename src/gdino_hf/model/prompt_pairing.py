@@ -1,4 +1,4 @@
-"""Which prompt goes with which image: one each, one for all, or chunks that name their image."""
+"""Pairs of image and prompt: one prompt per image, one for all images, or several prompts (chunks) per image."""
 
 import torch
 from torch import Tensor
@@ -9,18 +9,18 @@ from .outputs_gdino import GDinoImageFeatures, GDinoTextFeatures
 def pair(
     images: GDinoImageFeatures, prompts: GDinoTextFeatures, image_indices: Tensor | None
 ) -> tuple[GDinoImageFeatures, GDinoTextFeatures]:
-    """Bring images and prompts to the same number of rows.
+    """Repeat images or prompts so that row i of both belongs together.
 
     Args:
         images: Features of B images.
-        prompts: Features of R prompts; R is B, or 1, or any number if B is 1 or with image_indices.
-        image_indices: (R,) int64 image of each prompt; every image must have one.
+        prompts: Features of R prompts. R must be B or 1, unless B is 1 or image_indices is given.
+        image_indices: (R,) int64 index of each prompt's image, or None. Every image must have a prompt.
 
     Returns:
         Features of max(B, R) images and of as many prompts.
 
     Raises:
-        ValueError: The numbers do not go together, or an image has no prompt.
+        ValueError: The numbers of images and prompts do not fit, or an image has no prompt.
     """
     num_images, num_prompts = images.feature_maps[0].shape[0], prompts.last_hidden_state.shape[0]
     if image_indices is not None:
@@ -50,15 +50,15 @@ def pair(
 
 
 def check_trainable(images: GDinoImageFeatures, prompts: GDinoTextFeatures, image_indices: Tensor | None) -> None:
-    """Refuse to train where an image has several prompts: its labels index one.
+    """Raise an error if an image has several prompts, since its training labels can refer to only one.
 
     Args:
-        images: Features of the images.
-        prompts: Features of the prompts.
-        image_indices: (R,) image of each prompt.
+        images: Features of B images.
+        prompts: Features of R prompts.
+        image_indices: (R,) int64 index of each prompt's image, or None.
 
     Raises:
-        ValueError: An image has several prompts.
+        ValueError: An image may have several prompts.
     """
     if image_indices is not None or prompts.last_hidden_state.shape[0] > images.feature_maps[0].shape[0]:
         raise ValueError(
@@ -73,11 +73,11 @@ def _check_indices(image_indices: Tensor, num_images: int, num_prompts: int) -> 
             f"image_indices is {tuple(image_indices.shape)} for {num_prompts} prompts; give one image per prompt."
         )
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        # What depends on values cannot be asked while a graph is made.
+        # The values are not known while a graph is being made.
         return
     named = set(image_indices.tolist())
     if named != set(range(num_images)):
         raise ValueError(
             f"image_indices names the images {sorted(named)} but there are {num_images}, each of which needs a prompt; "
-            "where labels take several prompts, prepare text and images in one call of the processor."
+            "if labels take several prompts, prepare text and images in one call of the processor."
         )

@@ -1,29 +1,23 @@
-"""Language-guided query selection: image tokens that speak most to the text become queries (Liu et al. 2023, 3.2)."""
+"""Language-guided query selection: the image tokens most similar to the text become queries (Liu et al. 2023, 3.2)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .position_encoding import grid_centers
-
-# Proposals nearer to the border than this, or of this relative size, have no finite inverse sigmoid worth learning.
-_MARGIN = 0.01
-_BASE_SIZE = 0.05
-
 
 @dataclass(frozen=True)
 class SelectedQueries:
-    """The queries that enter the decoder.
+    """The image tokens that become queries of the decoder.
 
     Attributes:
         features: (B, Q, D) normalized encoder features of the selected tokens, with gradient.
-        logits: (B, Q, T) their token logits.
-        box_logits: (B, Q, 4) their boxes before the sigmoid, float32, with gradient.
-        all_logits: (B, S', T) logits of every token; S' is the larger of S and Q.
-        all_box_logits: (B, S', 4) boxes of every token before the sigmoid, None unless asked for.
+        logits: (B, Q, T) token logits of the selected tokens.
+        box_logits: (B, Q, 4) float32 boxes of the selected tokens before the sigmoid, with gradient.
+        all_logits: (B, S', T) token logits of all image tokens; S' is the larger of S and Q.
+        all_box_logits: (B, S', 4) float32 boxes of all image tokens before the sigmoid; None unless asked for.
     """
 
     features: Tensor
@@ -31,30 +25,6 @@ class SelectedQueries:
     box_logits: Tensor
     all_logits: Tensor
     all_box_logits: Tensor | None
-
-
-def make_proposals(
-    spatial_shapes: Sequence[tuple[int, int]], vision_mask: Tensor, masks: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """A box around every image token, 0.05 * 2^level of the image wide and high.
-
-    Args:
-        spatial_shapes: (h, w) of each level.
-        vision_mask: (B, S) bool, True on real tokens.
-        masks: (B, h, w) bool of each level.
-
-    Returns:
-        (B, S, 4) float32 cxcywh before the sigmoid, +inf where no proposal stands, and (B, S) bool, where one does.
-    """
-    boxes = []
-    for level, ((height, width), mask) in enumerate(zip(spatial_shapes, masks, strict=True)):
-        sides = torch.stack((mask[:, 0, :].sum(1), mask[:, :, 0].sum(1)), dim=-1).float()
-        centers = grid_centers(height, width, mask.device)[None] / sides[:, None]
-        boxes.append(torch.cat((centers, torch.full_like(centers, _BASE_SIZE * 2.0**level)), dim=-1))
-    proposals = torch.cat(boxes, dim=1)
-    valid = ((proposals > _MARGIN) & (proposals < 1 - _MARGIN)).all(-1) & vision_mask
-    logits = torch.log(proposals / (1 - proposals))
-    return logits.masked_fill(~valid[..., None], torch.inf), valid
 
 
 def select_queries(
@@ -68,21 +38,23 @@ def select_queries(
     box_head: nn.Module,
     all_boxes: bool = False,
 ) -> SelectedQueries:
-    """Take the num_queries tokens with the highest best-token logit.
+    """Select the num_queries image tokens whose highest token logit is largest (Liu et al. 2023, equation 1).
 
-    An image with fewer tokens is filled up with empty ones, so Q does not depend on the image. Padding is taken only
-    when nothing else is left, so an image gives the same queries alone and in a batch.
+    I = top_Q( max over text tokens of X_I X_T^T ), with the class head as the similarity of X_I (image) and X_T (text)
+
+    An image with fewer tokens than queries is filled up with empty tokens, so Q does not depend on the image. Padding
+    is selected only if there are no real tokens left, so an image gives the same queries alone and in a batch.
 
     Args:
         vision: (B, S, D) encoder output.
         vision_mask: (B, S) bool, True on real tokens.
-        proposals: (B, S, 4) float32 before the sigmoid.
-        valid: (B, S) bool, where a proposal stands.
-        num_queries: Q.
-        project: (B, S, D) to (B, S, D): the output projection and its normalization.
-        class_head: (B, S, D) to (B, S, T) logits.
-        box_head: (B, S, D) to (B, S, 4) deltas.
-        all_boxes: Also give the boxes that are not selected.
+        proposals: (B, S, 4) float32 cxcywh before the sigmoid.
+        valid: (B, S) bool, True where a token has a proposal.
+        num_queries: Number of queries Q.
+        project: Output projection and normalization of the encoder's features, (B, S, D) to (B, S, D).
+        class_head: Similarity to the text, (B, S, D) to (B, S, T) logits.
+        box_head: Box regression, (B, S, D) to (B, S, 4) deltas before the sigmoid.
+        all_boxes: Whether to compute the boxes of all tokens instead of the selected ones only.
 
     Returns:
         The selected queries, best first.

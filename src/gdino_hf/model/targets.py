@@ -1,4 +1,4 @@
-"""Training labels, checked once and concatenated over the batch, as matching, losses and denoising read them."""
+"""Training labels: checked, and concatenated over the batch for matching, losses and denoising."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import Tensor
 
 from .box_ops import cxcywh_to_xyxy
 
-# How far a corner may stand outside the image, in image sizes: the rounding of pixel annotations, not more.
+# How far a corner may lie outside the image, as a share of the image: enough for annotations rounded to pixels.
 BOX_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class Targets:
-    """The annotated boxes of a batch of images, one after the other; M boxes in all.
+    """The M annotated boxes of a batch of images, one image after the other.
 
     Attributes:
         boxes: (M, 4) float32 cxcywh in [0, 1].
-        class_labels: (M,) int64 ordinal of each box's label in its own image's prompt.
+        class_labels: (M,) int64 index of each box's label in its image's prompt.
         positive_maps: (M, T) bool, True on the prompt tokens that name the box.
-        batch_index: (M,) int64 image of each box, ascending.
-        sizes: number of boxes of each image; sums to M.
+        batch_index: (M,) int64 index of each box's image, ascending.
+        sizes: Number of boxes of each image; they add up to M.
     """
 
     boxes: Tensor
@@ -34,39 +34,42 @@ class Targets:
 
     @property
     def num_boxes(self) -> int:
-        """Boxes of the whole batch, M."""
+        """Number of boxes M of the whole batch."""
         return self.boxes.shape[0]
 
 
 def phrase_counts(phrase_ids: Tensor) -> Tensor:
-    """Number of labels in each prompt.
+    """Return the number of labels in each prompt.
 
     Args:
-        phrase_ids: (B, T) ordinal of the label each token belongs to, -1 on special tokens and padding.
+        phrase_ids: (B, T) number of the label that each token belongs to, -1 on special tokens and padding.
 
     Returns:
-        (B,) int64.
+        (B,) int64 numbers of labels.
     """
     return phrase_ids.amax(dim=-1) + 1
 
 
 def prepare_targets(labels: Sequence[Mapping[str, Tensor]], phrase_ids: Tensor, attention_mask: Tensor) -> Targets:
-    """Check the labels of a batch and lay them end to end on the model's device.
+    """Check the labels of a batch and concatenate them on the model's device.
+
+    Nothing is checked under torch.compile, where reading values would break the graph.
 
     Args:
-        labels: one mapping per image with "class_labels" (N,), the index of each box's label in the image's prompt,
-            and "boxes" (N, 4) cxcywh in [0, 1]; N may be 0. An optional "positive_map" (N, >=1) marks the tokens of
-            each box itself (a caption whose phrase spans several labels, say) instead of its label's.
-        phrase_ids: (B, T) ordinal of the label each token belongs to, -1 on special tokens and padding.
-        attention_mask: (B, T) nonzero on real tokens.
+        labels: One mapping per image with "class_labels", (N,) index of each box's label in the image's prompt, and
+            "boxes", (N, 4) cxcywh in [0, 1]; N may be 0. An optional "positive_map", (N, any number of tokens), marks
+            the tokens that name each box; without it they are the tokens of the box's label.
+        phrase_ids: (B, T) number of the label that each token belongs to, -1 on special tokens and padding.
+        attention_mask: (B, T) mask, nonzero on real tokens.
 
     Returns:
         The targets, on the device of `phrase_ids`.
 
     Raises:
-        TypeError: if a label is not made of tensors.
-        ValueError: if a label does not fit its image; see `validate_labels`. Not checked inside torch.compile, where
-            looking at values would break the graph.
+        TypeError: `labels` is not a sequence of mappings of tensors.
+        ValueError: The number of images differs, a key is missing, a shape is wrong, a coordinate is not finite or
+            outside the image, a side is not positive, a class index is no label of the image's prompt, or a box names
+            no token.
     """
     if not torch.compiler.is_compiling():
         _check_shapes(labels, phrase_ids.shape[0])
@@ -91,23 +94,6 @@ def prepare_targets(labels: Sequence[Mapping[str, Tensor]], phrase_ids: Tensor, 
     if not torch.compiler.is_compiling():
         _check_values(targets, phrase_ids)
     return targets
-
-
-def validate_labels(labels: Sequence[Mapping[str, Tensor]], phrase_ids: Tensor, attention_mask: Tensor) -> None:
-    """Raise a clear error where the labels of a batch do not fit its images and prompts.
-
-    Args:
-        labels: as in `prepare_targets`.
-        phrase_ids: (B, T) ordinal of the label each token belongs to, -1 on special tokens and padding.
-        attention_mask: (B, T) nonzero on real tokens.
-
-    Raises:
-        TypeError: if `labels` is not a sequence of mappings of tensors.
-        ValueError: if the number of images differs, a key is missing, a shape is wrong, a coordinate is not finite or
-            outside the image, a side is not positive, a class index is no label of the image's prompt, or a box names
-            no token.
-    """
-    prepare_targets(labels, phrase_ids, attention_mask)
 
 
 def _fit_tokens(token_map: Tensor, num_tokens: int) -> Tensor:
@@ -156,7 +142,7 @@ def _check_shapes(labels: Sequence[Mapping[str, Tensor]], batch_size: int) -> No
 
 
 def _check_values(targets: Targets, phrase_ids: Tensor) -> None:
-    """Look at all values with one device-to-host copy; search for the culprit only when there is one."""
+    """Check all values with a single copy from the device, and find out which one is wrong only if any is."""
     boxes, corners = targets.boxes, cxcywh_to_xyxy(targets.boxes)
     limits = phrase_counts(phrase_ids)[targets.batch_index]
     faults = torch.stack(

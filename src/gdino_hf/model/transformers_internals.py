@@ -1,14 +1,17 @@
 """Parts of transformers that model/ uses although transformers does not promise to keep them.
 
-Tried with transformers 5.23. Each function below says what happens when its part changes in a later release; this file
-is then the only one to mend. Subclass hooks, which cannot move here because transformers calls them by name
-(`_init_weights`, `_load_pretrained_model`, ...), are documented where they are overridden.
+Tried with transformers 5.23. Each item below says what happens when its part changes in a later release; this file is
+then the only one to mend.
 """
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from transformers import PreTrainedConfig, SwinBackbone
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel, SwinBackbone
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import PrefixChange, WeightConverter, WeightRenaming, rename_source_key
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 _SWIN_BLOCK = ("attention", "layernorm_before", "layernorm_after", "mlp", "shift_size", "window_size")
@@ -60,3 +63,83 @@ def has_known_swin_parts(backbone: Any) -> bool:
         return False
     named = all(hasattr(part, name) for part, names in parts for name in names)
     return named and all(callable(block.attention.relative_position_bias) for block in blocks)
+
+
+class PreTrainedModelHooks(PreTrainedModel):
+    """Overrides of private methods of PreTrainedModel, each of which calls a method that subclasses may override.
+
+    If transformers renames one of the private methods, the override is never called: differing copies of heads load
+    without a warning, box heads and deformable attention of a new model start from their layers' default
+    initialization, or a pushed model keeps transformers' placeholder card. tests/model has a test of each.
+    """
+
+    def check_checkpoint(self, state_dict: Mapping[str, Tensor] | None, files: list[str] | None) -> None:
+        """Look at a checkpoint before its weights are loaded.
+
+        Args:
+            state_dict: The weights by name, or None if they are in files.
+            files: Paths of the weight files, or None if there are none.
+        """
+
+    def write_card(self, folder: Any, repository: str) -> None:
+        """Write the model card just before a folder is pushed to the Hub.
+
+        Args:
+            folder: The folder to be pushed.
+            repository: Hub id of the repository.
+        """
+
+    @staticmethod
+    def _load_pretrained_model(model: Any, state_dict: Any, checkpoint_files: Any, *args: Any, **kwargs: Any) -> Any:
+        # The only place that knows the files, whether they are in a local folder or in the Hub's cache.
+        model.check_checkpoint(state_dict, checkpoint_files)
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+
+    def _initialize_weights(self, module: Any, *args: Any, **kwargs: Any) -> None:
+        # For classes outside transformers, the stock method is told to skip modules without parameters of their own,
+        # such as BoxHead and MSDeformAttn. Initializing them is safe: the functions of transformers.initialization
+        # leave parameters alone that were loaded.
+        super()._initialize_weights(module)
+
+    def _upload_modified_files(self, working_dir: Any, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        # By now transformers has replaced the card by its placeholder.
+        self.write_card(working_dir, repo_id)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+
+
+def rename_as_in_memory(model: PreTrainedModel, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename and join tensors from a file the way from_pretrained does, for use with `load_state_dict`.
+
+    transformers 5 gives some weights other names in memory than in files, and joins some that files hold apart. If a
+    later release moves its conversion tables, importing this file raises ImportError.
+
+    Args:
+        model: The model that will receive the tensors.
+        stored: Tensors by their names in the file.
+
+    Returns:
+        Tensors by their names in memory. Tensors that the model has no parameter or buffer for keep their names.
+    """
+    conversions = getattr(model, "_weight_conversions", None)
+    if conversions is None:
+        # The model was not loaded from a file. save_pretrained then writes neither legacy names nor prefixes.
+        conversions = get_model_conversion_mapping(model, add_legacy=False)
+        conversions = [x for x in conversions if not isinstance(x, PrefixChange)]
+    renamings = [x for x in conversions if isinstance(x, WeightRenaming)]
+    converters = [x for x in conversions if isinstance(x, WeightConverter)]
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    own = model.state_dict().keys()
+    result: dict[str, Tensor] = {}
+    parts: dict[str, WeightConverter] = {}
+    for key, tensor in stored.items():
+        name, pattern = rename_source_key(key, renamings, converters)
+        if name not in own:
+            result[key] = tensor
+        elif pattern is None:
+            result[name] = tensor
+        else:
+            parts.setdefault(name, copy.deepcopy(by_pattern[pattern])).add_tensor(name, key, pattern, tensor)
+    for name, converter in parts.items():
+        for target, value in converter.convert(name, model=model, config=model.config).items():
+            result[target] = value[0] if isinstance(value, list) else value
+    return result

@@ -1,0 +1,128 @@
+"""From pixels and tokens to the features that the encoder reads: both backbones and their projections."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .backbone import (
+    Backbone,
+    check_image_sizes,
+    check_pixels,
+    input_projections,
+    project,
+    project_by_size,
+    resize_mask,
+)
+from .configuration_gdino import GDinoConfig
+from .outputs_gdino import GDinoImageFeatures, GDinoTextFeatures
+from .phrase_structure import phrase_structure
+from .pretrained_gdino import GDinoPreTrainedModel
+from .text_backbone import build_text_backbone, check_tokens, first_position
+
+
+class FeatureExtraction(GDinoPreTrainedModel):
+    """The part of `GDinoModel` that sees images and prompts apart, so its results can be kept and combined.
+
+    Args:
+        config: The model's configuration.
+    """
+
+    def __init__(self, config: GDinoConfig) -> None:
+        super().__init__(config)
+        self.backbone = Backbone(config)
+        self.input_proj_vision = input_projections(self.backbone.channels, config.num_feature_levels, config.d_model)
+        self.text_backbone = build_text_backbone(config)
+        self.text_projection = nn.Linear(self.text_backbone.config.hidden_size, config.d_model)
+        # Added to the position embedding of each level.
+        self.level_embed = nn.Parameter(torch.empty(config.num_feature_levels, config.d_model))
+        self._text_arguments = set(inspect.signature(self.text_backbone.forward).parameters)
+        # A cache of text features by prompt, which gdino_hf.inference sets: an object whose get(model, input_ids,
+        # attention_mask, token_type_ids) returns GDinoTextFeatures. Not used under torch.compile.
+        self.text_feature_cache: Any = None
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the token embeddings of the text backbone."""
+        return self.text_backbone.get_input_embeddings()
+
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        image_sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> GDinoImageFeatures:
+        """Compute image features that can be used with any number of prompts.
+
+        Published models let the padding of a batch reach the backbone, so an image's features depend on the other
+        images in its batch. With image_sizes they do not: a batch gives the same results as single images.
+
+        Args:
+            pixel_values: (B, 3, H, W) normalized pixels.
+            pixel_mask: (B, H, W) mask, nonzero on real pixels; None if all are real. Padding reaches the backbone.
+            image_sizes: (height, width) in pixels of each image, which must be at the top left of its padded batch.
+                If given, pixel_mask is ignored.
+
+        Returns:
+            The feature maps, projected to the model's width, and their masks.
+
+        Raises:
+            ValueError: pixel_values is not (B, 3, H, W) with B at least 1, or masks or image sizes do not fit it.
+        """
+        check_pixels(pixel_values, pixel_mask, getattr(self.config.backbone_config, "num_channels", 3))
+        pixel_values = pixel_values.to(self.level_embed.dtype)
+        if image_sizes is not None and not check_image_sizes(image_sizes, pixel_values):
+            maps, maps_real = project_by_size(self.backbone, self.input_proj_vision, pixel_values, image_sizes)
+            return GDinoImageFeatures(feature_maps=tuple(maps), masks=tuple(maps_real), padding_seen=False)
+        features = tuple(project(self.backbone, self.input_proj_vision, pixel_values))
+        if pixel_mask is None or image_sizes is not None:
+            return GDinoImageFeatures(feature_maps=features, padding_seen=False)
+        masks = tuple(resize_mask(pixel_mask, (x.shape[-2], x.shape[-1])) for x in features)
+        return GDinoImageFeatures(feature_maps=features, masks=masks, padding_seen=True)
+
+    def get_text_features(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> GDinoTextFeatures:
+        """Compute text features that can be used with any number of images.
+
+        Args:
+            input_ids: (R, T) tokens of prompts of the form "[CLS] label . label . [SEP]".
+            attention_mask: (R, T) mask, nonzero on real tokens; None if all are real.
+            token_type_ids: (R, T) segment of each token; zeros if None.
+
+        Returns:
+            The features, projected to the model's width, and the phrases of each prompt.
+
+        Raises:
+            ValueError: T is larger than config.max_text_len, or a shape is wrong.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        check_tokens(input_ids, attention_mask, self.config.max_text_len)
+        if self.text_feature_cache is not None and not torch.compiler.is_compiling():
+            return self.text_feature_cache.get(self, input_ids, attention_mask, token_type_ids)
+        return self._text_features(input_ids, attention_mask, token_type_ids)
+
+    def _text_features(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
+    ) -> GDinoTextFeatures:
+        """Compute text features without the cache, letting tokens attend within their own phrase only (3.4)."""
+        phrases = phrase_structure(input_ids, attention_mask, self.config.special_token_ids)
+        dtype = self.level_embed.dtype
+        blocked = torch.zeros_like(phrases.phrase_mask, dtype=dtype)
+        blocked = blocked.masked_fill(~phrases.phrase_mask, torch.finfo(dtype).min)[:, None]
+        arguments: dict[str, Any] = {"attention_mask": blocked}
+        if "position_ids" in self._text_arguments:
+            arguments["position_ids"] = phrases.position_ids + first_position(self.text_backbone)
+        if "token_type_ids" in self._text_arguments:
+            arguments["token_type_ids"] = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        hidden = self.text_backbone(input_ids=input_ids, **arguments).last_hidden_state
+        return GDinoTextFeatures(
+            last_hidden_state=self.text_projection(hidden),
+            input_ids=input_ids,
+            attention_mask=attention_mask.bool(),
+            phrase_ids=phrases.phrase_ids,
+            phrase_mask=phrases.phrase_mask,
+            position_ids=phrases.position_ids,
+        )
