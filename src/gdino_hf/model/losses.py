@@ -7,7 +7,7 @@ under autocast.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -43,7 +43,20 @@ class LossWeights(MatchingCosts):
     @classmethod
     def from_config(cls, config: Any) -> LossWeights:
         """Take the weights from the fields of a GDinoConfig that have the same names."""
-        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
+        # Written out, because torch.compile cannot trace dataclasses.fields.
+        return cls(
+            class_cost=config.class_cost,
+            bbox_cost=config.bbox_cost,
+            giou_cost=config.giou_cost,
+            focal_alpha=config.focal_alpha,
+            focal_gamma=config.focal_gamma,
+            class_loss_coefficient=config.class_loss_coefficient,
+            bbox_loss_coefficient=config.bbox_loss_coefficient,
+            giou_loss_coefficient=config.giou_loss_coefficient,
+            contrastive_loss_coefficient=config.contrastive_loss_coefficient,
+            contrastive_temperature=config.contrastive_temperature,
+            auxiliary_loss=config.auxiliary_loss,
+        )
 
 
 def sigmoid_focal_loss(
