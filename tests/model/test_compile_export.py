@@ -9,26 +9,16 @@ import torch
 from torch.export import Dim
 from transformers import ResNetConfig, SwinConfig
 
-from gdino_hf import GDinoForObjectDetection
 from gdino_hf.model.csp_pan import CspPanConfig
+from random_models import make_random_model
 
 # Fused kernels sum in a different order from eager ones.
 ROUNDING = 1e-4
 
 
-def make_model(config):
-    torch.manual_seed(0)
-    model = GDinoForObjectDetection(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "backbone" not in name:
-                parameter.add_(0.05 * torch.randn_like(parameter))
-    return model
-
-
 @pytest.fixture
 def model(tiny_config):
-    return make_model(copy.deepcopy(tiny_config))
+    return make_random_model(copy.deepcopy(tiny_config))
 
 
 def make_inputs(tokenizer, batch=2, height=64, width=96, prompts=("cat. dog.", "person. remote control.")):
@@ -144,7 +134,7 @@ BACKBONES = {
 def test_exports_with_dynamic_batch_image_size_and_text_length(tiny_config, tiny_tokenizer, backbone):
     config = copy.deepcopy(tiny_config)
     config.backbone_config = BACKBONES[backbone]()
-    model = make_model(config)
+    model = make_random_model(config)
     shapes = {
         "pixel_values": {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO},
         "pixel_mask": {0: Dim.AUTO, 1: Dim.AUTO, 2: Dim.AUTO},

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 
 from gdino_hf import NANO, GDinoConfig, GDinoForObjectDetection, GDinoImageProcessor, GDinoModel, GDinoProcessor
 from gdino_hf.model.model_card import write_model_card
+from random_models import make_random_model
 
 # A program that loads a folder's custom code without being able to import gdino_hf, and saves the model's outputs.
 STRANGER = """
@@ -47,16 +48,6 @@ save_file({"logits": outputs.logits, "pred_boxes": outputs.pred_boxes}, output)
 """
 
 
-def lively(config):
-    torch.manual_seed(0)
-    model = GDinoForObjectDetection(copy.deepcopy(config)).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "backbone" not in name:
-                parameter.add_(0.05 * torch.randn_like(parameter))
-    return model
-
-
 @pytest.fixture
 def registered():
     """Mark the classes as custom code, as users do before pushing, and unmark them afterwards."""
@@ -76,7 +67,7 @@ def registered():
 
 def test_custom_code_reloads_without_the_package_bit_equal(registered, tiny_config, tiny_processor, tmp_path):
     folder = tmp_path / "pushed"
-    model = lively(tiny_config)
+    model = make_random_model(tiny_config)
     model.save_pretrained(folder)
     tiny_processor.save_pretrained(folder)
     picture = Image.effect_noise((90, 70), 60).convert("RGB")

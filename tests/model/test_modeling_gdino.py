@@ -18,6 +18,7 @@ from transformers import (
 
 from gdino_hf import GDinoForObjectDetection, GDinoModel
 from gdino_hf.model.targets import prepare_targets
+from random_models import make_random_model
 
 # Batched and single products add up in a different order: float32 rounding over two encoder and decoder layers.
 ROUNDING = 1e-4
@@ -29,14 +30,11 @@ def model(tiny_config):
     return lively(tiny_config)
 
 
-def lively(config, seed=0):
-    """Make a random model whose boxes and offsets depend on the input, unlike those of a newly initialized one."""
-    torch.manual_seed(seed)
-    model = GDinoForObjectDetection(copy.deepcopy(config)).eval()
+def lively(config):
+    """Make a random model in which image and text affect each other strongly."""
+    model = make_random_model(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "backbone" not in name:
-                parameter.add_(0.05 * torch.randn_like(parameter))
             if "vision_param" in name or "text_param" in name:
                 parameter.fill_(0.5)
     return model
