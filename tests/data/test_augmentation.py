@@ -1,4 +1,4 @@
-"""Claims about the default augmentation."""
+"""Tests of the default augmentation."""
 
 import random
 

@@ -102,7 +102,7 @@ def fit_caption(caption: str, spans: Spans, tokenizer: Any, max_text_len: int, t
         pieces = _pieces(tokens, spans, special, room)
         chosen = _choose(pieces, spans, room, turn)
         caption, spans = _join(caption, spans, chosen)
-        # Words that were cut may tokenize differently, into more tokens than before.
+        # A word that was cut may tokenize into a different number of tokens.
         room = max(2, room - 1)
 
 

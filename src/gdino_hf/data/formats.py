@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Format = Literal["coco", "odvg"]
 
 _SUFFIXES = (".json", ".jsonl", ".odvg")
-# Files that are commonly found beside annotations.
+# Files that lie beside annotations but hold none.
 _OTHERS = ("label_map.json",)
 _HEAD_BYTES = 2**20
 _COCO_LIST = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')

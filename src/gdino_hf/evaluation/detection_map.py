@@ -79,7 +79,7 @@ class DetectionMap(evaluate.Metric):
         )
 
     def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
-        """Add the prediction and the reference of one image; both as the elements of `add_batch`'s lists."""
+        """Add the prediction and the reference of one image, each a dict as in the lists of `add_batch`."""
         self.add_batch(predictions=[prediction], references=[reference], **kwargs)
 
     def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:

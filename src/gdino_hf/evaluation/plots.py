@@ -123,7 +123,7 @@ def prediction_mosaic(
         names: Names of the labels.
         path: PNG file to write.
         threshold: Smallest score of a prediction to draw, 0..1.
-        columns: Number of images in a row.
+        columns: Number of images per row of the mosaic, each with ground truth and predictions.
 
     Raises:
         ValueError: There are no items.
