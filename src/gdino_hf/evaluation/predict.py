@@ -190,7 +190,7 @@ def record(entry: dict[str, Any], results: Predictions, store: PredictionFile | 
 
 
 def record_failure(image_id: Any, error: Exception, results: Predictions, store: PredictionFile | None) -> None:
-    """Report an image that is left out on the terminal, and record it in the results and the store."""
+    """Report on the terminal that an image is left out, and record it in the results and the store."""
     why = reason(error, most_lines=3)
     tqdm.write(f"image {image_id} is left out: {why}", file=sys.stderr)
     entry = {"image_id": image_id, "error": why}
