@@ -127,7 +127,7 @@ def test_average_precision_on_everyday(measured):
 
 
 def test_low_precision_boxes_stay_within_a_pixel(nano, shared):
-    """Of results above the threshold, 95 in 100 boxes move by less than a pixel of the model's own picture."""
+    """95 of 100 boxes above the threshold move by less than a pixel of the image that the model sees."""
     model, processor = nano
     low = {"bfloat16": copy.deepcopy(model).to(torch.bfloat16)}
     if has_int8():

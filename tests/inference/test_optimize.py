@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import ResNetConfig
 
-from gdino_hf import GDinoForObjectDetection, GDinoModel
+from gdino_hf import GDinoModel
 from gdino_hf.inference import onednn
 from gdino_hf.inference import optimize as optimize_module
 from gdino_hf.inference.int8_encoder import Int8DeformableLayer
@@ -22,6 +22,7 @@ from gdino_hf.inference.packed_attention import PackedMSDeformAttn
 from gdino_hf.inference.packed_linear import PackedLinear, share_state
 from gdino_hf.inference.packed_swin import PackedSwin
 from gdino_hf.model.ms_deform_attn import MSDeformAttn
+from random_models import make_random_model
 
 # float32 sums of a few dozen products in another order, through a dozen layers.
 ROUNDING = 1e-4
@@ -37,13 +38,7 @@ pytestmark = pytest.mark.skipif(not can_pack(torch.float32), reason="this build 
 
 def lively(config):
     """A random model in which every weight matters; boxes of a newly initialized one ignore the image."""
-    torch.manual_seed(0)
-    model = GDinoForObjectDetection(copy.deepcopy(config)).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "backbone" not in name or "bias_table" in name:
-                parameter.add_(0.05 * torch.randn_like(parameter))
-    return model
+    return make_random_model(config, perturb=lambda name: "backbone" not in name or "bias_table" in name)
 
 
 def make_inputs(batch=2, height=224, width=290, **extra):
