@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
+import gdino_hf
+
 ROOT = Path(__file__).resolve().parents[2]
+# Where the kernel finds the package that is tested, installed or not.
+PACKAGE = str(Path(gdino_hf.__file__).resolve().parents[1])
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 
 
@@ -25,7 +29,7 @@ def test_notebook_runs(notebook, tmp_path):
     copy = tmp_path / "examples" / notebook.name
     copy.write_bytes(notebook.read_bytes())
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([PACKAGE, os.environ.get("PYTHONPATH", "")])
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--nbmake", "--nbmake-timeout=300", str(copy)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -12,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
+import gdino_hf
 from gdino_hf.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
+# Where sub-processes find the package that is tested, installed or not.
+PACKAGE = str(Path(gdino_hf.__file__).resolve().parents[1])
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 REASONS = ("needs a network", "needs a GPU", "needs several processes")
@@ -122,7 +126,7 @@ def run_command(command: str) -> None:
     if words[:2] == ["python", "-m"] or words[:2] == ["python", "-c"]:
         words[0] = sys.executable
         command = shlex.join(words)
-    path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([PACKAGE, os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         ["bash", "-euc", command], capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path}
     )
@@ -187,6 +191,15 @@ def test_files_that_pages_name_exist():
             if "NAME" in name:
                 continue
             assert (ROOT / name).exists(), f"{page.name} names {name}"
+
+
+def test_names_that_pages_refer_to_exist():
+    """What the API pages list and what links lead to; `mkdocs build --strict` needs the extra docs."""
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    names = re.findall(r"^::: (gdino_hf[\w.]*)", text, re.MULTILINE) + re.findall(r"`\]\[(gdino_hf[\w.]*)\]", text)
+    assert len(names) > 40
+    for name in set(names):
+        assert pkgutil.resolve_name(name) is not None
 
 
 def anchors(page: Path) -> set[str]:
