@@ -3,8 +3,8 @@
     python conversion/convert_mmdet.py grounding_dino_swin-t_pretrain_obj365_goldg.pth mm-tiny --preset mm-tiny
     python conversion/convert_mmdet.py mm-tiny swint.pth --to-mmdet
 
-Which of their tensors is which of ours, and by what rule, stands in src/gdino_hf/conversion/keys/mmdet.txt;
-`gdino convert` takes the same options and finds the layout by looking.
+src/gdino_hf/conversion/keys/mmdet.txt says which of their tensors is which of ours. `gdino convert` takes the same
+options and recognizes the layout by itself.
 """
 
 import sys

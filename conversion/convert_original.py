@@ -3,8 +3,8 @@
     python conversion/convert_original.py groundingdino_swint_ogc.pth grounding-dino-tiny --preset tiny
     python conversion/convert_original.py grounding-dino-tiny swint.pth --to-original
 
-Which of their tensors is which of ours, and by what rule, stands in src/gdino_hf/conversion/keys/original.txt;
-`gdino convert` takes the same options and finds the layout by looking.
+src/gdino_hf/conversion/keys/original.txt says which of their tensors is which of ours. `gdino convert` takes the same
+options and recognizes the layout by itself.
 """
 
 import sys

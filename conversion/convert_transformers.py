@@ -3,8 +3,8 @@
     python conversion/convert_transformers.py IDEA-Research/grounding-dino-tiny grounding-dino-tiny
     python conversion/convert_transformers.py grounding-dino-tiny theirs --to-transformers
 
-Which of their tensors is which of ours, and by what rule, stands in src/gdino_hf/conversion/keys/transformers.txt;
-`gdino convert` takes the same options and finds the layout by looking.
+src/gdino_hf/conversion/keys/transformers.txt says which of their tensors is which of ours. `gdino convert` takes the
+same options and recognizes the layout by itself.
 """
 
 import sys

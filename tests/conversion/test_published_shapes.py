@@ -1,4 +1,4 @@
-"""Every published checkpoint, by its names and shapes: nothing unexplained, and the way back is exact."""
+"""Published checkpoints by their names and shapes: every tensor is accounted for, and the way back is exact."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from gdino_hf import GDinoConfig
 from gdino_hf.conversion.architecture import stored_shapes
 from gdino_hf.conversion.infer import check_preset, infer_config
 from gdino_hf.conversion.key_map import KeyMap
-from gdino_hf.conversion.layouts import LAYOUTS, facts_of_config, facts_of_source, find_layout
+from gdino_hf.conversion.layout_facts import facts_of_config, facts_of_source
+from gdino_hf.conversion.layouts import LAYOUTS, find_layout
 from gdino_hf.conversion.plan import plan_from_ours, plan_to_ours, shapes_in_ours
 
-# What is tested is where every number goes: bytes do, and views of one pool of them take no memory, so that even the
-# largest checkpoint is at hand at once.
+# The tests check where every number goes, for which bytes suffice. Tensors are views of one pool, so that even the
+# largest checkpoint takes no memory.
 STORAGE = torch.uint8
 POOL = torch.randint(0, 256, (5_000_000,), generator=torch.Generator().manual_seed(0), dtype=STORAGE)
 STRIDES = (131, 17, 5, 1)
@@ -31,7 +32,7 @@ SHAPES_BY_CONFIG = {}
 
 
 def shapes_of(config):
-    """Building a model without storage takes a second; the checkpoints here share five configurations."""
+    """Return the stored shapes of a configuration, cached: a model on the meta device takes a second to build."""
     text = config.to_json_string()
     if text not in SHAPES_BY_CONFIG:
         SHAPES_BY_CONFIG[text] = stored_shapes(config)
@@ -56,10 +57,10 @@ def test_published_checkpoint_converts_and_comes_back_bit_equal(name):
     dtypes = {key: stored(key, shape).dtype for key, shape in shapes.items()}
     assert find_layout(shapes, name) == (layout, "")
     facts = facts_of_source(layout, shapes, read)
-    config, _ = infer_config(shapes_in_ours(KeyMap(layout_name, facts), shapes), layout, facts, name)
+    config, _ = infer_config(shapes_in_ours(KeyMap(layout, facts), shapes), layout, facts, name)
     check_preset(config, preset, layout, name)
     expected = shapes_of(config)
-    key_map = KeyMap(layout_name, facts_of_config(config))
+    key_map = KeyMap(layout, facts_of_config(config))
     plan = plan_to_ours(key_map, shapes, dtypes, expected, read, name)
     assert not plan.warnings
     assert [step.key for step in plan.steps] == list(expected)
@@ -91,7 +92,7 @@ def test_our_weights_go_there_and_come_back_bit_equal(preset):
     shapes = shapes_of(config)
     dtypes = dict.fromkeys(shapes, STORAGE)
     unused = [key for key in shapes if ".swin.layernorm." in key]
-    key_map = KeyMap(layout.name, facts_of_config(config))
+    key_map = KeyMap(layout, facts_of_config(config))
     there = plan_from_ours(key_map, shapes, dtypes, None, layout.name)
     assert list(there.dropped) == unused
     theirs = {step.key: step for step in there.steps}
@@ -137,7 +138,7 @@ def test_every_line_of_a_table_is_needed(layout):
             "decoder_cls_embed_share": share,
             "two_stage_bbox_embed_share": share,
         }
-        key_map = KeyMap(layout, facts)
+        key_map = KeyMap(LAYOUTS[layout], facts)
         used = {id(match[0]) for key in shapes if (match := key_map.row_of(key)) is not None}
         idle = [row.theirs.text for row in key_map.rows if row.theirs is not None and id(row) not in used]
         assert not idle

@@ -1,4 +1,4 @@
-"""What cannot be converted is refused in one sentence that names it, and the target stays as it was."""
+"""Checkpoints that cannot be converted are refused in one sentence that names the cause; the target is unchanged."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def swin_classifier():
     return {**state, "norm.weight": torch.ones(64), "head.weight": torch.ones(1000, 64), "head.bias": torch.ones(1000)}
 
 
-# Name -> (what the file holds, further options, what the sentence must name).
+# Case -> (content of the file, further options, parts that the message must have).
 CASES = {
     "preset of another size": (
         lambda: {"model": original_state()},
@@ -92,10 +92,14 @@ CASES = {
     "no state dict": (lambda: {"epoch": 3}, [], ["no tensors", "state_dict"]),
     "not a tensor": (lambda: {"model": {**original_state(), "step": 3}}, [], ["'step'", "int"]),
     "Swin classifier": (lambda: {"model": swin_classifier()}, [], ["Swin image classifier", "head.weight"]),
-    "something else": (lambda: {"model": {"conv.weight": torch.ones(2, 2)}}, [], ["no Grounding DINO", "conv.weight"]),
+    "something else": (
+        lambda: {"model": {"conv.weight": torch.ones(2, 2)}},
+        [],
+        ["not a Grounding DINO", "conv.weight"],
+    ),
     "malicious entry": (lambda: {"model": original_state(), "hook": Malicious()}, [], ["posix.system", "refused"]),
 }
-# Keys of every kind: those the configuration is read from must not shift it.
+# Keys of every kind, some of which the configuration is inferred from: one wrong shape must not change the inference.
 WRONG_SHAPES = {
     "transformer.level_embed": (5, 64),
     "bert.encoder.layer.0.output.dense.weight": (64, 47),
@@ -113,7 +117,7 @@ WRONG_SHAPES = {
 
 
 def refused(capsys, source, target, *options):
-    """The sentence, once the target is certain to be as it was."""
+    """Convert, check that it is refused and the target unchanged, and return the message."""
     before = contents(target)
     capsys.readouterr()
     status = main(["convert", str(source), str(target), *options])

@@ -1,6 +1,6 @@
 """Convert checkpoints of Grounding DINO, MM-Grounding-DINO, LLMDet and transformers to this package's layout, and back.
 
-The layout of SOURCE is found by looking. TARGET is written whole or not at all.
+The layout of SOURCE is recognized by its keys. TARGET is written completely or not at all.
 """
 
 from __future__ import annotations

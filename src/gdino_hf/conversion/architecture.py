@@ -1,4 +1,4 @@
-"""What a configuration's weights are called and how large they are on disk."""
+"""Names and shapes of the tensors that a configuration's model stores on disk."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from gdino_hf.model.modeling_gdino import GDinoForObjectDetection
 
 
 def stored_shapes(config: GDinoConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor that `save_pretrained` writes, from a model without storage.
+    """Return the shape of every tensor that `save_pretrained` writes, from a model on the meta device.
 
     Args:
-        config: The configuration.
+        config: Configuration of the model.
 
     Returns:
-        Shapes by key. In memory transformers 5 gives Swin's tensors new names; files keep the old ones.
+        Shapes by stored key. transformers 5 renames Swin's tensors in memory; these are the names on disk.
     """
     with torch.device("meta"):
         model = GDinoForObjectDetection(config)

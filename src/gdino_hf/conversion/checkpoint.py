@@ -1,4 +1,4 @@
-"""Checkpoints read tensor by tensor: .pth files, safetensors files, and folders of either."""
+"""Read checkpoints one tensor at a time: .pth files, safetensors files, and folders of either."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..error_text import reason
 from .conversion_error import ConversionError
+from .layouts import LAYOUTS
 
 DTYPES = {
     "F64": torch.float64,
@@ -34,9 +35,9 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""torch's dtypes by their safetensors names."""
+"""torch's dtypes by the names that safetensors files use."""
 
-_WRAPPERS = ("model", "state_dict", "model_state_dict", "ema_state_dict")
+_FURTHER_WRAPPERS = ("model_state_dict", "ema_state_dict")
 _INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -44,15 +45,15 @@ _DAMAGED = "is truncated or damaged; fetch it again and compare its size with th
 
 
 class Checkpoint:
-    """Names, shapes and dtypes of a checkpoint's tensors, each read when it is asked for.
+    """An open checkpoint: names, shapes and dtypes of its tensors, whose values are read on request.
 
     Attributes:
         path: The file or folder.
         shapes: Shape of each tensor, in the file's order.
         dtypes: Storage dtype of each tensor.
-        wrapper: Entry of the pickle that held the tensors; None if they lay bare.
-        others: Further entries of the pickle: optimizer state and the like.
-        config: Contents of the folder's config.json, None without one.
+        wrapper: Key of the pickled dictionary that held the tensors; None if the file is a bare state dict.
+        others: Other keys of that dictionary, such as the one of the optimizer state.
+        config: Contents of the folder's config.json; None if there is no such file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -73,25 +74,25 @@ class Checkpoint:
         self._open_files.close()
 
     def read(self, key: str) -> Tensor:
-        """One tensor, as stored."""
+        """Return one tensor as stored."""
         return self._readers[key]()
 
     def add(self, key: str, tensor: Tensor) -> None:
-        """Take up a tensor that is at hand already."""
+        """Add a tensor that is already in memory."""
         self.shapes[key], self.dtypes[key] = tuple(tensor.shape), tensor.dtype
         self._readers[key] = lambda: tensor
 
     def add_safetensors(self, path: Path) -> None:
-        """Take up a safetensors file; its tensors stay on disk.
+        """Add the tensors of a safetensors file, which stay on disk until they are read.
 
         Raises:
-            ConversionError: It is damaged.
+            ConversionError: The file is damaged.
         """
         try:
             file = self._open_files.enter_context(safe_open(path, framework="pt"))
         except (SafetensorError, OSError) as error:
             raise ConversionError(f"{path} {_DAMAGED} ({reason(error)}).") from error
-        for key in file.keys():  # noqa: SIM118 the file is no dictionary
+        for key in file.keys():  # noqa: SIM118 the file is not a dictionary
             view = file.get_slice(key)
             self.shapes[key], self.dtypes[key] = tuple(view.get_shape()), DTYPES[view.get_dtype()]
             self._readers[key] = partial(file.get_tensor, key)
@@ -101,14 +102,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Open a checkpoint of any layout.
 
     Args:
-        path: A .pth or .pt file, a .safetensors file, or a folder with model.safetensors or pytorch_model.bin, whole
-            or in shards.
+        path: A .pth or .pt file, a .safetensors file, or a folder with model.safetensors or pytorch_model.bin, in one
+            file or in shards.
 
     Returns:
-        The checkpoint; close it by leaving its `with` block.
+        The checkpoint, to be used in a `with` block, which closes its files.
 
     Raises:
-        ConversionError: There is no checkpoint at the path, it is damaged, or it needs more than tensors to be read.
+        ConversionError: There is no checkpoint at the path, it is damaged, or reading it could run code.
     """
     if not path.exists():
         raise ConversionError(f"There is no file or folder {path}; check the path, or give the Hub id of a repository.")
@@ -130,6 +131,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def _weight_files(folder: Path) -> list[Path]:
+    """Return the files of weights in a model folder: the shards that the index names, or the one file."""
     for name in _INDEX_FILES:
         if (folder / name).is_file():
             names = dict.fromkeys(_read_json(folder / name).get("weight_map", {}).values())
@@ -147,6 +149,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that must hold an object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -157,18 +160,20 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _add_pickle(checkpoint: Checkpoint, path: Path) -> None:
+    """Add the tensors of a .pth file, wrapped in a dictionary or bare."""
+    wrappers = dict.fromkeys([*(layout.wrapper for layout in LAYOUTS.values()), *_FURTHER_WRAPPERS])
     content = _load_pickle(path)
     state, wrapper = content, None
     if isinstance(content, dict):
-        for name in _WRAPPERS:
+        for name in wrappers:
             if isinstance(content.get(name), dict) and content[name]:
                 state, wrapper = content[name], name
                 break
     tensors = isinstance(state, dict) and any(isinstance(value, Tensor) for value in state.values())
     if not tensors:
         raise ConversionError(
-            f"{path} holds no tensors, neither bare nor under {', '.join(map(repr, _WRAPPERS))}; give a checkpoint of "
-            "weights."
+            f"{path} holds no tensors, neither bare nor under {', '.join(map(repr, wrappers))}; give a checkpoint "
+            "with weights."
         )
     for key, value in state.items():
         if not isinstance(value, Tensor):
@@ -182,7 +187,7 @@ def _add_pickle(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def _load_pickle(path: Path) -> Any:
-    """Read with weights_only: nothing in the file can run."""
+    """Load a pickle with `weights_only`, so that no code in the file can run."""
     try:
         with path.open("rb") as file:
             magic = file.read(len(_ZIP_MAGIC))
@@ -194,15 +199,15 @@ def _load_pickle(path: Path) -> Any:
     if not magic or (magic == _ZIP_MAGIC and not zipped):
         raise ConversionError(f"{path} {_DAMAGED}.")
     try:
-        # Open-GroundingDino stores the options it was started with: a bag of plain values that runs nothing.
+        # Open-GroundingDino stores its command-line options with the weights; a Namespace of plain values runs no code.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"the Python object {wanted[1]}" if wanted else "more than tensors and plain values"
         raise ConversionError(
-            f"{path} asks for {what} while it is read; such a pickle could run any program, so it is refused: where "
-            "you trust it, load it with the code it came from and save its state dict alone."
+            f"{path} needs {what} to be read, which could run any program, so it is refused; if you trust the file, "
+            "load it with the code it came from and save its state dict alone."
         ) from error
     except (EOFError, RuntimeError, ValueError, OSError, zipfile.BadZipFile) as error:
         raise ConversionError(f"{path} {_DAMAGED} ({reason(error)}).") from error

@@ -1,6 +1,6 @@
-"""The command line of a conversion, the same for `gdino convert` and for the scripts in conversion/.
+"""The command line of conversions, shared by `gdino convert` and the scripts in conversion/.
 
-Nothing here imports torch before there is work to do.
+Importing this module does not import torch, so `gdino convert --help` is fast.
 """
 
 from __future__ import annotations
@@ -14,66 +14,78 @@ from pathlib import Path
 from typing import Any
 
 from .conversion_error import ConversionError
+from .layouts import LAYOUTS
 
-FILE_LAYOUTS = ("original", "mmdet")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
-def add_arguments(parser: argparse.ArgumentParser, directions: Sequence[str] = (*FILE_LAYOUTS, "transformers")) -> None:
-    """Declare the options.
+def add_arguments(parser: argparse.ArgumentParser, directions: Sequence[str] | None = None) -> None:
+    """Add the arguments of a conversion to a parser.
 
     Args:
-        parser: Where to.
-        directions: Layouts to offer a way back to.
+        parser: The parser.
+        directions: Layouts that `--to-NAME` options are offered for; None offers all.
     """
+    directions = list(LAYOUTS) if directions is None else directions
+    files = " and ".join(f"--to-{name}" for name in directions if LAYOUTS[name].is_file)
     parser.add_argument("source", metavar="SOURCE", help=".pth or .safetensors file, model folder or Hub id")
     parser.add_argument(
-        "target", metavar="TARGET", help="folder to write; for --to-original and --to-mmdet a .pth file"
+        "target", metavar="TARGET", help="folder to write" + (f"; with {files} a .pth file" if files else "")
     )
     ways = parser.add_mutually_exclusive_group()
     for layout in directions:
         ways.add_argument(
-            f"--to-{layout}", dest="to", action="store_const", const=layout, help=f"from our layout to {layout}'s"
+            f"--to-{layout}",
+            dest="to",
+            action="store_const",
+            const=layout,
+            help=f"convert from our layout to that of {layout}",
         )
-    parser.add_argument("--preset", metavar="NAME", help="refuse a checkpoint of other sizes: tiny, base, mm-tiny, ...")
+    parser.add_argument(
+        "--preset", metavar="NAME", help="refuse a checkpoint that is not of this size: tiny, base, mm-tiny, ..."
+    )
     parser.add_argument(
         "--config",
         type=Path,
         metavar="JSON",
-        help='what no tensor shows, as {"text_config": {"num_attention_heads": 4}}',
+        help='file with settings that no tensor shows, such as {"text_config": {"num_attention_heads": 4}}',
     )
     parser.add_argument(
         "--tokenizer",
         metavar="PATH_OR_ID",
-        help="folder, vocab.txt or Hub id (default: the source's own, else BERT's uncased one if the Hub has it)",
+        help="folder, vocab.txt or Hub id (default: the source's own, otherwise BERT's uncased one from the Hub)",
     )
     parser.add_argument("--license", metavar="ID", help="licence of the weights, for the model card")
     parser.add_argument(
-        "--max-shard-size", type=_size, default=10**9, metavar="SIZE", help="of one safetensors file (default: 1GB)"
+        "--max-shard-size",
+        type=_size,
+        default=10**9,
+        metavar="SIZE",
+        help="largest size of one safetensors file (default: 1GB)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a model that TARGET holds")
-    parser.add_argument("--push-to-hub", metavar="REPO", help="then upload the folder to this Hub repository")
+    parser.add_argument("--overwrite", action="store_true", help="replace the model that TARGET holds")
+    parser.add_argument("--push-to-hub", metavar="REPO", help="upload the converted folder to this Hub repository")
     parser.add_argument("--verbose", action="store_true", help="name every key in the report")
 
 
 def run(args: argparse.Namespace, layout: str | None = None) -> int:
-    """Convert, print the report, and push.
+    """Convert a checkpoint, print the report, and push the result if asked to.
 
     Args:
-        args: What `add_arguments` declares.
-        layout: The layout the source must have; None finds it by looking.
+        args: The parsed arguments of `add_arguments`.
+        layout: Name of the layout that the source must have; None accepts any.
 
     Returns:
-        0, or 1 if the converted folder could not be pushed.
+        Exit status: 0, or 1 if the converted folder could not be pushed.
 
     Raises:
         ConversionError: Nothing was converted.
     """
     overrides = _overrides(args.config)
-    if args.push_to_hub is not None and args.to in FILE_LAYOUTS:
+    if args.push_to_hub is not None and args.to is not None and LAYOUTS[args.to].is_file:
         raise ConversionError(
-            f"--push-to-hub takes a model's folder, not the .pth file of --to-{args.to}; leave one out."
+            f"--push-to-hub uploads a model folder, not the .pth file of --to-{args.to}; give only one of them."
         )
     from tqdm import tqdm
 
@@ -89,7 +101,7 @@ def run(args: argparse.Namespace, layout: str | None = None) -> int:
         licence=args.license,
         max_shard_size=args.max_shard_size,
         overwrite=args.overwrite,
-        # disable=None: no bar where stderr is not a terminal
+        # disable=None shows no bar if stderr is not a terminal.
         progress=lambda steps: tqdm(steps, desc="convert", unit="tensor", disable=None, leave=False),
     )
     report = convert(args.source, args.target, layout=layout, to=args.to, options=options)
@@ -107,15 +119,15 @@ def run(args: argparse.Namespace, layout: str | None = None) -> int:
 
 
 def main(layout: str, argv: Sequence[str] | None = None, description: str | None = None) -> int:
-    """Run a script of conversion/.
+    """Run one of the scripts in conversion/.
 
     Args:
-        layout: The layout it is for.
-        argv: Arguments after the program's name; None takes the process's own.
-        description: For --help.
+        layout: Name of the layout the script is for.
+        argv: Arguments after the program's name; None takes those of the process.
+        description: Text for --help.
 
     Returns:
-        The exit status: 0, 1 if the folder could not be pushed, 2 if nothing was converted.
+        Exit status: 0, 1 if the folder could not be pushed, 2 if nothing was converted.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, (layout,))
@@ -127,6 +139,7 @@ def main(layout: str, argv: Sequence[str] | None = None, description: str | None
 
 
 def _overrides(path: Path | None) -> dict[str, Any]:
+    """Read the JSON file of --config."""
     if path is None:
         return {}
     try:
@@ -134,12 +147,14 @@ def _overrides(path: Path | None) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConversionError(f"--config {path} cannot be read ({error}); give a JSON file.") from error
     if not isinstance(content, dict):
-        raise ConversionError(f"--config {path} holds a {type(content).__name__}; give an object of fields.")
+        raise ConversionError(
+            f"--config {path} holds a {type(content).__name__}; give an object with configuration fields."
+        )
     return content
 
 
 def _size(text: str) -> int:
-    """An argparse type: bytes, or a number with KB, MB, GB or TB."""
+    """Parse a number of bytes, or a number with KB, MB, GB or TB, as an argparse type."""
     found = _SIZE.fullmatch(text.strip())
     if found is None or not (size := int(float(found[1]) * _UNITS[found[2].upper()])):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size like 500MB or 2GB")

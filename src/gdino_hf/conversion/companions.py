@@ -1,4 +1,4 @@
-"""What lies beside converted weights: tokenizer, image processor and model card."""
+"""The files beside converted weights: tokenizer, image processor and model card."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gdino_hf.model.processing_gdino import GDinoProcessor
 from .conversion_error import ConversionError
 
 PUBLISHED_TOKENIZER = "google-bert/bert-base-uncased"
-"""Hub id of the tokenizer that every published checkpoint was trained with."""
+"""Hub id of the tokenizer that all published checkpoints were trained with."""
 
 _PROBE_SECONDS = 5
 _DELIMITERS = ["[CLS]", "[SEP]", ".", "?"]
@@ -34,12 +34,12 @@ tags:
 ---
 # {name}
 
-A Grounding DINO detector ([Liu et al. 2023](https://arxiv.org/abs/2303.05499)): it finds in a photograph what a list of
-labels names.
+A Grounding DINO detector ([Liu et al. 2023](https://arxiv.org/abs/2303.05499)): it finds the objects in an image that a
+list of labels names.
 
 ## Source and conversion
 
-These weights are not new: they were converted, tensor by tensor and without arithmetic, from
+These weights are not new. They were converted, tensor by tensor and without changing a value, from
 
 | | |
 |---|---|
@@ -47,12 +47,12 @@ These weights are not new: they were converted, tensor by tensor and without ari
 | layout | {title}, [{url}]({url}) |
 {hashes}
 
-by the Python package `gdino-hf` (`gdino convert`). What became of every tensor is in `conversion.json`{kept}.
+by the Python package `gdino-hf` (`gdino convert`). `conversion.json` says what happened to every tensor{kept}.
 
 ## Licence
 
-{licence}: the licence of the weights published in this layout. Weights that someone else trained may come under
-another; then the line at the top of this card is theirs to change.
+{licence}, the licence of the weights published in this layout. Weights that someone else trained may have another
+licence; if so, change the line at the top of this card.
 
 ## Use
 
@@ -60,7 +60,7 @@ another; then the line at the top of this card is theirs to change.
 {usage}
 ```
 
-| part | what |
+| part | value |
 |---|---|
 | image backbone | {backbone} |
 | text encoder | {text} |
@@ -86,7 +86,7 @@ _USAGE = {
 
 
 def reachable(repository: str) -> bool:
-    """Whether the Hub answers for a repository: asking it for files would take minutes to give up."""
+    """Return whether the Hub answers for a repository; without it, a request for files would retry for minutes."""
     if constants.HF_HUB_OFFLINE:
         return False
     request = urllib.request.Request(f"{constants.ENDPOINT}/api/models/{repository}", method="HEAD")
@@ -100,7 +100,7 @@ def reachable(repository: str) -> bool:
 
 
 def load_tokenizer(wanted: str) -> Any:
-    """A tokenizer from a folder, a vocab.txt or the Hub.
+    """Load a tokenizer from a folder, a vocab.txt or the Hub.
 
     Args:
         wanted: Path or Hub id.
@@ -109,7 +109,7 @@ def load_tokenizer(wanted: str) -> Any:
         The tokenizer.
 
     Raises:
-        ConversionError: It cannot be had.
+        ConversionError: The tokenizer cannot be loaded.
     """
     from transformers import AutoTokenizer, BertTokenizerFast
 
@@ -121,44 +121,44 @@ def load_tokenizer(wanted: str) -> Any:
             return BertTokenizerFast.from_pretrained(path, local_files_only=True)
         local = path.is_dir() or not reachable(wanted)
         return AutoTokenizer.from_pretrained(str(path) if path.is_dir() else wanted, local_files_only=local)
-    # Loaders raise whatever a damaged or unreachable tokenizer leads them to.
+    # The loaders have no common base class for what a damaged or unreachable tokenizer makes them raise.
     except Exception as error:
         raise ConversionError(
-            f"The tokenizer {wanted} cannot be had here; give --tokenizer a folder or vocab.txt of BERT's uncased "
+            f"The tokenizer {wanted} cannot be loaded; give --tokenizer a folder or vocab.txt with BERT's uncased "
             "vocabulary, or go online."
         ) from error
 
 
 def fitting_tokenizer(wanted: str, config: GDinoConfig) -> Any:
-    """The tokenizer, once it is certain that the text encoder has an embedding for each of its ids.
+    """Load a tokenizer and check that the text encoder has an embedding for each of its ids.
 
     Raises:
-        ConversionError: It cannot be had or has too many entries.
+        ConversionError: The tokenizer cannot be loaded, or its vocabulary is too large.
     """
     tokenizer = load_tokenizer(wanted)
     size = getattr(config.text_config, "vocab_size", len(tokenizer))
     if len(tokenizer) > size:
         raise ConversionError(
             f"The tokenizer {wanted} has {len(tokenizer)} entries, but the text encoder embeds {size}; give "
-            "--tokenizer the one the checkpoint was trained with."
+            "--tokenizer the one that the checkpoint was trained with."
         )
     return tokenizer
 
 
 def delimiter_ids(tokenizer: Any) -> list[int] | None:
-    """Ids of the tokens that part phrases; None if the vocabulary lacks one."""
+    """Return the ids of the tokens that separate phrases, or None if the vocabulary lacks one."""
     ids = tokenizer.convert_tokens_to_ids(_DELIMITERS)
     unknown = getattr(tokenizer, "unk_token_id", None)
     return None if any(id is None or id == unknown for id in ids) else [int(id) for id in ids]
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a model's folder brings its own tokenizer."""
+    """Return whether a model's folder has a tokenizer."""
     return folder.is_dir() and any((folder / name).is_file() for name in _TOKENIZER_FILES)
 
 
 def image_processor_of(folder: Path) -> GDinoImageProcessor:
-    """The folder's image processor, with the published settings if it has none."""
+    """Load the folder's image processor, or make one with the published settings if it has none."""
     if any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
         return GDinoImageProcessor.from_pretrained(folder)
     return GDinoImageProcessor()
@@ -170,11 +170,11 @@ def save_processor(
     """Write tokenizer and image processor.
 
     Args:
-        folder: Where to.
-        tokenizer: None writes the image processor alone.
-        image_processor: Ours.
-        for_transformers: Write them as transformers' own processor.
-        max_text_len: Most tokens of a prompt.
+        folder: Folder to write to.
+        tokenizer: The tokenizer; None writes the image processor alone.
+        image_processor: Our image processor.
+        for_transformers: Whether to write them as transformers' own processor.
+        max_text_len: Largest number of tokens in a prompt.
     """
     if not for_transformers:
         if tokenizer is None:
@@ -182,8 +182,7 @@ def save_processor(
         else:
             GDinoProcessor(image_processor, tokenizer, max_text_len=max_text_len).save_pretrained(folder)
         return
-    from transformers import GroundingDinoProcessor
-    from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
+    from transformers import GroundingDinoImageProcessorPil, GroundingDinoProcessor
 
     settings = {name: value for name, value in image_processor.to_dict().items() if name != "image_processor_type"}
     theirs = GroundingDinoImageProcessorPil(**settings)
@@ -194,7 +193,7 @@ def save_processor(
 
 
 def licence_of(folder: Path) -> str | None:
-    """The licence that a folder's own model card names."""
+    """Return the licence that the model card in a folder names, or None."""
     card = folder / "README.md"
     if not card.is_file():
         return None
@@ -215,19 +214,19 @@ def write_card(
     licence: str,
     kept: bool,
 ) -> None:
-    """Write the README.md that names source, licence and conversion.
+    """Write the model card README.md, which names source, licence and conversion.
 
     Args:
-        folder: Where to.
-        name: What the model is called.
-        config: Its configuration.
-        destination: "gdino" or "transformers".
-        source: What was converted.
-        hashes: SHA-256 of the source's files by name.
-        title: The layout, as people call it.
-        url: Where checkpoints of the layout come from.
-        licence: Of the weights.
-        kept: Whether tensors lie beside the model.
+        folder: Folder to write to.
+        name: Name of the model.
+        config: Configuration of the model.
+        destination: Layout of the model, "gdino" or "transformers".
+        source: Hub id or file name of the converted checkpoint.
+        hashes: SHA-256 of the source's files by file name.
+        title: Name of the project that the source's layout comes from.
+        url: Where checkpoints of that layout are published.
+        licence: Licence of the weights.
+        kept: Whether some of the source's tensors are stored beside the model.
     """
     card = _CARD.format(
         licence=licence,
@@ -237,7 +236,7 @@ def write_card(
         title=title,
         url=url,
         hashes="".join(f"| SHA-256 of {file} | `{digest}` |\n" for file, digest in hashes.items()),
-        kept="; tensors\nthat a detector does not need are in `conversion.safetensors`" if kept else "",
+        kept=";\n`conversion.safetensors` has those that a detector does not need" if kept else "",
         usage="\n".join(_USAGE[destination]).replace("{name}", name),
         backbone=getattr(config.backbone_config, "model_type", "unknown"),
         text=getattr(config.text_config, "model_type", "unknown"),

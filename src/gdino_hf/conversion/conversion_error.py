@@ -1,5 +1,5 @@
-"""What a conversion raises."""
+"""The exception for checkpoints that cannot be converted."""
 
 
 class ConversionError(ValueError):
-    """A checkpoint cannot be converted: the message names the key or the file, and the remedy; nothing was written."""
+    """Raised when a checkpoint cannot be converted, before anything is written; the message names key or file."""

@@ -1,4 +1,4 @@
-"""One checkpoint into another layout: to ours from any, and back."""
+"""Convert one checkpoint: from any layout to ours, and from ours to any."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from .checkpoint import Checkpoint, open_checkpoint
 from .conversion_error import ConversionError
 from .infer import check_preset, infer_config
 from .key_map import KeyMap
-from .layouts import LAYOUTS, MMDET, ORIGINAL, TRANSFORMERS, Layout, facts_of_config, facts_of_source, find_layout
+from .layout_facts import facts_of_config, facts_of_source
+from .layouts import LAYOUTS, TRANSFORMERS, Layout, find_layout
 from .peers import peer_config
 from .plan import Step, plan_from_ours, plan_to_ours, shapes_in_ours
 from .record import KEPT, RECORD, Report, read_record
@@ -33,16 +34,17 @@ _HUB_FILES = ["*.json", "*.txt", "*.safetensors", "pytorch_model*.bin", "README.
 
 @dataclass(frozen=True)
 class Options:
-    """What the user may choose.
+    """Options of a conversion.
 
     Attributes:
-        preset: Name of a preset the checkpoint must be.
-        tokenizer: Folder, vocab.txt or Hub id; None takes the source's own, or the published one if it can be had.
-        overrides: Fields of the configuration that no tensor shows.
-        licence: Licence of the weights, for the card; None takes the source's.
-        max_shard_size: Bytes of one safetensors file.
-        overwrite: Replace a model that the target holds.
-        progress: Wraps the tensors while they are written.
+        preset: Name of the preset whose sizes the checkpoint must have; None accepts any.
+        tokenizer: Folder, vocab.txt or Hub id; None takes the source's own, otherwise the published one from the Hub.
+        overrides: Configuration fields to set, nested as in config.json.
+        licence: Licence of the weights, for the model card; None takes the one that the source names, otherwise that of
+            the layout's published weights.
+        max_shard_size: Largest size of one safetensors file in bytes.
+        overwrite: Whether to replace a model that the target holds.
+        progress: Wraps the sequence of tensors to write, for a progress bar.
     """
 
     preset: str | None = None
@@ -62,36 +64,36 @@ def convert(
     to: str | None = None,
     options: Options | None = None,
 ) -> Report:
-    """Convert one checkpoint; the target is written whole or not at all.
+    """Convert one checkpoint; the target is written completely or not at all.
 
     Args:
         source: A .pth or .safetensors file, a model's folder, or a Hub id.
-        target: A folder for our and for transformers' layout, a .pth file for "original" and "mmdet".
-        layout: The layout the source must have; None finds it by looking.
-        to: "original", "mmdet" or "transformers"; None converts to ours.
-        options: What else the user chose.
+        target: The folder to write, or the .pth file if `to` names a layout of single files.
+        layout: Name of the layout that the source must have; None accepts any.
+        to: Name of the layout to convert to, a key of `LAYOUTS`; None converts to ours.
+        options: Further options; None takes the defaults.
 
     Returns:
-        What became of every key.
+        The report, which says what happened to every tensor.
 
     Raises:
         ConversionError: The source or the target cannot be used; the message names key or file and the remedy.
     """
     options = options or Options()
     path, target = _local(str(source)), Path(target).expanduser()
-    check_target(target, path, to in (ORIGINAL.name, MMDET.name), options.overwrite)
+    check_target(target, path, to is not None and LAYOUTS[to].is_file, options.overwrite)
     with open_checkpoint(path) as checkpoint:
         found, prefix = find_layout(checkpoint.shapes, source)
         if to is None:
             if layout is not None and found.name != layout:
                 raise ConversionError(
-                    f"{source} is in the {found.name} layout, not {layout}; use `gdino convert`, which finds it out."
+                    f"{source} is in the {found.name} layout, not {layout}; use `gdino convert`, which recognizes it."
                 )
             return _to_ours(checkpoint, found, prefix, str(source), target, options)
         if found is not TRANSFORMERS:
             raise ConversionError(
-                f"{source} is in the {found.name} layout, and only our own models and transformers' are converted to "
-                f"{to}; convert it to ours first, without --to-{to}."
+                f"{source} is in the {found.name} layout, and only models in our or transformers' layout can be "
+                f"converted to {to}; convert it to ours first, without --to-{to}."
             )
         return _from_ours(checkpoint, LAYOUTS[to], str(source), target, options)
 
@@ -99,6 +101,7 @@ def convert(
 def _to_ours(
     checkpoint: Checkpoint, layout: Layout, prefix: str, source: str, target: Path, options: Options
 ) -> Report:
+    """Convert a checkpoint of any layout to ours."""
     names = {key.removeprefix(prefix): key for key in checkpoint.shapes}
     shapes = {key: checkpoint.shapes[name] for key, name in names.items()}
     dtypes = {key: checkpoint.dtypes[name] for key, name in names.items()}
@@ -107,7 +110,7 @@ def _to_ours(
         return checkpoint.read(names[key])
 
     config, assumed = _config(checkpoint, layout, shapes, read, source, options)
-    key_map = KeyMap(layout.name, facts_of_config(config))
+    key_map = KeyMap(layout, facts_of_config(config))
     plan = plan_to_ours(key_map, shapes, dtypes, stored_shapes(config), read, source)
     report = Report(
         source=source,
@@ -138,19 +141,20 @@ def _to_ours(
 
 
 def _from_ours(checkpoint: Checkpoint, layout: Layout, source: str, target: Path, options: Options) -> Report:
+    """Convert a model in our or transformers' layout to another layout."""
     config = _read_config(checkpoint, source)
     if options.preset is not None:
         check_preset(config, options.preset, TRANSFORMERS, source)
-    # A transformers folder may hold more than ours does; in our own this changes nothing.
+    # Models that transformers saved may hold tensors that ours lack; for our own models this plan changes nothing.
     facts = facts_of_config(config)
     expected = stored_shapes(config)
     tidy = plan_to_ours(
-        KeyMap(TRANSFORMERS.name, facts), checkpoint.shapes, checkpoint.dtypes, expected, checkpoint.read, source
+        KeyMap(TRANSFORMERS, facts), checkpoint.shapes, checkpoint.dtypes, expected, checkpoint.read, source
     )
     ours = {step.key: step for step in tidy.steps}
     record = read_record(checkpoint.path, layout.name) if checkpoint.path.is_dir() else None
     plan = plan_from_ours(
-        KeyMap(layout.name, facts),
+        KeyMap(layout, facts),
         {key: step.shape for key, step in ours.items()},
         {key: step.dtype for key, step in ours.items()},
         record.keys if record else None,
@@ -169,7 +173,7 @@ def _from_ours(checkpoint: Checkpoint, layout: Layout, source: str, target: Path
         report.notes["restored"] = f"{len(record.kept.shapes)} tensors of {KEPT}"
         order = {key: place for place, key in enumerate(record.keys)}
         plan.steps.sort(key=lambda step: order.get(step.key, len(order)))
-    if layout is TRANSFORMERS:
+    if not layout.is_file:
         theirs = record.config if record and record.config else peer_config(config)
         tokenizer = _tokenizer(checkpoint.path, config, report, options)
         with staged(target) as folder:
@@ -196,18 +200,18 @@ def _config(
     source: str,
     options: Options,
 ) -> tuple[GDinoConfig, list[str]]:
-    """The configuration, checked against the user's preset, and what had to be assumed for it."""
+    """Return the configuration, checked against the user's preset, and the assumptions it rests on."""
     assumed: list[str] = []
     if layout is TRANSFORMERS:
         if _model_type(checkpoint) == "gdino":
             raise ConversionError(
-                f"{source} is a model of ours already; give --to-original, --to-mmdet or --to-transformers."
+                f"{source} is already in our layout; give {' or '.join(f'--to-{name}' for name in LAYOUTS)}."
             )
         config = _read_config(checkpoint, source)
     else:
         facts = facts_of_source(layout, shapes, read)
-        config, assumed = infer_config(shapes_in_ours(KeyMap(layout.name, facts), shapes), layout, facts, source)
-        # Half precision is how weights are stored; without a GPU it is no way to compute.
+        config, assumed = infer_config(shapes_in_ours(KeyMap(layout, facts), shapes), layout, facts, source)
+        # Weights stored in half precision would otherwise be computed with in half precision, which is slow on a CPU.
         config.dtype = "float32"
     if options.overrides:
         try:
@@ -220,6 +224,7 @@ def _config(
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a nested dictionary with some entries changed."""
     nested = {
         key: _merged(base[key], value)
         for key, value in changes.items()
@@ -233,9 +238,9 @@ def _model_type(checkpoint: Checkpoint) -> str:
 
 
 def _read_config(checkpoint: Checkpoint, source: str) -> GDinoConfig:
-    """The configuration of a folder of ours or transformers'."""
+    """Read the configuration in a folder of ours or transformers'."""
     if checkpoint.config is None:
-        raise ConversionError(f"{source} has no config.json beside its weights; give the model's whole folder.")
+        raise ConversionError(f"{source} has no config.json beside its weights; give the complete folder of the model.")
     model_type = _model_type(checkpoint)
     if model_type not in _MODEL_TYPES:
         raise ConversionError(
@@ -245,12 +250,12 @@ def _read_config(checkpoint: Checkpoint, source: str) -> GDinoConfig:
         return GDinoConfig.from_dict(checkpoint.config)
     except CONFIG_ERRORS as error:
         raise ConversionError(
-            f"{checkpoint.path / 'config.json'} cannot be used ({reason(error)}); mend it."
+            f"{checkpoint.path / 'config.json'} cannot be used ({reason(error)}); correct the file."
         ) from error
 
 
 def _local(source: str) -> Path:
-    """The path of a file or folder, or of the downloaded files of a Hub id."""
+    """Return the path of a file or folder; files of a Hub id are downloaded first."""
     path = Path(source).expanduser()
     if path.exists() or not _HUB_ID.fullmatch(source):
         return path
@@ -259,7 +264,7 @@ def _local(source: str) -> Path:
     local = not companions.reachable(source)
     try:
         return Path(snapshot_download(source, allow_patterns=_HUB_FILES, local_files_only=local))
-    # The Hub's client raises whatever a connection can fail with.
+    # The Hub's client has no common base class for its errors and those of the network.
     except Exception as error:
         raise ConversionError(
             f"There is no file or folder {source}, and the Hub has no such repository or cannot be reached; check the "
@@ -268,15 +273,17 @@ def _local(source: str) -> Path:
 
 
 def _aside(key: str, shape: tuple[int, ...], dtype: Any) -> Step:
+    """Plan to store a tensor of the source beside the model."""
     return Step(key, (key,), "keep", shape, dtype, lambda read: read(key))
 
 
 def _kept(key: str, kept: Checkpoint) -> Step:
+    """Plan to write back a tensor that was stored beside the model."""
     return Step(key, (), "keep", kept.shapes[key], kept.dtypes[key], lambda read: kept.read(key))
 
 
 def _tokenizer(folder: Path, config: GDinoConfig, report: Report, options: Options) -> Any:
-    """The tokenizer to save; None, and a warning, if the user named none and none can be had."""
+    """Return the tokenizer to save; without one that can be loaded or was asked for, warn and return None."""
     own = str(folder) if companions.has_tokenizer(folder) else None
     wanted = options.tokenizer or own or companions.PUBLISHED_TOKENIZER
     try:
@@ -294,7 +301,7 @@ def _tokenizer(folder: Path, config: GDinoConfig, report: Report, options: Optio
 def _finish(
     folder: Path, tokenizer: Any, config: GDinoConfig, layout: Layout, report: Report, source: Path, options: Options
 ) -> None:
-    """Write what lies beside the weights."""
+    """Write the files beside the weights: processor and model card."""
     for_transformers = report.destination == TRANSFORMERS.name
     companions.save_processor(
         folder, tokenizer, companions.image_processor_of(source), for_transformers, config.max_text_len

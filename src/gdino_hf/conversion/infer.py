@@ -1,4 +1,4 @@
-"""The configuration that a checkpoint's tensors fit, and whether it is the preset the user named."""
+"""Infer the configuration from the shapes of a checkpoint's tensors, and compare it with a preset."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _POINTS = 4
 _BERT_HEAD_WIDTH = 64
 _SMALL_BERT_HEADS = 4
 
-ARCHITECTURE = (
+_ARCHITECTURE = (
     "d_model",
     "num_queries",
     "num_feature_levels",
@@ -56,22 +56,22 @@ _BERT_ARCHITECTURE = (
 
 
 def infer_config(shapes: Shapes, layout: Layout, facts: Facts, where: Any) -> tuple[GDinoConfig, list[str]]:
-    """Read the configuration off the tensors.
+    """Infer the configuration from the shapes of the tensors.
 
-    Where a size has several witnesses the majority counts: one tensor of a wrong shape then stands out instead of
-    moving the configuration.
+    A size that several tensors show is decided by the majority, so that a single tensor of a wrong shape is reported
+    as such instead of changing the configuration.
 
     Args:
-        shapes: Shapes by our key, as far as the checkpoint has them.
-        layout: Where they come from; what tensors cannot tell is as in its first preset.
-        facts: What `facts_of_source` found.
-        where: The file, for messages.
+        shapes: Shapes by our key, for the tensors that the checkpoint has.
+        layout: The checkpoint's layout; what no tensor shows is taken from its first preset.
+        facts: The result of `facts_of_source`.
+        where: File or folder of the checkpoint, for messages.
 
     Returns:
-        The configuration, and what had to be assumed, one sentence each.
+        The configuration, and one sentence for each assumption that was necessary.
 
     Raises:
-        ConversionError: No configuration fits.
+        ConversionError: No configuration fits the tensors.
     """
     find = _Finder(shapes)
     assumed: list[str] = []
@@ -97,7 +97,9 @@ def infer_config(shapes: Shapes, layout: Layout, facts: Facts, where: Any) -> tu
         weights = find.size(rf"model\.{part}\.layers\.\d+\.{re.escape(module)}\.attention_weights\..+", 0)
         if weights:
             fields[f"{part}_attention_heads"] = max(1, weights // (levels * _POINTS))
-    assumed.append(f"every attention head samples {_POINTS} points a level (only heads times points shows in a tensor)")
+    assumed.append(
+        f"every attention head samples {_POINTS} points a level (tensors show only the product of heads and points)"
+    )
     preset = layout.presets[0]
     try:
         return GDinoConfig.preset(preset, **{k: v for k, v in fields.items() if v is not None}), assumed
@@ -109,6 +111,7 @@ def infer_config(shapes: Shapes, layout: Layout, facts: Facts, where: Any) -> tu
 
 
 def _swin(find: _Finder) -> SwinConfig:
+    """Infer the configuration of the image backbone."""
     blocks = rf"{re.escape(_SWIN)}encoder\.layers\.(\d+)\.blocks\."
     stages = sorted(find.numbers(blocks + r".+"))
     norms = sorted(find.numbers(rf"{re.escape(_SWIN)}hidden_states_norms\.stage(\d+)\..+"))
@@ -128,12 +131,13 @@ def _swin(find: _Finder) -> SwinConfig:
     if embed_dim and widened:
         fields["mlp_ratio"] = widened / embed_dim
     if fields["window_size"] == 12:
-        # Published with the larger windows; the size takes no part in the computation.
+        # As in the published checkpoints with 12-pixel windows; the value does not affect the computation.
         fields["image_size"] = 384
     return SwinConfig(**{"out_indices": [2, 3, 4], **{k: v for k, v in fields.items() if v is not None}})
 
 
 def _bert(find: _Finder, assumed: list[str]) -> BertConfig:
+    """Infer the configuration of the text encoder."""
     embeddings = rf"{re.escape(_BERT)}embeddings\."
     width = find.size(rf"{embeddings}(LayerNorm\.weight|LayerNorm\.bias)", 0)
     layer = rf"{re.escape(_BERT)}encoder\.layer\."
@@ -149,23 +153,23 @@ def _bert(find: _Finder, assumed: list[str]) -> BertConfig:
         heads = width // _BERT_HEAD_WIDTH if width % _BERT_HEAD_WIDTH == 0 else _SMALL_BERT_HEADS
         fields["num_attention_heads"] = heads
         assumed.append(
-            f"text_config.num_attention_heads is {heads} for a width of {width} (no tensor shows it; --config sets "
-            "another)"
+            f"text_config.num_attention_heads is {heads} for a width of {width} (no tensor shows it; --config "
+            "changes it)"
         )
     return BertConfig(**{key: value for key, value in fields.items() if value is not None})
 
 
 def check_preset(config: GDinoConfig, preset: str, layout: Layout, where: Any) -> None:
-    """Refuse a preset that the tensors contradict.
+    """Refuse a checkpoint that does not have the sizes of the preset the user named.
 
     Args:
-        config: What was inferred or read.
-        preset: The preset the user named.
-        layout: Its presets are what the message offers.
-        where: The file, for messages.
+        config: Configuration that was inferred or read.
+        preset: Name of the preset.
+        layout: The checkpoint's layout, whose presets the message suggests.
+        where: File or folder of the checkpoint, for messages.
 
     Raises:
-        ConversionError: The two differ; the message names the first difference.
+        ConversionError: There is no such preset, or the sizes differ; the message names the first difference.
     """
     try:
         wanted = GDinoConfig.preset(preset)
@@ -177,16 +181,15 @@ def check_preset(config: GDinoConfig, preset: str, layout: Layout, where: Any) -
     name, found, expected = difference
     fitting = [other for other in layout.presets if _difference(config, GDinoConfig.preset(other)) is None]
     remedy = f"give --preset {fitting[0]}" if fitting else "leave --preset out to take the sizes from the tensors"
-    raise ConversionError(
-        f"{where} is not {preset!r}: its {name} is {found}, that of {preset!r} is {expected}; {remedy}."
-    )
+    raise ConversionError(f"{where} is not {preset!r}: its {name} is {found}, but {preset!r} has {expected}; {remedy}.")
 
 
 def _difference(config: GDinoConfig, wanted: GDinoConfig) -> tuple[str, Any, Any] | None:
+    """Return the first field in which two configurations differ and its two values, or None."""
     pairs = [
         *(("backbone_config." + name, config.backbone_config, wanted.backbone_config) for name in _SWIN_ARCHITECTURE),
         *(("text_config." + name, config.text_config, wanted.text_config) for name in _BERT_ARCHITECTURE),
-        *((name, config, wanted) for name in ARCHITECTURE),
+        *((name, config, wanted) for name in _ARCHITECTURE),
     ]
     for name, ours, theirs in pairs:
         found, expected = (_plain(getattr(side, name.rpartition(".")[2], None)) for side in (ours, theirs))
@@ -200,22 +203,22 @@ def _plain(value: Any) -> Any:
 
 
 class _Finder:
-    """Asks the shapes of all keys that fit an expression."""
+    """Look-ups over the shapes of all keys that match a regular expression."""
 
     def __init__(self, shapes: Shapes) -> None:
         self.shapes = shapes
 
     def numbers(self, expression: str) -> set[int]:
-        """What the expression's group is, over all keys."""
+        """Return group 1 of the expression for every key that matches it."""
         pattern = re.compile(expression)
         return {int(found[1]) for key in self.shapes if (found := pattern.fullmatch(key))}
 
     def count(self, expression: str) -> int | None:
-        """One more than the largest of these numbers; None without any."""
+        """Return one more than the largest of these numbers, or None if no key matches."""
         return max(self.numbers(expression), default=-1) + 1 or None
 
     def size(self, expression: str, axis: int) -> int | None:
-        """The most frequent size along an axis; None if no key fits."""
+        """Return the most frequent size along an axis, or None if no key matches."""
         pattern = re.compile(expression)
         return _most_common(
             shape[axis] for key, shape in self.shapes.items() if len(shape) > axis and pattern.fullmatch(key)

@@ -1,4 +1,4 @@
-"""The key tables: which tensor of another layout is which of ours. `keys/original.txt` explains the notation."""
+"""Parse and apply the key tables, which say what each tensor is called here. keys/original.txt has the notation."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import resources
 from itertools import product
 
 from torch import Tensor
 
+from .layouts import Layout
 from .rules import ASIDE, FILLS, RULES, Rule
 
 QKV = ("query", "key", "value")
@@ -22,11 +22,11 @@ Bindings = dict[str, str | int]
 
 
 class Pattern:
-    """One side of a line: matches keys and makes them.
+    """One column of a table line, which matches keys and generates them.
 
     Args:
-        text: The key with its placeholders.
-        facts: Numbers of the configuration that placeholders refer to.
+        text: A key with placeholders.
+        facts: Numbers of the configuration that the placeholders refer to.
     """
 
     def __init__(self, text: str, facts: Facts) -> None:
@@ -45,24 +45,24 @@ class Pattern:
         self.fused = "{qkv}" in text
 
     def _placeholder(self, found: re.Match[str], facts: Facts) -> tuple[str, str]:
-        """How a placeholder is written when keys are made, and the expression that matches it."""
+        """Return a placeholder as a format field, and as a regular expression."""
         if found[0] == "*":
             return f"{{{_REST}}}", f"(?P<{_REST}>.+)"
         plain = found["plain"]
         if plain == "qkv":
             return "{qkv}", f"(?P<qkv>{'|'.join(QKV)})"
         if plain is not None and plain.startswith("="):
-            number = str(facts[plain[1:]])
+            number = str(_fact(plain[1:], facts))
             return number, number
         name = plain or found["name"]
         if found["kind"] == "+":
-            self.offsets[name] = int(found["detail"]) if found["detail"].isdigit() else facts[found["detail"]]
+            self.offsets[name] = int(found["detail"]) if found["detail"].isdigit() else _fact(found["detail"], facts)
         elif found["kind"] == ":":
-            self.bounds[name] = facts[found["detail"]]
+            self.bounds[name] = _fact(found["detail"], facts)
         return f"{{{name}}}", rf"(?P<{name}>\d+)"
 
     def match(self, key: str) -> Bindings | None:
-        """What the placeholders stand for in a key, None if it does not fit."""
+        """Return the values of the placeholders in a key, or None if the key does not match."""
         found = self._expression.fullmatch(key)
         if found is None:
             return None
@@ -78,7 +78,7 @@ class Pattern:
         return bindings
 
     def keys(self, bindings: Bindings) -> Iterator[str]:
-        """The keys of given placeholders; query, key and value, and every index only this side has, make several."""
+        """Generate the keys for given placeholder values: several for {qkv} and for an index in this column only."""
         free: dict[str, list[str | int]] = {
             name: list(range(end)) for name, end in self.bounds.items() if name not in bindings
         }
@@ -95,14 +95,14 @@ class Pattern:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table.
+    """One line of a key table.
 
     Attributes:
-        theirs: Keys of the other layout; None if it has none.
-        ours: Keys of ours; None if ours has none.
-        name: The rule's name.
-        optional: Written back only where the source had it.
-        reason: Why, in words.
+        theirs: Pattern of the other layout's keys; None if that layout has no such tensor.
+        ours: Pattern of our keys; None if we have no such tensor.
+        name: Name of the rule.
+        optional: Whether their tensor is written only if the source of the weights had it.
+        reason: Explanation for the report.
     """
 
     theirs: Pattern | None
@@ -113,70 +113,80 @@ class Row:
 
     @property
     def rule(self) -> Rule:
-        """What happens to the tensor; "keep" and "drop" have none."""
+        """The rule of that name; lines with "keep" and "drop" have none."""
         return RULES[self.name]
 
     def their_keys(self, bindings: Bindings) -> list[str]:
-        """Their keys of given placeholders; none if they have no such tensor."""
+        """Return their keys for given placeholder values; empty if they have no such tensor."""
         return list(self.theirs.keys(bindings)) if self.theirs is not None else []
 
     def our_keys(self, bindings: Bindings) -> list[str]:
-        """Our keys of given placeholders; none if ours has no such tensor."""
+        """Return our keys for given placeholder values; empty if we have no such tensor."""
         return list(self.ours.keys(bindings)) if self.ours is not None else []
 
     def carry(self, theirs: Tensor) -> list[Tensor]:
-        """Our tensors out of one of theirs; none if ours has them already or has no place for them."""
+        """Compute our tensors from one of theirs; empty if theirs is derived from ours or has no counterpart."""
         if self.aside or self.rule.to_ours is None:
             return []
         return self.rule.to_ours(theirs)
 
     @property
     def aside(self) -> bool:
-        """Whether the tensor has no place on the other side."""
+        """Whether the tensor has no counterpart on the other side."""
         return self.name in ASIDE
 
     @property
     def derived(self) -> bool:
-        """Whether their tensor follows from ours."""
+        """Whether their tensor can be computed from ours."""
         return not self.aside and self.rule.derived
 
 
 class KeyMap:
-    """A layout's table for one configuration.
+    """The lines of a layout's key table that hold for one configuration.
 
     Args:
-        layout: Name of the table: "original", "mmdet" or "transformers".
-        facts: decoder_layers, backbone_levels, and as 0 or 1 what the table's "when" lines ask for.
+        layout: The layout.
+        facts: Numbers of the configuration, from `facts_of_source` or `facts_of_config`.
+
+    Raises:
+        ValueError: A line of the table is malformed.
     """
 
-    def __init__(self, layout: str, facts: Facts) -> None:
-        text = resources.files(__package__).joinpath("keys", f"{layout}.txt").read_text(encoding="utf-8")
-        self.rows = list(_parse(text, facts))
+    def __init__(self, layout: Layout, facts: Facts) -> None:
+        self.rows = list(_parse(layout.table, facts))
 
     def row_of(self, key: str) -> tuple[Row, Bindings] | None:
-        """The line for one of their keys, and what its placeholders stand for."""
+        """Return the line for one of their keys and the values of its placeholders, or None."""
         for row in self.rows:
             if row.theirs is not None and (bindings := row.theirs.match(key)) is not None:
                 return row, bindings
         return None
 
     def rows_of_ours(self, key: str) -> list[tuple[Row, Bindings]]:
-        """The lines for one of our keys: the one that carries it over first, then those that follow from it."""
+        """Return the lines for one of our keys: first the one that carries its values, then those derived from it."""
         matches = [(row, found) for row in self.rows if row.ours and (found := row.ours.match(key)) is not None]
         carriers = [match for match in matches if not match[0].derived]
         return [*carriers[:1], *(match for match in matches if match[0].derived)]
 
     def fill_of(self, key: str) -> Row | None:
-        """The line that says what one of our keys is filled with where the source lacks it."""
+        """Return the line that says how to fill one of our tensors if the source lacks it, or None."""
         return next((row for row in self.fills if row.ours and row.ours.match(key) is not None), None)
 
     @cached_property
     def fills(self) -> list[Row]:
-        """The lines with a filling."""
+        """The lines whose rule fills a tensor."""
         return [row for row in self.rows if row.name in FILLS]
 
 
+def _fact(name: str, facts: Facts) -> int:
+    """Look up a number of the configuration that a table names."""
+    if name not in facts:
+        raise ValueError(f"The key table asks for {name!r}; the facts of a configuration are {', '.join(facts)}.")
+    return facts[name]
+
+
 def _parse(text: str, facts: Facts) -> Iterator[Row]:
+    """Yield the lines that hold for a configuration, with every @name of a "let" line replaced."""
     aliases: dict[str, str] = {}
     counts = True
     for number, line in enumerate(text.splitlines(), start=1):
@@ -192,12 +202,13 @@ def _parse(text: str, facts: Facts) -> Iterator[Row]:
             counts = True
         elif line.startswith("when "):
             condition = line.removeprefix("when ")
-            counts = bool(facts[condition.removeprefix("not ")]) != condition.startswith("not ")
+            counts = bool(_fact(condition.removeprefix("not "), facts)) != condition.startswith("not ")
         elif counts:
             yield _row(line, number, facts)
 
 
 def _row(line: str, number: int, facts: Facts) -> Row:
+    """Parse one line: theirs | ours | rule: reason."""
     columns = [column.strip() for column in line.split("|")]
     if len(columns) not in (2, 3):
         raise ValueError(f"Line {number} has {len(columns)} columns, not theirs | ours | rule: {line!r}.")
@@ -205,5 +216,5 @@ def _row(line: str, number: int, facts: Facts) -> Row:
     rule, _, reason = (columns[2] if len(columns) == 3 else "rename").partition(":")
     name = rule.rstrip("?").strip()
     if name not in RULES and name not in ASIDE:
-        raise ValueError(f"Line {number} names the rule {name!r}; there are {', '.join([*RULES, *ASIDE])}.")
+        raise ValueError(f"Line {number} names the rule {name!r}; the rules are {', '.join([*RULES, *ASIDE])}.")
     return Row(theirs, ours, name, rule.endswith("?"), reason.strip())

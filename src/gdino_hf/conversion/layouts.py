@@ -1,37 +1,43 @@
-"""The layouts there are: how each is recognized, wrapped and counted, and whose it is."""
+"""The known layouts: how a checkpoint of each is recognized, wrapped and described.
+
+`gdino_hf.conversion` describes how to add a layout. Nothing here imports torch, so `gdino convert --help` is fast.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from .conversion_error import ConversionError
 
 WRAPPING_PREFIXES = ("module.", "_orig_mod.", "model.")
-"""What data-parallel, compiled and Lightning-style wrappers write before every key."""
+"""Prefixes that data-parallel, compiled and Lightning-style wrappers put before every key."""
+
+_TABLES = Path(__file__).with_name("keys")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One project's way of naming a Grounding DINO's tensors.
+    """One project's way of naming the tensors of a Grounding DINO.
 
     Attributes:
-        name: Name of its key table.
-        title: As people call it.
-        signs: Beginnings of keys that no other layout has.
-        wrapper: Entry of its .pth files that holds the tensors.
-        presets: Configurations published in it; inference starts from the first.
-        decoder_layer: Expression whose group is a decoder layer's number.
-        backbone_level: The same for projections of the backbone's own feature maps.
-        box_head: The same for box heads of decoder layers; the rest of the key is a second group.
-        class_bias: The same for biases of class heads; a layout without them has the "dot" head.
-        source_url: Where its checkpoints come from.
-        licence: What its published weights are under.
+        name: Short name, which is also the name of the key table.
+        title: Name of the project, for the model card.
+        signs: Prefixes of keys that occur in no other layout.
+        wrapper: Key of the dictionary in a .pth file under which the tensors are stored.
+        presets: Names of the configurations published in this layout; what tensors cannot show is taken from the first.
+        decoder_layer: Regular expression whose group 1 is the number of a decoder layer.
+        backbone_level: Regular expression whose group 1 numbers the feature maps that come from the backbone itself.
+        box_head: Regular expression for the box heads of the decoder layers: group 1 is the layer, group 2 the rest.
+        class_bias: Regular expression whose group 1 numbers the biases of the class heads. A checkpoint without such
+            biases has the "dot" class head.
+        source_url: Where checkpoints of this layout are published.
+        licence: Licence of the weights published in this layout.
+        is_file: Whether a checkpoint of this layout is written as one .pth file; False writes a model folder.
+        table_folder: Folder of the key table NAME.txt.
     """
 
     name: str
@@ -45,6 +51,13 @@ class Layout:
     class_bias: str
     source_url: str
     licence: str = "apache-2.0"
+    is_file: bool = True
+    table_folder: Path = _TABLES
+
+    @property
+    def table(self) -> str:
+        """Text of the key table."""
+        return (self.table_folder / f"{self.name}.txt").read_text(encoding="utf-8")
 
 
 ORIGINAL = Layout(
@@ -82,22 +95,24 @@ TRANSFORMERS = Layout(
     box_head=r"bbox_embed\.(\d+)\.(.+)",
     class_bias=r"class_embed\.(\d+)\.bias",
     source_url="https://huggingface.co/models?other=grounding-dino",
+    is_file=False,
 )
 LAYOUTS = {layout.name: layout for layout in (ORIGINAL, MMDET, TRANSFORMERS)}
+"""The layouts by name. Our own models have the names of `TRANSFORMERS`."""
 
 
 def find_layout(keys: Iterable[str], where: Any) -> tuple[Layout, str]:
-    """Recognize a layout by its keys.
+    """Recognize the layout of a checkpoint by its keys.
 
     Args:
         keys: The keys as stored.
-        where: The file, for messages.
+        where: File or folder of the checkpoint, for messages.
 
     Returns:
-        The layout, and the prefix that a wrapper put before the keys.
+        The layout, and the prefix that wrappers put before every key ("" for none).
 
     Raises:
-        ConversionError: It is no Grounding DINO.
+        ConversionError: The checkpoint is not a Grounding DINO.
     """
     names, prefix = list(keys), ""
     while True:
@@ -113,6 +128,7 @@ def find_layout(keys: Iterable[str], where: Any) -> tuple[Layout, str]:
 
 
 def _no_detector(keys: list[str], where: Any) -> str:
+    """Return the message for a checkpoint of another kind of model."""
     remedy = "give the checkpoint of a whole Grounding DINO, MM-Grounding-DINO or LLMDet"
     swin = [key for key in keys if re.search(r"patch_embed|relative_position_bias_table", key)]
     head = next((key for key in keys if re.match(r"(head|classifier|fc)\.", key)), None)
@@ -120,61 +136,4 @@ def _no_detector(keys: list[str], where: Any) -> str:
         return f"{where} is a Swin image classifier ({head!r}) without text encoder and decoder; {remedy}."
     if swin:
         return f"{where} is a Swin backbone ({swin[0]!r}) without text encoder and decoder; {remedy}."
-    return f"{where} is no Grounding DINO (its keys are like {keys[0]!r}); {remedy}."
-
-
-def facts_of_source(
-    layout: Layout, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Tensor]
-) -> dict[str, int]:
-    """What a layout's table asks of the configuration, from a checkpoint's keys.
-
-    Args:
-        layout: The layout.
-        shapes: Shapes by key, prefixes taken off.
-        read: Reads a tensor by such a key.
-
-    Returns:
-        decoder_layers, backbone_levels, and as 0 or 1 which heads are shared.
-    """
-    layers = _numbers(layout.decoder_layer, shapes)
-    biased = bool(_numbers(layout.class_bias, shapes))
-    return {
-        "decoder_layers": max(layers, default=-1) + 1,
-        "backbone_levels": len(_numbers(layout.backbone_level, shapes)),
-        # Heads with a bias come from configurations that share nothing, whatever their values; others are one head if
-        # they hold the same numbers, which changes no output.
-        "decoder_bbox_embed_share": int(not biased and _equal_heads(layout, shapes, read, max(layers, default=-1) + 1)),
-        "decoder_cls_embed_share": int(not biased),
-        "two_stage_bbox_embed_share": 0,
-    }
-
-
-def facts_of_config(config: Any) -> dict[str, int]:
-    """The same from a configuration."""
-    backbone = config.backbone_config
-    maps = len(getattr(backbone, "out_indices", None) or getattr(backbone, "out_features", None) or ())
-    return {
-        "decoder_layers": config.decoder_layers,
-        "backbone_levels": min(maps, config.num_feature_levels),
-        "decoder_bbox_embed_share": int(config.decoder_bbox_embed_share),
-        "decoder_cls_embed_share": int(config.decoder_cls_embed_share),
-        "two_stage_bbox_embed_share": int(config.two_stage_bbox_embed_share),
-    }
-
-
-def _numbers(expression: str, keys: Iterable[str]) -> set[int]:
-    return {int(found[1]) for key in keys if (found := re.fullmatch(expression, key))}
-
-
-def _equal_heads(
-    layout: Layout, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Tensor], num_layers: int
-) -> bool:
-    heads: dict[str, dict[int, str]] = {}
-    for key in shapes:
-        if (found := re.fullmatch(layout.box_head, key)) and int(found[1]) < num_layers:
-            heads.setdefault(found[2], {})[int(found[1])] = key
-    for layers in heads.values():
-        first, *others = (layers[number] for number in sorted(layers))
-        if any(shapes[first] != shapes[key] or not torch.equal(read(first), read(key)) for key in others):
-            return False
-    return True
+    return f"{where} is not a Grounding DINO (it has keys like {keys[0]!r}); {remedy}."

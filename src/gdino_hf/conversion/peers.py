@@ -1,4 +1,4 @@
-"""Our configuration as transformers' own classes read it."""
+"""Translate a configuration of ours into one that transformers' own classes read."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _NOT_THEIRS = ("model_type", "architectures", "auto_map", "auxiliary_loss", "tra
 
 
 def peer_config(config: GDinoConfig) -> dict[str, Any]:
-    """The config.json of a grounding-dino or mm-grounding-dino that computes what ours does.
+    """Return the config.json of the grounding-dino or mm-grounding-dino model that computes the same.
 
     Args:
-        config: Ours.
+        config: Our configuration.
 
     Returns:
-        The fields that transformers' class has.
+        The configuration of transformers' class as a dictionary.
 
     Raises:
-        ConversionError: transformers has no such model.
+        ConversionError: transformers has no model that computes the same.
     """
     backbone = getattr(config.backbone_config, "model_type", None)
     for name, value, exists in (
@@ -38,7 +38,7 @@ def peer_config(config: GDinoConfig) -> dict[str, Any]:
     ):
         if not exists:
             raise ConversionError(
-                f"transformers' own classes have no {name} {value!r}; share the model as it is, with its custom code."
+                f"transformers' own classes have no {name} {value!r}; share it in our layout, with its custom code."
             )
     peer, architecture = _PEERS[config.class_head]
     fields = {key: value for key, value in config.to_dict().items() if key not in _NOT_THEIRS}

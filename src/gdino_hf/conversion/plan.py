@@ -1,4 +1,4 @@
-"""What a conversion will write, decided before anything is written."""
+"""Plan what a conversion writes, before anything is written."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Step:
     """One tensor to write.
 
     Attributes:
-        key: Its key.
-        sources: Keys of the tensors it is made of; empty if it is filled in.
-        rule: Name of the rule that makes it.
-        shape: Its shape.
-        dtype: Its storage dtype.
-        make: Makes it, given a reader of the source.
+        key: Key to write it under.
+        sources: Keys of the tensors it is computed from; empty if it is filled with a constant.
+        rule: Name of the rule that computes it.
+        shape: Shape to write.
+        dtype: Dtype to write.
+        make: Computes the tensor, given a function that reads tensors of the source.
     """
 
     key: str
@@ -39,27 +39,27 @@ class Step:
     make: Callable[[Reader], Tensor]
 
     def build(self, read: Reader) -> Tensor:
-        """Make the tensor, and be certain that it is what was planned."""
+        """Compute the tensor and check it against the planned shape and dtype."""
         tensor = self.make(read)
         if tensor.shape != self.shape or tensor.dtype != self.dtype:
             raise RuntimeError(
                 f"{self.key} was planned as {self.shape} {self.dtype}, but is {tuple(tensor.shape)} {tensor.dtype}; "
-                "the key table is at fault."
+                "its line in the key table is wrong."
             )
         return tensor
 
 
 @dataclass
 class Plan:
-    """All tensors to write, and what becomes of the others.
+    """All tensors to write, and what happens to the others.
 
     Attributes:
-        steps: Tensors to write, in order.
-        derived: Their tensors that follow from others, by key: the rule, and the dtype they are stored in.
-        kept: Their tensors that ours has no place for, by key: why; they go beside the model.
-        dropped: Tensors that are gone for good, by key: why.
-        filled: Our tensors that the source lacks, by key: with what and why.
-        warnings: What the user should know.
+        steps: The tensors to write, in order.
+        derived: Their tensors that can be computed from ours: key -> (rule, dtype they are stored in).
+        kept: Their tensors without a counterpart here, which are stored beside the model: key -> reason.
+        dropped: Tensors that are not written at all: key -> reason.
+        filled: Our tensors that the source lacks: key -> filling and reason.
+        warnings: Sentences for the user.
     """
 
     steps: list[Step] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Plan:
 
 
 def shapes_in_ours(key_map: KeyMap, shapes: Shapes) -> dict[str, tuple[int, ...]]:
-    """Shapes by our key, as far as a source's tensors can be carried over at all."""
+    """Return the shapes of a source's tensors by our keys; tensors that no rule can carry over are left out."""
     found: dict[str, tuple[int, ...]] = {}
     for key, shape in shapes.items():
         match = key_map.row_of(key)
@@ -89,21 +89,21 @@ def shapes_in_ours(key_map: KeyMap, shapes: Shapes) -> dict[str, tuple[int, ...]
 def plan_to_ours(
     key_map: KeyMap, shapes: Shapes, dtypes: DTypes, expected: Shapes, read: Reader, where: object
 ) -> Plan:
-    """Plan the way from another layout to ours.
+    """Plan a conversion from another layout to ours.
 
     Args:
-        key_map: Their table for the configuration.
-        shapes: Shapes of their tensors, prefixes taken off.
-        dtypes: Their dtypes.
-        expected: Shapes of ours, all that the configuration has.
+        key_map: Key table of the other layout, for the configuration.
+        shapes: Shapes of their tensors by key, without wrapper prefix.
+        dtypes: Dtypes of their tensors.
+        expected: Shapes of all tensors that our model of this configuration stores.
         read: Reads one of their tensors.
-        where: The file, for messages.
+        where: File or folder of the checkpoint, for messages.
 
     Returns:
-        The plan; its steps are in the order of `expected`.
+        The plan, with its steps in the order of `expected`.
 
     Raises:
-        ConversionError: A key is missing, unknown, or of another shape than the configuration has.
+        ConversionError: A tensor is missing or unknown, or its shape does not fit the configuration.
     """
     plan = Plan()
     steps: dict[str, Step] = {}
@@ -134,28 +134,28 @@ def plan_to_ours(
         _check_derived(row, key, [steps[name] for name in ours], read, plan)
     if odd := [key for key, _, _ in checks if key in plan.kept]:
         more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
-        plan.warnings.append(f"{odd[0]}{more}: {plan.kept[odd[0]]}; what was stored is kept for the way back only")
+        plan.warnings.append(f"{odd[0]}{more}: {plan.kept[odd[0]]}; the stored values are kept for the way back only")
     return plan
 
 
 def plan_from_ours(
     key_map: KeyMap, shapes: Shapes, dtypes: DTypes, recorded: Mapping[str, torch.dtype | None] | None, layout: str
 ) -> Plan:
-    """Plan the way from ours to another layout.
+    """Plan a conversion from our layout to another.
 
     Args:
-        key_map: Their table for the configuration.
-        shapes: Shapes of our tensors, all that the configuration has.
-        dtypes: Their dtypes.
-        recorded: Keys that the source of these weights had in that layout, in order, with the dtype of those that
-            follow from others; None if the weights never were in it.
-        layout: Its name, for messages.
+        key_map: Key table of the other layout, for the configuration.
+        shapes: Shapes of all tensors that our model of this configuration stores.
+        dtypes: Dtypes of our tensors.
+        recorded: Keys of the checkpoint that our weights came from, in order, each with its dtype if it is derived from
+            other tensors, else None. None instead of a mapping if the weights did not come from this layout.
+        layout: Name of the other layout, for messages.
 
     Returns:
-        The plan, without the tensors that were kept beside the model.
+        The plan, without the tensors that were stored beside the model.
 
     Raises:
-        ConversionError: One of our tensors has no place there.
+        ConversionError: The other layout has no place for one of our tensors.
     """
     plan = Plan()
     origins: dict[str, tuple[Row, Bindings]] = {}
@@ -186,18 +186,19 @@ def plan_from_ours(
 
 
 def _tied(name: str, rows: list[tuple[Row, Bindings]]) -> bool:
-    """Whether one of our tensors only lives on as copies of it under other names."""
+    """Whether a tensor of ours, a tied head, exists in the other layout only as copies under other names."""
     return all(row.derived and row.name.endswith("copy") for row, _ in rows)
 
 
 def _goes_back(row: Row, key: str, recorded: Mapping[str, torch.dtype | None] | None) -> bool:
+    """Whether to write one of their tensors: always what carries values, and extras only if the source had them."""
     if recorded is None:
         return not (row.derived and row.optional)
     return key in recorded or not (row.derived or row.optional)
 
 
 def _sketch(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-    """A tensor without contents, on which a rule shows what shape it gives."""
+    """Return a tensor on the meta device, to which a rule is applied for the shape of its result."""
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
@@ -210,6 +211,7 @@ def _maker(row: Row, ours: tuple[str, ...], dtype: torch.dtype) -> Callable[[Rea
 
 
 def _fill(key_map: KeyMap, name: str, shape: tuple[int, ...], dtype: torch.dtype, plan: Plan, where: object) -> Step:
+    """Plan to fill a tensor that the source lacks, or refuse the source if no line says with what."""
     row = key_map.fill_of(name)
     if row is None:
         carriers = [key for row, found in key_map.rows_of_ours(name)[:1] for key in row.their_keys(found)]
@@ -226,23 +228,25 @@ def _check_shape(row: Row, key: str, shape: tuple[int, ...], ours: list[tuple[in
     wanted = tuple(row.rule.to_theirs([_sketch(size) for size in ours]).shape)
     if shape != wanted:
         raise ConversionError(
-            f"{key} of {where} has the shape {shape}, but {wanted} goes with the other tensors; fetch the checkpoint "
-            "again, or give one that is whole."
+            f"{key} of {where} has the shape {shape}, but {wanted} fits the other tensors; fetch the checkpoint "
+            "again, or give one that is complete."
         )
 
 
 def _check_derived(row: Row, key: str, steps: list[Step], read: Reader, plan: Plan) -> None:
-    """A tensor that follows from others is not carried over if it does follow."""
+    """Drop a derived tensor of theirs if it equals what its rule computes; otherwise keep it, with a warning."""
     stored = read(key)
     made = row.rule.to_theirs([step.make(read) for step in steps])
     if torch.equal(made.to(stored.dtype), stored):
         plan.derived[key] = (row.name, stored.dtype)
         return
-    plan.kept[key] = f"not what the rule {row.name!r} makes of the model's own tensors, which are used instead"
+    plan.kept[key] = (
+        f"differs from what the rule {row.name!r} computes from the model's own tensors, which are used instead"
+    )
 
 
 def _unknown(key: str, where: object) -> str:
     return (
-        f"{where} holds {key}, which is no tensor of a model of its sizes; take it out of the file, or give the "
+        f"{where} holds {key}, which is not a tensor of a model of this size; take it out of the file, or give the "
         "checkpoint as it was published."
     )

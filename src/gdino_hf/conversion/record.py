@@ -1,4 +1,4 @@
-"""What a conversion did with every key: told to the user, and kept beside the model for the way back."""
+"""The report of a conversion: printed for the user, and stored beside the model so that the way back is exact."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from .conversion_error import ConversionError
 from .plan import Plan
 
 RECORD = "conversion.json"
-"""The report beside a model; the way back reads it."""
+"""File name of the report beside a model, which a conversion back reads."""
 KEPT = "conversion.safetensors"
-"""The source's tensors that the model has no place for."""
+"""File name of the source's tensors that have no counterpart in our model."""
 
 
 @dataclass
 class Report:
-    """One conversion.
+    """What one conversion did.
 
     Attributes:
-        source: What was read.
-        target: What was written.
-        origin: Layout of the source.
-        destination: Layout of the target; "gdino" is ours.
-        plan: What became of every key.
-        wrapper: Entry of the source's pickle that held the tensors.
-        prefix: What stood before every key.
-        keys: The source's keys that come back, in order, prefix and all.
-        others: Further entries of the source's pickle, which are left behind.
-        peer_config: config.json of a transformers source.
-        assumed: What no tensor shows.
-        notes: Results besides the weights: tokenizer, image processor, hash of the source.
+        source: Path or Hub id that was read.
+        target: Path that was written.
+        origin: Name of the source's layout.
+        destination: Name of the target's layout; "gdino" is ours.
+        plan: What happened to every tensor.
+        wrapper: Key of the source's dictionary that held the tensors; None if it was a bare state dict.
+        prefix: Prefix that wrappers put before every key of the source.
+        keys: Keys of the source that a conversion back writes again, in order, prefix included.
+        others: Other keys of the source's dictionary, which are not converted.
+        peer_config: Contents of config.json, for a source in transformers' layout.
+        assumed: Sentences about what no tensor shows.
+        notes: Results besides the weights: tokenizer, restored tensors, hashes of the source.
     """
 
     source: str
@@ -55,11 +55,11 @@ class Report:
 
     @property
     def warnings(self) -> list[str]:
-        """What the user should know."""
+        """Sentences for the user."""
         return self.plan.warnings
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, for json."""
+        """Return the whole report as plain values for JSON."""
         return {
             "source": self.source,
             "from": self.origin,
@@ -78,20 +78,20 @@ class Report:
                 for key, (rule, dtype) in self.plan.derived.items()
             },
             "kept": self.plan.kept,
-            "dropped": {**self.plan.dropped, **dict.fromkeys(self.others, "training state, not a weight")},
+            "dropped": {**self.plan.dropped, **dict.fromkeys(self.others, "training state, no weights")},
             "keys": self.keys,
             "config": self.peer_config,
         }
 
     def write(self, path: Path) -> None:
-        """Write the whole report as json."""
+        """Write the whole report as JSON."""
         path.write_text(json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def lines(self, every_key: bool = False) -> list[str]:
-        """The report for people.
+        """Return the report as lines to print.
 
         Args:
-            every_key: Name every key; otherwise keys of one fate are counted, and the first is named.
+            every_key: Name every key. By default keys with the same reason are counted and the first is named.
         """
         content = self.as_dict()
         rules = Counter(entry["rule"] for entry in content["mapped"].values())
@@ -100,7 +100,7 @@ class Report:
         lines.append(f"mapped: {sum(rules.values())} tensors ({counts})")
         if every_key:
             lines += [f"  {key} <- {', '.join(e['from'])} ({e['rule']})" for key, e in content["mapped"].items()]
-        derived = {key: f"follows from other tensors ({entry['rule']})" for key, entry in content["derived"].items()}
+        derived = {key: f"computed from other tensors ({entry['rule']})" for key, entry in content["derived"].items()}
         sections = (
             ("derived", derived if self.destination == "gdino" else {}),
             (f"kept in {KEPT}", content["kept"]),
@@ -115,6 +115,7 @@ class Report:
 
 
 def _section(title: str, keys: dict[str, str], every_key: bool) -> list[str]:
+    """Return the lines for one group of keys, by key: its reason."""
     if not keys:
         return [f"{title}: none"]
     if every_key:
@@ -129,15 +130,15 @@ def _section(title: str, keys: dict[str, str], every_key: bool) -> list[str]:
 
 @dataclass
 class Record:
-    """What the way back needs of an earlier conversion.
+    """What a conversion back needs to know about the conversion that made the model.
 
     Attributes:
-        wrapper: Entry of the pickle that held the tensors.
-        prefix: What stood before every key.
-        keys: The keys without prefix, in order, with the dtype of those that follow from others.
-        kept: Tensors that lie beside the model, by key without prefix.
-        full_keys: The keys as they stood in the file.
-        config: config.json of a transformers source.
+        wrapper: Key of the source's dictionary that held the tensors; None if it was a bare state dict.
+        prefix: Prefix that wrappers put before every key.
+        keys: Keys without prefix, in order, each with its dtype if it is derived from other tensors, else None.
+        kept: The tensors stored beside the model, by key without prefix; None if there are none.
+        full_keys: Keys as they stood in the file, by key without prefix.
+        config: Contents of config.json, for a source in transformers' layout.
     """
 
     wrapper: str | None
@@ -149,17 +150,17 @@ class Record:
 
 
 def read_record(folder: Path, layout: str) -> Record | None:
-    """The record of a model that came from a layout.
+    """Read the record beside a model that was converted from a layout.
 
     Args:
         folder: The model's folder.
-        layout: The layout to go back to.
+        layout: Name of the layout to convert back to.
 
     Returns:
-        The record; None if the model never was in that layout.
+        The record; None if the model was not converted from that layout.
 
     Raises:
-        ConversionError: It is damaged.
+        ConversionError: The record is damaged.
     """
     path = folder / RECORD
     if not path.is_file():
@@ -179,5 +180,5 @@ def read_record(folder: Path, layout: str) -> Record | None:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConversionError(
-            f"{path} is damaged ({reason(error)}); delete it to go back without what it recorded."
+            f"{path} is damaged ({reason(error)}); delete it to convert without what it recorded."
         ) from error

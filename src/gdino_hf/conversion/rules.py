@@ -1,4 +1,4 @@
-"""The named rules of the key tables: what happens to a tensor between another project's layout and ours."""
+"""The named rules of the key tables: how a tensor changes between another layout and ours, in both directions."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import torch
 from torch import Tensor
 
 FILLS: dict[str, Callable[..., Tensor]] = {"ones": torch.ones, "zeros": torch.zeros}
-"""Rules for tensors of ours that a source may lack, by what they are filled with."""
+"""Rules for tensors of ours that a source may lack: the function that fills them."""
 
 ASIDE = ("keep", "drop")
-"""Rules for tensors without a place on the other side: kept beside the model for the way back, or gone for good."""
+"""Rules for tensors without a counterpart: "keep" stores them beside the model for the way back, "drop" does not."""
 
-# Patch merging joins the four pixels of a square. Ours goes through them column by column and lays their channels one
-# after the other; mmdetection unfolds: row by row, the four values of a channel side by side.
+# Swin's patch merging concatenates the channels of four neighbouring pixels. Ours orders them pixel by pixel, down the
+# columns: (0, 0), (1, 0), (0, 1), (1, 1). mmdetection uses F.unfold: channel by channel, pixels along the rows.
 _COLUMN_AND_ROW_ORDER = [0, 2, 1, 3]
 
 
 class Rule(NamedTuple):
-    """How tensors go over.
+    """How the values of a tensor change between the two layouts.
 
     Attributes:
-        to_theirs: Our tensors (one, or query, key and value) to theirs.
-        to_ours: The way back, one tensor to a list; None where theirs says nothing that ours does not: a copy, or a
-            table that follows from sizes.
+        to_theirs: Computes their tensor from ours (a list of one, or of query, key and value).
+        to_ours: Computes our tensors from theirs. None if theirs is derived from ours and adds no information: a copy,
+            or a table that follows from a size.
     """
 
     to_theirs: Callable[[list[Tensor]], Tensor]
@@ -34,30 +34,30 @@ class Rule(NamedTuple):
 
     @property
     def derived(self) -> bool:
-        """Whether their tensor follows from ours, so that nothing is lost without it."""
+        """Whether their tensor can be computed from ours, so that nothing is lost without it."""
         return self.to_ours is None
 
 
 def _split(theirs: Tensor) -> list[Tensor]:
     if theirs.ndim == 0 or theirs.shape[0] % 3 != 0:
-        raise ValueError("query, key and value do not part evenly")
+        raise ValueError("the first dimension cannot be split into query, key and value")
     return list(theirs.chunk(3))
 
 
 def _to_unfold_order(ours: Tensor) -> Tensor:
-    """(..., 4 * C), pixels one after the other, to (..., C * 4), channels one after the other."""
+    """Reorder (..., 4 * C), pixel by pixel, into (..., C * 4), channel by channel."""
     pixels = ours.reshape(*ours.shape[:-1], 4, ours.shape[-1] // 4)
     return pixels[..., _COLUMN_AND_ROW_ORDER, :].transpose(-1, -2).reshape(ours.shape)
 
 
 def _from_unfold_order(theirs: Tensor) -> Tensor:
-    """The inverse of `_to_unfold_order`."""
+    """Invert `_to_unfold_order`."""
     pixels = theirs.reshape(*theirs.shape[:-1], theirs.shape[-1] // 4, 4).transpose(-1, -2)
     return pixels[..., _COLUMN_AND_ROW_ORDER, :].reshape(theirs.shape)
 
 
 def _relative_position_index(bias_table: Tensor) -> Tensor:
-    """(W * W, W * W): for two places of a Swin window of side W the row of their ((2W - 1)^2, heads) bias table."""
+    """Return the (W * W, W * W) index of a Swin window of side W into its ((2W - 1)^2, heads) bias table."""
     side = math.isqrt(bias_table.shape[0])
     window = (side + 1) // 2
     rows, columns = (
@@ -80,6 +80,4 @@ RULES: dict[str, Rule] = {
     "ones": Rule(lambda ours: ours[0], lambda theirs: [theirs]),
     "zeros": Rule(lambda ours: ours[0], lambda theirs: [theirs]),
 }
-"""Rules by the name the tables use: renamed; query, key and value in one tensor; mmdetection's order of merged patches;
-a scalar stored with shape [1]; copies of a tied tensor; Swin's relative positions; position ids; and filled where the
-source has none."""
+"""The rules by name; keys/original.txt says in words what each does."""

@@ -1,4 +1,4 @@
-"""Writing tensors one at a time, and all of a target or none of it."""
+"""Write checkpoints one tensor at a time, and a target completely or not at all."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ from .plan import Reader, Step
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _ALIGNMENT = 8
+# Files of an earlier model that would be left beside the new one.
 _STALE = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*", "conversion.*")
 Progress = Callable[[Sequence[Step]], Iterable[Step]]
 
 
 def write_shards(folder: Path, steps: Sequence[Step], read: Reader, max_shard_size: int, progress: Progress) -> None:
-    """Write model.safetensors, or shards and their index; memory holds one tensor at a time.
+    """Write model.safetensors, or shards and their index, with one tensor in memory at a time.
 
     Args:
-        folder: Where to.
-        steps: The tensors.
-        read: Reads what they are made of.
-        max_shard_size: Bytes of a shard; a larger tensor has a shard of its own.
-        progress: Wraps the steps while they are written.
+        folder: Folder to write to.
+        steps: The planned tensors.
+        read: Reads tensors of the source.
+        max_shard_size: Largest size of a shard in bytes; a larger tensor gets a shard of its own.
+        progress: Wraps the sequence of steps, for a progress bar.
     """
     shards: list[list[Step]] = [[]]
     filled = 0
@@ -56,15 +57,15 @@ def write_shards(folder: Path, steps: Sequence[Step], read: Reader, max_shard_si
 
 
 def write_safetensors(path: Path, steps: Sequence[Step], read: Reader, progress: Progress = iter) -> None:
-    """Write one safetensors file, a tensor at a time: the library's own writer wants all of them in memory.
+    """Write one safetensors file tensor by tensor; the library's own writer needs all of them in memory.
 
     Args:
-        path: The file.
-        steps: The tensors.
-        read: Reads what they are made of.
-        progress: Wraps the steps while they are written.
+        path: File to write.
+        steps: The planned tensors.
+        read: Reads tensors of the source.
+        progress: Wraps the sequence of steps, for a progress bar.
     """
-    # Larger element sizes first, so that every tensor starts at a multiple of its own.
+    # Larger elements first, so that every tensor is aligned to its element size.
     ordered = sorted(steps, key=lambda step: (-step.dtype.itemsize, step.key))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -84,14 +85,14 @@ def write_safetensors(path: Path, steps: Sequence[Step], read: Reader, progress:
 def write_pickle(
     path: Path, steps: Mapping[str, Step], read: Reader, wrapper: str | None, progress: Progress = iter
 ) -> None:
-    """Write a .pth file; memory holds the model once, and copies of a tied tensor share its storage.
+    """Write a .pth file, in which copies of a tied tensor share its storage; the model is in memory once.
 
     Args:
-        path: The file.
-        steps: The tensors, by the key to write.
-        read: Reads what they are made of.
-        wrapper: Entry of the file that holds them; None leaves them bare.
-        progress: Wraps the steps while they are made.
+        path: File to write.
+        steps: The planned tensors, by the key to write.
+        read: Reads tensors of the source.
+        wrapper: Key of the dictionary in the file that holds the tensors; None writes a bare state dict.
+        progress: Wraps the sequence of steps, for a progress bar.
     """
     made: dict[tuple[tuple[str, ...], torch.dtype], Tensor] = {}
     tensors: dict[Step, Tensor] = {}
@@ -99,7 +100,7 @@ def write_pickle(
         same = (step.sources, step.dtype)
         tied = step.rule in ("rename", "copy") and bool(step.sources)
         if not tied or same not in made:
-            # A view of a file would be saved with all of the file behind it.
+            # Cloned, because torch.save would store the whole memory-mapped file behind a view.
             tensor = step.build(read).clone(memory_format=torch.contiguous_format)
             made.update({same: tensor} if tied else {})
         else:
@@ -110,34 +111,36 @@ def write_pickle(
 
 
 def _size(step: Step) -> int:
+    """Return the size of a planned tensor in bytes."""
     return prod(step.shape) * step.dtype.itemsize
 
 
 def check_target(target: Path, source: Path, is_file: bool, overwrite: bool) -> None:
-    """Refuse a target that is the source, holds a model already or is of the wrong kind.
+    """Refuse a target that is the source, already holds a model, or is a folder instead of a file or vice versa.
 
     Args:
-        target: A file or folder to write.
-        source: The file or folder that is read.
-        is_file: Whether a file is to be written.
-        overwrite: Whether to replace what is there.
+        target: File or folder to write.
+        source: File or folder that is read.
+        is_file: Whether the target is a file.
+        overwrite: Whether an existing model may be replaced.
 
     Raises:
-        ConversionError: It is; the message says what to do.
+        ConversionError: The target cannot be used.
     """
     if target.resolve() == source.resolve():
-        raise ConversionError(f"{target} is the source itself; name another target.")
+        raise ConversionError(f"{target} is the source itself; choose another target.")
     if target.is_dir() if is_file else target.is_file():
         kind = ("folder", "a .pth file") if is_file else ("file", "a folder")
         raise ConversionError(f"{target} is a {kind[0]}; name {kind[1]} to write.")
     taken = target.is_file() or (target.is_dir() and any(_weights_in(target)))
     if taken and not overwrite:
         raise ConversionError(
-            f"{target} holds a model already; name another target, or give --overwrite to replace it."
+            f"{target} already holds a model; choose another target, or give --overwrite to replace it."
         )
 
 
 def _weights_in(folder: Path) -> Iterator[Path]:
+    """Yield the files that make a folder a model."""
     yield from folder.glob("*.safetensors")
     yield from folder.glob("pytorch_model*.bin")
     yield from folder.glob("config.json")
@@ -145,14 +148,14 @@ def _weights_in(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def staged(target: Path, is_file: bool = False) -> Iterator[Path]:
-    """A temporary folder beside the target, whose contents become the target's when the block ends well.
+    """Give a temporary folder beside the target and move its contents to the target if the block succeeds.
 
     Args:
-        target: The folder to make or to fill, or a file.
-        is_file: Whether it is a file; what is written to the temporary folder then comes to lie beside it.
+        target: The folder to create or fill, or the file to write.
+        is_file: Whether the target is a file; the contents are then moved to the folder around it.
 
     Yields:
-        The folder to write to.
+        The temporary folder.
 
     Raises:
         ConversionError: The target cannot be written.
@@ -171,7 +174,7 @@ def staged(target: Path, is_file: bool = False) -> Iterator[Path]:
             for path in folder.iterdir():
                 os.replace(path, destination / path.name)
         else:
-            # Temporary folders are private; the target is to be as open as any folder the user makes.
+            # mkdtemp makes private folders; the target gets the permissions of any folder the user creates.
             umask = os.umask(0)
             os.umask(umask)
             folder.chmod(0o777 & ~umask)
