@@ -1,7 +1,4 @@
-"""Compiles the CPU kernels into the package where a C compiler is at hand, and lays the Space's folder into wheels.
-
-Everything else is in pyproject.toml.
-"""
+"""Build steps that pyproject.toml cannot express: the compiled CPU kernels, and a copy of demo/ inside the wheel."""
 
 import shutil
 from pathlib import Path
@@ -15,9 +12,10 @@ FLAGS = ["-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-Wno-psa
 
 
 class BuildKernels(build_ext):
-    """A plain shared library, not a Python module: found by its path and called through ctypes."""
+    """Build shared libraries for ctypes rather than Python modules, with OpenMP if the compiler has it."""
 
     def get_export_symbols(self, ext):
+        # There is no PyInit function to export, as in a Python module.
         return []
 
     def build_extension(self, ext):
@@ -28,14 +26,14 @@ class BuildKernels(build_ext):
                 super().build_extension(ext)
                 return
             except (CompileError, LinkError) as error:
-                print(f"No OpenMP here ({error}); building single-threaded CPU kernels.")
+                print(f"The compiler has no OpenMP ({error}); building single-threaded CPU kernels.")
             ext.extra_compile_args = FLAGS
             ext.extra_link_args = []
         super().build_extension(ext)
 
 
 class BuildPackage(build_py):
-    """The package with a copy of demo/, which `gdino demo` serves; a checkout has it beside src."""
+    """Copy demo/ into the wheel, where `gdino demo` finds it; in a checkout it lies beside src."""
 
     def run(self):
         super().run()
@@ -54,7 +52,7 @@ setup(
                 "kernels/msda/cpu/ms_deform_attn_kernel.h",
                 "kernels/msda/cpu/ms_deform_attn_backward.h",
             ],
-            optional=True,  # without a compiler the package installs all the same and PyTorch's operations run
+            optional=True,  # without a compiler the package still installs, and runs on PyTorch's operations
         ),
         Extension(
             "gdino_hf._int8_cpu",

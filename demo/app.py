@@ -1,16 +1,16 @@
-"""The Space: `python app.py` serves the page with the models that GDINO_DEMO_MODELS names, gdino-nano by default."""
+"""The Space: `python app.py` serves the page with the models that GDINO_DEMO_MODELS names, by default gdino-nano."""
 
 from __future__ import annotations
 
 import os
 
-from gdino_demo.page import Page  # on ZeroGPU before anything that imports torch
+from gdino_demo.page import Page  # on ZeroGPU, spaces must be imported before torch
 
 from gdino_hf import NANO, GDinoForObjectDetection, GDinoProcessor
 
 
 def main() -> None:
-    """Load the models and serve."""
+    """Load the models and serve the page."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,1 +1,1 @@
-"""The web page of gdino-hf: detect, batches, video and comparison, safe to put on the open internet."""
+"""The web page of gdino-hf: pictures, batches, videos and comparisons, with limits that suit a public server."""

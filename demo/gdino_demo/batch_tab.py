@@ -1,4 +1,4 @@
-"""The second tab: many pictures, a gallery, one COCO file."""
+"""The tab "Batch": many pictures, a gallery of results and one COCO file."""
 
 from __future__ import annotations
 
@@ -7,56 +7,56 @@ from typing import Any
 
 import gradio as gr
 
-from . import parts, render
+from . import components, render
+from .components import EVERY, PageState
 from .engine import Detection, Outputs, Settings
-from .guard import GuardedFiles
-from .parts import EVERY, Desk
+from .request_limits import CheckedFiles
 from .safety import MOST_PICTURES, Refused, read_picture
 
 _SHOWN = 640
 
 
-def build(desk: Desk) -> None:
-    """Lay the tab out and connect it.
+def build(state: PageState) -> None:
+    """Create the tab's components, events and endpoints.
 
     Args:
-        desk: The state of the page.
+        state: The state of the page.
     """
     with gr.Row():
         with gr.Column(scale=4, min_width=320):
-            files = GuardedFiles(
+            files = CheckedFiles(
                 label=f"Pictures, up to {MOST_PICTURES}",
                 file_count="multiple",
                 file_types=["image"],
                 elem_id="gd-files",
             )
-            labels = parts.labels_field()
-            negatives = parts.negatives_field()
-            model = parts.model_field(desk)
-            threshold = parts.threshold_field(desk)
-            nms = parts.nms_field(desk)
+            labels = components.labels_field()
+            negatives = components.negatives_field()
+            model = components.model_field(state)
+            threshold = components.threshold_field(state)
+            nms = components.nms_field(state)
             start = gr.Button("Detect in all", variant="primary", elem_id="gd-batch")
         with gr.Column(scale=6, min_width=320):
-            status = parts.html_field("gd-batch-status")
+            status = components.html_field("gd-batch-status")
             gallery = gr.Gallery(label="Annotated pictures", columns=3, object_fit="contain", elem_id="gd-gallery")
             file = gr.File(label="COCO file", elem_id="gd-batch-coco")
 
     def on_start(
         files: list[tuple[str, str]] | None, labels: str, negatives: str, model: str, threshold: float, nms: float,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008  gradio finds the bar by this default
+        progress: gr.Progress = gr.Progress(),  # noqa: B008  gradio recognizes the progress bar by this default
     ) -> tuple[Any, ...]:  # fmt: skip
-        settings = parts.read_settings(threshold, nms)
+        settings = components.read_settings(threshold, nms)
         pictures: list[tuple[str, str]] = []
-        results, failed = _run(desk, files, labels, negatives, model, settings, progress, pictures)
-        path = parts.write_file("detections-coco.json", render.to_text(render.coco(results)))
+        results, failed = _run(state, files, labels, negatives, model, settings, progress, pictures)
+        path = components.write_file("detections-coco.json", render.to_text(render.coco(results)))
         return _status(results, failed), pictures, path
 
     def batch_endpoint(
         files: list[tuple[str, str]] | None, labels: str, negatives: str, model: str, threshold: float, nms: float
     ) -> dict[str, Any]:
-        """Find what the labels name in many pictures: one COCO dictionary, with what could not be read in "failed"."""
-        settings = parts.read_settings(threshold, nms)
-        results, failed = _run(desk, files, labels, negatives, model, settings, None, None)
+        """Find what the labels name in many pictures; returns a COCO dictionary, and unreadable ones in "failed"."""
+        settings = components.read_settings(threshold, nms)
+        results, failed = _run(state, files, labels, negatives, model, settings, None, None)
         return {**render.coco(results), "failed": [{"image": name, "error": reason} for name, reason in failed]}
 
     query = [files, labels, negatives, model, threshold, nms]
@@ -66,13 +66,13 @@ def build(desk: Desk) -> None:
         [status, gallery, file],
         api_visibility="private",
         show_progress_on=status,
-        **parts.RUNS_A_MODEL,
+        **components.RUNS_A_MODEL,
     )
-    parts.endpoint(batch_endpoint, query, "batch")
+    components.endpoint(batch_endpoint, query, "batch")
 
 
 def _run(
-    desk: Desk,
+    state: PageState,
     files: list[tuple[str, str]] | None,
     labels: str,
     negatives: str,
@@ -81,20 +81,20 @@ def _run(
     progress: gr.Progress | None,
     drawn: list[tuple[str, str]] | None,
 ) -> tuple[list[tuple[Outputs, list[Detection]]], list[tuple[str, str]]]:
-    """Results of the pictures that can be read, names and reasons of the others; drawn pictures go to `drawn`."""
+    """Return results of the readable pictures, and names and reasons of the others; append pictures to `drawn`."""
     if not files:
         raise Refused("There is no picture; choose some files.")
     if len(files) > MOST_PICTURES:
-        raise Refused(f"There are {len(files)} files; {MOST_PICTURES} are taken at once, choose fewer.")
-    wanted, competing = parts.read_query(labels, negatives, EVERY)
-    desk.models.check(model, wanted, competing)
+        raise Refused(f"There are {len(files)} files; one request takes {MOST_PICTURES}, choose fewer.")
+    wanted, competing = components.read_query(labels, negatives, EVERY)
+    state.models.check(model, wanted, competing)
     results, failed = [], []
     for number, (path, name) in enumerate(files):
         if progress is not None:
             progress((number, len(files)), desc="Detecting", unit="pictures")
         try:
             picture = read_picture(path, name)
-            outputs = desk.models.run(model, picture, wanted, competing)
+            outputs = state.models.run(model, picture, wanted, competing)
         except Refused as refusal:
             if len(files) == 1:
                 raise
@@ -108,15 +108,16 @@ def _run(
 
 
 def _small(image: Any, detections: list[Detection]) -> str:
-    """The annotated picture at the size of a gallery, as a file."""
+    """Write the annotated picture to a file, scaled down for the gallery."""
     annotated = render.annotated(image, detections)
     annotated.thumbnail((_SHOWN, _SHOWN))
-    return parts.write_file("annotated.jpg", render.jpeg(annotated))
+    return components.write_file("annotated.jpg", render.jpeg(annotated))
 
 
 def _status(results: list[tuple[Outputs, list[Detection]]], failed: list[tuple[str, str]]) -> str:
+    """Return the numbers of detections and pictures, and the pictures that could not be read, as HTML."""
     number = sum(len(detections) for _, detections in results)
     text = f"{number} detection{'s' * (number != 1)} in {len(results)} picture{'s' * (len(results) != 1)}"
     lines = "".join(f"<li>{html.escape(name)}: {html.escape(reason)}</li>" for name, reason in failed)
-    skipped = f"<p>Left out:</p><ul>{lines}</ul>" if failed else ""
+    skipped = f"<p>Skipped:</p><ul>{lines}</ul>" if failed else ""
     return f'<div class="gd-status" role="status"><p><strong>{text}</strong></p>{skipped}</div>'

@@ -1,4 +1,4 @@
-"""The fourth tab: two models, or two prompts, side by side on one picture."""
+"""The tab "Compare": two models, or two lists of labels, side by side on one picture."""
 
 from __future__ import annotations
 
@@ -6,40 +6,40 @@ from typing import Any
 
 import gradio as gr
 
-from . import parts, render
+from . import components, render
+from .components import EVERY, PageState
 from .engine import Outputs
-from .guard import GuardedImage, GuardedSlider
-from .parts import EVERY, Desk
+from .request_limits import CheckedImage, CheckedSlider
 from .safety import Picture, Refused
 
 
-def build(desk: Desk) -> None:
-    """Lay the tab out and connect it.
+def build(state: PageState) -> None:
+    """Create the tab's components, events and endpoints.
 
     Args:
-        desk: The state of the page.
+        state: The state of the page.
     """
     keys = [gr.State(None), gr.State(None)]
-    image = GuardedImage(
+    image = CheckedImage(
         label="Picture",
         sources=["upload", "webcam", "clipboard"],
         type="filepath",
         height=240,
         buttons=[],
         elem_id="gd-compare-picture",
-        alt_text="The picture to look at",
+        alt_text="The picture to search",
     )
     models, labels, outputs = [], [], []
     start = gr.Button("Compare", variant="primary", elem_id="gd-compare", render=False)
-    threshold = GuardedSlider(
-        0, 1, value=desk.threshold, step=0.01, label="Score threshold", render=False, elem_id="gd-compare-threshold"
+    threshold = CheckedSlider(
+        0, 1, value=state.threshold, step=0.01, label="Score threshold", render=False, elem_id="gd-compare-threshold"
     )
-    nms = GuardedSlider(0, 1, value=desk.nms, step=0.01, label="Overlap limit (NMS)", render=False)
+    nms = CheckedSlider(0, 1, value=state.nms, step=0.01, label="Overlap limit (NMS)", render=False)
     with gr.Row():
         for index, (side, prompt) in enumerate((("left", "cat, person, cup"), ("right", "animal, face, drink"))):
             with gr.Column(min_width=320):
-                models.append(parts.model_field(desk, f"Model, {side}", index))
-                labels.append(parts.labels_field(prompt, f"Labels, {side}"))
+                models.append(components.model_field(state, f"Model, {side}", index))
+                labels.append(components.labels_field(prompt, f"Labels, {side}"))
     start.render()
     with gr.Row():
         threshold.render()
@@ -47,31 +47,31 @@ def build(desk: Desk) -> None:
     with gr.Row():
         for side in ("left", "right"):
             with gr.Column(min_width=320):
-                status = parts.html_field(f"gd-{side}-status")
-                figure = parts.figure_field(f"gd-{side}", f"Boxes, {side}")
-                outputs.append((status, figure, parts.html_field(f"gd-{side}-table")))
+                status = components.html_field(f"gd-{side}-status")
+                figure = components.figure_field(f"gd-{side}", f"Boxes, {side}")
+                outputs.append((status, figure, components.html_field(f"gd-{side}-table")))
 
     def on_start(
         image: Picture | None, left_model: str, left_labels: str, right_model: str, right_labels: str, threshold: float,
         nms: float, left_key: str | None, right_key: str | None,
     ) -> tuple[Any, ...]:  # fmt: skip
-        both = _ask(desk, image, (left_model, left_labels), (right_model, right_labels))
+        both = _run(state, image, (left_model, left_labels), (right_model, right_labels))
         assert image is not None
-        settings = parts.read_settings(threshold, nms)
+        settings = components.read_settings(threshold, nms)
         photograph = render.photograph(image.image, f"The picture {image.name}")
         shown: list[Any] = []
         for one in both:
             text, boxes, rows = render.result(one, settings)
             shown += [text, gr.HTML(value=boxes, **photograph), rows]
-        kept = [desk.kept.put(one, replaces=key) for one, key in zip(both, (left_key, right_key), strict=True)]
+        kept = [state.kept.put(one, replaces=key) for one, key in zip(both, (left_key, right_key), strict=True)]
         return (*kept, *shown)
 
     def on_change(left_key: str | None, right_key: str | None, threshold: float, nms: float) -> tuple[Any, ...]:
-        settings = parts.read_settings(threshold, nms)
+        settings = components.read_settings(threshold, nms)
         shown: list[Any] = []
         for key in (left_key, right_key):
-            one = desk.kept.get(key)
-            gone = (parts.GONE if key else gr.skip(), gr.skip(), gr.skip())
+            one = state.kept.get(key)
+            gone = (components.GONE if key else gr.skip(), gr.skip(), gr.skip())
             shown += gone if one is None else render.result(one, settings)
         return tuple(shown)
 
@@ -79,9 +79,9 @@ def build(desk: Desk) -> None:
         image: Picture | None, left_model: str, left_labels: str, right_model: str, right_labels: str, threshold: float,
         nms: float,
     ) -> dict[str, Any]:  # fmt: skip
-        """Two models or two prompts on one picture: "left" and "right", each as /detect gives it."""
-        both = _ask(desk, image, (left_model, left_labels), (right_model, right_labels))
-        settings = parts.read_settings(threshold, nms)
+        """Run two models or two lists of labels on one picture; returns "left" and "right", each as /detect does."""
+        both = _run(state, image, (left_model, left_labels), (right_model, right_labels))
+        settings = components.read_settings(threshold, nms)
         left, right = (render.report(one, one.detections(settings), settings) for one in both)
         return {"left": left, "right": right}
 
@@ -93,7 +93,7 @@ def build(desk: Desk) -> None:
         [*keys, *every],
         api_visibility="private",
         show_progress_on=[outputs[0][0], outputs[1][0]],
-        **parts.RUNS_A_MODEL,
+        **components.RUNS_A_MODEL,
     )
     gr.on(
         [threshold.change, nms.change],
@@ -101,16 +101,17 @@ def build(desk: Desk) -> None:
         [*keys, threshold, nms],
         every,
         api_visibility="private",
-        **parts.FILTERS,
+        **components.FILTERS,
     )
-    parts.endpoint(compare_endpoint, query, "compare")
+    components.endpoint(compare_endpoint, query, "compare")
 
 
-def _ask(desk: Desk, image: Picture | None, *sides: tuple[str, str]) -> list[Outputs]:
+def _run(state: PageState, image: Picture | None, *sides: tuple[str, str]) -> list[Outputs]:
+    """Run every (model, labels) pair on the picture."""
     if image is None:
         raise Refused("There is no picture; upload one or paste it.")
-    # All labels are read before a model runs for the first of them.
-    queries = [(model, parts.read_query(labels, "", EVERY)[0]) for model, labels in sides]
+    # All labels are parsed and checked before the first model runs.
+    queries = [(model, components.read_query(labels, "", EVERY)[0]) for model, labels in sides]
     for model, wanted in queries:
-        desk.models.check(model, wanted)
-    return [desk.models.run(model, image, wanted) for model, wanted in queries]
+        state.models.check(model, wanted)
+    return [state.models.run(model, image, wanted) for model, wanted in queries]

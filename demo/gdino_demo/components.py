@@ -1,30 +1,29 @@
-"""What the tabs share: the state of the page, and the fields that look the same on each of them."""
+"""Components that the tabs share, and the state of the page."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.utils import get_upload_folder
 
-from .engine import Kept, Models, Settings
-from .guard import GuardedSlider
+from .engine import KeptOutputs, Models, Settings
+from .gradio_internals import upload_folder
 from .render import FIGURE_TEMPLATE
+from .request_limits import CheckedSlider
 from .safety import parse_labels, parse_phrases
 
 EVERY, GROUND = "Find every label", "Ground the phrases of a sentence"
 
-# Whatever runs a model waits in one line; a GPU or all cores are used by one forward anyway.
+# Requests that run a model wait in one queue, because one forward pass already uses the GPU or all cores.
 RUNS_A_MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
-# Filtering kept outputs takes milliseconds; of many moves of a slider the last one counts.
+# Filtering stored outputs takes milliseconds; of several quick moves of a slider only the last is answered.
 FILTERS: dict[str, Any] = {"concurrency_limit": 8, "show_progress": "hidden", "trigger_mode": "always_last"}
 
-GONE = """<div class="gd-status" role="status"><p>What the model found is no longer kept, so that nothing
-changes here; start it again.</p></div>"""
+GONE = """<div class="gd-status" role="status"><p>These results are no longer kept, so the settings have no effect; run
+the model again.</p></div>"""
 
 _SAVE = """(file) => {
     if (!file) return;
@@ -38,37 +37,37 @@ _SAVE = """(file) => {
 
 
 @dataclass
-class Desk:
-    """What the page works with.
+class PageState:
+    """The models, defaults and stored outputs of a page.
 
     Attributes:
-        models: Those that can be chosen.
-        threshold: Where the sliders begin.
-        nms: The same.
-        kept: Outputs of the last requests.
-        examples: Photographs and labels to begin with.
+        models: Models that visitors can choose.
+        threshold: Initial score threshold, in 0..1.
+        nms: Initial IoU limit of non-maximum suppression, in 0..1.
+        kept: Outputs of recent requests.
+        examples: Pairs of a picture's path and labels, offered as examples.
     """
 
     models: Models
     threshold: float
     nms: float
-    kept: Kept = field(default_factory=Kept)
+    kept: KeptOutputs = field(default_factory=KeptOutputs)
     examples: list[list[str]] = field(default_factory=list)
 
 
 def read_query(labels: str, negatives: str, mode: str) -> tuple[list[str], list[str]]:
-    """What to look for and what competes, out of the fields of a tab.
+    """Parse the label fields of a tab.
 
     Args:
-        labels: A comma list or a sentence.
-        negatives: A comma list, or nothing.
+        labels: Text of the label field; a sentence if the mode is `GROUND`.
+        negatives: Text of the field for negative labels; may be empty.
         mode: `EVERY` or `GROUND`.
 
     Returns:
         Labels and negative labels.
 
     Raises:
-        Refused: One of them cannot be used.
+        Refused: The text holds no usable label, or too many.
     """
     wanted = parse_phrases(labels) if mode == GROUND else parse_labels(labels)
     return wanted, parse_labels(negatives, required=False)
@@ -77,7 +76,7 @@ def read_query(labels: str, negatives: str, mode: str) -> tuple[list[str], list[
 def read_settings(
     threshold: float, nms: float, text_threshold: float = 0.0, hidden: frozenset[str] = frozenset()
 ) -> Settings:
-    """Settings out of the fields of a tab."""
+    """Return the settings that the fields of a tab describe."""
     return Settings(
         threshold=float(threshold),
         nms=float(nms),
@@ -86,43 +85,43 @@ def read_settings(
     )
 
 
-def model_field(desk: Desk, label: str = "Model", index: int = 0) -> gr.Dropdown:
-    """The models of the page."""
-    names = desk.models.names
+def model_field(state: PageState, label: str = "Model", index: int = 0) -> gr.Dropdown:
+    """Return the menu of models."""
+    names = state.models.names
     return gr.Dropdown(names, value=names[min(index, len(names) - 1)], label=label, filterable=False)
 
 
 def labels_field(value: str = "cat, person, cup", label: str = "Labels") -> gr.Textbox:
-    """Where labels are typed."""
+    """Return the field for labels."""
     info = 'Separated by commas, or a sentence with periods: "a cat. a remote control."'
     return gr.Textbox(value=value, label=label, info=info, max_length=4000, lines=1, max_lines=4)
 
 
 def negatives_field() -> gr.Textbox:
-    """Where labels that compete are typed."""
-    info = "Optional: what looks alike but is not meant; these take boxes and are left out."
+    """Return the field for negative labels."""
+    info = "Optional: similar things you do not mean. Boxes that fit them better are left out."
     return gr.Textbox(value="", label="Negative labels", info=info, max_length=4000, max_lines=4)
 
 
-def threshold_field(desk: Desk) -> gr.Slider:
-    """The lowest score."""
-    info = "Only boxes with a higher score."
-    return GuardedSlider(0, 1, value=desk.threshold, step=0.01, label="Score threshold", info=info)
+def threshold_field(state: PageState) -> gr.Slider:
+    """Return the slider of the score threshold."""
+    info = "Show only boxes with a higher score."
+    return CheckedSlider(0, 1, value=state.threshold, step=0.01, label="Score threshold", info=info)
 
 
-def nms_field(desk: Desk) -> gr.Slider:
-    """The highest overlap."""
-    info = "Of two boxes of a label that overlap more, the better stays; 1 keeps both."
-    return GuardedSlider(0, 1, value=desk.nms, step=0.01, label="Overlap limit (NMS)", info=info)
+def nms_field(state: PageState) -> gr.Slider:
+    """Return the slider of the overlap limit."""
+    info = "If two boxes of one label overlap more than this (IoU), only the better one stays; 1 keeps all."
+    return CheckedSlider(0, 1, value=state.nms, step=0.01, label="Overlap limit (NMS)", info=info)
 
 
 def html_field(elem_id: str, value: str = "") -> gr.HTML:
-    """Where a status or a table is shown, in the style of the page and not of a text."""
+    """Return an element for a status or a table, styled by the page and not as prose."""
     return gr.HTML(value, elem_id=elem_id, apply_default_css=False, js_on_load=None)
 
 
 def figure_field(elem_id: str, label: str) -> gr.HTML:
-    """Where a photograph and its boxes are shown."""
+    """Return the element that shows a picture and its boxes."""
     return gr.HTML(
         "",
         html_template=FIGURE_TEMPLATE,
@@ -136,29 +135,29 @@ def figure_field(elem_id: str, label: str) -> gr.HTML:
 
 
 def write_file(name: str, content: str | bytes) -> str:
-    """A file to download, in the page's own folder, from where it is removed after a while.
+    """Write a file to download to the page's folder, from which it is removed after some time.
 
     Args:
-        name: What the visitor's browser calls it.
-        content: Text or bytes.
+        name: File name that the browser shows.
+        content: Text or bytes of the file.
 
     Returns:
-        Its path.
+        Path of the file.
     """
-    path = Path(get_upload_folder()) / secrets.token_hex(16) / name
+    path = upload_folder() / secrets.token_hex(16) / name
     path.parent.mkdir(parents=True)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return str(path)
 
 
 def download_button(label: str, make: Callable[..., str], inputs: list[Any], elem_id: str) -> gr.Button:
-    """A button that makes a file when it is pressed, and not before.
+    """Return a button that makes and downloads a file when it is pressed.
 
     Args:
-        label: On the button.
-        make: From the values of the inputs to the path of the file.
-        inputs: Components.
-        elem_id: Of the button.
+        label: Text on the button.
+        make: Function from the values of the inputs to the path of the file.
+        inputs: Components whose values `make` gets.
+        elem_id: Element id of the button.
 
     Returns:
         The button.
@@ -171,12 +170,12 @@ def download_button(label: str, make: Callable[..., str], inputs: list[Any], ele
 
 
 def endpoint(function: Callable[..., Any], inputs: list[Any], name: str) -> None:
-    """An address for programs: the fields of a tab in, JSON out, described by the function's docstring.
+    """Add an API endpoint that takes the fields of a tab and returns JSON.
 
     Args:
-        function: What runs; its parameters' names are the endpoint's.
-        inputs: Components, whose first values are the defaults.
-        name: Of the endpoint.
+        function: Function to run; its parameter names and docstring are those of the endpoint.
+        inputs: Components whose initial values are the endpoint's defaults.
+        name: Name of the endpoint, without slash.
     """
     result = gr.JSON(visible=False, label="Result")
     trigger = gr.Button(visible=False)

@@ -1,4 +1,4 @@
-"""Models behind one lock, what they found kept, and kept outputs turned into detections without a model."""
+"""Run the page's models, store their outputs, and turn stored outputs into detections without running a model."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from types import SimpleNamespace
 from typing import Any
 
 try:
-    # On ZeroGPU hardware of the Hub this has to come before torch.
+    # On the Hub's ZeroGPU hardware, spaces must be imported before torch.
     from spaces import GPU
 except ImportError:
 
-    def GPU(function: Any) -> Any:  # noqa: N802  the name that is missing
-        """Stand-in: elsewhere the device is there all the time."""
+    def GPU(function: Any) -> Any:  # noqa: N802  the name in spaces
+        """Stand-in for hardware whose device is always available."""
         return function
 
 
@@ -29,18 +29,19 @@ from gdino_hf.model.msda_backends import backend_for
 from .safety import KEPT_SECONDS, Picture, Refused
 
 KEPT_BYTES = 256 * 2**20
+"""Default memory for stored outputs, in bytes."""
 _BACKENDS = {"c": "C", "triton": "Triton", "hub": "CUDA kernel from the Hub", "torch": "PyTorch"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How kept outputs become detections.
+    """How stored outputs become detections.
 
     Attributes:
-        threshold: Detections score above it, 0..1.
-        nms: IoU above which the lesser of two boxes of one label goes; 1 keeps both.
-        text_threshold: A label's best word scores at least this, 0..1.
-        hidden: Labels that are switched off.
+        threshold: Detections have a higher score than this, in 0..1.
+        nms: IoU above which non-maximum suppression removes the lower-scoring of two boxes of one label; 1 keeps all.
+        text_threshold: Smallest score of a label's best word, in 0..1.
+        hidden: Labels whose detections are not shown.
     """
 
     threshold: float
@@ -51,7 +52,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Detection:
-    """One box: the caller's label, its place among the labels, the score in 0..1, and xyxy in upright pixels."""
+    """One detection: the visitor's label, its index among the labels, the score in 0..1, and the box.
+
+    The box is xyxy in pixels of the upright picture.
+    """
 
     label: str
     label_index: int
@@ -59,28 +63,28 @@ class Detection:
     box: tuple[float, float, float, float]
 
     def as_json(self) -> dict[str, Any]:
-        """The same fields that `gdino detect` writes."""
+        """Return the fields that `gdino detect` writes too."""
         return {"label": self.label, "label_index": self.label_index, "score": self.score, "box": list(self.box)}
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model said about one picture, before any threshold.
+    """A model's outputs for one picture, before any threshold.
 
     Attributes:
-        model: Its name on the page.
-        labels: What was asked for.
-        negatives: What competed.
-        name: The picture's name.
-        data: The picture's file.
-        size: (width, height) in pixels.
-        raw: Token logits and boxes on the CPU.
+        model: Name of the model on the page.
+        labels: Labels to look for.
+        negatives: Labels that compete for boxes but are left out of results.
+        name: Name of the picture.
+        data: File content of the picture.
+        size: (width, height) of the picture in pixels.
+        raw: Token logits and boxes, on the CPU.
         prompt: Which tokens belong to which label.
-        post_process: The processor's.
-        seconds: Of preparation and forward.
-        device: Where it ran.
-        backend: What sampled the image features.
-        grounding: One box for every label, its best: what grounding a sentence asks for.
+        post_process: The processor's method that turns outputs into detections.
+        seconds: Duration of preprocessing and forward pass.
+        device: Name of the device that ran the model.
+        backend: Name of the implementation of deformable attention.
+        grounding: Whether to show only the best box of every label, as for the phrases of a sentence.
     """
 
     model: str
@@ -98,7 +102,7 @@ class Outputs:
     grounding: bool = False
 
     def detections(self, settings: Settings) -> list[Detection]:
-        """Detections, best first; no model runs."""
+        """Return the detections for some settings, best first, without running a model."""
         found = self.post_process(
             self.raw,
             self.prompt,
@@ -124,20 +128,20 @@ class Outputs:
         return [detection for detection in every if detection.label not in settings.hidden]
 
     def best(self) -> Detection | None:
-        """The best candidate whatever the thresholds: what an empty result would have shown."""
+        """Return the best candidate at any threshold, or None; an empty result names it."""
         return next(iter(self.detections(Settings(threshold=0.0))), None)
 
     @property
     def num_bytes(self) -> int:
-        """Memory that keeping this takes."""
+        """Memory in bytes that storing these outputs takes."""
         return len(self.data) + sum(x.numel() * x.element_size() for x in vars(self.raw).values())
 
 
 class Models:
-    """The models of the page. They take turns: one forward uses every core or the whole GPU.
+    """The models of the page, which run one at a time because each uses every core or the whole GPU.
 
     Args:
-        loaded: For each name on the page a GDinoForObjectDetection and its GDinoProcessor.
+        loaded: Model name -> (GDinoForObjectDetection, its GDinoProcessor).
     """
 
     def __init__(self, loaded: Mapping[str, tuple[Any, Any]]) -> None:
@@ -147,7 +151,7 @@ class Models:
         self._lock = threading.Lock()
         self._on_device = GPU(self._forward)
         self.forwards = 0
-        """How often a model ran: moving a slider must not change it."""
+        """Number of forward passes so far; tests check that moving a slider adds none."""
         for model, _ in self._loaded.values():
             model.eval()
             if model.device.type == "cpu":
@@ -155,19 +159,19 @@ class Models:
 
     @property
     def names(self) -> list[str]:
-        """In the order given; the first is the default."""
+        """Names of the models in the order given; the first is the default."""
         return list(self._loaded)
 
     def check(self, name: str, labels: Sequence[str], negatives: Sequence[str] = ()) -> None:
-        """Refuse what no picture would change.
+        """Refuse a model name or labels that cannot be used with any picture.
 
         Args:
             name: One of `names`.
-            labels: What to look for.
-            negatives: What competes but is left out of results.
+            labels: Labels to look for.
+            negatives: Labels that compete for boxes but are left out of results.
 
         Raises:
-            Refused: There is no such model, or its tokenizer or processor refuses a label.
+            Refused: There is no such model, or its processor refuses a label.
         """
         self._prepare(name, None, labels, negatives)
 
@@ -180,20 +184,20 @@ class Models:
         *,
         grounding: bool = False,
     ) -> Outputs:
-        """Ask one model about one picture.
+        """Run one model on one picture.
 
         Args:
             name: One of `names`.
-            picture: The photograph.
-            labels: What to look for.
-            negatives: What competes but is left out of results.
-            grounding: Show one box for every label.
+            picture: The picture.
+            labels: Labels to look for.
+            negatives: Labels that compete for boxes but are left out of results.
+            grounding: Whether to show only the best box of every label.
 
         Returns:
-            Everything it said.
+            The model's outputs, from which thresholds select detections.
 
         Raises:
-            Refused: There is no such model, or its tokenizer or processor refuses a label.
+            Refused: There is no such model, or its processor refuses a label.
         """
         start = time.perf_counter()
         inputs = self._prepare(name, picture.image, labels, negatives)
@@ -217,9 +221,9 @@ class Models:
         )
 
     def _prepare(self, name: str, image: Any, labels: Sequence[str], negatives: Sequence[str]) -> Any:
-        """Inputs of the model for a picture, or for the labels alone."""
+        """Return the model's inputs for a picture, or for the labels alone."""
         if name not in self._loaded:
-            raise Refused(f"There is no model of this name here; choose among {', '.join(self._loaded)}.")
+            raise Refused(f"There is no model of this name here; choose one of {', '.join(self._loaded)}.")
         asked = {label.casefold() for label in labels}
         for label in negatives:
             if label.casefold() in asked:
@@ -231,9 +235,9 @@ class Models:
             raise Refused(str(error)) from error
 
     def _forward(self, name: str, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, str, str]:
-        """Logits and boxes on the CPU, the device and the backend; all of it can travel between processes.
+        """Return logits and boxes on the CPU, and the names of device and backend.
 
-        On ZeroGPU there is a device in here only, so its name is asked for in here too.
+        On ZeroGPU this runs in a process of its own: only there is a GPU, and all results can be pickled.
         """
         model = self._loaded[name][0]
         moved = {key: x.to(model.device) if isinstance(x, torch.Tensor) else x for key, x in inputs.items()}
@@ -243,14 +247,14 @@ class Models:
         return logits, boxes, _device_name(model.device), _backend(model)
 
 
-class Kept:
-    """The outputs of the last requests, by a key that cannot be guessed; old ones go when there are too many.
+class KeptOutputs:
+    """Store of the outputs of recent requests, by keys that cannot be guessed.
 
-    What the browser holds is the key alone, so nothing that is sent back needs to be trusted.
+    The browser holds only the key, so nothing that it sends back needs to be trusted.
 
     Args:
-        most_bytes: Memory of all of them together.
-        seconds: How long one is kept after it was last used.
+        most_bytes: Largest size of all outputs together in bytes; beyond it the least recently used are removed.
+        seconds: How long outputs are kept after their last use.
     """
 
     def __init__(self, most_bytes: int = KEPT_BYTES, seconds: float = KEPT_SECONDS) -> None:
@@ -259,14 +263,14 @@ class Kept:
         self._lock = threading.Lock()
 
     def put(self, outputs: Outputs, replaces: str | None = None) -> str:
-        """Keep outputs.
+        """Store outputs.
 
         Args:
-            outputs: What to keep.
-            replaces: Key of what the same visitor saw before, which goes.
+            outputs: The outputs to store.
+            replaces: Key of the outputs that the same visitor saw before, which are removed.
 
         Returns:
-            The key.
+            The key of the stored outputs.
         """
         key = secrets.token_urlsafe(16)
         with self._lock:
@@ -276,7 +280,7 @@ class Kept:
         return key
 
     def get(self, key: str | None) -> Outputs | None:
-        """What was kept, or None if nothing was or it is gone."""
+        """Return stored outputs, or None if they were removed or never stored."""
         with self._lock:
             self._drop_old()
             entry = self._entries.get(key or "")
@@ -290,7 +294,7 @@ class Kept:
         return len(self._entries)
 
     def sweep(self) -> None:
-        """Drop what was not used for a while, even if nobody asks for anything any more."""
+        """Remove expired outputs; called regularly, so that they go even without further requests."""
         with self._lock:
             self._drop_old()
 
@@ -299,7 +303,7 @@ class Kept:
         oldest = time.monotonic() - self._seconds
         while self._entries:
             used, outputs = next(iter(self._entries.values()))
-            # The newest stays even if it alone is too large: its visitor is looking at it.
+            # The newest stays even if it alone is too large, because its visitor is looking at it.
             if used >= oldest and (total <= self._most_bytes or len(self._entries) == 1):
                 return
             self._entries.popitem(last=False)
@@ -307,14 +311,14 @@ class Kept:
 
 
 def _fitted(processor: Any, model: Any) -> Any:
-    """A processor whose prompts are no longer than the model reads; more labels go to further prompts."""
+    """Return a processor whose prompts fit the model; labels beyond that go to further prompts."""
     processor = copy.copy(processor)
     processor.max_text_len = min(processor.max_text_len, model.config.max_text_len)
     return processor
 
 
 def _backend(model: Any) -> str:
-    """Name of the implementation of deformable attention that runs for this model's decoder."""
+    """Return the name of the implementation of deformable attention that this model's decoder uses."""
     config = model.config
     heads, points = config.decoder_attention_heads, config.decoder_n_points
     value = torch.zeros(1, 1, heads, config.d_model // heads, device=model.device, dtype=model.dtype)

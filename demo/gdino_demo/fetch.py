@@ -1,4 +1,4 @@
-"""Pictures from the web: http(s) to public addresses only, whatever the name, its records or a redirect say."""
+"""Download pictures from the web, from public addresses only, whatever a name, its DNS records or a redirect say."""
 
 from __future__ import annotations
 
@@ -19,25 +19,27 @@ SECONDS = 15.0
 MOST_REDIRECTS = 5
 LONGEST_ADDRESS = 2_000
 
-# Looking a name up cannot be interrupted; waiting for it can.
+# A DNS lookup cannot be interrupted, but waiting for its thread can.
 _LOOKUPS = concurrent.futures.ThreadPoolExecutor(max_workers=4, thread_name_prefix="lookup")
-_NOT_PUBLIC = "This address leads to a machine that is not on the public internet; give one that anyone can open."
+_NOT_PUBLIC = (
+    "This address leads to a machine that is not on the public internet; give an address that anyone can open."
+)
 
 
 def fetch(address: str) -> bytes:
     """Download one picture.
 
-    The name is looked up once per hop and the connection goes to the very address that was checked, so a name cannot
-    be public when it is looked at and private when it is used.
+    The name is looked up once per redirect, and the connection goes to the IP address that was checked. So a name
+    cannot resolve to a public address for the check and to a private one for the connection (DNS rebinding).
 
     Args:
-        address: http:// or https://.
+        address: Web address that begins with http:// or https://.
 
     Returns:
         The bytes as sent, at most `LARGEST_PICTURE`.
 
     Raises:
-        Refused: The address is of another kind or not public, or does not give a file in time.
+        Refused: The address is malformed or not public, or gives no file within `SECONDS`.
     """
     deadline = time.monotonic() + SECONDS
     address = (address or "").strip()
@@ -54,14 +56,14 @@ def fetch(address: str) -> bytes:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one that anyone on the internet may be sent to.
+    """Return whether an IP address belongs to the public internet.
 
     Args:
-        address: IPv4 or IPv6 in their usual form, with or without a zone.
+        address: IPv4 or IPv6 address in its usual notation, with or without a zone.
 
     Returns:
         False for loopback, private, link-local, shared, reserved, multicast and unspecified addresses, and for IPv6
-        addresses that stand for such an IPv4 address.
+        addresses that embed such an IPv4 address.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
@@ -76,35 +78,35 @@ def is_public(address: str) -> bool:
 
 
 def _split(address: str) -> urllib.parse.SplitResult:
-    """A usable address, in parts."""
+    """Split an address into its parts, or refuse it."""
     if len(address) > LONGEST_ADDRESS:
-        raise Refused(f"The address has {len(address)} characters; it may have {LONGEST_ADDRESS}.")
+        raise Refused(f"The address has {len(address)} characters; it may have {LONGEST_ADDRESS}, shorten it.")
     try:
         parts = urllib.parse.urlsplit(address)
         usable = bool(parts.hostname) and parts.port != 0
     except ValueError:
-        raise Refused("This is no web address; give one that begins with https://.") from None
+        raise Refused("This is not a web address; give one that begins with https://.") from None
     if parts.scheme not in ("http", "https"):
         raise Refused("Only addresses that begin with http:// or https:// are opened; upload the file instead.")
     if not usable or parts.username is not None or any(c.isspace() or ord(c) < 33 for c in address):
-        raise Refused("This is no web address; give one like https://example.org/cat.jpg.")
+        raise Refused("This is not a web address; give one like https://example.org/cat.jpg.")
     return parts
 
 
 def _get(parts: urllib.parse.SplitResult, deadline: float) -> tuple[http.client.HTTPResponse, bytes]:
-    """One request to the checked address of a host; the body of a redirect is not read."""
+    """Send one request to the checked address of a host and read the answer; bodies of redirects are not read."""
     port = parts.port or (443 if parts.scheme == "https" else 80)
     host = str(parts.hostname)
     connection = _Pinned(host, port, _look_up(host, port, deadline), parts.scheme == "https", deadline)
     target = urllib.parse.quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
     if parts.query:
         target += "?" + urllib.parse.quote(parts.query, safe="/%:@!$&'()*+,;=~-._?")
-    # A server that sends a byte now and then would never run into a time limit between bytes.
+    # The socket's time limit applies between bytes; the timer ends downloads that trickle in.
     watchdog = threading.Timer(max(deadline - time.monotonic(), 0.01), connection.abort)
     watchdog.daemon = True
     watchdog.start()
     try:
-        # Nothing but the file itself: what is compressed on the way could be a bomb.
+        # No compression in transit, because a small compressed body could unpack to a huge one.
         connection.request("GET", target, headers={"User-Agent": "gdino-hf demo", "Accept-Encoding": "identity"})
         response = connection.getresponse()
         data = response.read(LARGEST_PICTURE + 1) if response.status == 200 else b""
@@ -118,20 +120,20 @@ def _get(parts: urllib.parse.SplitResult, deadline: float) -> tuple[http.client.
     except (OSError, http.client.HTTPException, ValueError) as error:
         if time.monotonic() > deadline or isinstance(error, TimeoutError):
             raise Refused(f"The web server took more than {SECONDS:.0f} seconds; upload the file instead.") from error
-        raise Refused("The web server cannot be reached or breaks off; check the address.") from error
+        raise Refused("The web server cannot be reached or ends the connection; check the address.") from error
     finally:
         watchdog.cancel()
         connection.close()
 
 
 def _look_up(host: str, port: int, deadline: float) -> str:
-    """The address to connect to; every address the name has must be public, in whatever spelling it is given."""
+    """Look up a host name and return one of its addresses, all of which must be public."""
     try:
         host = host if ":" in host else host.encode("idna").decode("ascii")
         future = _LOOKUPS.submit(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
         found = future.result(timeout=max(deadline - time.monotonic(), 0.01))
     except (OSError, UnicodeError, concurrent.futures.TimeoutError) as error:
-        raise Refused("The name in this address is not known; check the address.") from error
+        raise Refused("The host name in this address is unknown; check the address.") from error
     addresses = [str(entry[4][0]) for entry in found]
     if not addresses or not all(is_public(address) for address in addresses):
         raise Refused(_NOT_PUBLIC)
@@ -139,7 +141,7 @@ def _look_up(host: str, port: int, deadline: float) -> str:
 
 
 class _Pinned(http.client.HTTPConnection):
-    """A connection to an address that was checked, under the name it was checked for."""
+    """An HTTP connection to a given IP address under the host name that it was looked up for."""
 
     def __init__(self, host: str, port: int, address: str, encrypted: bool, deadline: float) -> None:
         super().__init__(host, port)
@@ -152,11 +154,11 @@ class _Pinned(http.client.HTTPConnection):
         self.sock: Any = socket.create_connection((self.address, self.port), timeout=remaining)
         if self.encrypted:
             self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
-        # The connection lets go of its socket as soon as the answer begins.
+        # A second reference, since the connection drops its own when the answer begins.
         self.opened = self.sock
 
     def abort(self) -> None:
-        """End whatever another thread waits for."""
+        """Close the socket from another thread, which ends any read on it."""
         if self.opened is not None:
             with contextlib.suppress(OSError):
                 self.opened.shutdown(socket.SHUT_RDWR)

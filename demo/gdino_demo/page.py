@@ -1,4 +1,4 @@
-"""The whole page: its tabs, its server, its limits."""
+"""The page as a whole: its tabs, its server and its theme."""
 
 from __future__ import annotations
 
@@ -15,55 +15,56 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from . import batch_tab, compare_tab, detect_tab, video_tab
+from .components import PageState
 from .engine import Models
-from .guard import Border, GuardedBlocks, Sweeper
-from .parts import Desk
+from .gradio_internals import PlainErrorBlocks
+from .request_limits import RequestLimits, Sweeper
 from .safety import KEPT_SECONDS, LARGEST_REQUEST
 
 TITLE = "gdino: name it, find it"
 _STYLE = Path(__file__).with_name("style.css")
 _EXAMPLES = (("cat.jpg", "cat"), ("person.jpg", "person, helmet"), ("cup.jpg", "cup, spoon"))
-# A request that finds this many before it is told so and may try again.
+# Requests beyond this queue length are rejected with a message.
 _LONGEST_QUEUE = 100
-# A visitor's session is gradio's copy of the fields; the oldest goes when there are more.
+# gradio stores the field values of this many visitors; beyond it, the oldest are removed.
 _MOST_SESSIONS = 200
 _INTRO = f"""# {TITLE}
-Name what you look for in plain words and get boxes. Everything runs on this server; pictures are removed
-{KEPT_SECONDS // 60} minutes after they were last used."""
-# gdino-nano scores lower than the published models, as its card says.
+Name what you are looking for in plain words and get boxes around it. Everything runs on this server, and pictures are
+deleted {KEPT_SECONDS // 60} minutes after their last use."""
+# gdino-nano gives lower scores than the published models, as its model card says.
 _NANO_THRESHOLD, _THRESHOLD, _NMS = 0.2, 0.3, 0.5
 
 
 class Page:
-    """The page of some models, with a folder of its own for files.
+    """The web page for some models, with its own folder for files.
 
     Args:
-        loaded: For each name a GDinoForObjectDetection and its GDinoProcessor; the first is the default.
-        files_kept: Seconds after which an unused file is removed.
+        loaded: Model name -> (GDinoForObjectDetection, its GDinoProcessor); the first is the default of the page.
+        files_kept: Seconds after its last use for which a file is kept.
     """
 
     def __init__(self, loaded: Mapping[str, tuple[Any, Any]], files_kept: float = KEPT_SECONDS) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="gdino-demo-"))
         atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
-        # gradio reads it for every component and every upload.
+        # gradio reads this variable for every component and every upload.
         os.environ["GRADIO_TEMP_DIR"] = str(self.folder)
         self.models = Models(loaded)
         threshold = _NANO_THRESHOLD if self.models.names[0] == "nano" else _THRESHOLD
-        self.desk = Desk(self.models, threshold, _NMS, examples=_find_examples())
+        self.state = PageState(self.models, threshold, _NMS, examples=_find_examples())
         self.blocks = self._lay_out()
-        self.sweeper = Sweeper(self.folder, self.blocks, files_kept, also=self.desk.kept.sweep)
+        self.sweeper = Sweeper(self.folder, self.blocks, files_kept, also=self.state.kept.sweep)
 
     def _lay_out(self) -> gr.Blocks:
-        with GuardedBlocks(title=TITLE, analytics_enabled=False, delete_cache=None) as blocks:
+        with PlainErrorBlocks(title=TITLE, analytics_enabled=False, delete_cache=None) as blocks:
             gr.Markdown(_INTRO)
             with gr.Tab("Detect"):
-                detect_tab.build(self.desk)
+                detect_tab.build(self.state)
             with gr.Tab("Batch"):
-                batch_tab.build(self.desk)
+                batch_tab.build(self.state)
             with gr.Tab("Video"):
-                video_tab.build(self.desk)
+                video_tab.build(self.state)
             with gr.Tab("Compare"):
-                compare_tab.build(self.desk)
+                compare_tab.build(self.state)
         blocks.queue(max_size=_LONGEST_QUEUE, default_concurrency_limit=4)
         return blocks
 
@@ -71,19 +72,19 @@ class Page:
         """Serve the page.
 
         Args:
-            port: None takes the first free one from 7860 on, or GRADIO_SERVER_PORT.
-            share: Also through a public address of gradio's.
-            wait: Do not return before the server was stopped.
-            quiet: Print no address.
+            port: Port to serve on; None takes GRADIO_SERVER_PORT, otherwise the first free port from 7860 on.
+            share: Whether to serve through a public address of gradio's too.
+            wait: Whether to return only when the server is stopped.
+            quiet: Whether to print no address.
 
         Returns:
-            The page's address on this machine.
+            Address of the page on this machine.
 
         Raises:
             OSError: The port is taken.
         """
         if wait:
-            # A host that ends the server asks for it in this way; files are removed then too.
+            # Hosts stop a server with SIGTERM; as an interrupt it lets the files be removed.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         self.sweeper.start()
         _, address, _ = self.blocks.launch(
@@ -92,7 +93,7 @@ class Page:
             prevent_thread_lock=not wait,
             quiet=quiet,
             max_file_size=LARGEST_REQUEST,
-            app_kwargs={"middleware": [Middleware(Border)]},
+            app_kwargs={"middleware": [Middleware(RequestLimits)]},
             state_session_capacity=_MOST_SESSIONS,
             enable_monitoring=False,
             run_history=False,
@@ -113,10 +114,10 @@ class Page:
 
 
 def _theme() -> gr.themes.Base:
-    """Fonts of the visitor's system, so that nothing is asked of other servers, and every text at 4.5:1 or more."""
+    """Return a theme without fonts from other servers, in which every text has a contrast of at least 4.5:1."""
     soft = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     return soft.set(
-        background_fill_primary="*neutral_50",  # as in Soft; gradio's set would make it white
+        background_fill_primary="*neutral_50",  # as in Soft; without it, set() would reset it to white
         body_text_color_subdued="*neutral_600",
         block_label_text_color="*primary_700",
         block_title_text_color="*primary_700",
@@ -128,6 +129,6 @@ def _theme() -> gr.themes.Base:
 
 
 def _find_examples() -> list[list[str]]:
-    """The photographs beside the package, where they were not left out."""
+    """Return the example pictures that are present beside the package, with labels."""
     folder = Path(__file__).resolve().parents[1] / "examples"
     return [[str(folder / name), labels] for name, labels in _EXAMPLES if (folder / name).is_file()]

@@ -1,4 +1,4 @@
-"""Detections as HTML for the page, and as JSON, COCO and PNG for files. Every text is escaped here."""
+"""Render detections as HTML for the page and as JSON, COCO and PNG for files. All text is escaped here."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from .engine import Detection, Outputs, Settings
 
 LONGEST_SIDE_SHOWN = 1280
 
-# The photograph is a property of its own, so that moving a slider sends the boxes alone.
+# The picture is a property of its own, so that moving a slider sends only the boxes.
 FIGURE_TEMPLATE = (
     '<figure class="gd-figure" style="--ratio:${ratio}">${picture}<div class="gd-boxes">${value}</div></figure>'
 )
 
 
 def result(outputs: Outputs, settings: Settings) -> tuple[str, str, str]:
-    """What a tab shows of kept outputs: status, boxes and table."""
+    """Return what a tab shows for stored outputs: status, boxes and table."""
     detections = outputs.detections(settings)
     return status(outputs, detections, settings), boxes(detections, outputs.size), table(detections)
 
 
 def photograph(image: Image.Image, alt: str) -> dict[str, Any]:
-    """The picture as an element that carries its pixels: no file has to be kept for it.
+    """Return the picture as an element that contains its pixels, so that no file needs to be stored.
 
     Args:
-        image: Upright RGB.
-        alt: What a screen reader says.
+        image: Upright RGB picture.
+        alt: Description for screen readers.
 
     Returns:
-        What `FIGURE_TEMPLATE` shows besides the boxes: "picture", an img element, and "ratio", width over height.
+        Values for `FIGURE_TEMPLATE`: "picture", an img element, and "ratio", width over height.
     """
     shown = image
     if max(image.size) > LONGEST_SIDE_SHOWN:
@@ -49,24 +49,24 @@ def photograph(image: Image.Image, alt: str) -> dict[str, Any]:
 
 
 def boxes(detections: Sequence[Detection], size: tuple[int, int]) -> str:
-    """Boxes over the photograph, in per cent of it, so that they fit at any width.
+    """Return the boxes over the picture, in per cent of its size, so that they fit at any width.
 
-    Every box can be reached with the keyboard and says its label and score. Large boxes come first, so that a small
-    one inside can be pointed at.
+    Every box can be reached with the keyboard and announces its label and score. Large boxes come first, so that the
+    pointer can reach a small box inside a large one.
 
     Args:
-        detections: What to show.
+        detections: Detections to show.
         size: (width, height) of the picture in pixels.
 
     Returns:
-        One element per box.
+        HTML with one element per box.
     """
     elements = []
     for number, detection in sorted(enumerate(detections), key=lambda pair: -_area(pair[1].box)):
         left, top, right, bottom = _shares(detection.box, size)
         color = label_color(detection.label)
         name = html.escape(f"{detection.label} {detection.score:.2f}")
-        # Where there is no room above the box, its label stands inside.
+        # The label stands inside the box if there is no room above it.
         place = " gd-inside" if top < 0.06 else ""
         side = " gd-right" if left > 0.7 else ""
         elements.append(
@@ -78,13 +78,13 @@ def boxes(detections: Sequence[Detection], size: tuple[int, int]) -> str:
 
 
 def table(detections: Sequence[Detection]) -> str:
-    """Label, score and box of every detection.
+    """Return a table with label, score and box of every detection.
 
     Args:
-        detections: Best first.
+        detections: Detections to show, best first.
 
     Returns:
-        A table element.
+        HTML of the table.
     """
     rows = "".join(
         f'<tr><td><i class="gd-dot" style="background:{_css(label_color(d.label))}"></i>{html.escape(d.label)}</td>'
@@ -100,15 +100,15 @@ def table(detections: Sequence[Detection]) -> str:
 
 
 def status(outputs: Outputs, detections: Sequence[Detection], settings: Settings) -> str:
-    """What was found, how long the model took and where; for an empty result what would change it.
+    """Return the number of detections, the model's run time and device, and advice if nothing was found.
 
     Args:
-        outputs: What the model said.
-        detections: What is shown of it.
+        outputs: The model's outputs.
+        detections: Detections that are shown.
         settings: The thresholds.
 
     Returns:
-        An element that screen readers announce.
+        HTML of an element that screen readers announce.
     """
     count = f"<strong>{len(detections)} detection{'s' * (len(detections) != 1)}</strong>"
     ran = (
@@ -122,23 +122,23 @@ def status(outputs: Outputs, detections: Sequence[Detection], settings: Settings
         phrases = " · ".join(html.escape(label) for label in outputs.labels)
         parts.append(f"<p>Phrases: {phrases}</p>")
         if missing and detections:
-            parts.append(f"<p>Without a box above the threshold: {html.escape(', '.join(missing))}</p>")
+            parts.append(f"<p>No box above the threshold: {html.escape(', '.join(missing))}</p>")
     if not detections:
         parts.append(f"<p>{html.escape(advice(outputs, settings))}</p>")
     return f'<div class="gd-status" role="status">{"".join(parts)}</div>'
 
 
 def advice(outputs: Outputs, settings: Settings) -> str:
-    """Why a result is empty: the best score there is, and what to change to see it."""
+    """Return why a result is empty: the best score, and which setting would show it."""
     best = outputs.best()
     if best is None:
         if outputs.negatives:
-            return "The negative labels take every candidate; leave some of them out, or try other words."
+            return "Every candidate fits a negative label better; remove some of them, or try other words."
         return "The model has no candidate for these labels; try other words."
     found = f"The best candidate is {best.label} with a score of {best.score:.3f}"
     if best.label in settings.hidden:
         return f"{found}, and that label is switched off; switch it on below the picture."
-    # Rounded down, so that following the advice shows the box.
+    # Rounded down, so that the advised threshold shows the box.
     lower = int(best.score * 100) / 100
     if best.score <= settings.threshold:
         return f"{found}: lower the threshold from {settings.threshold:.2f} to {lower:.2f} or below to see it."
@@ -146,15 +146,15 @@ def advice(outputs: Outputs, settings: Settings) -> str:
 
 
 def report(outputs: Outputs, detections: Sequence[Detection], settings: Settings) -> dict[str, Any]:
-    """The result as data, as the JSON download and the API give it.
+    """Return the result as data, for the JSON download and the API.
 
     Args:
-        outputs: What the model said.
-        detections: What passed the thresholds.
-        settings: Those.
+        outputs: The model's outputs.
+        detections: Detections that passed the thresholds.
+        settings: The thresholds.
 
     Returns:
-        The settings, "width" and "height" in pixels, and "detections" with xyxy boxes.
+        The settings, "width" and "height" in pixels, and "detections" with xyxy boxes in pixels.
     """
     return {
         "image": outputs.name,
@@ -175,14 +175,14 @@ def report(outputs: Outputs, detections: Sequence[Detection], settings: Settings
 
 
 def coco(results: Sequence[tuple[Outputs, Sequence[Detection]]]) -> dict[str, Any]:
-    """Detections of any number of pictures as one COCO file.
+    """Return the detections of any number of pictures as the content of a COCO file.
 
     Args:
-        results: For every picture the outputs and its detections.
+        results: (outputs, detections) of every picture.
 
     Returns:
-        "images", "categories" from 1 on in the order of the labels, and "annotations" with xywh boxes cut at the
-        borders of the picture, and their scores.
+        "images", "categories" numbered from 1 in the order of the labels, and "annotations" with scores and with xywh
+        boxes in pixels, clipped to the picture.
     """
     names = list(dict.fromkeys(label for outputs, _ in results for label in outputs.labels))
     number = {name: index for index, name in enumerate(names, start=1)}
@@ -212,7 +212,7 @@ def coco(results: Sequence[tuple[Outputs, Sequence[Detection]]]) -> dict[str, An
 
 
 def annotated(image: Image.Image, detections: Sequence[Detection]) -> Image.Image:
-    """The picture with boxes and labels drawn in."""
+    """Draw boxes and labels into a copy of the picture."""
     return draw_detections(
         image,
         {
@@ -224,19 +224,19 @@ def annotated(image: Image.Image, detections: Sequence[Detection]) -> Image.Imag
 
 
 def jpeg(image: Image.Image) -> bytes:
-    """The picture as a JPEG file."""
+    """Encode the picture as JPEG."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=88)
     return buffer.getvalue()
 
 
 def to_text(data: dict[str, Any]) -> str:
-    """JSON as it is written to files."""
+    """Format data as JSON for files."""
     return json.dumps(data, ensure_ascii=False, indent=2) + "\n"
 
 
 def _shares(box: Sequence[float], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """A box cut at the borders, in shares of the picture: the model may place a side a little beyond."""
+    """Clip a box to the picture, since a model may place a side slightly outside, and return it in 0..1."""
     left, top, right, bottom = (
         min(max(side / limit, 0.0), 1.0) for side, limit in zip(box, (*size, *size), strict=True)
     )

@@ -1,9 +1,8 @@
-"""The border of the server: what is refused before gradio reads it, and errors that say what happened."""
+"""Limits of requests: bodies and files that are refused before they are read, and the removal of old files."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import os
 import threading
@@ -13,45 +12,38 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio import component_meta
-from gradio.exceptions import InvalidPathError
-from gradio.utils import get_upload_folder
 
+from .gradio_internals import NOT_UPLOADED, ShownAsOriginal, UploadsOnly, files_of_page, upload_folder
 from .safety import KEPT_SECONDS, LARGEST_REQUEST, MEGABYTE, Refused, read_picture
 
-logger = logging.getLogger(__name__)
-
-# Files of all visitors together.
 MOST_STORED = 2 * 2**30
+"""Largest size in bytes of all visitors' files together."""
+
 _SWEEP_SECONDS = 20
 _LARGEST_MESSAGE = MEGABYTE
-_NOT_UPLOADED = "This file was not uploaded to this page; upload it."
-# Multipart bodies carry a little more than the file.
+# A multipart body is a little larger than the file in it.
 _MARGIN = 64 * 1024
-
-# gradio writes a stub beside every module that defines a component: into site-packages, and never the same as the code.
-component_meta.create_or_modify_pyi = lambda *_: None
 
 _Message = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[_Message]]
 _Send = Callable[[_Message], Awaitable[None]]
 
 
-class Border:
-    """ASGI middleware: bodies have a declared and bounded size, and the server fetches nothing for anyone.
+class RequestLimits:
+    """ASGI middleware that bounds the size of request bodies and keeps the server from fetching web addresses.
 
-    gradio would pass on web addresses given as file names, and takes files inside of messages; pictures come through
-    the upload or through `fetch`, which have limits of their own.
+    Without it, gradio fetches addresses that are given as file names and accepts files inside of messages. Pictures
+    come by upload or through `fetch`, which have their own limits.
 
     Args:
-        app: What runs behind it.
+        app: The ASGI application behind the limits.
     """
 
     def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
         self.app = app
 
     async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
-        """One connection."""
+        """Answer one connection, or pass it on to the application."""
         refusal = self._refusal(scope) if scope["type"] == "http" else None
         if refusal is None:
             await self.app(scope, receive, send)
@@ -65,7 +57,7 @@ class Border:
 
     @staticmethod
     async def _drain(scope: _Message, receive: _Receive) -> None:
-        """Read and forget a body that is nearly right, so that its sender reads the answer instead of an error."""
+        """Read and discard a body up to four times too large, so that its sender gets the answer, no broken pipe."""
         size = int(dict(scope["headers"]).get(b"content-length", b"0") or 0)
         if size > 4 * LARGEST_REQUEST:
             return
@@ -76,10 +68,14 @@ class Border:
 
     @staticmethod
     def _refusal(scope: _Message) -> tuple[int, str] | None:
+        """Return status and message for a request that is refused, or None."""
         path: str = scope["path"]
         for fetched in ("/file=http:", "/file=https:", "/proxy=", "/process_recording"):
             if fetched in path.lower():
-                return 403, "This server opens no web addresses in this way; use the field for addresses on the page."
+                return (
+                    403,
+                    "This server does not open web addresses in this way; use the field for addresses on the page.",
+                )
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return None
         headers = dict(scope["headers"])
@@ -92,107 +88,63 @@ class Border:
         return None
 
 
-class GuardedBlocks(gr.Blocks):
-    """Blocks whose every failure is a plain sentence for the visitor and a line in the log for the host."""
-
-    async def process_api(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As in gradio, with its own errors translated."""
-        try:
-            return await super().process_api(*args, **kwargs)
-        except Refused:
-            raise
-        except InvalidPathError:
-            raise Refused(_NOT_UPLOADED) from None
-        except gr.Error as error:
-            raise Refused(str(error.message)) from error
-        except Exception as error:
-            cause = error.__cause__ or error
-            if isinstance(cause, Refused):
-                raise cause from None
-            logger.exception("A request failed")
-            raise Refused("Something went wrong while working on this; the page goes on, try again.") from error
-
-
-class _NoDownloads:
-    """A component that takes files of the upload folder and no web addresses."""
-
-    async def async_move_resource_to_block_cache(self, url_or_file_path: Any) -> str | None:
-        """As in gradio, which would download an address without a limit of size or time."""
-        if str(url_or_file_path or "").lower().startswith(("http:", "https:")):
-            raise Refused("Files are not fetched from web addresses here; upload it or use the field for addresses.")
-        return await super().async_move_resource_to_block_cache(url_or_file_path)  # type: ignore[misc]
-
-    def get_block_name(self) -> str:
-        """What the browser shows it as: the component it guards."""
-        guarded = next(each for each in type(self).__mro__ if each.__module__.startswith("gradio."))
-        return guarded.__name__.lower()
-
-    get_block_class = get_block_name
-
-
-class GuardedSlider(gr.Slider):
-    """A number in a range; a field that was emptied, or another program's mistake, is named."""
+class CheckedSlider(ShownAsOriginal, gr.Slider):
+    """A slider that names values which are not numbers in its range, such as those of an emptied field."""
 
     def preprocess(self, payload: Any) -> Any:
-        """The number."""
+        """Return the number."""
         number = payload if isinstance(payload, (int, float)) and not isinstance(payload, bool) else math.nan
         if not self.minimum <= number <= self.maximum:
             raise Refused(f"{self.label} must be a number from {self.minimum} to {self.maximum}; choose one.")
         return number
 
-    def get_block_name(self) -> str:
-        """What the browser shows it as."""
-        return "slider"
 
-    get_block_class = get_block_name
-
-
-class GuardedImage(_NoDownloads, gr.Image):
-    """An image field whose file is checked before it is decoded; functions get a `Picture`."""
+class CheckedImage(UploadsOnly, gr.Image):
+    """An image field whose file is checked before it is decoded; event functions get a `Picture`."""
 
     def preprocess(self, payload: Any) -> Any:
-        """The checked picture, or None."""
+        """Return the checked picture, or None for an empty field."""
         if payload is None:
             return None
         return read_picture(_own(payload.path), payload.orig_name or Path(payload.path).name)
 
 
-class GuardedFiles(_NoDownloads, gr.File):
-    """A field of many files; functions get (path, name) pairs and read them one at a time."""
+class CheckedFiles(UploadsOnly, gr.File):
+    """A field for many files; event functions get (path, name) pairs and read them one at a time."""
 
     def preprocess(self, payload: Any) -> Any:
-        """Pairs of path and name."""
+        """Return pairs of path and file name."""
         files = getattr(payload, "root", payload) or []
         files = files if isinstance(files, list) else [files]
         return [(_own(file.path), file.orig_name or Path(file.path).name) for file in files]
 
 
-class GuardedVideo(_NoDownloads, gr.Video):
-    """A video field; functions get the path, and no program is run over the file before they check it."""
+class CheckedVideo(UploadsOnly, gr.Video):
+    """A video field whose event functions get the path; gradio would run a converter on the file before any check."""
 
     def preprocess(self, payload: Any) -> Any:
-        """The path, or None."""
+        """Return the path, or None for an empty field."""
         return None if payload is None else _own(payload.path)
 
 
 def _own(path: str | None) -> str:
-    """The path of a file that was uploaded to this page."""
+    """Return a path if it is that of a file uploaded to this page."""
     if not path:
         raise Refused("Files are not taken from inside a message; upload the file.")
-    if not Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve()):
-        raise Refused(_NOT_UPLOADED)
+    if not Path(path).resolve().is_relative_to(upload_folder()):
+        raise Refused(NOT_UPLOADED)
     return path
 
 
 class Sweeper:
-    """Removes what was uploaded or made, a while after it was last used.
+    """Thread that removes uploads and results some time after they were last used.
 
     Args:
-        folder: The folder of gradio's files, of this process alone.
-        app: The page; pictures that belong to it stay.
-        seconds: How long a file lives.
-        most_bytes: Of all files together; those that were not used for longest go.
-        also: Called at every turn, to forget what is not in files.
+        folder: Folder of gradio's files, used by this process alone.
+        app: The page, whose own files are not removed.
+        seconds: How long a file is kept after its last use.
+        most_bytes: Largest size of all files together in bytes; beyond it the least recently used are removed.
+        also: Function called after every round, to remove what is kept in memory.
     """
 
     def __init__(
@@ -208,20 +160,20 @@ class Sweeper:
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End; files stay for whoever removes the folder."""
+        """Stop the thread; remaining files are left in place."""
         self._stop.set()
 
     def sweep(self) -> None:
-        """Remove every file that is old enough, then the oldest if all take too much room, and folders left empty."""
-        belongings = {str(Path(path)) for block in self.app.blocks.values() for path in _kept_for_ever(block)}
+        """Remove expired files and empty folders, and the least recently used files while all are too large."""
+        belongings = files_of_page(self.app)
         oldest = time.time() - self.seconds
         files = []
         for parent, _, names in os.walk(self.folder, topdown=False):
-            # Another thread may have just removed it, or be using the folder.
+            # Another thread may have just removed the folder, or put a file there.
             with contextlib.suppress(OSError):
                 if Path(parent) != self.folder and not names and os.stat(parent).st_mtime < oldest:
                     os.rmdir(parent)
@@ -242,7 +194,3 @@ class Sweeper:
         while not self._stop.wait(min(_SWEEP_SECONDS, self.seconds)):
             self.sweep()
             self.also()
-
-
-def _kept_for_ever(block: Any) -> set[str]:
-    return getattr(block, "keep_in_cache", None) or set()

@@ -1,4 +1,4 @@
-"""What the page accepts: pictures and labels of bounded size, and one plain sentence for everything else."""
+"""Checks of what visitors send: pictures and labels of bounded size; anything else is refused with one sentence."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from gdino_hf.model.text_prompt import split_labels
 
 MEGABYTE = 2**20
 LARGEST_REQUEST = 100 * MEGABYTE
-"""Bytes of one upload, all its files together; a video may take the whole of it."""
+"""Largest size in bytes of one upload with all its files, and of one video."""
 LARGEST_PICTURE = 20 * MEGABYTE
 MOST_PIXELS = 40_000_000
 MOST_SCANS = 100
-"""Of one JPEG: a progressive one has about ten, and each costs a pass over all pixels whatever its own few bytes."""
+"""Most scans of a JPEG: progressive files have about ten, and decoding passes over all pixels once per scan."""
 MOST_PICTURES = 50
 MOST_LABELS = 100
 LONGEST_TEXT = 4_000
 KEPT_SECONDS = 600
-"""How long a file, or what a model said about it, is kept after it was last used."""
+"""How long files and model outputs are kept after their last use."""
 
-# Every decoder that is left out is one less to be attacked.
+# Few decoders, since each is code that a crafted file could attack.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 _READABLE = "PNG, JPEG, WebP, GIF or BMP"
 
 
 class Refused(gr.Error):
-    """A request that is not carried out: one sentence of what is wrong, the limit and the remedy.
+    """A request that is refused, with one sentence that says what is wrong, the limit and the remedy.
 
     Args:
-        sentence: Plain text; what looks like markup is escaped, because the page shows errors as HTML.
+        sentence: Plain text; angle brackets are escaped, because the page shows errors as HTML.
     """
 
     def __init__(self, sentence: str) -> None:
@@ -47,12 +47,12 @@ class Refused(gr.Error):
 
 @dataclass(frozen=True)
 class Picture:
-    """A checked photograph.
+    """A checked picture.
 
     Attributes:
-        image: Upright, RGB.
-        data: The file as it came: what is kept takes less memory this way than as pixels.
-        name: The file's name, for results; it is not a path.
+        image: Upright RGB picture.
+        data: Content of the file, which takes less memory than the pixels.
+        name: File name for results, without path.
     """
 
     image: Image.Image
@@ -61,17 +61,17 @@ class Picture:
 
 
 def read_picture(source: str | os.PathLike | bytes, name: str = "picture") -> Picture:
-    """Decode a picture whose size was checked before any of its pixels were.
+    """Decode a picture after its size in bytes and pixels was checked.
 
     Args:
-        source: A file that was uploaded, or its bytes.
-        name: What to call it in messages and results.
+        source: Path of an uploaded file, or the content of a file.
+        name: File name for messages and results.
 
     Returns:
         The picture.
 
     Raises:
-        Refused: It is too large, not a picture of a kind that is read, or damaged.
+        Refused: The file is too large or damaged, or not a picture that can be read here.
     """
     name = plain_name(name)
     data = source if isinstance(source, bytes) else _read_bytes(source, name)
@@ -82,18 +82,18 @@ def read_picture(source: str | os.PathLike | bytes, name: str = "picture") -> Pi
         raise Refused(f"{name} is an SVG drawing, which is not made of pixels; save it as {_READABLE}.")
     try:
         with warnings.catch_warnings():
-            # PIL's own comes at a size that is refused here anyway.
+            # PIL warns of sizes that are refused below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             opened = Image.open(io.BytesIO(data), formats=_FORMATS)
     except Image.DecompressionBombError as error:
         raise Refused(_too_many_pixels(name)) from error
     except UnidentifiedImageError as error:
         raise Refused(f"{name} is not a picture that can be read here; give {_READABLE}.") from error
-    except Exception as error:  # decoders raise whatever broken bytes lead them to
+    except Exception as error:  # decoders raise errors of many kinds for damaged files
         raise Refused(f"{name} is damaged and cannot be decoded; save it again.") from error
     if opened.width * opened.height > MOST_PIXELS:
         raise Refused(_too_many_pixels(name, opened.size))
-    # The marker of a scan cannot occur inside one.
+    # The marker that begins a scan cannot occur inside one.
     if opened.format == "JPEG" and data.count(b"\xff\xda") > MOST_SCANS:
         raise Refused(f"{name} is a JPEG of more than {MOST_SCANS} scans, which takes too long; save it again.")
     try:
@@ -103,24 +103,28 @@ def read_picture(source: str | os.PathLike | bytes, name: str = "picture") -> Pi
 
 
 def _read_bytes(path: str | os.PathLike, name: str) -> bytes:
+    """Read an uploaded file of bounded size."""
     try:
         size = os.path.getsize(path)
         if size > LARGEST_PICTURE:
             raise Refused(f"{name} has {size // MEGABYTE} MB; a picture may have {LARGEST_PICTURE // MEGABYTE} MB.")
-        # Used now: it is kept for a while longer.
+        # The time of last use, by which old files are removed.
         os.utime(path)
         return Path(path).read_bytes()
     except OSError as error:
-        raise Refused(f"{name} is no longer kept here; uploads are removed after a while, choose it again.") from error
+        raise Refused(
+            f"{name} is no longer kept here; uploads are removed after some minutes, choose it again."
+        ) from error
 
 
 def _too_many_pixels(name: str, size: tuple[int, int] | None = None) -> str:
+    """Return the message for a picture with too many pixels."""
     found = f"{size[0]} x {size[1]} pixels" if size else "far too many pixels"
     return f"{name} has {found}; a picture may have {MOST_PIXELS // 1_000_000} million, make it smaller."
 
 
 def plain_name(name: str) -> str:
-    """The last part of a file name, short and without characters that could be markup, a path or unseen."""
+    """Return the last part of a file name, shortened, without path, markup and invisible characters."""
     last = name.replace("\\", "/").rsplit("/", 1)[-1]
     kept = "".join("_" if c in '<>:"|?*' or (unicodedata.category(c)[0] in "CZ" and c != " ") else c for c in last)
     kept = kept.strip(" .")
@@ -153,9 +157,9 @@ def parse_labels(text: str | None, *, required: bool = True) -> list[str]:
     return labels
 
 
-# The words between the things that a sentence names. A closed list instead of a parser: it is small, and the page
-# shows the phrases it found, so that a reader can put commas where it errs. The phrases become labels of their own:
-# gdino-nano, which learnt names and no sentences, scores a phrase inside its sentence far below any threshold.
+# Words that separate the noun phrases of a sentence. A fixed list instead of a parser is enough, since the page shows
+# the phrases it found, and a visitor can put commas where it fails. The phrases become separate labels, because
+# gdino-nano was trained on names, and scores a phrase within a sentence far below any threshold.
 _BETWEEN_WORDS = """
 and or but while as than that which who whose there here it its this these those he she they his her their him them
 with without on in at by of to from for into onto over under above below beside besides between behind near next
@@ -168,18 +172,18 @@ _ARTICLES = frozenset(("a", "an", "the", "some", "any", "one", "two", "three"))
 
 
 def parse_phrases(text: str | None) -> list[str]:
-    """The phrases that a sentence names: "a cat beside a red cup" is "cat" and "red cup".
+    """Split a sentence into the phrases it names: "a cat beside a red cup" gives "cat" and "red cup".
 
-    A sentence with commas or periods inside is parted there too.
+    Commas, periods and semicolons separate phrases too.
 
     Args:
         text: The sentence.
 
     Returns:
-        The phrases in order, each once.
+        The phrases in order, without duplicates.
 
     Raises:
-        Refused: It names nothing, or too much.
+        Refused: The sentence names nothing, or more than `MOST_LABELS`.
     """
     phrases: list[str] = []
     words: list[str] = []
@@ -195,12 +199,13 @@ def parse_phrases(text: str | None) -> list[str]:
 
 
 def _checked(text: str | None) -> str:
+    """Return the text with line breaks as separators, or refuse text that is too long or holds markup."""
     text = text or ""
     if len(text) > LONGEST_TEXT:
         raise Refused(f"The text has {len(text)} characters; labels may have {LONGEST_TEXT} in all, shorten them.")
     if "<" in text or ">" in text:
-        # The page escapes what it shows; files and other programs that get the labels may not.
-        raise Refused("A label holds an angle bracket, which belongs to markup and not to a name; write plain words.")
+        # The page escapes what it shows, but programs that read the result files may not.
+        raise Refused("A label holds an angle bracket, which belongs to markup; write plain words.")
     if any(unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\r\t" for character in text):
         raise Refused("A label holds control characters; write plain words.")
     return text

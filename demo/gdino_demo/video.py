@@ -1,4 +1,4 @@
-"""Videos: frames out of an upload that no program but a chosen demuxer reads, annotated frames into an MP4."""
+"""Read frames from uploaded videos with a fixed choice of demuxers, and write annotated frames to an MP4."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .safety import LARGEST_REQUEST, MEGABYTE, MOST_PIXELS, Refused
 
 MOST_FRAMES = 300
 LONGEST_SIDE = 1280
-# Formats that carry everything inside: play lists and the like, which name other files, are not among them.
+# Self-contained formats only: playlists and similar formats name other files, which must not be opened.
 _CONTAINERS = {"mov": "MP4 or MOV", "matroska": "WebM or MKV", "avi": "AVI"}
-# The best that this build of FFmpeg has; every browser plays the first two.
+# In order of preference, depending on the FFmpeg build; every browser plays the first two.
 _ENCODERS = ("libx264", "libopenh264", "mpeg4")
 _FALLBACK_RATE = Fraction(25)
 _DAMAGED = "The video is damaged or of a kind that cannot be decoded; save it as MP4 with H.264."
@@ -28,12 +28,12 @@ _DAMAGED = "The video is damaged or of a kind that cannot be decoded; save it as
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame that is looked at.
+    """One frame to run the model on.
 
     Attributes:
-        number: Its place in the video, from 0.
-        seconds: When it is shown.
-        image: RGB, at most `LONGEST_SIDE` wide and high.
+        number: Index of the frame in the video, from 0.
+        seconds: Time at which it is shown.
+        image: RGB picture, at most `LONGEST_SIDE` pixels wide and high.
     """
 
     number: int
@@ -42,14 +42,14 @@ class Frame:
 
 
 class Reader:
-    """Every n-th frame of a video, up to `MOST_FRAMES`.
+    """Iterator over every `stride`-th frame of a video, up to `MOST_FRAMES`.
 
     Args:
-        path: An uploaded file.
-        stride: n.
+        path: Path of an uploaded file.
+        stride: Distance between the frames to read; 1 reads every frame.
 
     Raises:
-        Refused: It is too large, or not a video of a kind that is read.
+        Refused: The file is too large, or not a video that can be read here.
     """
 
     def __init__(self, path: str, stride: int) -> None:
@@ -60,24 +60,28 @@ class Reader:
         except OSError as error:
             raise Refused("The video is no longer kept here; uploads are removed after a while.") from error
         if size > LARGEST_REQUEST:
-            raise Refused(f"The video has {size // MEGABYTE} MB; {LARGEST_REQUEST // MEGABYTE} MB are taken.")
+            raise Refused(
+                f"The video has {size // MEGABYTE} MB; it may have {LARGEST_REQUEST // MEGABYTE} MB, make it shorter."
+            )
         self.format = _container(path)
         with self._open() as (container, stream):
             self.rate = Fraction(stream.average_rate or stream.guessed_rate or _FALLBACK_RATE)
             width, height = stream.codec_context.width, stream.codec_context.height
             if width * height > MOST_PIXELS:
-                raise Refused(f"The video has {width} x {height} pixels; {MOST_PIXELS // 1_000_000} million are taken.")
+                raise Refused(
+                    f"The video has {width} x {height} pixels; it may have {MOST_PIXELS // 1_000_000} million."
+                )
             frames = stream.frames or int((container.duration or 0) / av.time_base * self.rate)
         self.expected = min(-(-frames // self.stride), MOST_FRAMES) if frames else None
-        """Frames that will come, None if the file does not say."""
+        """Number of frames to expect; None if the file does not say."""
         self.stopped = False
-        """Whether there were more than `MOST_FRAMES`."""
+        """Whether the video has more than `MOST_FRAMES` frames to read."""
 
     def __iter__(self) -> Iterator[Frame]:
-        """Frames in order, without those that are damaged.
+        """Yield the frames in order; damaged frames are skipped.
 
         Raises:
-            Refused: Not one frame can be decoded.
+            Refused: No frame can be decoded.
         """
         given = 0
         with self._open() as (container, stream):
@@ -102,7 +106,7 @@ class Reader:
 
     @contextmanager
     def _open(self) -> Iterator[tuple[Any, Any]]:
-        # An open file instead of a path, and a named demuxer: nothing else can be reached from inside the video.
+        # An open file and a fixed demuxer, so that a crafted video cannot make FFmpeg open other files.
         with open(self.path, "rb") as file:
             try:
                 container = av.open(file, format=self.format, metadata_errors="ignore")
@@ -117,18 +121,18 @@ class Reader:
 
 
 def _decode(container: Any, stream: Any) -> Iterator[Any]:
-    """All frames that can be decoded."""
+    """Yield all frames that can be decoded."""
     for packet in container.demux(stream):
         with contextlib.suppress(av.error.InvalidDataError):
             yield from packet.decode()
 
 
 class Writer:
-    """An MP4 that browsers play.
+    """Writer of an MP4 file that browsers can play.
 
     Args:
-        path: Where it goes.
-        rate: Frames a second.
+        path: File to write.
+        rate: Frames per second.
     """
 
     def __init__(self, path: Path, rate: Fraction) -> None:
@@ -137,10 +141,10 @@ class Writer:
         self.stream: Any = None
 
     def add(self, image: Image.Image) -> None:
-        """Append a frame; all have the size of the first."""
+        """Append a frame, resized to the size of the first."""
         if self.stream is None:
             self.stream = self.container.add_stream(_encoder(), rate=self.rate)
-            # Chroma is stored at half the size.
+            # Even sizes, since the chroma planes have half the size.
             self.stream.width, self.stream.height = image.width // 2 * 2 or 2, image.height // 2 * 2 or 2
             self.stream.pix_fmt = "yuv420p"
         size = (self.stream.width, self.stream.height)
@@ -148,24 +152,25 @@ class Writer:
         self.container.mux(self.stream.encode(frame))
 
     def close(self) -> None:
-        """Write what is left; a video without frames is an empty file."""
+        """Finish the file; without any frame it is empty."""
         if self.stream is not None:
             self.container.mux(self.stream.encode())
         self.container.close()
 
 
 def _encoder() -> str:
+    """Return the first encoder that this FFmpeg build has."""
     for name in _ENCODERS:
         try:
             av.Codec(name, "w")
-        except ValueError:  # UnknownCodecError is one
+        except ValueError:  # the base class of UnknownCodecError
             continue
         return name
     raise Refused("This server cannot write videos; ask its host to install PyAV from PyPI.")
 
 
 def _container(path: str) -> str:
-    """The demuxer for a file, by its first bytes."""
+    """Return the demuxer for a file by its first bytes."""
     with open(path, "rb") as file:
         start = file.read(12)
     if start[4:8] == b"ftyp":

@@ -1,4 +1,4 @@
-"""The third tab: every n-th frame of a video, annotated, with one JSON for all frames."""
+"""The tab "Video": every n-th frame of a video, as an annotated video and one JSON file."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from typing import Any
 
 import gradio as gr
 
-from . import parts, render
-from .guard import GuardedSlider, GuardedVideo
-from .parts import EVERY, Desk
+from . import components, render
+from .components import EVERY, PageState
+from .request_limits import CheckedSlider, CheckedVideo
 from .safety import Picture, Refused
 from .video import MOST_FRAMES, Reader, Writer
 
 
-def build(desk: Desk) -> None:
-    """Lay the tab out and connect it.
+def build(state: PageState) -> None:
+    """Create the tab's components, events and endpoints.
 
     Args:
-        desk: The state of the page.
+        state: The state of the page.
     """
     with gr.Row():
         with gr.Column(scale=4, min_width=320):
-            video = GuardedVideo(label="Video", sources=["upload"], height=240, elem_id="gd-video", buttons=[])
-            labels = parts.labels_field()
-            negatives = parts.negatives_field()
-            model = parts.model_field(desk)
-            info = f"Every n-th frame is looked at, up to {MOST_FRAMES} frames."
-            stride = GuardedSlider(1, 60, value=5, step=1, label="Frame stride", info=info)
-            threshold = parts.threshold_field(desk)
-            nms = parts.nms_field(desk)
+            video = CheckedVideo(label="Video", sources=["upload"], height=240, elem_id="gd-video", buttons=[])
+            labels = components.labels_field()
+            negatives = components.negatives_field()
+            model = components.model_field(state)
+            info = f"1 searches every frame, 5 every fifth; at most {MOST_FRAMES} frames."
+            stride = CheckedSlider(1, 60, value=5, step=1, label="Frame stride", info=info)
+            threshold = components.threshold_field(state)
+            nms = components.nms_field(state)
             start = gr.Button("Detect in the video", variant="primary", elem_id="gd-video-start")
         with gr.Column(scale=6, min_width=320):
-            status = parts.html_field("gd-video-status")
+            status = components.html_field("gd-video-status")
             annotated = gr.Video(
                 label="Annotated video", interactive=False, elem_id="gd-video-out", buttons=["download"]
             )
@@ -41,21 +41,23 @@ def build(desk: Desk) -> None:
 
     def on_start(
         video: str | None, labels: str, negatives: str, model: str, stride: float, threshold: float, nms: float,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008  gradio finds the bar by this default
+        progress: gr.Progress = gr.Progress(),  # noqa: B008  gradio recognizes the progress bar by this default
     ) -> tuple[Any, ...]:  # fmt: skip
-        target = Path(parts.write_file("annotated.mp4", b""))
-        data = _run(desk, video, labels, negatives, model, int(stride), threshold, nms, progress, target)
-        text = f"<p><strong>{len(data['frames'])} frames</strong> looked at, every {data['stride']}</p>"
+        target = Path(components.write_file("annotated.mp4", b""))
+        data = _run(state, video, labels, negatives, model, int(stride), threshold, nms, progress, target)
+        text = f"<p><strong>{len(data['frames'])} frames</strong> searched, stride {data['stride']}</p>"
         if data["stopped_early"]:
-            text += f"<p>The video goes on: {MOST_FRAMES} frames are the most, choose a larger stride.</p>"
-        path = parts.write_file("frames.json", render.to_text(data))
+            text += (
+                f"<p>The video is longer, but at most {MOST_FRAMES} frames are searched; choose a larger stride.</p>"
+            )
+        path = components.write_file("frames.json", render.to_text(data))
         return f'<div class="gd-status" role="status">{text}</div>', str(target), path
 
     def video_endpoint(
         video: str | None, labels: str, negatives: str, model: str, stride: float, threshold: float, nms: float
     ) -> dict[str, Any]:
-        """Find what the labels name in every n-th frame of a video: for each its number, time and detections."""
-        return _run(desk, video, labels, negatives, model, int(stride), threshold, nms, None, None)
+        """Find what the labels name in every n-th frame of a video; returns number, time and detections of each."""
+        return _run(state, video, labels, negatives, model, int(stride), threshold, nms, None, None)
 
     query = [video, labels, negatives, model, stride, threshold, nms]
     start.click(
@@ -64,13 +66,13 @@ def build(desk: Desk) -> None:
         [status, annotated, file],
         api_visibility="private",
         show_progress_on=status,
-        **parts.RUNS_A_MODEL,
+        **components.RUNS_A_MODEL,
     )
-    parts.endpoint(video_endpoint, query, "video")
+    components.endpoint(video_endpoint, query, "video")
 
 
 def _run(
-    desk: Desk,
+    state: PageState,
     video: str | None,
     labels: str,
     negatives: str,
@@ -81,12 +83,12 @@ def _run(
     progress: gr.Progress | None,
     target: Path | None,
 ) -> dict[str, Any]:
-    """Detections of the frames; the annotated video goes to `target`."""
+    """Return the detections of the frames, and write the annotated video to `target` unless it is None."""
     if video is None:
         raise Refused("There is no video; upload one.")
-    wanted, competing = parts.read_query(labels, negatives, EVERY)
-    desk.models.check(model, wanted, competing)
-    settings = parts.read_settings(threshold, nms)
+    wanted, competing = components.read_query(labels, negatives, EVERY)
+    state.models.check(model, wanted, competing)
+    settings = components.read_settings(threshold, nms)
     reader = Reader(video, stride)
     writer = Writer(target, reader.rate / reader.stride) if target is not None else None
     frames: list[dict[str, Any]] = []
@@ -94,8 +96,8 @@ def _run(
     try:
         for frame in reader:
             if progress is not None:
-                progress((len(frames), reader.expected), desc="Looking at frames", unit="frames")
-            outputs = desk.models.run(model, Picture(frame.image, b"", "frame"), wanted, competing)
+                progress((len(frames), reader.expected), desc="Detecting", unit="frames")
+            outputs = state.models.run(model, Picture(frame.image, b"", "frame"), wanted, competing)
             detections = outputs.detections(settings)
             size = outputs.size
             frames.append(

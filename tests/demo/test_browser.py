@@ -1,4 +1,4 @@
-"""The page in a real browser, at the width of a desk and of a phone."""
+"""The page in a real browser, in a window as wide as a desktop screen and as a phone."""
 
 import contextlib
 import json
@@ -178,7 +178,7 @@ def test_the_keyboard_alone_is_enough_and_what_was_forgotten_is_told(tab, page, 
     tab.locator("#gd-threshold input[type=range]").focus()
     tab.keyboard.press("End")
     count_boxes(tab, 0)
-    monkeypatch.setattr(page.desk.kept, "get", lambda key: None)
+    monkeypatch.setattr(page.state.kept, "get", lambda key: None)
     tab.keyboard.press("Home")
     tab.get_by_text("no longer kept").wait_for()
     assert page.models.forwards == forwards
@@ -205,7 +205,7 @@ def test_the_other_tabs_take_many_pictures_a_video_and_two_prompts(tab, page, ex
     tab.set_input_files("#gd-video input[type=file]", str(tmp_path / "cat.mp4"))
     tab.wait_for_selector("#gd-video video")
     tab.click("#gd-video-start")
-    tab.get_by_text("2 frames looked at, every 5").wait_for()
+    tab.get_by_text("2 frames searched, stride 5").wait_for()
     tab.wait_for_function("document.querySelector('#gd-video-out video')?.readyState >= 1")
     tab.wait_for_selector("#gd-video-json a[download]")
 

@@ -1,4 +1,4 @@
-"""Kept outputs: thresholds, switches and advice without a model, and how much is kept."""
+"""KeptOutputs outputs: thresholds, switches and advice without a model, and how much is kept."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from gdino_demo import engine as module
-from gdino_demo.engine import Kept, Models, Settings
+from gdino_demo.engine import KeptOutputs, Models, Settings
 from gdino_demo.render import advice
 from gdino_demo.safety import Picture, Refused, read_picture
 
@@ -94,7 +94,7 @@ def test_what_a_model_cannot_do_is_refused(models, photograph, name, labels, neg
 def test_what_is_kept_has_a_bound_and_an_end(outputs):
     one = outputs.num_bytes
     assert one > len(outputs.data)
-    kept = Kept(most_bytes=3 * one)
+    kept = KeptOutputs(most_bytes=3 * one)
     keys = [kept.put(outputs) for _ in range(5)]
     assert [kept.get(key) is not None for key in keys] == [False, False, True, True, True]
     assert len(set(keys)) == 5
@@ -108,7 +108,7 @@ def test_what_is_kept_has_a_bound_and_an_end(outputs):
 def test_what_nobody_asks_for_any_more_is_dropped_by_sweeping(outputs, monkeypatch):
     clock = [1000.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
-    kept = Kept(seconds=60)
+    kept = KeptOutputs(seconds=60)
     kept.put(outputs)
     clock[0] += 59
     kept.sweep()
@@ -119,7 +119,7 @@ def test_what_nobody_asks_for_any_more_is_dropped_by_sweeping(outputs, monkeypat
 
 
 def test_the_newest_is_kept_even_if_it_is_large(outputs):
-    kept = Kept(most_bytes=1)
+    kept = KeptOutputs(most_bytes=1)
     first = kept.put(outputs)
     second = kept.put(dataclasses.replace(outputs))
     assert kept.get(first) is None

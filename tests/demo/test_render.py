@@ -87,7 +87,7 @@ def test_phrases_without_a_box_are_named(outputs, detections):
     outputs.grounding = True
     text = Tags(render.status(outputs, detections, Settings(0.2))).text
     assert "Phrases: cat · dog · bird" in text
-    assert "Without a box above the threshold: bird" in text
+    assert "No box above the threshold: bird" in text
 
 
 def test_the_page_shows_large_photographs_smaller():

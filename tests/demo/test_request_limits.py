@@ -7,7 +7,7 @@ import time
 
 import gradio as gr
 import pytest
-from gdino_demo.guard import Border, GuardedBlocks, GuardedSlider, Sweeper
+from gdino_demo.request_limits import CheckedSlider, PlainErrorBlocks, RequestLimits, Sweeper
 from gdino_demo.safety import LARGEST_REQUEST, Refused
 from gradio_client import handle_file
 from PIL import Image
@@ -48,7 +48,7 @@ def test_files_of_all_visitors_have_a_bound_and_the_oldest_go(tmp_path):
 
 
 def test_a_number_that_is_none_is_named():
-    slider = GuardedSlider(0, 1, label="Score threshold")
+    slider = CheckedSlider(0, 1, label="Score threshold")
     assert [slider.preprocess(number) for number in (0, 0.5, 1)] == [0, 0.5, 1]
     for wrong in (None, "high", 7, -0.1, float("nan"), True, [0.5]):
         with pytest.raises(Refused, match="Score threshold must be a number from 0 to 1"):
@@ -75,7 +75,7 @@ def run(work):
         return thread.submit(asyncio.run, work).result()
 
 
-def through_the_border(path, headers, method="POST"):
+def through_the_limits(path, headers, method="POST"):
     """Status that a request gets, and whether it went through."""
     went, sent = [], []
 
@@ -90,7 +90,7 @@ def through_the_border(path, headers, method="POST"):
 
     encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "method": method, "path": path, "headers": encoded}
-    run(Border(behind)(scope, receive, send))
+    run(RequestLimits(behind)(scope, receive, send))
     return (sent[0]["status"] if sent else None), bool(went)
 
 
@@ -108,11 +108,11 @@ def through_the_border(path, headers, method="POST"):
     ],
 )
 def test_bodies_have_a_declared_and_bounded_size(path, headers, status):
-    assert through_the_border(path, headers) == (status, status is None)
+    assert through_the_limits(path, headers) == (status, status is None)
 
 
 def test_reading_needs_no_size():
-    assert through_the_border("/config", {}, "GET") == (None, True)
+    assert through_the_limits("/config", {}, "GET") == (None, True)
 
 
 def test_a_fault_inside_is_a_sentence_without_its_details():
@@ -121,7 +121,7 @@ def test_a_fault_inside_is_a_sentence_without_its_details():
     def fail():
         raise RuntimeError(secret)
 
-    with GuardedBlocks() as blocks:
+    with PlainErrorBlocks() as blocks:
         gr.Button().click(fail)
     with pytest.raises(Refused) as refusal:
         run(blocks.process_api(0, []))
