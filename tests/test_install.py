@@ -1,4 +1,4 @@
-"""What pip builds: with a C compiler and without one."""
+"""Building the package with and without a C compiler."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def copy_source(tmp_path):
     source = tmp_path / "source"
-    # What the build needs, without compiled files that lie beside the sources in a working copy.
+    # The files that the build needs, without compiled files of a working copy.
     leave_out = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__", "build", "*.egg-info")
     shutil.copytree(ROOT / "src", source / "src", ignore=leave_out)
     for folder in ("kernels/msda/cpu", "kernels/int8_linear", "demo"):
@@ -25,8 +25,8 @@ def copy_source(tmp_path):
     return source
 
 
-def test_a_source_archive_holds_all_that_is_compiled(tmp_path):
-    """The libraries are optional: a header left out would only be a slow installation that nobody notices."""
+def test_a_source_archive_holds_all_c_sources(tmp_path):
+    """The libraries are optional, so a missing header would silently give a slow installation."""
     source = copy_source(tmp_path)
     build = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})"
     subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
@@ -39,7 +39,7 @@ def test_a_source_archive_holds_all_that_is_compiled(tmp_path):
 
 
 @pytest.mark.slow
-def test_without_a_compiler_it_installs_and_says_which_backend_runs(tmp_path):
+def test_without_a_compiler_it_installs_and_reports_its_backend(tmp_path):
     source = copy_source(tmp_path)
     command = [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
     subprocess.run(command, cwd=source, env={**os.environ, "CC": "/bin/false"}, check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""`gdino convert` and the scripts in conversion/, from the command line to files."""
+"""`gdino convert` and the scripts in conversion/."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gdino_hf.cli import main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GIGABYTE = 10**9
-# The whole command, Python's and torch's start included, on two cores.
+# Limit for the whole command on two cores, including the start of Python and torch.
 FULL_SIZE_SECONDS = 60
 FULL_SIZE_BYTES = 3 * GIGABYTE
 
@@ -39,7 +39,7 @@ def files(tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["original", "mmdet"])
-def test_the_layout_is_found_by_looking(layout, files, capsys):
+def test_the_layout_is_recognized(layout, files, capsys):
     assert main(["convert", str(files / f"{layout}.pth"), str(files / "ours"), "--max-shard-size", "0.5MB"]) == 0
     out, err = capsys.readouterr()
     assert f"{layout} -> gdino" in out
@@ -57,14 +57,14 @@ def test_the_layout_is_found_by_looking(layout, files, capsys):
     assert main(["convert", str(files / "peer"), str(files / "again")]) == 0
 
 
-def test_verbose_names_every_key(files, capsys):
+def test_verbose_lists_every_key(files, capsys):
     assert main(["convert", str(files / "original.pth"), str(files / "ours"), "--verbose"]) == 0
     out = capsys.readouterr().out
     for key in original(SMALL):
         assert f" {key}" in out, key
 
 
-def test_config_file_and_its_faults(files, capsys):
+def test_a_config_file_is_applied_or_its_fault_named(files, capsys):
     config = files / "extra.json"
     config.write_text('{"max_text_len": 99}')
     assert main(["convert", str(files / "original.pth"), str(files / "ours"), "--config", str(config)]) == 0
@@ -104,7 +104,7 @@ def test_scripts_convert_their_own_layout(layout, files):
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no resource module")
 def test_full_size_checkpoint_takes_less_than_a_minute_and_three_gigabytes(tmp_path):
     shapes = original(TINY)
-    # One value a row: full size in the file and in the conversion, without the time to draw 170 million numbers.
+    # One random value per row gives a file of full size without drawing 170 million numbers.
     state = {key: values(key, shape[:1]).reshape(-1, *[1] * (len(shape) - 1)).expand(shape).contiguous()
              if "_i" not in key.rpartition(".")[2] or "in_proj" in key else values(key, shape)
              for key, shape in shapes.items()}  # fmt: skip
@@ -119,5 +119,5 @@ def test_full_size_checkpoint_takes_less_than_a_minute_and_three_gigabytes(tmp_p
     assert done.returncode == 0, done.stderr
     _, peak, _, seconds = done.stdout.splitlines()[-1].split()
     assert float(peak) < FULL_SIZE_BYTES
-    # Processor time: what else the machine does while tests run is no part of it.
+    # CPU time, which does not depend on what else the machine does.
     assert float(seconds) < FULL_SIZE_SECONDS

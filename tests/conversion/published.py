@@ -1,6 +1,6 @@
-"""Names and shapes of published checkpoints, written down by hand from their projects' module trees.
+"""Names and shapes of published checkpoints, written by hand from the module trees of their projects.
 
-Nothing here uses the key tables: what the tables say is tested against these lists.
+Nothing here uses the key tables, which are tested against these lists.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the lists depend on; the defaults are those of Grounding DINO with Swin-T."""
+    """Sizes that names and shapes depend on; the defaults are those of Grounding DINO with Swin-T."""
 
     embed_dim: int = 96
     depths: tuple[int, ...] = (2, 2, 6, 2)
     num_heads: tuple[int, ...] = (3, 6, 12, 24)
     window: int = 7
-    stages: tuple[int, ...] = (1, 2, 3)  # whose feature maps are used, counted from 0
+    stages: tuple[int, ...] = (1, 2, 3)  # stages whose feature maps are used, counted from 0
     levels: int = 4
     d_model: int = 256
     ffn: int = 2048
@@ -36,7 +36,7 @@ class Sizes:
 
     @property
     def channels(self) -> list[int]:
-        """Channels of every stage."""
+        """Number of channels of every stage."""
         return [self.embed_dim * 2**stage for stage in range(len(self.depths))]
 
 
@@ -44,8 +44,8 @@ TINY = Sizes()
 BASE = replace(TINY, embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32), window=12)
 LARGE = replace(BASE, embed_dim=192, num_heads=(6, 12, 24, 48), stages=(0, 1, 2, 3), levels=5)
 
-# What training beside a language model leaves in an LLMDet file, some names of each kind; its other layers are named
-# alike.
+# Tensors of the language model that an LLMDet file holds from training: some names of each kind, as its other layers
+# have similar names.
 LLMDET_EXTRAS: Shapes = {
     "lmm.model.embed_tokens.weight": (8, 896),
     "lmm.model.layers.0.self_attn.q_proj.weight": (896, 896),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def relative_position_index(window: int) -> Tensor:
-    """Swin's table of relative positions, pair by pair from its definition."""
+    """Return Swin's relative position index, pair by pair from its definition."""
     places = [(row, column) for row in range(window) for column in range(window)]
     span = 2 * window - 1
     return torch.tensor(
@@ -20,7 +20,7 @@ def relative_position_index(window: int) -> Tensor:
 
 
 def values(key: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Numbers that depend on the key and on every index, the same at every call."""
+    """Return random numbers seeded by the key, so that equal keys get equal values."""
     if key.endswith("relative_position_index"):
         return relative_position_index(int(shape[0] ** 0.5))
     if key.endswith("position_ids"):
@@ -34,18 +34,18 @@ def values(key: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32)
 
 
 def untied(key: str) -> str:
-    """Box heads of the original layout are one head under many names."""
+    """Return the name that a key shares with its copies: the original layout stores one box head under many names."""
     parts = key.removeprefix("transformer.decoder.").split(".")
     return ".".join(["bbox_embed", *parts[2:]]) if parts[0] == "bbox_embed" else key
 
 
 def state_dict(shapes: Shapes, dtype: torch.dtype = torch.float32, prefix: str = "") -> dict[str, Tensor]:
-    """A whole checkpoint."""
+    """Return the state dict of a whole checkpoint."""
     return {prefix + key: values(key, shape, dtype) for key, shape in shapes.items()}
 
 
 def assert_same(back: dict[str, Tensor], source: dict[str, Tensor]) -> None:
-    """The same keys in the same order, and every tensor bit-equal in its dtype."""
+    """Check that keys and their order are equal, and every tensor is bit-equal in its dtype."""
     assert list(back) == list(source)
     for key, tensor in source.items():
         assert back[key].dtype == tensor.dtype, key

@@ -1,4 +1,4 @@
-"""A converted folder is pushed by the Hub's own client, here to a server on this machine that keeps what it is sent."""
+"""Pushing a converted folder with the Hub's client, to a server on this machine that stores what it receives."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def command(tiny_tokenizer, tmp_path):
     return ["convert", str(tmp_path / "theirs.pth"), str(tmp_path / "ours"), *options]
 
 
-def test_everything_is_pushed_with_a_card_that_names_source_licence_and_conversion(hub, command, tmp_path, capsys):
+def test_all_files_are_pushed_with_a_card_that_names_source_licence_and_conversion(hub, command, tmp_path, capsys):
     assert main(command) == 0
     assert "pushed: " in capsys.readouterr().out
     assert hub.repositories == ["converted"]
@@ -34,7 +34,7 @@ def test_everything_is_pushed_with_a_card_that_names_source_licence_and_conversi
     assert "gdino convert" in card
 
 
-def test_a_hub_that_refuses_leaves_the_converted_folder_and_says_so(hub, command, tmp_path, capsys):
+def test_a_refused_push_leaves_the_converted_folder_and_is_reported(hub, command, tmp_path, capsys):
     hub.forbidden = True
     assert main(command) == 1
     error = capsys.readouterr().err

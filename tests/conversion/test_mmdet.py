@@ -1,4 +1,4 @@
-"""MM-Grounding-DINO's and LLMDet's .pth files."""
+"""Conversion of MM-Grounding-DINO's and LLMDet's .pth files."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ FIVE_LEVELS = replace(SMALL, stages=(0, 1, 2, 3), levels=5)
 VARIANTS = {
     "three stages, four levels": SMALL,
     "four stages, five levels": FIVE_LEVELS,
-    "two made levels": replace(SMALL, levels=5),
-    "no made level": replace(SMALL, levels=3),
+    "two computed levels": replace(SMALL, levels=5),
+    "no computed level": replace(SMALL, levels=3),
     "other depths": replace(SMALL, depths=(2, 1, 3, 1), encoder_layers=1, decoder_layers=2),
     "other widths": replace(SMALL, embed_dim=12, num_heads=(1, 2, 3, 4), window=3, d_model=32, heads=2, ffn=96),
 }
-# Both sides compute in float32 with sums in another order.
+# Both sides compute in float32, but sum in a different order.
 LOGIT_TOLERANCE = 1e-4
 BOX_TOLERANCE = 1e-5
 
@@ -44,7 +44,7 @@ def there_and_back(tmp_path, content, wrapper="state_dict"):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_configuration_is_read_off_the_tensors_and_the_way_back_is_exact(name, tmp_path):
+def test_the_configuration_is_inferred_and_the_way_back_is_exact(name, tmp_path):
     sizes = VARIANTS[name]
     source = state_dict(mmdet(sizes))
     _, back = there_and_back(tmp_path, {"state_dict": source, "meta": {"epoch": 30}})
@@ -62,7 +62,7 @@ def test_configuration_is_read_off_the_tensors_and_the_way_back_is_exact(name, t
     assert model.class_embed[1].bias.shape == ()
 
 
-def test_large_language_model_of_llmdet_is_dropped_with_a_reason(tmp_path):
+def test_the_language_model_of_llmdet_is_dropped_with_a_reason(tmp_path):
     shapes = mmdet(replace(FIVE_LEVELS, extra=LLMDET_EXTRAS))
     source = state_dict(shapes, torch.float16)
     report, back = there_and_back(tmp_path, {"state_dict": source})
@@ -71,7 +71,7 @@ def test_large_language_model_of_llmdet_is_dropped_with_a_reason(tmp_path):
     assert_same(back, {key: tensor for key, tensor in source.items() if key not in LLMDET_EXTRAS})
 
 
-def test_averaged_weights_of_a_training_run(tmp_path):
+def test_averaged_weights_of_a_training_run_are_converted(tmp_path):
     source = state_dict(mmdet(SMALL), prefix="module.")
     content = {"ema_state_dict": {"steps": torch.tensor(7), **source}}
     report, back = there_and_back(tmp_path, content, "ema_state_dict")
@@ -79,7 +79,7 @@ def test_averaged_weights_of_a_training_run(tmp_path):
     assert report.plan.dropped.keys() == {"steps"}
 
 
-def test_second_copy_of_averaged_weights_is_dropped(tmp_path):
+def test_averaged_weights_beside_others_are_dropped(tmp_path):
     source = state_dict(mmdet(SMALL))
     averaged = {"ema_" + key.replace(".", "_"): tensor for key, tensor in source.items()}
     report, back = there_and_back(tmp_path, {"state_dict": {**source, **averaged}})
@@ -103,7 +103,7 @@ def test_original_weights_go_to_mmdet_and_back(tmp_path):
 
 
 def test_patch_merging_is_the_same_function_in_both_orders():
-    """mmdetection's own merging: unfold, norm, reduce. Ours: the four pixels of a square by slices."""
+    """Compare mmdetection's patch merging (unfold, norm, reduce) with ours, which slices the four pixels."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 6, 8, 6, generator=generator)  # (B, C, h, w)
     norm, reduction = torch.randn(24, generator=generator), torch.randn(12, 24, generator=generator)
@@ -119,7 +119,7 @@ def test_patch_merging_is_the_same_function_in_both_orders():
 
 
 def as_mmdet(peer: MMGroundingDinoForObjectDetection, sizes) -> dict[str, torch.Tensor]:
-    """What mmdetection would have stored for a peer's weights, module by module and without the key table."""
+    """Return what mmdetection would store for the weights of transformers' model, without using the key table."""
     detector, state = peer.model, {}
 
     def put(key, module):
@@ -154,7 +154,7 @@ def as_mmdet(peer: MMGroundingDinoForObjectDetection, sizes) -> dict[str, torch.
             put_all(key, {"ffn.layers.0.0": block.mlp.fc1, "ffn.layers.1": block.mlp.fc2})
         if stage.downsample is not None:
             key, merging = f"backbone.stages.{s}.downsample", stage.downsample
-            # Their input: channel by channel, in it the square's pixels row by row. Ours: pixel by pixel, down first.
+            # Theirs is ordered by channel, then by pixel along the rows; ours by pixel down the columns first.
             width = merging.norm.weight.shape[0] // 4
             ours_of_theirs = torch.tensor([p * width + c for c in range(width) for p in (0, 2, 1, 3)])
             state[f"{key}.reduction.weight"] = merging.reduction.weight.detach()[:, ours_of_theirs]

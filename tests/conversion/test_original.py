@@ -101,7 +101,7 @@ def test_wrappers_and_prefixes_come_back(prefix, wrapper, tmp_path):
     assert_same(back, source)
 
 
-def test_training_state_of_open_grounding_dino_is_dropped_and_named(tmp_path):
+def test_training_state_of_open_grounding_dino_is_dropped_and_reported(tmp_path):
     source = state_dict({**original(SMALL), "label_enc.weight": (2, 64)})
     content = {
         "model": source,
@@ -118,7 +118,7 @@ def test_training_state_of_open_grounding_dino_is_dropped_and_named(tmp_path):
     assert all(saved["dropped"].values())
 
 
-def test_copies_that_disagree_are_kept_and_said(tmp_path):
+def test_copies_that_differ_are_kept_with_a_warning(tmp_path):
     source = state_dict(original(SMALL))
     key = "transformer.decoder.bbox_embed.1.layers.0.bias"
     source[key] = source[key] + 1
@@ -127,7 +127,7 @@ def test_copies_that_disagree_are_kept_and_said(tmp_path):
     assert any(key in warning for warning in report.warnings)
 
 
-def test_legacy_pickles_and_safetensors_are_read_too(tmp_path):
+def test_legacy_pickles_and_safetensors_are_read(tmp_path):
     from safetensors.torch import save_file
 
     source = state_dict(original(SMALL))
@@ -148,7 +148,7 @@ def test_tied_copies_share_storage_on_the_way_back(tmp_path):
     assert len({back[key].data_ptr() for key in copies}) == 1
 
 
-def test_what_has_been_saved_again_goes_back_without_a_record(tmp_path):
+def test_a_model_saved_again_is_converted_back_without_a_record(tmp_path):
     source = state_dict(original(SMALL, position_ids=False))
     torch.save({"model": source}, tmp_path / "theirs.pth")
     convert(tmp_path / "theirs.pth", tmp_path / "ours")
@@ -159,7 +159,7 @@ def test_what_has_been_saved_again_goes_back_without_a_record(tmp_path):
     assert all(torch.equal(back[key], source[key]) for key in back)
 
 
-def test_fine_tuned_weights_go_back_and_not_the_old_ones(tmp_path):
+def test_fine_tuned_weights_are_converted_back(tmp_path):
     source = state_dict(original(SMALL))
     torch.save({"model": source}, tmp_path / "theirs.pth")
     convert(tmp_path / "theirs.pth", tmp_path / "ours")
@@ -174,7 +174,7 @@ def test_fine_tuned_weights_go_back_and_not_the_old_ones(tmp_path):
         assert torch.equal(back[f"{key}.layers.0.bias"], source["bbox_embed.0.layers.0.bias"] + 1)
 
 
-def test_a_config_file_says_what_no_tensor_shows(tmp_path):
+def test_a_config_file_sets_what_no_tensor_shows(tmp_path):
     torch.save({"model": state_dict(original(SMALL))}, tmp_path / "theirs.pth")
     overrides = {"text_config": {"num_attention_heads": 2}, "max_text_len": 32}
     report = convert(tmp_path / "theirs.pth", tmp_path / "ours", options=Options(overrides=overrides))
@@ -184,7 +184,7 @@ def test_a_config_file_says_what_no_tensor_shows(tmp_path):
     assert any("num_attention_heads" in sentence for sentence in report.assumed)
 
 
-def test_tokenizer_image_processor_and_card_lie_beside_the_weights(tiny_tokenizer, tmp_path):
+def test_tokenizer_image_processor_and_card_are_written_beside_the_weights(tiny_tokenizer, tmp_path):
     torch.save({"model": state_dict(original(SMALL))}, tmp_path / "theirs.pth")
     tiny_tokenizer.save_pretrained(tmp_path / "tokenizer")
     options = Options(tokenizer=str(tmp_path / "tokenizer"), licence="mit")
@@ -200,7 +200,7 @@ def test_tokenizer_image_processor_and_card_lie_beside_the_weights(tiny_tokenize
         assert part in card
 
 
-def test_without_a_tokenizer_the_weights_are_converted_and_that_is_said(tmp_path):
+def test_weights_are_converted_without_a_tokenizer_with_a_warning(tmp_path):
     torch.save({"model": state_dict(original(SMALL))}, tmp_path / "theirs.pth")
     report = convert(tmp_path / "theirs.pth", tmp_path / "ours")
     assert [w for w in report.warnings if w.startswith("No tokenizer is saved") and "--tokenizer" in w]

@@ -86,7 +86,7 @@ def test_published_checkpoint_converts_and_comes_back_bit_equal(name):
 
 
 @pytest.mark.parametrize("preset", ["tiny", "base", "mm-tiny", "mm-base", "mm-large"])
-def test_our_weights_go_there_and_come_back_bit_equal(preset):
+def test_our_weights_come_back_bit_equal(preset):
     config = GDinoConfig.preset(preset)
     layout = LAYOUTS["mmdet" if preset.startswith("mm") else "original"]
     shapes = shapes_of(config)

@@ -188,7 +188,7 @@ def test_missing_source_is_named(capsys, tmp_path):
     assert "no/such-repository" in refused(capsys, Path("no/such-repository"), tmp_path / "ours")
 
 
-def test_folder_that_holds_a_model_is_kept_unless_told(capsys, tmp_path):
+def test_a_folder_with_a_model_is_not_overwritten_by_default(capsys, tmp_path):
     torch.save({"model": original_state()}, tmp_path / "theirs.pth")
     target = tmp_path / "ours"
     target.mkdir()
@@ -215,12 +215,12 @@ def test_wrong_model_folders_are_refused(capsys, tmp_path):
     assert "config.json is truncated or damaged" in refused(capsys, folder, tmp_path / "ours")
 
 
-def test_other_layouts_do_not_go_back(capsys, tmp_path):
+def test_other_layouts_are_not_converted_directly(capsys, tmp_path):
     torch.save({"model": original_state()}, tmp_path / "theirs.pth")
     assert "convert it to ours first" in refused(capsys, tmp_path / "theirs.pth", tmp_path / "x.pth", "--to-mmdet")
 
 
-def test_tokenizer_that_does_not_fit_or_exist_is_refused(capsys, tiny_tokenizer, tmp_path):
+def test_a_missing_or_too_large_tokenizer_is_refused(capsys, tiny_tokenizer, tmp_path):
     torch.save({"model": original_state()}, tmp_path / "theirs.pth")
     (tmp_path / "vocab.txt").write_text("".join(f"[unused{i}]\n" for i in range(1200)))
     error = refused(capsys, tmp_path / "theirs.pth", tmp_path / "ours", "--tokenizer", str(tmp_path / "vocab.txt"))
@@ -238,7 +238,7 @@ def test_damaged_record_is_named(capsys, tmp_path):
     assert "delete it" in error
 
 
-def test_pushing_without_the_hub_is_refused_before_any_work(capsys, tmp_path):
+def test_pushing_without_the_hub_is_refused_before_converting(capsys, tmp_path):
     torch.save({"model": original_state()}, tmp_path / "theirs.pth")
     error = refused(capsys, tmp_path / "theirs.pth", tmp_path / "ours", "--push-to-hub", "me/model")
     assert "me/model" in error

@@ -1,4 +1,4 @@
-"""Files are written a tensor at a time, and whole or not at all."""
+"""Files are written tensor by tensor, and completely or not at all."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_written_files_read_back_in_every_dtype(tmp_path):
     assert_same({key: back[key] for key in tensors}, tensors)
 
 
-def test_shards_fill_up_and_load(tmp_path):
+def test_shards_are_filled_and_load(tmp_path):
     torch.save({"model": state_dict(original(SMALL))}, tmp_path / "theirs.pth")
     convert(tmp_path / "theirs.pth", tmp_path / "whole")
     limit = 300_000
@@ -64,7 +64,7 @@ def test_shards_fill_up_and_load(tmp_path):
     assert_same(torch.load(tmp_path / "back.pth")["model"], torch.load(tmp_path / "theirs.pth")["model"])
 
 
-def test_overwriting_shards_leaves_none_of_them(tmp_path):
+def test_overwriting_a_sharded_model_removes_its_shards(tmp_path):
     torch.save({"model": state_dict(original(SMALL))}, tmp_path / "theirs.pth")
     convert(tmp_path / "theirs.pth", tmp_path / "ours", options=Options(max_shard_size=300_000))
     convert(tmp_path / "theirs.pth", tmp_path / "ours", options=Options(overwrite=True))
@@ -72,7 +72,7 @@ def test_overwriting_shards_leaves_none_of_them(tmp_path):
 
 
 @pytest.mark.parametrize("present", [True, False])
-def test_interrupted_work_leaves_the_target_as_it_was(present, tmp_path):
+def test_an_interrupted_conversion_leaves_the_target_unchanged(present, tmp_path):
     target = tmp_path / "target"
     if present:
         target.mkdir()
@@ -90,7 +90,7 @@ def test_interrupted_work_leaves_the_target_as_it_was(present, tmp_path):
         assert (target / "config.json").read_text() == "old"
 
 
-def test_finished_folder_is_as_open_as_any(tmp_path):
+def test_a_finished_folder_has_the_usual_permissions(tmp_path):
     with staged(tmp_path / "deep" / "target") as folder:
         (folder / "config.json").write_text("new")
     (tmp_path / "plain").mkdir()
@@ -98,7 +98,7 @@ def test_finished_folder_is_as_open_as_any(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
-def test_unwritable_place_is_named(tmp_path):
+def test_an_unwritable_target_is_named(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(ConversionError, match="cannot be written"), staged(tmp_path / "target"):
         pass

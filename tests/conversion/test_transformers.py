@@ -1,4 +1,4 @@
-"""transformers' own grounding-dino and mm-grounding-dino folders."""
+"""Conversion of transformers' grounding-dino and mm-grounding-dino folders."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_folder_comes_back_bit_equal_with_its_config(peer_folder, tmp_path):
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
 
 
-def test_what_earlier_versions_stored_besides_comes_back_too(peer_folder):
+def test_further_tensors_of_earlier_versions_come_back_too(peer_folder):
     path = peer_folder / "model.safetensors"
     state = {key: tensor for key, tensor in load_file(path).items() if "swin.layernorm" not in key}
     state[f"{BERT}embeddings.position_ids"] = torch.arange(512)[None]
@@ -112,7 +112,7 @@ def test_what_earlier_versions_stored_besides_comes_back_too(peer_folder):
 
 
 @pytest.mark.parametrize("form", ["pytorch_model.bin", "sharded bin", "sharded safetensors"])
-def test_other_files_of_weights_are_read(peer_folder, form, tmp_path):
+def test_other_weight_files_are_read(peer_folder, form, tmp_path):
     state = load_file(peer_folder / "model.safetensors")
     (peer_folder / "model.safetensors").unlink()
     if form == "pytorch_model.bin":
@@ -162,7 +162,7 @@ def test_weights_of_other_projects_go_on_to_transformers(layout, tiny_tokenizer,
     assert GDinoProcessor.from_pretrained(tmp_path / "peer").tokenizer.get_vocab() == tiny_tokenizer.get_vocab()
 
 
-def test_the_source_folders_tokenizer_licence_and_image_size_come_along(peer_folder, tiny_processor, tmp_path):
+def test_tokenizer_licence_and_image_size_of_the_source_are_kept(peer_folder, tiny_processor, tmp_path):
     tiny_processor.save_pretrained(peer_folder)
     (peer_folder / "README.md").write_text("---\ntags: [x]\nlicense: cc-by-4.0\n---\n# theirs\n")
     convert(peer_folder, tmp_path / "ours")

@@ -1,4 +1,4 @@
-"""One page of gdino-nano for all tests of a worker, and the browser that looks at it."""
+"""Fixtures: a running page with gdino-nano, one per worker, with a client and a browser for it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 REQUIRE_BROWSER = os.environ.get("GDINO_REQUIRE_BROWSER") == "1"
 
-# The page is the Space's folder: it is imported from where it lies, as `python app.py` does.
+# The page is imported from the Space's folder, as `python app.py` does.
 sys.path.insert(0, str(REPOSITORY / "demo"))
 
 if importlib.util.find_spec("gradio") is None:
-    # The page needs the demo extra; without it there is nothing to test.
+    # Without the demo extra there is nothing to test.
     collect_ignore_glob = ["test_*.py"]
 
 
 @pytest.fixture(scope="session")
 def nano():
-    """gdino-nano as everyone loads it, apart from the page's own."""
+    """A second gdino-nano, loaded as users load it, to compare with."""
     from gdino_hf import NANO, GDinoForObjectDetection, GDinoProcessor
 
     return GDinoForObjectDetection.from_pretrained(NANO).eval(), GDinoProcessor.from_pretrained(NANO)
@@ -32,14 +32,14 @@ def nano():
 
 @pytest.fixture(scope="session")
 def page(nano):
-    """A running page; `page.address` is where."""
+    """A running page, at `page.address`."""
     import copy
 
     from gdino_demo.page import Page
 
     model, processor = nano
     with warnings.catch_warnings():
-        # gradio only warns of a function that does not take what its fields give.
+        # gradio only warns if the parameters of a function do not fit its fields.
         warnings.simplefilter("error", UserWarning)
         page = Page({"nano": (copy.deepcopy(model), processor)})
     page.address = page.launch(wait=False, quiet=True)
@@ -49,7 +49,7 @@ def page(nano):
 
 @pytest.fixture(scope="session")
 def client(page):
-    """A gradio client."""
+    """A gradio client connected to the page."""
     from gradio_client import Client
 
     return Client(page.address, verbose=False)
@@ -57,7 +57,7 @@ def client(page):
 
 @pytest.fixture(scope="session")
 def browser():
-    """Debian's Chromium; a test that needs it is skipped where there is none, and fails where there must be one."""
+    """The installed Chromium. Without one, tests are skipped, or fail if GDINO_REQUIRE_BROWSER is 1."""
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     try:
         from playwright.sync_api import sync_playwright
@@ -74,7 +74,7 @@ def browser():
 
 @pytest.fixture(scope="session")
 def artifacts(tmp_path_factory):
-    """Where screenshots go: GDINO_TEST_ARTIFACTS, or pytest's own folder."""
+    """Folder for screenshots: GDINO_TEST_ARTIFACTS, or a temporary one."""
     folder = os.environ.get("GDINO_TEST_ARTIFACTS")
     if folder is None:
         return tmp_path_factory.mktemp("artifacts")

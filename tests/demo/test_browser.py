@@ -10,13 +10,13 @@ from gdino_demo.video import Writer
 from PIL import Image
 
 DESK, PHONE = (1280, 900), (390, 844)
-# A page loads in two seconds on an idle core; several test workers share the cores.
+# Milliseconds; a page loads in two seconds on an idle core, but test workers share the cores.
 PATIENCE = 60_000
 
 
 @contextlib.contextmanager
 def window(page, browser, size):
-    """The page in a new window; at the end there must have been no error in its console."""
+    """Open the page in a new window; at the end, check that there was no error and no request to another server."""
     width, height = size
     scheme = "light" if size == DESK else "dark"
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
@@ -68,7 +68,7 @@ def fits(tab):
 
 
 def faint(tab):
-    """Texts with less contrast than WCAG 2.1 asks for (4.5:1), with it."""
+    """Return the texts with less contrast than WCAG 2.1 asks for (4.5:1), and their contrast."""
     return tab.evaluate("""() => {
         const pixel = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
         const rgba = (color) => {
@@ -85,7 +85,7 @@ def faint(tab):
         };
         const linear = (value) => value <= 10 ? value / 255 / 12.92 : ((value / 255 + 0.055) / 1.055) ** 2.4;
         const light = (rgb) => 0.2126 * linear(rgb[0]) + 0.7152 * linear(rgb[1]) + 0.0722 * linear(rgb[2]);
-        // Colours on their way to where a click sends them are nobody's choice: the end counts.
+        // Finish colour transitions, since only their final colours count.
         document.getAnimations().filter(each => each instanceof CSSTransition).forEach(each => each.finish());
         const found = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
         while (walker.nextNode()) {
@@ -137,7 +137,7 @@ def test_a_visitor_detects_filters_and_downloads(tab, page, example_folder, arti
     assert Image.open(download(tab, "#gd-png", tmp_path)).size == (saved["width"], saved["height"])
     assert page.models.forwards == forwards
 
-    # The mode is for the next run: what is shown is from the last one.
+    # Changing the mode affects the next run, not the results that are shown.
     rows = tab.locator("#gd-table tbody tr").count()
     tab.click("#gd-more button")
     tab.get_by_label("Ground the phrases of a sentence").check()
@@ -149,11 +149,11 @@ def test_a_visitor_detects_filters_and_downloads(tab, page, example_folder, arti
     tab.screenshot(path=artifacts / f"demo-{width}.png", full_page=True)
 
 
-def test_markup_in_a_label_is_refused_and_a_field_can_be_reached_by_its_name(tab, example_folder):
+def test_markup_in_a_label_is_refused_and_fields_have_accessible_names(tab, example_folder):
     detect(tab, example_folder / "cup.jpg", "<script>document.title = 'taken'</script>")
     tab.get_by_text("which belongs to markup").wait_for()
     assert tab.title() != "taken"
-    # What a screen reader goes by.
+    # The name that a screen reader announces.
     labels = tab.get_by_role("textbox", name=re.compile("^Labels "))
     labels.fill("cup")
     labels.press("Enter")
@@ -163,9 +163,9 @@ def test_markup_in_a_label_is_refused_and_a_field_can_be_reached_by_its_name(tab
     assert tab.evaluate("document.activeElement.getAttribute('aria-label')").startswith("cup")
 
 
-def test_the_keyboard_alone_is_enough_and_what_was_forgotten_is_told(tab, page, monkeypatch):
+def test_the_keyboard_suffices_and_expired_results_are_announced(tab, page, monkeypatch):
     tab.locator("#gd-labels textarea").focus()
-    # An example's picture stands in for the dialog of files, which is not the page's own.
+    # An example replaces the file dialog, which belongs to the browser.
     tab.locator("td[tabindex='0']").focus()
     tab.keyboard.press("Enter")
     tab.wait_for_selector("#gd-picture img")
@@ -184,7 +184,7 @@ def test_the_keyboard_alone_is_enough_and_what_was_forgotten_is_told(tab, page, 
     assert page.models.forwards == forwards
 
 
-def test_the_other_tabs_take_many_pictures_a_video_and_two_prompts(tab, page, example_folder, tmp_path):
+def test_the_other_tabs_handle_batches_videos_and_comparisons(tab, page, example_folder, tmp_path):
     tab.get_by_role("tab", name="Batch").click()
     (tmp_path / "notes.png").write_text("no picture")
     files = [example_folder / "cat.jpg", tmp_path / "notes.png", example_folder / "cup.jpg"]

@@ -1,4 +1,4 @@
-"""KeptOutputs outputs: thresholds, switches and advice without a model, and how much is kept."""
+"""Stored outputs: thresholds, switches and advice need no forward pass, and storage is bounded."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -29,7 +29,7 @@ def outputs(models, photograph):
     return models.run("tiny", photograph, ["cat", "dog", "red cup"], ["person"])
 
 
-def test_thresholds_nms_and_switches_run_no_model(models, outputs):
+def test_thresholds_nms_and_switches_need_no_forward_pass(models, outputs):
     forwards = models.forwards
     every = outputs.detections(Settings(threshold=0.0))
     assert len(every) > 5
@@ -46,13 +46,13 @@ def test_thresholds_nms_and_switches_run_no_model(models, outputs):
     assert models.forwards == forwards
 
 
-def test_the_best_box_of_every_phrase(outputs):
+def test_grounding_gives_the_best_box_of_every_phrase(outputs):
     best = dataclasses.replace(outputs, grounding=True).detections(Settings(threshold=0.0))
     assert sorted(detection.label for detection in best) == ["cat", "dog", "red cup"]
     assert [detection.score for detection in best] == sorted((each.score for each in best), reverse=True)
 
 
-def test_advice_leads_to_the_box_it_speaks_of(outputs):
+def test_following_the_advice_shows_the_box_it_names(outputs):
     high = Settings(threshold=1.0)
     assert outputs.detections(high) == []
     text = advice(outputs, high)
@@ -63,7 +63,7 @@ def test_advice_leads_to_the_box_it_speaks_of(outputs):
     assert "switched off" in advice(outputs, hidden)
 
 
-def test_one_model_asked_by_many_threads_counts_every_forward(models, photograph):
+def test_many_threads_get_the_results_of_one(models, photograph):
     import concurrent.futures
 
     alone = models.run("tiny", photograph, ["cat"])
@@ -82,7 +82,7 @@ def test_one_model_asked_by_many_threads_counts_every_forward(models, photograph
         ("tiny", ["cat " * 100], [], "shorten it"),
     ],
 )
-def test_what_a_model_cannot_do_is_refused(models, photograph, name, labels, negatives, sentence):
+def test_unknown_models_and_unusable_labels_are_refused(models, photograph, name, labels, negatives, sentence):
     forwards = models.forwards
     with pytest.raises(Refused, match=sentence):
         models.run(name, photograph, labels, negatives)
@@ -91,7 +91,7 @@ def test_what_a_model_cannot_do_is_refused(models, photograph, name, labels, neg
     assert models.forwards == forwards
 
 
-def test_what_is_kept_has_a_bound_and_an_end(outputs):
+def test_stored_outputs_are_bounded_and_replaced(outputs):
     one = outputs.num_bytes
     assert one > len(outputs.data)
     kept = KeptOutputs(most_bytes=3 * one)
@@ -105,7 +105,7 @@ def test_what_is_kept_has_a_bound_and_an_end(outputs):
     assert kept.get("guess") is None
 
 
-def test_what_nobody_asks_for_any_more_is_dropped_by_sweeping(outputs, monkeypatch):
+def test_expired_outputs_are_removed_without_requests(outputs, monkeypatch):
     clock = [1000.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
     kept = KeptOutputs(seconds=60)
@@ -118,7 +118,7 @@ def test_what_nobody_asks_for_any_more_is_dropped_by_sweeping(outputs, monkeypat
     assert len(kept) == 0
 
 
-def test_the_newest_is_kept_even_if_it_is_large(outputs):
+def test_the_newest_outputs_are_kept_even_if_they_are_large(outputs):
     kept = KeptOutputs(most_bytes=1)
     first = kept.put(outputs)
     second = kept.put(dataclasses.replace(outputs))
@@ -126,7 +126,7 @@ def test_the_newest_is_kept_even_if_it_is_large(outputs):
     assert kept.get(second) is not None
 
 
-def test_a_picture_without_its_file_is_looked_at_too(models, photograph):
+def test_a_video_frame_without_a_file_gives_the_same_boxes(models, photograph):
     frame = Picture(photograph.image, b"", "frame")
     assert torch.equal(
         models.run("tiny", frame, ["cat"]).raw.pred_boxes, models.run("tiny", photograph, ["cat"]).raw.pred_boxes

@@ -1,4 +1,4 @@
-"""Pictures from the web, with a server on this machine that stands for a public one."""
+"""Downloads from the web, with a server on this machine in place of public ones."""
 
 import http.server
 import socket
@@ -16,7 +16,7 @@ NOT_PUBLIC = "not on the public internet"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers by path."""
+    """Server whose answer depends on the path."""
 
     protocol_version = "HTTP/1.1"
 
@@ -59,7 +59,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def web(monkeypatch):
-    """A web where example.org is public and reached here, and other names are as their entry in `names` says."""
+    """A fake web: example.org is public and answered by `Handler`; `names` gives the addresses of other names."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     server.asked, server.names, server.looked_up, server.reached = [], {"example.org": [[PUBLIC]]}, [], []
@@ -86,13 +86,13 @@ def web(monkeypatch):
     server.server_close()
 
 
-def test_a_picture_comes_from_the_address_that_was_checked(web):
+def test_the_connection_goes_to_the_address_that_was_checked(web):
     assert fetch("http://example.org/a%20cat.jpg?x=1&y=ü") == b"data"
     assert web.asked == [("example.org", "/a%20cat.jpg?x=1&y=%C3%BC")]
     assert web.reached == [PUBLIC]
 
 
-def test_a_name_that_changes_its_address_is_asked_once(web):
+def test_a_name_is_looked_up_once_so_that_it_cannot_change_its_address(web):
     web.names["rebind.example"] = [[PUBLIC], ["127.0.0.1"]]
     assert fetch("http://rebind.example/") == b"data"
     assert web.looked_up.count("rebind.example") == 1
@@ -109,7 +109,7 @@ def test_redirects_are_followed_to_public_addresses_only(web):
     assert set(web.reached) == {PUBLIC}
 
 
-def test_redirects_end(web):
+def test_too_many_redirects_are_refused(web):
     with pytest.raises(Refused, match="redirected more than 5 times"):
         fetch("http://example.org/to/" * 7)
 
@@ -148,7 +148,7 @@ def test_addresses_that_are_not_public_are_refused(web, address):
     assert web.reached == []
 
 
-def test_one_private_address_among_public_ones_is_enough(web):
+def test_a_name_with_one_private_address_is_refused(web):
     web.names["mixed.example"] = [[PUBLIC, "192.168.0.1"]]
     with pytest.raises(Refused, match=NOT_PUBLIC):
         fetch("http://mixed.example/")
@@ -171,27 +171,27 @@ def test_one_private_address_among_public_ones_is_enough(web):
         ("http://example.org/" + "a" * 3000, "it may have 2000"),
     ],
 )
-def test_other_addresses_are_refused(web, address, sentence):
+def test_malformed_addresses_are_refused(web, address, sentence):
     with pytest.raises(Refused, match=sentence):
         fetch(address)
     assert web.reached == []
 
 
-def test_a_server_that_dribbles_is_left_in_time(web, monkeypatch):
+def test_a_download_that_trickles_is_ended_in_time(web, monkeypatch):
     monkeypatch.setattr(module, "SECONDS", 0.5)
     start = time.monotonic()
     with pytest.raises(Refused, match="seconds"):
         fetch("http://example.org/slow")
-    # It would take 50 seconds to the end; a loaded machine may be late, not that late.
+    # The whole file would take 50 seconds; the limit leaves room for a loaded machine.
     assert time.monotonic() - start < 10
 
 
-def test_a_large_file_is_not_read_to_its_end(web):
+def test_a_file_that_is_too_large_is_not_read_to_its_end(web):
     with pytest.raises(Refused, match="larger than 20 MB"):
         fetch("http://example.org/large")
 
 
-def test_an_answer_without_a_file_is_named(web):
+def test_an_error_status_is_named(web):
     with pytest.raises(Refused, match="status 404"):
         fetch("http://example.org/missing")
 

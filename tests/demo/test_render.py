@@ -1,4 +1,4 @@
-"""Detections as HTML, JSON, COCO and pictures: escaped, inside the picture, the same in every form."""
+"""Detections as HTML, JSON, COCO and pictures: escaped, clipped to the picture, and equal in every form."""
 
 import html.parser
 import json
@@ -17,7 +17,7 @@ SIZE = (200, 100)
 
 
 class Tags(html.parser.HTMLParser):
-    """What a browser would make of it: tags with their attributes, and text."""
+    """Parser that collects tags with their attributes, and the text."""
 
     def __init__(self, text):
         super().__init__()
@@ -55,9 +55,9 @@ def outputs():
     )
 
 
-def test_boxes_lie_inside_in_per_cent_and_say_what_they_are(detections):
+def test_boxes_are_clipped_in_per_cent_and_labelled(detections):
     tags = [attributes for tag, attributes in Tags(render.boxes(detections, SIZE)).tags if tag == "div"]
-    assert [each["aria-label"] for each in tags] == ["cat 0.90", "cat 0.30", "dog 0.50"]  # the small one on top
+    assert [each["aria-label"] for each in tags] == ["cat 0.90", "cat 0.30", "dog 0.50"]  # the smallest on top
     assert all(each["tabindex"] == "0" for each in tags)
     assert tags[0]["style"].startswith("left:0.000%;top:10.000%;width:50.000%;height:50.000%")
     assert tags[1]["style"].startswith("left:75.000%;top:50.000%;width:25.000%;height:50.000%")
@@ -65,7 +65,7 @@ def test_boxes_lie_inside_in_per_cent_and_say_what_they_are(detections):
     assert [color in each["style"] for each in tags] == [True, True, False]
 
 
-def test_no_text_becomes_markup(outputs):
+def test_markup_in_texts_is_escaped(outputs):
     found = [Detection(HOSTILE, 0, 0.5, (1.0, 1.0, 9.0, 9.0))]
     outputs.labels, outputs.model, outputs.grounding = (HOSTILE,), HOSTILE, True
     outputs.best = lambda: found[0]
@@ -90,7 +90,7 @@ def test_phrases_without_a_box_are_named(outputs, detections):
     assert "No box above the threshold: bird" in text
 
 
-def test_the_page_shows_large_photographs_smaller():
+def test_large_pictures_are_shown_at_a_smaller_size():
     image = Image.new("RGB", (4000, 1000))
     shown = render.photograph(image, "large")
     assert len(shown["picture"]) < 100_000
@@ -98,7 +98,7 @@ def test_the_page_shows_large_photographs_smaller():
     assert image.size == (4000, 1000)
 
 
-def test_coco_is_read_by_its_own_tools(outputs, detections, tmp_path):
+def test_pycocotools_reads_the_coco_file(outputs, detections, tmp_path):
     path = tmp_path / "coco.json"
     path.write_text(render.to_text(render.coco([(outputs, detections), (outputs, [])])))
     coco = COCO(str(path))
@@ -111,7 +111,7 @@ def test_coco_is_read_by_its_own_tools(outputs, detections, tmp_path):
     assert coco.getAnnIds(imgIds=[2]) == []
 
 
-def test_json_holds_the_boxes_as_the_model_gave_them(outputs, detections):
+def test_json_holds_the_boxes_unclipped(outputs, detections):
     report = json.loads(render.to_text(render.report(outputs, detections, Settings(0.2, nms=1.0))))
     assert report["detections"][0] == {
         "label": "cat", "label_index": 0, "score": 0.9, "box": [-5.0, 10.0, 100.0, 60.0]
@@ -120,7 +120,7 @@ def test_json_holds_the_boxes_as_the_model_gave_them(outputs, detections):
     assert (report["width"], report["height"]) == SIZE
 
 
-def test_the_picture_to_download_has_boxes_drawn_in(detections):
+def test_the_annotated_picture_has_boxes(detections):
     plain = Image.new("RGB", SIZE, "white")
     drawn = render.annotated(plain, detections)
     assert drawn.size == SIZE

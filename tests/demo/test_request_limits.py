@@ -1,4 +1,4 @@
-"""Files live as long as they are used; bodies are measured before they are read; failures are sentences."""
+"""Old files are removed, request bodies have a bounded size, and failures become plain sentences."""
 
 import asyncio
 import concurrent.futures
@@ -18,7 +18,7 @@ def age(path, seconds):
     os.utime(path, (moment, moment))
 
 
-def test_old_files_go_and_fresh_ones_and_those_of_the_page_stay(tmp_path):
+def test_old_uploads_are_removed_and_fresh_ones_and_the_page_s_files_stay(tmp_path):
     names = ["old/a.png", "fresh/b.png", "page/example.png"]
     for name in names:
         (tmp_path / name).parent.mkdir()
@@ -38,7 +38,7 @@ def test_old_files_go_and_fresh_ones_and_those_of_the_page_stay(tmp_path):
     assert not (tmp_path / "old").exists()
 
 
-def test_files_of_all_visitors_have_a_bound_and_the_oldest_go(tmp_path):
+def test_the_least_recently_used_files_go_when_all_are_too_large(tmp_path):
     for number in range(5):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "video.mp4").write_bytes(bytes(100))
@@ -47,7 +47,7 @@ def test_files_of_all_visitors_have_a_bound_and_the_oldest_go(tmp_path):
     assert sorted(path.parent.name for path in tmp_path.rglob("*.mp4")) == ["0", "1"]
 
 
-def test_a_number_that_is_none_is_named():
+def test_a_slider_names_values_that_are_not_numbers_in_its_range():
     slider = CheckedSlider(0, 1, label="Score threshold")
     assert [slider.preprocess(number) for number in (0, 0.5, 1)] == [0, 0.5, 1]
     for wrong in (None, "high", 7, -0.1, float("nan"), True, [0.5]):
@@ -55,7 +55,7 @@ def test_a_number_that_is_none_is_named():
             slider.preprocess(wrong)
 
 
-def test_an_upload_that_is_used_again_lives_on(page, client, tmp_path):
+def test_using_an_upload_again_prolongs_its_life(page, client, tmp_path):
     upload = tmp_path / "mine.png"
     Image.new("RGB", (40, 30), "red").save(upload)
     client.predict(image=handle_file(upload), labels="cat", api_name="/detect")
@@ -70,13 +70,13 @@ def test_an_upload_that_is_used_again_lives_on(page, client, tmp_path):
 
 
 def run(work):
-    """Result of a coroutine, in a thread of its own: a browser under test has its loop in this one."""
+    """Run a coroutine in a thread of its own, because browser tests have an event loop in this one."""
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, work).result()
 
 
 def through_the_limits(path, headers, method="POST"):
-    """Status that a request gets, and whether it went through."""
+    """Return the status of a refusal, and whether the request was passed on."""
     went, sent = [], []
 
     async def behind(scope, receive, send):
@@ -107,15 +107,15 @@ def through_the_limits(path, headers, method="POST"):
         ("/gradio_api/process_recording", {"content-length": "10"}, 403),
     ],
 )
-def test_bodies_have_a_declared_and_bounded_size(path, headers, status):
+def test_request_bodies_have_a_declared_and_bounded_size(path, headers, status):
     assert through_the_limits(path, headers) == (status, status is None)
 
 
-def test_reading_needs_no_size():
+def test_get_requests_need_no_content_length():
     assert through_the_limits("/config", {}, "GET") == (None, True)
 
 
-def test_a_fault_inside_is_a_sentence_without_its_details():
+def test_internal_errors_become_a_sentence_without_details():
     secret = "the password of the data base"
 
     def fail():

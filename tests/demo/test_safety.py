@@ -1,4 +1,4 @@
-"""What the page takes and what it refuses, before any model sees it."""
+"""Checks of pictures, file names and labels, before any model runs."""
 
 import io
 import struct
@@ -12,7 +12,7 @@ from PIL import Image
 
 
 def png(width, height, pixels=b""):
-    """A PNG whose header says a size, whatever its pixels are."""
+    """A PNG with a given size in its header, whatever its pixel data."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -33,14 +33,14 @@ def photograph():
     return Image.fromarray(pixels)
 
 
-def test_pixels_come_as_they_are_and_the_file_is_kept(photograph):
+def test_a_picture_keeps_its_pixels_and_its_file(photograph):
     data = encoded(photograph, "PNG")
     picture = read_picture(data, "C:\\photos\\a.png")
     assert np.array_equal(picture.image, photograph)
     assert (picture.data, picture.name) == (data, "a.png")
 
 
-def test_a_turned_photograph_is_upright(photograph):
+def test_a_rotated_photograph_is_turned_upright(photograph):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees to show
     picture = read_picture(encoded(photograph, "JPEG", exif=exif, quality=95))
@@ -61,7 +61,7 @@ def test_a_turned_photograph_is_upright(photograph):
     ],
     ids=["bomb", "64 million", "damaged", "text", "empty", "svg", "svg without head", "21 MB"],
 )
-def test_what_is_no_picture_is_refused_in_one_sentence(data, sentence):
+def test_files_that_are_not_pictures_are_refused_in_one_sentence(data, sentence):
     with pytest.raises(Refused) as refusal:
         read_picture(data, "it.png")
     message = refusal.value.message
@@ -78,13 +78,13 @@ def test_a_jpeg_of_a_thousand_scans_is_refused_before_it_is_decoded(photograph):
         read_picture(data[:-2] + 1000 * last + data[-2:], "it.jpg")
 
 
-def test_decoders_nobody_asked_for_stay_closed(photograph):
+def test_other_formats_of_pil_are_not_decoded(photograph):
     for kind in ("EPS", "TIFF", "ICO", "PDF"):
         with pytest.raises(Refused, match="not a picture"):
             read_picture(encoded(photograph, kind))
 
 
-def test_a_file_that_was_swept_away_is_named(tmp_path):
+def test_a_file_that_was_removed_is_named(tmp_path):
     with pytest.raises(Refused, match="no longer kept"):
         read_picture(tmp_path / "gone.png", "gone.png")
 
@@ -102,7 +102,7 @@ def test_a_file_that_was_swept_away_is_named(tmp_path):
         ("a\u202egnp.exe", "a_gnp.exe"),
     ],
 )
-def test_names_hold_no_path_and_no_markup(name, shown):
+def test_file_names_hold_no_path_and_no_markup(name, shown):
     assert plain_name(name) == shown
 
 
@@ -140,7 +140,7 @@ def test_labels_that_cannot_be_used_are_refused(text):
         parse_labels(text)
 
 
-def test_there_may_be_no_negative_labels():
+def test_negative_labels_are_optional():
     assert parse_labels("", required=False) == []
 
 
@@ -152,9 +152,9 @@ def test_there_may_be_no_negative_labels():
         ("two dogs, the brown sofa", ["dogs", "brown sofa"]),
     ],
 )
-def test_a_sentence_gives_its_phrases(sentence, phrases):
+def test_a_sentence_is_split_into_its_phrases(sentence, phrases):
     assert parse_phrases(sentence) == phrases
 
 
-def test_a_refusal_is_no_markup():
+def test_refusals_escape_markup():
     assert Refused("the label '<b>' of R&D is none").message == "the label '&lt;b&gt;' of R&D is none"

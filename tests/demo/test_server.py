@@ -1,4 +1,4 @@
-"""The running server: the same answers as the Python API, many clients at once, and everything that is no picture."""
+"""The running server: equal results to the Python API, many clients at once, and refusal of hostile requests."""
 
 import base64
 import concurrent.futures
@@ -22,13 +22,13 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-# The page lays the weights out for the CPU, which rounds differently; scores are near 0.3, sides hundreds of pixels.
+# The page optimizes the model, which rounds differently; scores are near 0.3, sides are hundreds of pixels.
 SCORE_ROUNDING, BOX_ROUNDING = 1e-4, 0.1
 CLIENTS, REQUESTS = 8, 50
 
 
 def post(page, path, body, content_type="application/json"):
-    """Status and text of a request as any program may send it."""
+    """Send a raw request and return status and text of the answer."""
     request = urllib.request.Request(page.address + "gradio_api/" + path, body, {"Content-Type": content_type})
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
@@ -38,7 +38,7 @@ def post(page, path, body, content_type="application/json"):
 
 
 def call_detect(page, image):
-    """What the server says to a hand-made call: ("complete" or "error", text)."""
+    """Call /detect without gradio's client and return ("complete" or "error", text)."""
     data = [image, "cat", "", "Find every label", "nano", 0.2, 0.5, 0.0]
     _, text = post(page, "call/detect", json.dumps({"data": data}).encode())
     with urllib.request.urlopen(f"{page.address}gradio_api/call/detect/{json.loads(text)['event_id']}") as answer:
@@ -52,14 +52,14 @@ def file_at(path, **more):
 
 @pytest.fixture
 def still_serving(page, client, example_folder):
-    """After whatever the test did, the page detects as before."""
+    """Check after the test that the page still detects."""
     yield
     found = client.predict(image=handle_file(example_folder / "cat.jpg"), labels="cat", api_name="/detect")
     assert [detection["label"] for detection in found["detections"]] == ["cat"]
 
 
 @pytest.mark.parametrize("name", ["cat", "person", "cup"])
-def test_a_client_gets_what_the_python_api_gives(client, nano, example_folder, name):
+def test_a_client_gets_the_results_of_the_python_api(client, nano, example_folder, name):
     path, labels = example_folder / f"{name}.jpg", ["cat", "person", "cup"]
     found = client.predict(
         image=handle_file(path), labels=", ".join(labels), threshold=0.1, nms=0.5, api_name="/detect"
@@ -80,7 +80,7 @@ def test_a_client_gets_what_the_python_api_gives(client, nano, example_folder, n
     assert np.allclose(boxes, expected["boxes"], rtol=0, atol=BOX_ROUNDING)
 
 
-def test_negative_labels_take_boxes_and_stay_out(client, example_folder):
+def test_negative_labels_take_boxes_and_are_left_out(client, example_folder):
     picture = handle_file(example_folder / "cat.jpg")
     found = client.predict(image=picture, labels="dog", negatives="cat", threshold=0.05, api_name="/detect")
     alone = client.predict(image=picture, labels="dog", threshold=0.05, api_name="/detect")
@@ -88,7 +88,7 @@ def test_negative_labels_take_boxes_and_stay_out(client, example_folder):
     assert len(found["detections"]) < len(alone["detections"])
 
 
-def test_grounding_gives_one_box_to_every_phrase(client, example_folder):
+def test_grounding_gives_one_box_per_phrase(client, example_folder):
     found = client.predict(
         image=handle_file(example_folder / "cup.jpg"),
         labels="A cup of coffee beside a spoon.",
@@ -100,7 +100,7 @@ def test_grounding_gives_one_box_to_every_phrase(client, example_folder):
     assert sorted(each["label"] for each in found["detections"]) == ["coffee", "cup", "spoon"]
 
 
-def test_a_batch_names_what_it_leaves_out_and_goes_on(client, example_folder, tmp_path):
+def test_a_batch_names_unreadable_files_and_goes_on(client, example_folder, tmp_path):
     (tmp_path / "notes.txt").write_text("no picture")
     files = [example_folder / "cat.jpg", tmp_path / "notes.txt", example_folder / "cup.jpg"]
     found = client.predict(files=[handle_file(file) for file in files], labels="cat, cup", api_name="/batch")
@@ -108,7 +108,7 @@ def test_a_batch_names_what_it_leaves_out_and_goes_on(client, example_folder, tm
     assert {(a["image_id"], a["category_id"]) for a in found["annotations"]} == {(1, 1), (2, 2)}
     assert [failure["image"] for failure in found["failed"]] == ["notes.txt"]
     assert "not a picture" in found["failed"][0]["error"]
-    # What is wrong with the request and not with a file is said once.
+    # An error of the request itself is reported once, not for every file.
     with pytest.raises(AppError, match="leave it in one"):
         client.predict(files=[handle_file(files[0])] * 2, labels="cat", negatives="cat", api_name="/batch")
 
@@ -129,12 +129,12 @@ def test_endpoints_are_documented_and_the_page_s_own_events_are_not(client):
     assert names[:3] == ["image", "labels", "negatives"]
 
 
-def test_many_clients_at_once_lose_and_mix_up_nothing(page, example_folder, tmp_path):
+def test_many_clients_at_once_get_their_own_results(page, example_folder, tmp_path):
     clients = [Client(page.address, verbose=False) for _ in range(CLIENTS)]
     labels = ["cat", "person", "cup", "cat, person", "cup, cat"]
     cases = []
     for number in range(10):
-        # Small pictures, no two alike; the answer depends on the picture, its size and the labels.
+        # Small pictures of different sizes, so that every case has another result.
         with Image.open(example_folder / f"{('cat', 'person', 'cup')[number % 3]}.jpg") as image:
             picture = image.resize((240 + 8 * number, 200))
         cases.append((picture, labels[number % len(labels)]))
@@ -150,7 +150,7 @@ def test_many_clients_at_once_lose_and_mix_up_nothing(page, example_folder, tmp_
         assert found.pop("seconds") > 0
         return found
 
-    # One after the other; what is used once and kept (threads, arenas, sessions) is then there too.
+    # One after the other first, which also allocates what is used again (threads, arenas, sessions).
     alone = [ask(number) for number in range(len(cases))]
     assert len({json.dumps(answer["detections"]) for answer in alone}) == len(cases)
     assert all(answer["detections"] for answer in alone)
@@ -165,7 +165,7 @@ def test_many_clients_at_once_lose_and_mix_up_nothing(page, example_folder, tmp_
 
 
 def memory():
-    """Bytes of this process, server included, without what the C library keeps for later."""
+    """Return the memory of this process with the server in bytes, after the C library returned its free memory."""
     gc.collect()
     with contextlib.suppress(OSError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -173,7 +173,7 @@ def memory():
 
 
 def bomb():
-    """A PNG of a few kilobytes that says it has 2.5 billion pixels."""
+    """Return a PNG of a few kilobytes that claims 2.5 billion pixels."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -194,7 +194,7 @@ def bomb():
     ],
 )
 @pytest.mark.usefixtures("still_serving")
-def test_files_that_are_no_pictures_are_refused(client, tmp_path, name, data, sentence):
+def test_files_that_are_not_pictures_are_refused(client, tmp_path, name, data, sentence):
     path = tmp_path / name
     path.write_bytes(data)
     before = memory()
@@ -216,7 +216,7 @@ def test_a_200_mb_upload_is_refused(page):
 
 
 @pytest.mark.usefixtures("still_serving")
-def test_a_message_may_not_carry_a_file(page):
+def test_files_inside_of_messages_are_refused(page):
     status, text = post(page, "call/detect", json.dumps({"data": ["x" * 2**21]}).encode())
     assert status == 413
     assert "at most 1 MB" in text
@@ -245,7 +245,7 @@ def test_a_message_may_not_carry_a_file(page):
 def test_addresses_of_this_machine_are_refused(page, client, address):
     with pytest.raises(AppError, match=r"not on the public internet|begin with http"):
         client.predict(address=address, labels="cat", api_name="/detect_url")
-    # The same address in place of an uploaded file.
+    # The address in place of an uploaded file.
     event, text = call_detect(page, file_at(address))
     assert event == "error"
     assert "upload" in text
@@ -273,13 +273,13 @@ def test_the_server_fetches_nothing_for_others(page):
 
 @pytest.mark.parametrize("label", ["<script>alert(1)</script>", "cat, <img src=x onerror=alert(1)>", "a" * 5000, ""])
 @pytest.mark.usefixtures("still_serving")
-def test_labels_that_are_no_words_are_refused(client, example_folder, label):
+def test_labels_with_markup_or_without_words_are_refused(client, example_folder, label):
     with pytest.raises(AppError) as refusal:
         client.predict(image=handle_file(example_folder / "cat.jpg"), labels=label, api_name="/detect")
     assert "<" not in str(refusal.value)
 
 
-def test_other_values_than_the_fields_offer_are_refused_in_words(client, example_folder):
+def test_values_that_the_fields_do_not_offer_are_refused_in_words(client, example_folder):
     picture = handle_file(example_folder / "cat.jpg")
     threshold = "Score threshold must be a number from 0 to 1"
     for name, value, sentence in (

@@ -1,4 +1,4 @@
-"""The folder as a Space: pushed on its own it starts, with what its requirements name and nothing else."""
+"""The demo folder as a Space: it starts on its own, with nothing but what its requirements name."""
 
 import importlib.metadata
 import os
@@ -19,13 +19,13 @@ from packaging.requirements import Requirement
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEMO = REPOSITORY / "demo"
 REQUIRE_SPACE = os.environ.get("GDINO_REQUIRE_SPACE") == "1"
-# Starting loads torch, gradio and the model; with other tests beside it this takes its time.
+# Starting loads torch, gradio and the model, which is slow beside other tests.
 PATIENCE_SECONDS = 120
 
 
 @pytest.fixture
 def space(tmp_path):
-    """What is pushed."""
+    """A copy of the folder that is pushed to the Hub."""
     folder = tmp_path / "space"
     shutil.copytree(DEMO, folder, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
@@ -38,7 +38,7 @@ def free_port():
 
 
 def serve_and_ask(command, folder, tmp_path, **environment):
-    """Start a server, detect with it, stop it."""
+    """Start a server, detect with it, stop it, and return the labels found and the log."""
     from gradio_client import Client, handle_file
 
     port = free_port()
@@ -74,7 +74,7 @@ def serve_and_ask(command, folder, tmp_path, **environment):
 
 
 def closure(requirements):
-    """Names of everything that pip would install for some requirements, from what is installed here."""
+    """Return the names of all packages that pip would install for some requirements, by the metadata here."""
     names, waiting = set(), [Requirement(line) for line in requirements]
     while waiting:
         requirement = waiting.pop()
@@ -86,14 +86,14 @@ def closure(requirements):
         try:
             further = importlib.metadata.requires(name) or []
         except importlib.metadata.PackageNotFoundError:
-            continue  # for another platform or Python
+            continue  # a requirement of another platform or Python version
         for line in map(Requirement, further):
             if line.marker is None or any(line.marker.evaluate({"extra": extra}) for _, extra in seen):
                 waiting.append(line)
     return {name for name, _ in names}
 
 
-def test_the_folder_alone_starts_with_what_its_requirements_name_and_asks_zero_gpu(space, tmp_path):
+def test_the_folder_starts_with_its_requirements_alone_and_uses_zero_gpu(space, tmp_path):
     lines = (space / "requirements.txt").read_text().split()
     allowed = closure(line for line in lines if not line.startswith("gdino-hf"))
     pyproject = (REPOSITORY / "pyproject.toml").read_text()
@@ -101,7 +101,7 @@ def test_the_folder_alone_starts_with_what_its_requirements_name_and_asks_zero_g
     (core,) = re.findall(r"^dependencies = \[(.*?)\]", pyproject, re.MULTILINE | re.DOTALL)
     assert any(Requirement(line).name == "gdino-hf" and "demo" in Requirement(line).extras for line in lines)
     allowed |= closure(re.findall(r'"(.*?)"', demo_extra + core))
-    # The environment of the tests has more than a Space: modules of other packages are hidden from it.
+    # The test environment has more packages than a Space; their modules are hidden.
     modules = importlib.metadata.packages_distributions()
     hidden = {
         module
@@ -109,7 +109,7 @@ def test_the_folder_alone_starts_with_what_its_requirements_name_and_asks_zero_g
         if not any(re.sub(r"[-_.]+", "-", package).lower() in allowed for package in packages)
     } - {"gdino_hf", "pip", "setuptools", "_distutils_hack"}
     assert {"playwright", "pytest", "skimage"} <= hidden
-    # `spaces` as ZeroGPU has it: a decorator, imported before torch.
+    # A stand-in for `spaces` on ZeroGPU: a decorator that must be imported before torch.
     (tmp_path / "zero").mkdir()
     (tmp_path / "zero" / "spaces.py").write_text(
         "import sys\nassert 'torch' not in sys.modules\n"
@@ -141,10 +141,10 @@ def test_the_folder_alone_starts_with_what_its_requirements_name_and_asks_zero_g
 
 @pytest.mark.slow
 @pytest.mark.skipif(not REQUIRE_SPACE, reason="installs torch anew: minutes, run by .ci/run (GDINO_REQUIRE_SPACE=1)")
-def test_a_clean_environment_with_the_requirements_starts_it(space, tmp_path):
+def test_it_starts_in_a_clean_environment_with_its_requirements(space, tmp_path):
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"
-    # Not on an index yet: the checkout takes the package's place, the rest is as the file says.
+    # The checkout replaces the package, which may not be on an index yet.
     text = (space / "requirements.txt").read_text()
     text = re.sub(r"^gdino-hf(\[.*?\])?.*$", rf"{REPOSITORY}\1", text, flags=re.MULTILINE)
     (space / "requirements.txt").write_text(text)
@@ -155,7 +155,7 @@ def test_a_clean_environment_with_the_requirements_starts_it(space, tmp_path):
     assert labels == ["cat"], log
 
 
-def test_the_card_names_what_is_there():
+def test_the_card_names_existing_files_and_endpoints():
     import gradio
     import yaml
 

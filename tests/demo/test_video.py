@@ -1,4 +1,4 @@
-"""Videos in and out, and files that only look like one."""
+"""Reading and writing videos, and files that only look like videos."""
 
 from fractions import Fraction
 
@@ -11,7 +11,7 @@ from gdino_demo.video import Reader, Writer
 from gradio_client import handle_file
 from PIL import Image
 
-# Colours of a flat frame after H.264 with its half-size chroma.
+# Error of a flat colour after H.264, whose chroma planes have half the size.
 CODEC_ROUNDING = 12
 
 
@@ -30,7 +30,7 @@ def clip(tmp_path_factory):
     return path
 
 
-def test_every_third_frame_comes_with_its_number_and_time(clip):
+def test_frames_come_with_their_number_and_time(clip):
     reader = Reader(str(clip), 3)
     frames = list(reader)
     assert [frame.number for frame in frames] == [0, 3, 6, 9]
@@ -42,14 +42,14 @@ def test_every_third_frame_comes_with_its_number_and_time(clip):
         assert np.abs(mean - shade(frame.number)).max() < CODEC_ROUNDING
 
 
-def test_there_is_an_end_to_long_videos(clip, monkeypatch):
+def test_reading_stops_at_the_largest_number_of_frames(clip, monkeypatch):
     monkeypatch.setattr(module, "MOST_FRAMES", 4)
     reader = Reader(str(clip), 2)
     assert len(list(reader)) == 4
     assert reader.stopped
 
 
-def test_what_is_written_can_be_played_by_browsers(clip):
+def test_written_videos_have_a_codec_that_browsers_play(clip):
     with av.open(str(clip)) as container:
         stream = container.streams.video[0]
         assert stream.codec_context.name in ("h264", "mpeg4")
@@ -57,7 +57,7 @@ def test_what_is_written_can_be_played_by_browsers(clip):
         assert float(container.duration / av.time_base) == pytest.approx(1.0, abs=0.11)
 
 
-def test_odd_sizes_are_made_even(tmp_path):
+def test_odd_frame_sizes_are_made_even(tmp_path):
     writer = Writer(tmp_path / "odd.mp4", Fraction(1, 100))
     writer.add(Image.new("RGB", (63, 47)))
     writer.close()
@@ -76,14 +76,14 @@ def test_odd_sizes_are_made_even(tmp_path):
     ],
     ids=["play list", "concat", "text", "empty", "mp4 head alone", "webm head alone"],
 )
-def test_what_is_no_video_is_refused(tmp_path, data, sentence):
+def test_files_that_are_not_videos_are_refused(tmp_path, data, sentence):
     path = tmp_path / "it.mp4"
     path.write_bytes(data)
     with pytest.raises(Refused, match=sentence):
         list(Reader(str(path), 1))
 
 
-def test_a_video_that_breaks_off_gives_what_it_has(tmp_path):
+def test_a_truncated_video_gives_its_readable_frames(tmp_path):
     path = tmp_path / "broken.mp4"
     noise = np.random.default_rng(0).integers(0, 256, (20, 48, 64, 3), dtype=np.uint8)
     writer = Writer(path, Fraction(10))
@@ -96,14 +96,14 @@ def test_a_video_that_breaks_off_gives_what_it_has(tmp_path):
     assert 0 < len(list(Reader(str(path), 1))) <= 20
 
 
-def test_a_program_gets_the_detections_of_every_frame(client, example_folder, tmp_path):
+def test_the_api_returns_the_detections_of_every_frame(client, example_folder, tmp_path):
     path = tmp_path / "cat.mp4"
     writer = Writer(path, Fraction(10))
     with Image.open(example_folder / "cat.jpg") as cat:
         for _ in range(5):
             writer.add(cat)
     writer.close()
-    found = client.predict(video={"video": handle_file(path)}["video"], labels="cat", stride=2, api_name="/video")
+    found = client.predict(video=handle_file(path), labels="cat", stride=2, api_name="/video")
     assert [frame["frame"] for frame in found["frames"]] == [0, 2, 4]
     assert [frame["seconds"] for frame in found["frames"]] == pytest.approx([0, 0.2, 0.4], abs=1e-3)
     assert all(frame["detections"][0]["label"] == "cat" for frame in found["frames"])
