@@ -7,7 +7,8 @@ import time
 
 import gradio as gr
 import pytest
-from gdino_demo.request_limits import CheckedSlider, PlainErrorBlocks, RequestLimits, Sweeper
+from gdino_demo.gradio_internals import PlainErrorBlocks
+from gdino_demo.request_limits import CheckedSlider, RequestLimits, Sweeper
 from gdino_demo.safety import LARGEST_REQUEST, Refused
 from gradio_client import handle_file
 from PIL import Image
