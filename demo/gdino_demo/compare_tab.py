@@ -13,6 +13,7 @@ from .request_limits import CheckedImage, CheckedSlider
 from .safety import Picture, Refused
 
 
+# long: one tab, whose event functions use its components
 def build(state: PageState) -> None:
     """Create the tab's components, events and endpoints.
 

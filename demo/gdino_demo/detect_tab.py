@@ -19,6 +19,7 @@ _EMPTY = '<div class="gd-status"><p>Choose a picture, name what to look for, and
 _EXTENSIONS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp"}
 
 
+# long: one tab, whose event functions use its components
 def build(state: PageState) -> None:
     """Create the tab's components, events and endpoints.
 
