@@ -93,7 +93,7 @@ def model_field(state: PageState, label: str = "Model", index: int = 0) -> gr.Dr
 
 def labels_field(value: str = "cat, person, cup", label: str = "Labels") -> gr.Textbox:
     """Return the field for labels."""
-    info = 'Separated by commas, or a sentence with periods: "a cat. a remote control."'
+    info = 'Separated by commas, periods or line breaks: "cat, remote control"'
     return gr.Textbox(value=value, label=label, info=info, max_length=4000, lines=1, max_lines=4)
 
 

@@ -140,10 +140,10 @@ def parse_labels(text: str | None, *, required: bool = True) -> list[str]:
         required: Whether there must be a label.
 
     Returns:
-        The labels in order, each once.
+        The labels in order, without duplicates.
 
     Raises:
-        Refused: There is none, there are too many, or one holds what no name holds.
+        Refused: There is no label, there are more than `MOST_LABELS`, or one holds markup or no words.
     """
     text = _checked(text)
     labels = split_labels(text)
@@ -153,7 +153,7 @@ def parse_labels(text: str | None, *, required: bool = True) -> list[str]:
         raise Refused(f"There are {len(labels)} labels; one request takes {MOST_LABELS}, ask in two.")
     for label in labels:
         if all(unicodedata.category(character)[0] in "PZ" for character in label):
-            raise Refused(f"The label {label!r} has nothing to look for in it; use words.")
+            raise Refused(f"The label {label!r} consists of punctuation; use words.")
     return labels
 
 
@@ -199,7 +199,7 @@ def parse_phrases(text: str | None) -> list[str]:
 
 
 def _checked(text: str | None) -> str:
-    """Return the text with line breaks as separators, or refuse text that is too long or holds markup."""
+    """Return the text, or refuse it if it is too long or holds markup or control characters."""
     text = text or ""
     if len(text) > LONGEST_TEXT:
         raise Refused(f"The text has {len(text)} characters; labels may have {LONGEST_TEXT} in all, shorten them.")
