@@ -54,7 +54,7 @@ def build(state: PageState) -> None:
     def batch_endpoint(
         files: list[tuple[str, str]] | None, labels: str, negatives: str, model: str, threshold: float, nms: float
     ) -> dict[str, Any]:
-        """Find what the labels name in many pictures; returns a COCO dictionary, and unreadable ones in "failed"."""
+        """Find what the labels name in many pictures; returns COCO data, with unreadable pictures in "failed"."""
         settings = components.read_settings(threshold, nms)
         results, failed = _run(state, files, labels, negatives, model, settings, None, None)
         return {**render.coco(results), "failed": [{"image": name, "error": reason} for name, reason in failed]}
