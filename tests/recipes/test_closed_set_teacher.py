@@ -1,4 +1,4 @@
-"""Claims about the teacher of gdino-nano's encoder, on heads and features made on the spot."""
+"""The closed-set teacher of gdino-nano's encoder, on small generated heads and features."""
 
 import math
 from types import SimpleNamespace
@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from gdino_hf.recipes.closed_set_teacher import DETECTOR_FILE, ClosedSetHead, dense_loss, start_from_classifier
 
 
-def test_head_reads_scores_and_boxes_off_each_cell():
-    # One class, three distances a side. Channel 0 is the class logit, channel 1 asks for distance 1 on every side.
+def test_head_computes_scores_and_boxes_of_each_cell():
+    # One class and three distances per side. Channel 0 is the class logit; channel 1 selects distance 1 on every side.
     weight = torch.zeros(1 + 4 * 3, 2)
     weight[0, 0] = 1.0
     weight[[2, 5, 8, 11], 1] = 100.0
@@ -25,11 +25,11 @@ def test_head_reads_scores_and_boxes_off_each_cell():
     cell = 1 * 4 + 2
     assert scores[0, cell, 0].item() == pytest.approx(1 / (1 + math.exp(-2.0)))
     assert scores[0, 0, 0].item() == pytest.approx(0.5)
-    # Centre (2.5, 1.5) of 4 x 2 cells, one cell to every side, cut at the lower edge.
+    # Centre (2.5, 1.5) in a map of 4 x 2 cells, one cell to every side, clipped at the lower edge.
     torch.testing.assert_close(boxes[0, cell], torch.tensor([2.5 / 4, 1.25 / 2, 2 / 4, 1.5 / 2]))
 
 
-def test_head_comes_from_the_backbone_folder(tmp_path):
+def test_head_is_read_from_the_backbone_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="head-features"):
         ClosedSetHead.from_pretrained(tmp_path)
     layers = {f"p{level}": (torch.randn(6, 4), torch.randn(6)) for level in (3, 4)}
@@ -45,7 +45,7 @@ def test_head_comes_from_the_backbone_folder(tmp_path):
 
 
 def dense_case():
-    """Two images, three taught cells of four, five tokens: [CLS], two labels, [SEP], padding or a third label."""
+    """Two images, four cells of which three have a teacher, and five tokens: [CLS], labels, [SEP] and padding."""
     generator = torch.Generator().manual_seed(0)
     return {
         "logits": torch.randn(2, 4, 8, generator=generator),
@@ -58,7 +58,7 @@ def dense_case():
     }
 
 
-def test_dense_loss_is_its_formula():
+def test_dense_loss_equals_its_formula():
     from gdino_hf.model.box_ops import cxcywh_to_xyxy, generalized_box_iou
 
     case = dense_case()
@@ -85,7 +85,7 @@ def test_dense_loss_is_its_formula():
         assert got.item() == pytest.approx(expected / total, rel=1e-5)
 
 
-def test_dense_loss_leaves_other_tokens_and_cells_alone():
+def test_dense_loss_ignores_other_tokens_and_cells():
     case = dense_case()
     case["logits"][:, :, 5:] = -torch.inf  # outside every prompt
     case["logits"].requires_grad_(True)
@@ -98,11 +98,11 @@ def test_dense_loss_leaves_other_tokens_and_cells_alone():
     assert (case["boxes"].grad[:, 3] == 0).all()
     assert (gradient[0, :, 4] == 0).all()  # padding
     assert (gradient[1, :, 2] == 0).all()  # the label the teacher does not know
-    assert (gradient[:, :3, 0] != 0).all()  # [CLS] learns to stay silent
+    assert (gradient[:, :3, 0] != 0).all()  # [CLS] is trained towards a score of 0
 
 
 class Projections(torch.nn.Module):
-    """The parts of a model that `start_from_classifier` sets."""
+    """The modules that `start_from_classifier` initializes."""
 
     def __init__(self, width: int, channels: int, hidden: int, levels: int) -> None:
         super().__init__()
@@ -115,8 +115,8 @@ class Projections(torch.nn.Module):
 
 
 @torch.no_grad()
-def test_projections_start_as_the_teachers_classifier():
-    """Two levels that see the same through turned axes: one text token answers for both, up to the class's scale."""
+def test_projections_start_with_the_teachers_logits():
+    """The coarse level has the fine level's features, rotated: a text token fits both, up to the scale of its class."""
     generator = torch.Generator().manual_seed(0)
     width, hidden, classes = 6, 40, 4
     turn, _ = torch.linalg.qr(torch.randn(width, width, generator=generator))
@@ -125,7 +125,7 @@ def test_projections_start_as_the_teachers_classifier():
     coarse = torch.einsum("ij,bjhw->bihw", turn, fine)
     weight = torch.randn(classes + 4, width, generator=generator)
     head = ClosedSetHead([(weight, torch.zeros(len(weight))), (weight @ turn.T, torch.zeros(len(weight)))], classes)
-    pyramid = torch.randn(1, 3, 12, 12, generator=generator)  # other channels before the head's
+    pyramid = torch.randn(1, 3, 12, 12, generator=generator)  # further channels before those of the head
     maps = [torch.cat((pyramid, x), dim=1) for x in (fine, coarse)]
     tokens = torch.randn(1, classes + 2, hidden, generator=generator)
     text = SimpleNamespace(phrase_ids=torch.tensor([[-1, *range(classes), -1]]))
@@ -138,7 +138,7 @@ def test_projections_start_as_the_teachers_classifier():
     wanted = (weight[:classes] - weight[:classes].mean(dim=0)) @ centered
     for level in range(2):
         product = labels @ part.input_proj_vision[level](maps[level])[0].flatten(1)
-        # Each class keeps its direction; its scale is that of the others.
+        # Each class keeps its direction, but all classes get the same scale.
         torch.testing.assert_close(F.cosine_similarity(product, wanted, dim=1), torch.ones(classes), rtol=0, atol=1e-4)
         torch.testing.assert_close(product.std(dim=1), torch.full((classes,), width**0.5), rtol=0.02, atol=0)
     extra = part.input_proj_vision[2](maps[1])

@@ -1,8 +1,7 @@
-"""Claims about the recipe of gdino-nano, on photographs and pretrained parts made on the spot."""
+"""The recipe of gdino-nano, on small generated images and pretrained parts."""
 
 import json
 import random
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +9,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from gdino_hf.data.coco import read_coco
 from gdino_hf.recipes import nano
-from gdino_hf.recipes.closed_set_teacher import DETECTOR_FILE
-from gdino_hf.training import time_budget
+from gdino_hf.recipes.closed_set_teacher import DETECTOR_FILE, ClosedSetHead
 
 NAMES = ["red", "blue"]
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220)}
@@ -20,7 +19,7 @@ COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220)}
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory, tiny_tokenizer):
-    """Folders of a tiny image backbone, a tiny text encoder, and a data set of 12 and 4 photographs."""
+    """Folders of a tiny image backbone, a tiny text encoder, and a data set of 12 training and 4 validation images."""
     from transformers import BertConfig, BertModel
 
     from gdino_hf.model.csp_pan import CspPanBackbone, CspPanConfig
@@ -78,52 +77,34 @@ def arguments(parts, output, minutes):
     )
 
 
-def test_schedule_rises_stays_and_falls():
-    factors = [nano.learning_rate(fraction) for fraction in (0.0, 0.01, 0.02, 0.3, 0.5, 0.755, 1.0)]
-    assert factors == pytest.approx([0.0, 0.5, 1.0, 1.0, 1.0, 0.5002, 0.02])
+@pytest.fixture
+def trainer(parts, tmp_path):
+    """The recipe's trainer, set up as `train` does."""
+    args = arguments(parts, tmp_path, minutes=1)
+    model, processor = nano.build(args.backbone, args.text, args.image_size)
+    teacher = ClosedSetHead.from_pretrained(args.backbone)
+    return nano.make_trainer(args, model, processor, teacher, read_coco(parts / "data" / "train.json"), NAMES)
 
 
-def test_clock_goes_on_where_it_was(tmp_path, monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(time_budget.time, "monotonic", lambda: now[0])
-    clock = time_budget.Clock(minutes=10)
-    clock.start()
-    now[0] += 150
-    clock.tick()
-    assert clock.fraction == pytest.approx(0.25)
-    clock.save(tmp_path)
-    now[0] += 1000
-    again = time_budget.Clock(minutes=10)
-    again.load(tmp_path)
-    assert again.fraction == pytest.approx(0.25)
-    again.start()
-    now[0] += 1000
-    again.tick()
-    assert again.fraction == 1.0
+def test_schedule_rises_stays_level_and_falls(trainer):
+    trainer.create_optimizer_and_scheduler(num_training_steps=trainer.args.max_steps)
+    factors = []
+    for fraction in (0.0, 0.01, 0.02, 0.3, 0.5, 0.755, 1.0):
+        trainer.time_budget.tick(60 * fraction)
+        factors.append(trainer.lr_scheduler.lr_lambdas[0](0))
+    assert factors == pytest.approx([0.02, 0.51, 1.0, 1.0, 1.0, 0.5002, 0.02])
 
 
-def test_a_run_goes_on_from_its_last_whole_checkpoint(tmp_path):
-    model = torch.nn.Linear(1, 1, bias=False)
-    run, last = nano.timed_run(model, tmp_path, minutes=10)
-    assert last is None
-    args, control = SimpleNamespace(output_dir=str(tmp_path)), SimpleNamespace()
-    for step in (9, 10, 11):
-        checkpoint = tmp_path / f"checkpoint-{step}"
-        checkpoint.mkdir()
-        model.weight.data.fill_(step)
-        run.on_step_end(args, SimpleNamespace(global_step=step), control)
-        if step < 11:
-            run.on_save(args, SimpleNamespace(global_step=step), control)
-            kept = run.average.weights["weight"].clone()
-    again, last = nano.timed_run(model, tmp_path, minutes=10)
-    assert last == tmp_path / "checkpoint-10"
-    assert torch.equal(again.average.weights["weight"], kept)
-
-
-def test_repeated_rows_appear_by_their_factors():
-    rows = nano.Repeated(list("abcd"), [1.0, 2.0, 1.0, 3.0], seed=0)
-    assert "".join(rows[index] for index in range(len(rows))) == "abbcddd"
-    assert 120 < len(nano.Repeated([0] * 100, [1.5] * 100, seed=0)) < 180
+def test_rare_names_are_sampled_more_often(parts, tmp_path):
+    args = arguments(parts, tmp_path, minutes=1)
+    # Each of the two names is on half of the photographs, so with a threshold of 1 both count as rare.
+    args.rare = 1.0
+    model, processor = nano.build(args.backbone, args.text, args.image_size)
+    teacher = ClosedSetHead.from_pretrained(args.backbone)
+    trainer = nano.make_trainer(args, model, processor, teacher, read_coco(parts / "data" / "train.json"), NAMES)
+    trainer.get_train_dataloader()
+    # 12 photographs times sqrt(2), filled up to whole batches of 4.
+    assert len(trainer.sampler) == 20
 
 
 @pytest.mark.slow
@@ -145,9 +126,10 @@ def test_trains_resumes_measures_and_exports(parts, tmp_path):
     assert second["minutes"] >= first["minutes"] + 0.05
     steps = [line["step"] for line in lines()]
     assert steps == sorted(steps)
-    assert {"loss_ce", "loss_bbox_enc", "loss_giou_dn", "dense_ce", "dense_giou"} <= lines()[-1].keys()
+    losses = [line for line in lines() if "loss" in line]
+    assert {"loss_ce", "loss_bbox_enc", "loss_giou_dn", "dense_ce", "dense_giou", "minutes"} <= losses[-1].keys()
 
-    # The minutes are used up: the same command measures again and trains no more.
+    # The time budget is used up: the same command measures again without further training.
     third = nano.train(arguments(parts, tmp_path, minutes=first["minutes"] + 0.05))
     assert (third["steps"], third["AP"]) == (second["steps"], second["AP"])
 
@@ -157,7 +139,7 @@ def test_trains_resumes_measures_and_exports(parts, tmp_path):
     backbone = CspPanBackbone.from_pretrained(parts / "backbone").state_dict()
     trained = model.model.backbone.conv_encoder.model.state_dict()
     for name, weight in backbone.items():
-        # Frozen, and only rounded to float16.
+        # The backbone is frozen, so its weights are only rounded to float16.
         assert torch.equal(trained[name].half(), weight.half()), name
     picture = Image.open(parts / "data" / "images" / "val0.png")
     inputs = processor(images=picture, text=NAMES)
@@ -166,7 +148,7 @@ def test_trains_resumes_measures_and_exports(parts, tmp_path):
         assert model.eval()(**inputs.to(model.device)).pred_boxes.shape == (1, 100, 4)
 
 
-def test_another_list_of_names_than_the_teachers_is_refused(parts, tmp_path):
+def test_names_that_differ_from_the_teachers_are_refused(parts, tmp_path):
     content = json.loads((parts / "data" / "train.json").read_text())
     content["categories"].append({"id": 2, "name": "green"})
     (tmp_path / "data").mkdir()
@@ -178,15 +160,15 @@ def test_another_list_of_names_than_the_teachers_is_refused(parts, tmp_path):
         nano.train(wrong)
 
 
-def test_no_folder_of_this_machine_is_written_down(parts):
+def test_the_config_does_not_name_folders_of_the_parts(parts):
     model, _ = nano.build(str(parts / "backbone"), str(parts / "text"), image_size=64)
     assert str(parts) not in model.config.to_json_string()
 
 
-def test_only_the_trunk_is_trained(parts):
-    model, _ = nano.build(str(parts / "backbone"), str(parts / "text"), image_size=64)
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+def test_only_the_trunk_is_trained(trainer):
+    names = {name: parameter.requires_grad for name, parameter in trainer.model.named_parameters()}
+    frozen = {name for name, requires_grad in names.items() if not requires_grad}
     assert frozen
     assert all(name.startswith(("model.backbone.", "model.text_backbone.")) for name in frozen)
-    assert all(not p.requires_grad for part in nano.frozen_parts(model) for p in part.parameters())
-    assert model.model.text_projection.weight.requires_grad
+    assert not any(names[name] for name in names if name.startswith(("model.backbone.", "model.text_backbone.")))
+    assert names["model.text_projection.weight"]

@@ -1,4 +1,4 @@
-"""Claims about generated scenes."""
+"""Generated scenes: exact boxes, right colours, held-out pairs, reproducibility."""
 
 import json
 
@@ -8,7 +8,8 @@ import pytest
 from gdino_hf.data.coco import read_coco
 from gdino_hf.recipes.scene_images import COLOURS, OUTLINES, PAIRS, SEEN, UNSEEN, Scenes, write_coco
 
-# Largest less smallest channel: at most 0.12 * 255 = 31 in a background, at least 0.75 * 0.64 * 255 = 122 in a shape.
+# Chroma is the largest channel minus the smallest: at most 0.12 * 255 = 31 in a background, and at least
+# 0.75 * 0.64 * 255 = 122 in a shape.
 CHROMA = 60
 
 
@@ -44,7 +45,7 @@ def test_boxes_bound_the_drawn_pixels_exactly():
 
 
 def test_every_shape_has_the_colour_of_its_name():
-    # The hue of the median pixel, from Pillow's own conversion; the jitter is 6 degrees and bytes round by 2.
+    # Median hue from Pillow's conversion. Hues are jittered by 6 degrees, and rounding to bytes adds 2.
     for row in Scenes(40, noise=0):
         hues = np.asarray(row["image"].convert("HSV"))[..., 0] * (360 / 255)
         drawn = chroma(row["image"]) > CHROMA
@@ -55,7 +56,7 @@ def test_every_shape_has_the_colour_of_its_name():
 
 
 def test_every_shape_covers_its_share_of_the_box():
-    # Areas of the upright figures by geometry, as parts of their boxes; a star is ten triangles of radii 1 and 0.4.
+    # Areas of the upright shapes as shares of their boxes, from geometry; a star is ten triangles of radii 1 and 0.4.
     star = 10 * 0.5 * 0.4 * np.sin(np.pi / 5) / (2 * np.sin(2 * np.pi / 5) * (1 + np.cos(np.pi / 5)))
     expected = {"circle": np.pi / 4, "ring": np.pi / 4 * (1 - 0.55**2), "star": star}
     expected |= {"square": 1.0, "triangle": 0.5, "cross": 2 * 0.3 - 0.3**2}
@@ -65,7 +66,7 @@ def test_every_shape_covers_its_share_of_the_box():
         for row in scenes:
             x1, y1, x2, y2 = np.array(row["boxes"][0], dtype=int)
             shares.append((chroma(row["image"])[y1:y2, x1:x2] > CHROMA).mean())
-        # The box of a turned figure is larger by up to a half; that of a circle only by rounding.
+        # Rotation enlarges a shape's box by up to a half, except that of a circle or a ring.
         least = 0.94 * area if shape in ("circle", "ring") else 0.55 * area
         assert least < np.mean(shares) < 1.08 * area
 
@@ -91,7 +92,7 @@ def test_sizes_vary_and_boxes_stay_apart_and_inside():
     assert max(sides) > 0.38 * 96
 
 
-def test_seed_and_index_make_the_scene():
+def test_seed_and_index_determine_the_scene():
     scenes = Scenes(9, seed=5)
     assert scenes[4]["names"] == Scenes(100, seed=5)[4]["names"]
     assert np.array_equal(np.asarray(scenes[4]["image"]), np.asarray(Scenes(100, seed=5)[4]["image"]))
@@ -102,7 +103,7 @@ def test_seed_and_index_make_the_scene():
         scenes[9]
 
 
-def test_written_scenes_are_read_back_the_same(tmp_path):
+def test_written_scenes_are_read_back_unchanged(tmp_path):
     scenes = Scenes(3, ["red circle", "blue star"], image_size=64)
     write_coco(scenes, tmp_path / "some.json")
     content = json.loads((tmp_path / "some.json").read_text())

@@ -1,14 +1,18 @@
-"""Claims about the recipe on generated scenes: what it learns, what it writes, and that it goes on where it stopped."""
+"""The recipe on generated scenes: what it learns, what it writes, and that it resumes."""
 
 import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from gdino_hf.data.collator import GDinoDataCollator
 from gdino_hf.model.box_ops import elementwise_iou
+from gdino_hf.recipes import recipe_training
 from gdino_hf.recipes import scenes as recipe
 from gdino_hf.recipes.scene_images import SEEN, UNSEEN, Scenes
+from gdino_hf.training.saving import last_checkpoint
+from gdino_hf.training.trainer import GDinoTrainer
 
 # Three colours and three shapes; three of these nine pairs are in UNSEEN.
 COLOURS, SHAPES = ("red", "green", "blue"), ("circle", "square", "star")
@@ -17,9 +21,9 @@ EASY = {"image_size": 64, "sizes": (0.3, 0.6)}
 
 
 def found(model, processor):
-    """How often, of 60 single shapes of unseen pairs, the best label has the right colour and its box is right.
+    """Count correct labels and correct boxes among the best detections for 60 single shapes of unseen pairs.
 
-    The prompt holds the shape in every colour, so the label is a matter of reading the colour's word.
+    The prompt holds the shape in every colour, so the right label depends on reading the colour's word.
     """
     model.eval()
     names = boxes = 0
@@ -40,8 +44,8 @@ def found(model, processor):
     return names, boxes
 
 
-def test_colours_of_pairs_never_trained_are_read_off_their_words():
-    """The short cut of the whole run, in which shapes need more steps than colours."""
+def test_colours_of_unseen_pairs_are_read_from_their_words():
+    """A short version of the recipe: colours need fewer steps than shapes."""
     torch.manual_seed(0)
     model, processor = recipe.build(image_size=64, num_queries=8, num_denoising_queries=8, decoder_layers=1)
     trained = [pair for pair in NINE if pair in SEEN]
@@ -62,15 +66,15 @@ def test_colours_of_pairs_never_trained_are_read_off_their_words():
         optimizer.step()
         optimizer.zero_grad()
     names, boxes = found(model, processor)
-    # Chance is 20 of 60; with three seeds it was 60 names and 42 to 54 boxes.
+    # Chance is 20 names of 60. Three seeds gave 60 names and 42 to 54 boxes.
     assert names >= 50
     assert boxes >= 30
 
 
-def test_test_scenes_hold_every_pair_and_are_none_of_the_training_ones():
+def test_test_scenes_have_every_pair_and_no_training_seed():
     names = {name for row in Scenes(300, seed=recipe.TEST_SEED) for name in row["names"]}
     assert names == {*SEEN, *UNSEEN}
-    # A run that goes on draws its scenes from the seed plus the steps done.
+    # Training draws its scenes with the seed of the command line.
     assert recipe.TEST_SEED > 10**9
 
 
@@ -119,9 +123,41 @@ def test_trains_resumes_and_measures(tmp_path):
     }
 
 
+@pytest.mark.slow
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path, monkeypatch):
+    # A checkpoint after every step.
+    monkeypatch.setattr(recipe_training, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def run(name):
+        options = ["--output", str(tmp_path / name), "--steps", "6", "--batch-size", "2", "--image-size", "64"]
+        return recipe.train(recipe.parse_arguments([*options, "--test-scenes", "4"]))
+
+    run("whole")
+    compute_loss, calls = GDinoTrainer.compute_loss, []
+
+    def stop_in_the_fifth_step(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return compute_loss(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GDinoTrainer, "compute_loss", stop_in_the_fifth_step)
+        with pytest.raises(KeyboardInterrupt):
+            run("stopped")
+    assert last_checkpoint(tmp_path / "stopped").name == "checkpoint-4"
+    run("stopped")
+    torch.set_num_threads(threads)
+    weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "stopped")]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=0, atol=1e-6, msg=name)
+
+
 @pytest.mark.training
 def test_unseen_pairs_are_found(tmp_path):
-    """The command of the README, which takes about ten minutes."""
+    """The whole recipe, which takes about ten minutes."""
     figures = recipe.train(recipe.parse_arguments(["--output", str(tmp_path)]))
     assert figures["minutes"] < 30
     assert figures["unseen"]["AP50"] > 0.5

@@ -1,4 +1,4 @@
-"""Small data sets drawn on the spot, and the options that make a training of them short."""
+"""Small generated data sets, and options for a short training on them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COLOURS = {"cat": (255, 0, 0), "dog": (0, 0, 255)}
 
 
 def draw_split(folder: Path, split: str, count: int, seed: int = 0) -> Path:
-    """A COCO file of grey pictures, each with a red square called cat and a blue one called dog."""
+    """Write a COCO file of grey images, each with a red square named cat and a blue square named dog."""
     rng = random.Random(f"{split} {seed}")
     names = list(COLOURS)
     content = {"images": [], "annotations": [], "categories": [{"id": i, "name": n} for i, n in enumerate(names)]}
@@ -22,7 +22,7 @@ def draw_split(folder: Path, split: str, count: int, seed: int = 0) -> Path:
     for index in range(count):
         pixels = np.full((64, 64, 3), 128, dtype=np.uint8)
         for number, name in enumerate(names):
-            # One in each half, so that neither hides the other.
+            # One square in each half, so that neither covers the other.
             x, y = rng.randrange(8) + 32 * number, rng.randrange(40)
             pixels[y : y + 24, x : x + 24] = COLOURS[name]
             content["annotations"].append(
@@ -45,7 +45,7 @@ def draw_split(folder: Path, split: str, count: int, seed: int = 0) -> Path:
 
 @pytest.fixture
 def drawn(tmp_path) -> Path:
-    """A data set folder of its own: 12 pictures to learn from, 4 to measure on."""
+    """Data set folder with 12 training and 4 validation images, fresh for each test."""
     draw_split(tmp_path / "drawn", "train", 12)
     draw_split(tmp_path / "drawn", "val", 4)
     return tmp_path / "drawn"
@@ -53,7 +53,7 @@ def drawn(tmp_path) -> Path:
 
 @pytest.fixture
 def options(drawn, tiny_folder, tmp_path) -> list[str]:
-    """The command line of a short training on one thread."""
+    """Arguments of `gdino train` for a short training."""
     return [
         *("train", str(drawn), "--model", str(tiny_folder), "--runs", str(tmp_path / "runs"), "--use_cpu"),
         *("--batch-size", "4", "--learning-rate", "1e-3", "--logging_steps", "1", "--disable_tqdm", "true"),
@@ -62,7 +62,7 @@ def options(drawn, tiny_folder, tmp_path) -> list[str]:
 
 @pytest.fixture
 def one_thread():
-    """Sums in one order, whatever the machine's cores."""
+    """Run torch on one thread, so that sums do not depend on the number of cores."""
     import torch
 
     threads = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""What the options of a training come to."""
+"""How options determine the length of training prompts."""
 
 import random
 
@@ -11,7 +11,7 @@ NAMES = [f"name {number}" for number in range(80)]
 
 
 def labels_of(names, **options):
-    """How many labels prompts of an image with one of the names have, shortest and longest of a hundred."""
+    """Return the fewest and the most labels among a hundred prompts for an image with one name."""
     arguments = DataArguments(data="train.json", **options)
     sampler = PromptSampler(names, arguments.prompt_length(len(names)))
     found = [len(sampler(names[:1], random.Random(seed))) for seed in range(100)]
@@ -19,7 +19,7 @@ def labels_of(names, **options):
 
 
 @pytest.mark.parametrize("count", [1, 3, 20, 59, 80])
-def test_all_names_are_asked_for_unless_told_otherwise(count):
+def test_all_names_are_prompted_by_default(count):
     assert labels_of(NAMES[:count]) == (count, count)
 
 
@@ -31,7 +31,7 @@ def test_all_names_are_asked_for_unless_told_otherwise(count):
         ({"least_labels": 78, "most_labels": 79}, (78, 79)),
     ],
 )
-def test_bounds_hold(options, expected):
+def test_bounds_are_kept(options, expected):
     assert labels_of(NAMES, **options) == expected
 
 
@@ -43,6 +43,6 @@ def test_replayed_prompts_vary_in_length_within_the_bounds():
 
 
 @pytest.mark.parametrize("options", [{"least_labels": 0}, {"most_labels": 0}, {"least_labels": 5, "most_labels": 4}])
-def test_bounds_that_cannot_be_are_refused(options):
+def test_impossible_bounds_are_refused(options):
     with pytest.raises(ValueError, match="1 <= least <= most"):
         DataArguments(data="train.json", **options)

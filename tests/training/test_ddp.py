@@ -1,4 +1,4 @@
-"""Two processes train as one."""
+"""Two processes train like one."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import torch
 
 from gdino_hf.cli import main
 
-# Sums over two halves of a batch round differently from sums over the whole, and the normalization of a level with one
-# place amplifies that: a change of 1e-7 of the pixels moves these gradients by 2e-4. A wrong mean is off by a tenth.
+# Summing two halves of a batch rounds differently from summing the whole, and group normalization over a single
+# position amplifies that: changing pixels by 1e-7 changes these gradients by 2e-4. A wrong mean is off by a tenth.
 ROUNDING = 1e-3
-# AdamW divides by the root of squared gradients, so where these are nearly zero their rounding moves weights.
+# AdamW divides by the root of squared gradients, so rounding matters where gradients are nearly zero.
 CURVE_ROUNDING = 1e-4
 
 WORKER = textwrap.dedent(
@@ -52,7 +52,7 @@ WORKER = textwrap.dedent(
 
 def test_two_processes_give_the_single_process_loss_and_gradients(tiny_model, tiny_tokenizer, tmp_path):
     model = copy.deepcopy(tiny_model)
-    # Whatever is drawn at random would differ between the processes.
+    # Turn off everything random, which would differ between the processes.
     model.config.num_denoising_queries = 0
     model.config.text_config.hidden_dropout_prob = model.config.text_config.attention_probs_dropout_prob = 0.0
     model.config.backbone_config.drop_path_rate = 0.0
@@ -65,7 +65,7 @@ def test_two_processes_give_the_single_process_loss_and_gradients(tiny_model, ti
     text = tiny_tokenizer(["cat. remote control.", "dog. hat. cup."], padding=True, return_tensors="pt")
     case = {
         "inputs": {"pixel_values": torch.randn(2, 3, 64, 64, generator=generator), **text},
-        # Unequal numbers of boxes: a mean of means would be wrong.
+        # With unequal numbers of boxes, a mean of the processes' means would be wrong.
         "labels": [
             {"class_labels": torch.tensor([1, 0, 1]), "boxes": 0.3 + 0.2 * torch.rand(3, 4, generator=generator)},
             {"class_labels": torch.tensor([2]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.3]])},
@@ -113,20 +113,20 @@ def logged(folder, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["--streaming", "--lora-rank", "2"]], ids=["rows", "stream and adapters"])
 def test_two_processes_under_accelerate_give_the_single_process_curve(options, more, drawn, tmp_path, one_thread):
-    # The third step of an epoch has but two pictures of its own.
+    # With 10 images in batches of 4, the third step of an epoch has only two images.
     content = json.loads((drawn / "train.json").read_text())
     content["images"] = content["images"][:10]
     content["annotations"] = [item for item in content["annotations"] if item["image_id"] < 10]
     (drawn / "train.json").write_text(json.dumps(content))
     options = [*options, *more]
-    # Random weights would select other queries after the slightest rounding.
+    # With random weights, the slightest rounding would select other queries.
     options = [*options, "--model", "nano", "--image-size", "64", "--learning-rate", "1e-4", "--max_steps", "6"]
     options += ["--eval_strategy", "steps", "--eval_steps", "3", "--ema_decay", "0.9"]
-    # Noise of denoising queries and dropout differ between processes; frozen parts stay in eval mode.
+    # Denoising noise and dropout would differ between processes; frozen groups stay in eval mode.
     options += ["--denoising-queries", "0", "--freeze", "text", "backbone", "--seed", "3"]
     assert main([*options, "--name", "one", "--batch-size", "4"]) == 0
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    # Without a GPU, "--multi_gpu" means several processes, and --use_cpu among the options has them talk over gloo.
+    # Without a GPU, --multi_gpu starts several processes, and --use_cpu makes them communicate through gloo.
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     done = subprocess.run(
         [*launch, "-m", "gdino_hf", *options, "--name", "two", "--batch-size", "2"],

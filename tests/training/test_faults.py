@@ -1,4 +1,4 @@
-"""What goes wrong ends in one clear line, and the last checkpoint stays whole."""
+"""Every failure ends in one clear line, and the last checkpoint stays complete."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from gdino_hf.training.saving import UNFINISHED, last_checkpoint
 
 
 def error_of(capsys):
-    """The one line on stderr that is no progress bar and no warning."""
+    """Return the one error line on stderr, without progress bars and warnings."""
     lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line or "Traceback" in line]
     assert len(lines) == 1, lines
     return lines[0]
 
 
 def damage(path):
-    """Cut a picture off in its midst, which shows only when it is decoded."""
+    """Truncate an image file, which is noticed only when the image is decoded."""
     stream = io.BytesIO()
     Image.effect_noise((64, 64), 90).save(stream, "jpeg", quality=95)
     path.write_bytes(stream.getvalue()[:1500])
@@ -45,7 +45,7 @@ def test_full_disk_stops_with_one_line_and_the_last_checkpoint_intact(options, t
     before = contents(run / "checkpoint-2")
     capsys.readouterr()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # No file may grow beyond 100 kB, which the weights do: to the process the same as a disk that takes no more.
+    # Files may not grow beyond 100 kB, which the weights exceed: to the process that looks like a full disk.
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         status = main(["train", "--resume", str(run), "--max_steps", "4"])
@@ -54,7 +54,7 @@ def test_full_disk_stops_with_one_line_and_the_last_checkpoint_intact(options, t
     assert status == 1
     line = error_of(capsys)
     assert "cannot be written" in line
-    assert "checkpoint-2 is whole" in line
+    assert "checkpoint-2 is complete" in line
     assert "--resume" in line
     assert contents(run / "checkpoint-2") == before
     assert not (run / UNFINISHED).exists()
@@ -63,8 +63,8 @@ def test_full_disk_stops_with_one_line_and_the_last_checkpoint_intact(options, t
     assert last_checkpoint(run) == run / "checkpoint-4"
 
 
-def test_broken_picture_stops_with_one_line_and_the_last_checkpoint_intact(options, drawn, tmp_path, capsys):
-    # The last one that an epoch comes to, so that there is a checkpoint before.
+def test_broken_image_stops_with_one_line_and_the_last_checkpoint_intact(options, drawn, tmp_path, capsys):
+    # The image that comes last in the epoch, so that a checkpoint is written before it.
     broken = drawn / "images" / f"train{list(ReproducibleSampler(12, seed=42))[-1].row}.png"
     whole = broken.read_bytes()
     damage(broken)
@@ -79,7 +79,7 @@ def test_broken_picture_stops_with_one_line_and_the_last_checkpoint_intact(optio
     assert main(["train", "--resume", str(run)]) == 0
 
 
-def test_broken_picture_can_be_passed_over(options, drawn):
+def test_broken_image_can_be_skipped(options, drawn):
     damage(drawn / "images" / "train3.png")
     assert main([*options, "--max_steps", "3", "--unreadable", "skip"]) == 0
 
@@ -90,7 +90,7 @@ def test_broken_picture_can_be_passed_over(options, drawn):
         (["train"], "no data set"),
         (["train", "nowhere"], "nowhere does not exist"),
         (["train", "{drawn}", "--model", "nowhere"], "--model nowhere"),
-        (["train", "{drawn}", "--freeze", "head"], "no part 'head'"),
+        (["train", "{drawn}", "--freeze", "head"], "no parameter group 'head'"),
         (["train", "{drawn}", "--ema_decay", "1"], "ema_decay must be"),
         (["train", "{drawn}", "--replay", "nowhere"], "--replay nowhere"),
         (["train", "{drawn}", "--replay-share", "1"], "replay_share must be"),
@@ -105,7 +105,7 @@ def test_broken_picture_can_be_passed_over(options, drawn):
         (["train", "{drawn}", "--epochs", "0"], "num_train_epochs must be"),
         (["train", "{drawn}", "--minutes", "0"], "minutes must be"),
         (["train", "{drawn}", "--save-strategy", "best", "--metric-for-best-model", "x"], "must be one of AP"),
-        (["train", "{tiny}", "--freeze", "text", "backbone", "trunk"], "Every part is frozen"),
+        (["train", "{tiny}", "--freeze", "text", "backbone", "trunk"], "All parameters are frozen"),
         (["train", "{tiny}", "--streaming"], "streaming needs an end"),
         (["train", "{tiny}", "--val", "{drawn}/captions.jsonl", "--eval-strategy", "epoch"], "eval_strategy needs"),
         (["train", "{tiny}", "--zero-shot", "{drawn}/captions.jsonl"], "--zero-shot"),
@@ -123,7 +123,7 @@ def test_mistake_on_the_command_line_is_one_line_and_status_2(
     whole = [word for part in arguments for word in (["{drawn}", "--model", "{model}"] if part == "{tiny}" else [part])]
     assert main([word.replace("{drawn}", str(drawn)).replace("{model}", str(tiny_folder)) for word in whole]) == 2
     assert reason in error_of(capsys)
-    # A run that did nothing leaves nothing.
+    # A run that did nothing leaves no folder behind.
     assert not list(tmp_path.glob("runs/train/*"))
 
 
@@ -151,7 +151,7 @@ def test_mistake_in_yaml_is_one_line_that_names_the_file(content, reason, option
     assert not (tmp_path / "runs").exists()
 
 
-def test_missing_picture_is_named_before_training(options, drawn, capsys):
+def test_missing_image_is_named_before_training(options, drawn, capsys):
     (drawn / "images" / "train5.png").unlink()
     assert main(options) == 2
     line = error_of(capsys)
@@ -169,7 +169,7 @@ def test_flags_win_over_yaml_and_a_run_remembers_both(options, tmp_path):
     stored = yaml.safe_load((tmp_path / "runs" / "train" / "both" / "arguments.yaml").read_text())
     assert (stored["max_steps"], stored["freeze"], stored["augment"]) == (1, ["backbone"], "none")
     assert (stored["num_train_epochs"], stored["save_strategy"]) == (3, "no")
-    # A flag of the same name stands on the command line already.
+    # The options fixture passes --learning-rate, which wins over the file.
     assert stored["learning_rate"] == 1e-3
 
 
@@ -179,7 +179,7 @@ def test_runs_never_overwrite_each_other(options, tmp_path):
     assert sorted(path.name for path in (tmp_path / "runs" / "train").iterdir()) == ["same", "same-2"]
 
 
-def test_stopped_by_the_user_it_says_what_is_kept(options, tmp_path, capsys):
+def test_interrupted_by_the_user_it_says_how_to_resume(options, tmp_path, capsys):
     run = tmp_path / "runs" / "train" / "stopped"
 
     def stop():
@@ -194,7 +194,7 @@ def test_stopped_by_the_user_it_says_what_is_kept(options, tmp_path, capsys):
     assert last.startswith(f"stopped; --resume {run} goes on from checkpoint-")
 
 
-def test_half_written_checkpoint_is_passed_over(tmp_path):
+def test_half_written_checkpoint_is_ignored(tmp_path):
     assert last_checkpoint(tmp_path) is None
     for step in (9, 10, 11):
         (tmp_path / f"checkpoint-{step}").mkdir()

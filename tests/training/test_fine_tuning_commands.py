@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("GDINO_SHARED", REPOSITORY.parent / "shared"))
 MOST_MINUTES = 30
 LEAST_AP50 = 0.60
-# What each command is cut down to.
+# Options that make each command short.
 SHORTER = {"train": ["--max-steps", "2", "--eval-steps", "1"], "eval": ["--limit", "2"], "detect": []}
 
 
@@ -36,7 +36,7 @@ def commands():
 
 
 def cut(source, target, count=4):
-    """The first pictures of every split, where they are."""
+    """Make a data set of the first images of every split, as links to the originals."""
     for file in source.glob("*.json"):
         content = json.loads(file.read_text())
         content["images"] = content["images"][:count]
@@ -85,5 +85,5 @@ def test_fine_tuning_command_learns_three_names_of_blood_cells(shared, tmp_path,
     metrics = json.loads((checkout / "runs" / "train" / "bccd" / "metrics.json").read_text())["metrics"]
     assert metrics["before"]["AP50"] < 0.05
     assert metrics["after"]["AP50"] >= LEAST_AP50
-    # Unguarded, what is left is 0.04 of 0.26.
+    # Without replay and weight interpolation, AP50 falls from 0.26 to 0.04.
     assert metrics["zero_shot_after"]["AP50"] > 0.7 * metrics["zero_shot_before"]["AP50"]

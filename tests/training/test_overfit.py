@@ -1,4 +1,4 @@
-"""The stock Trainer drives the loss to where eight photographs are known by heart."""
+"""The stock Trainer overfits eight photographs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_overfits_eight_photographs(shared, tmp_path):
     processor = GDinoProcessor.from_pretrained(NANO)
     model = GDinoForObjectDetection.from_pretrained(NANO)
     model.model.text_backbone.requires_grad_(False)
-    # From a trunk that knows nothing, so that what is learned here is learned by this loss.
+    # Start with untrained heads, so that the accuracy comes from this training.
     fresh = GDinoForObjectDetection(model.config)
     for name in ("bbox_embed", "class_embed"):
         getattr(model, name).load_state_dict(getattr(fresh, name).state_dict())

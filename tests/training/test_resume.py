@@ -1,4 +1,4 @@
-"""A training that was killed goes on as if nothing had happened."""
+"""A killed training resumes and ends with the result of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from gdino_hf.cli import main
 from gdino_hf.training.saving import UNFINISHED, last_checkpoint
 
-# On one thread the same operations run in the same order, so nothing but the text of the log could round.
+# On one thread the same operations run in the same order, so only the decimals in the log are rounded.
 TOLERANCE = 1e-6
 STEPS = 16
 
@@ -40,15 +40,15 @@ def start_process(arguments):
 
 
 @pytest.mark.slow
-def test_killed_at_a_random_step_it_ends_as_the_unbroken_run(options, tmp_path, one_thread):
+def test_killed_at_a_random_step_it_ends_like_an_uninterrupted_run(options, tmp_path, one_thread):
     options = [*options, "--max_steps", str(STEPS), "--save_steps", "3", "--ema_decay", "0.9"]
-    assert main([*options, "--name", "unbroken"]) == 0
+    assert main([*options, "--name", "uninterrupted"]) == 0
     killed = tmp_path / "runs" / "train" / "killed"
     process = start_process([*options, "--name", "killed"])
     deadline = time.monotonic() + 240
     while last_checkpoint(killed) is None and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    # Anywhere in the steps after the first checkpoint, or while the next one is being written.
+    # A random moment: during a step after the first checkpoint, or while the next one is being written.
     time.sleep(random.Random().uniform(0, 1.0))
     process.send_signal(signal.SIGKILL)
     errors = process.communicate()[1]
@@ -57,15 +57,15 @@ def test_killed_at_a_random_step_it_ends_as_the_unbroken_run(options, tmp_path, 
     assert not (killed / "log.csv").exists(), "the process ended before it was killed"
 
     assert main(["train", "--resume", str(killed)]) == 0
-    unbroken = tmp_path / "runs" / "train" / "unbroken"
+    uninterrupted = tmp_path / "runs" / "train" / "uninterrupted"
     assert list(losses(killed)) == list(range(1, STEPS + 1))
-    assert losses(killed) == pytest.approx(losses(unbroken), rel=TOLERANCE)
-    for name, weight in load_file(unbroken / "model" / "model.safetensors").items():
+    assert losses(killed) == pytest.approx(losses(uninterrupted), rel=TOLERANCE)
+    for name, weight in load_file(uninterrupted / "model" / "model.safetensors").items():
         resumed = load_file(killed / "model" / "model.safetensors")[name]
         torch.testing.assert_close(resumed, weight, rtol=0, atol=TOLERANCE)
 
 
-def test_stopped_between_epochs_and_inside_one_it_goes_on_alike(options, tmp_path, one_thread):
+def test_resuming_between_epochs_or_inside_one_changes_nothing(options, tmp_path, one_thread):
     # 12 pictures in batches of 4: step 3 ends the first epoch, step 5 lies inside the second.
     runs = tmp_path / "runs" / "train"
     options = [*options, "--max_steps", "7", "--ema_decay", "0.9", "--augment", "small-set"]
@@ -73,7 +73,7 @@ def test_stopped_between_epochs_and_inside_one_it_goes_on_alike(options, tmp_pat
     for save_steps in (3, 5):
         name = f"after-{save_steps}"
         assert main([*options, "--name", name, "--save_steps", str(save_steps)]) == 0
-        # What a killed process leaves: no finished model, and the last checkpoint at this step.
+        # Leave what a killed process would leave: the checkpoint at this step, and no later one.
         for path in runs.joinpath(name).glob("checkpoint-*"):
             if path.name != f"checkpoint-{save_steps}":
                 shutil.rmtree(path)
@@ -90,7 +90,7 @@ def test_stopped_between_epochs_and_inside_one_it_goes_on_alike(options, tmp_pat
     ],
     ids=["adapters", "streaming", "replay"],
 )
-def test_whatever_is_trained_goes_on_alike(options, more, drawn, tmp_path, one_thread):
+def test_resuming_changes_nothing_with(options, more, drawn, tmp_path, one_thread):
     runs = tmp_path / "runs" / "train"
     options = [*options, "--max_steps", "6", *(argument.replace("{drawn}", str(drawn)) for argument in more)]
     # 12 pictures in batches of 4: step 4 lies inside the second epoch.
@@ -101,7 +101,9 @@ def test_whatever_is_trained_goes_on_alike(options, more, drawn, tmp_path, one_t
     assert losses(runs / "killed") == pytest.approx(losses(runs / "whole"), rel=TOLERANCE)
 
 
-def test_resumes_from_another_folder_and_remembers_what_changed(options, drawn, tiny_folder, tmp_path, monkeypatch):
+def test_resumes_from_another_working_directory_and_remembers_changed_options(
+    options, drawn, tiny_folder, tmp_path, monkeypatch
+):
     monkeypatch.chdir(drawn)
     place = os.path.relpath(tiny_folder, drawn)
     assert main(["train", ".", *options[2:], "--model", place, "--max_steps", "1"]) == 0
@@ -113,7 +115,7 @@ def test_resumes_from_another_folder_and_remembers_what_changed(options, drawn, 
     assert (run / "model" / "README.md").read_text(encoding="utf-8").count("## Fine-tuning") == 1
 
 
-def test_nothing_of_a_checkpoint_that_was_being_written_gets_into_the_next(options, tmp_path):
+def test_leftovers_of_an_unfinished_checkpoint_do_not_get_into_the_next_one(options, tmp_path):
     assert main([*options, "--name", "torn", "--max_steps", "1", "--save_steps", "1"]) == 0
     run = tmp_path / "runs" / "train" / "torn"
     left = run / UNFINISHED / "checkpoint-2"

@@ -1,4 +1,4 @@
-"""Where the splits of a data set are found: files in one folder, or a folder for each, as some tools write them."""
+"""Splits are found as files in one folder, or as a folder each, the way some tools export them."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from gdino_hf.training.splits import find_split, read_split, split_file
 
 @pytest.fixture
 def exported(drawn, tmp_path):
-    """Roboflow's layout: train/, valid/ and test/, each with its annotations among its pictures."""
+    """Data set in Roboflow's layout: train/, valid/ and test/, each with annotations beside the images."""
     for folder, split in (("train", "train"), ("valid", "val"), ("test", "val")):
         place = tmp_path / "export" / folder
         place.mkdir(parents=True)
@@ -31,7 +31,7 @@ def test_splits_in_folders_of_their_own_are_found(exported):
         assert [len(split.rows) for split in sets] == [12, 4, 4]
 
 
-def test_a_file_comes_before_a_folder_and_pictures_are_no_split(exported):
+def test_a_file_wins_over_a_folder_and_a_folder_of_images_is_no_split(exported):
     (exported / "val").mkdir()
     (exported / "val" / "a.png").write_bytes(b"")
     assert find_split(exported, "val") is None
@@ -41,19 +41,19 @@ def test_a_file_comes_before_a_folder_and_pictures_are_no_split(exported):
         split_file(exported / "valid", "test", "--test")
 
 
-def test_other_data_sets_beside_a_folder_are_no_splits_of_it(exported):
+def test_data_sets_beside_an_ordinary_folder_are_not_taken_for_splits(exported):
     (exported / "train").rename(exported / "mine")
     assert find_split(exported / "mine" / "_annotations.coco.json", "val") is None
 
 
-def test_a_picture_damaged_from_the_start_is_a_remark_where_such_are_passed_over(drawn):
+def test_a_damaged_image_is_only_a_remark_if_such_images_are_skipped(drawn):
     (drawn / "images" / "train5.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"unreadable files.*train5\.png"):
         read_split(drawn / "train.json")
     split = read_split(drawn / "train.json", unreadable="skip")
     assert len(split.rows) == 12
     assert "train5.png" in split.remarks[0]
-    # What the annotations say of sizes and boxes still has to be right.
+    # Wrong annotations are still refused.
     content = json.loads((drawn / "train.json").read_text())
     content["annotations"][0]["category_id"] = 99
     (drawn / "train.json").write_text(json.dumps(content))

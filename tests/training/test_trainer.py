@@ -1,4 +1,4 @@
-"""The trainer: learning rates per part, freezing, averaged weights, adapters, precision and memory savers."""
+"""GDinoTrainer: learning rates per group, freezing, EMA, time budget, adapters, precision and memory savers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from gdino_hf import GDinoDataCollator, GDinoForObjectDetection
 from gdino_hf.data.coco import category_names, read_coco
 from gdino_hf.data.reproducible_sampling import ReproducibleDataset
 from gdino_hf.training.arguments import GDinoTrainingArguments
-from gdino_hf.training.ema import WeightAverage
+from gdino_hf.training.ema import EMA_FILE, ExponentialMovingAverage
 from gdino_hf.training.lora import add_adapters, merge_adapters
-from gdino_hf.training.parameter_groups import PARTS, freeze, parameter_groups, part_of
+from gdino_hf.training.parameter_groups import GROUPS, freeze, group_of, optimizer_groups
 from gdino_hf.training.saving import last_checkpoint
-from gdino_hf.training.time_budget import Clock, by_time, ticks
+from gdino_hf.training.time_budget import SCHEDULE_STEPS, TimeBudget, follow_time
 from gdino_hf.training.trainer import GDinoTrainer
 
-# Gradients of recomputed activations differ from kept ones by the rounding of float32 at most.
+# Recomputed activations give the same gradients up to the rounding of float32.
 ROUNDING = 1e-5
 
 
@@ -31,7 +31,7 @@ def model(tiny_model):
 
 @pytest.fixture
 def make(model, tiny_processor, drawn, tmp_path):
-    """A trainer on the drawn squares with options of the test's choice."""
+    """Return a function that makes a trainer on the drawn squares, with any training options."""
 
     def make(trained=model, **options):
         settings = {
@@ -63,38 +63,38 @@ def batch(drawn, tiny_processor):
     return GDinoDataCollator(tiny_processor, labels=["cat", "dog"])(rows)
 
 
-def test_every_parameter_belongs_to_one_part(model):
-    parts = {name: part_of(name) for name, _ in model.named_parameters()}
-    assert set(parts.values()) == set(PARTS)
-    assert parts["model.text_projection.weight"] == "trunk"
-    assert all(part == "text" for name, part in parts.items() if name.startswith("model.text_backbone."))
-    assert all(part == "backbone" for name, part in parts.items() if name.startswith("model.backbone."))
+def test_every_parameter_belongs_to_one_group(model):
+    groups = {name: group_of(name) for name, _ in model.named_parameters()}
+    assert set(groups.values()) == set(GROUPS)
+    assert groups["model.text_projection.weight"] == "trunk"
+    assert all(group == "text" for name, group in groups.items() if name.startswith("model.text_backbone."))
+    assert all(group == "backbone" for name, group in groups.items() if name.startswith("model.backbone."))
 
 
-def test_groups_have_the_rate_of_their_part_and_decay_only_matrices(model):
-    groups = parameter_groups(model, 1e-3, 0.05, {"backbone": 0.1, "text": 0.0})
+def test_each_group_has_its_learning_rate_and_only_matrices_decay(model):
+    groups = optimizer_groups(model, 1e-3, 0.05, {"backbone": 0.1, "text": 0.0})
     rates = {"backbone": 1e-4, "text": 0.0, "trunk": 1e-3}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     seen = []
     for group in groups:
-        assert group["lr"] == pytest.approx(rates[group["part"]])
+        assert group["lr"] == pytest.approx(rates[group["group"]])
         for parameter in group["params"]:
             name = names[id(parameter)]
             seen.append(name)
-            assert part_of(name) == group["part"]
+            assert group_of(name) == group["group"]
             assert group["weight_decay"] == (0.05 if parameter.ndim > 1 else 0.0), name
             if name.endswith("bias") or "norm" in name.lower():
                 assert group["weight_decay"] == 0.0, name
     assert sorted(seen) == sorted(name for name, p in model.named_parameters() if p.requires_grad)
 
 
-def test_the_optimizer_has_those_groups_through_the_whole_schedule(make):
+def test_learning_rates_keep_their_ratio_through_the_whole_schedule(make):
     trainer = make(max_steps=4, learning_rate=1e-3, backbone_lr_factor=0.5, freeze=["text"])
     ratios = []
     step = trainer.training_step
 
     def watched(*args, **kwargs):
-        rates = {group["part"]: group["lr"] for group in trainer.optimizer.param_groups}
+        rates = {group["group"]: group["lr"] for group in trainer.optimizer.param_groups}
         ratios.append(rates["backbone"] / rates["trunk"])
         assert "text" not in rates
         return step(*args, **kwargs)
@@ -104,7 +104,7 @@ def test_the_optimizer_has_those_groups_through_the_whole_schedule(make):
     assert ratios == pytest.approx([0.5] * 4)
 
 
-def test_frozen_parts_stay_as_they_are_and_in_eval_mode(make, model):
+def test_frozen_groups_keep_their_weights_and_stay_in_eval_mode(make, model):
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     trainer = make(freeze=["text", "backbone"], learning_rate=1e-3)
     modes = []
@@ -114,37 +114,37 @@ def test_frozen_parts_stay_as_they_are_and_in_eval_mode(make, model):
     assert modes
     assert not any(modes)
     for name, parameter in model.named_parameters():
-        if part_of(name) != "trunk":
+        if group_of(name) != "trunk":
             assert torch.equal(parameter, before[name]), name
     changed = [name for name, p in model.named_parameters() if p.requires_grad and not torch.equal(p, before[name])]
     assert "model.text_projection.weight" in changed
 
 
 def test_freezing_everything_is_refused(model):
-    freeze(model, PARTS)
-    with pytest.raises(ValueError, match="Every part is frozen"):
-        parameter_groups(model, 1e-3, 0.0, {})
-    with pytest.raises(ValueError, match="no part 'heads'"):
+    freeze(model, GROUPS)
+    with pytest.raises(ValueError, match="All parameters are frozen"):
+        optimizer_groups(model, 1e-3, 0.0, {})
+    with pytest.raises(ValueError, match="no parameter group 'heads'"):
         freeze(model, ["heads"])
 
 
-def test_average_follows_the_weights():
+def test_ema_follows_the_weights():
     model = torch.nn.Linear(1, 1, bias=False)
     model.weight.data.fill_(1.0)
-    average = WeightAverage(model, 0.998)
+    ema = ExponentialMovingAverage(model, 0.998)
     model.weight.data.fill_(2.0)
-    average.update(step=1)
-    assert average.weights["weight"].item() == pytest.approx(2 / 11 * 1 + 9 / 11 * 2)
-    average.update(step=10**6)
-    assert average.weights["weight"].item() == pytest.approx(0.998 * 20 / 11 + 0.002 * 2)
-    with average.in_place():
+    ema.update(step=1)
+    assert ema.weights["weight"].item() == pytest.approx(2 / 11 * 1 + 9 / 11 * 2)
+    ema.update(step=10**6)
+    assert ema.weights["weight"].item() == pytest.approx(0.998 * 20 / 11 + 0.002 * 2)
+    with ema.applied():
         assert model.weight.item() == pytest.approx(0.998 * 20 / 11 + 0.002 * 2)
     assert model.weight.item() == 2.0
     with pytest.raises(ValueError, match="below 1, got 1"):
-        WeightAverage(model, 1.0)
+        ExponentialMovingAverage(model, 1.0)
 
 
-def test_evaluation_uses_the_average_and_training_goes_on_from_its_own_weights(make, model):
+def test_evaluation_uses_the_ema_and_training_continues_with_its_own_weights(make, model):
     trainer = make(ema_decay=0.5, learning_rate=1e-3)
     trainer.train()
     own = copy.deepcopy(model.state_dict())
@@ -154,14 +154,14 @@ def test_evaluation_uses_the_average_and_training_goes_on_from_its_own_weights(m
     hook.remove()
     assert {"eval_AP", "eval_AP50", "eval_APs"} <= metrics.keys()
     name = "model.text_projection.weight"
-    assert torch.equal(seen[0][name], trainer.average.weights[name])
+    assert torch.equal(seen[0][name], trainer.ema.weights[name])
     assert not torch.equal(seen[0][name], own[name])
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in own.items())
-    trainer.average_into_model()
-    assert torch.equal(model.state_dict()[name], trainer.average.weights[name])
+    trainer.copy_ema_to_model()
+    assert torch.equal(model.state_dict()[name], trainer.ema.weights[name])
 
 
-def test_average_is_resumed_and_another_one_is_refused(make, tmp_path):
+def test_ema_is_resumed_and_one_of_other_parameters_is_refused(make, tmp_path):
     make(ema_decay=0.5, save_strategy="steps", save_steps=2).train()
     last = last_checkpoint(tmp_path / "run")
     trainer = make(ema_decay=0.5, max_steps=3)
@@ -169,24 +169,24 @@ def test_average_is_resumed_and_another_one_is_refused(make, tmp_path):
     assert trainer.state.global_step == 3
     with pytest.raises(ValueError, match="set ema_decay"):
         make(max_steps=3).train(resume_from_checkpoint=str(last))
-    with pytest.raises(ValueError, match="freeze the same parts"):
+    with pytest.raises(ValueError, match="freeze the same groups"):
         make(ema_decay=0.5, freeze=["text", "backbone"], max_steps=3).train(resume_from_checkpoint=str(last))
 
 
-def test_the_best_average_is_kept_where_that_is_asked_for(make, tmp_path):
+def test_the_best_ema_is_kept_with_load_best_model_at_end(make, tmp_path):
     best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1}
     trainer = make(ema_decay=0.5, learning_rate=1e-3, max_steps=3, save_strategy="steps", save_steps=1, **best)
     trainer.train()
     assert trainer.args.metric_for_best_model == "AP"
     chosen = tmp_path / "run" / f"checkpoint-{trainer.state.best_global_step}"
-    # The random model finds nothing, so that no later step is better.
+    # The random model finds nothing, so no later step is better than the first.
     assert chosen.name == "checkpoint-1"
-    trainer.average_into_model()
-    for name, weight in load_file(chosen / "average.safetensors").items():
+    trainer.copy_ema_to_model()
+    for name, weight in load_file(chosen / EMA_FILE).items():
         assert torch.equal(trainer.model.get_parameter(name), weight), name
 
 
-def test_parts_of_the_loss_are_logged_and_add_up(make, model):
+def test_loss_terms_are_logged_and_add_up(make, model):
     trainer = make(max_steps=1)
     trainer.train()
     log = trainer.state.log_history[0]
@@ -198,11 +198,11 @@ def test_parts_of_the_loss_are_logged_and_add_up(make, model):
     assert {"loss_ce_enc", "loss_bbox_dn", "loss_giou_0"} <= log.keys()
 
 
-def test_time_ends_the_training_and_drives_the_learning_rate(make, tmp_path):
+def test_time_budget_ends_the_training_and_drives_the_learning_rate(make, tmp_path):
     trainer = make(max_steps=10**6, minutes=0.03, save_strategy="steps", save_steps=10**6, lr_scheduler_type="linear")
     trainer.train()
     assert 1 < trainer.state.global_step < 10**5
-    assert trainer.clock.seconds >= 0.03 * 60
+    assert trainer.time_budget.seconds >= 0.03 * 60
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] < 0.5 * rates[0]
@@ -211,21 +211,21 @@ def test_time_ends_the_training_and_drives_the_learning_rate(make, tmp_path):
     again = make(max_steps=10**6, minutes=0.03, save_strategy="no")
     again.train(resume_from_checkpoint=str(last))
     assert again.state.global_step == trainer.state.global_step
-    # Time takes the place of the epochs.
+    # The time budget replaces the number of epochs.
     assert make(max_steps=-1, num_train_epochs=1, minutes=1.0).args.max_steps >= 10**6
 
 
-def test_the_learning_rate_follows_what_is_nearer_its_end():
-    clock = Clock(minutes=1.0)
-    factor = by_time(clock, lambda tick: 1 - tick / ticks(), most_steps=100)
+def test_the_learning_rate_follows_time_or_steps_whichever_is_nearer_its_end():
+    budget = TimeBudget(minutes=1.0)
+    factor = follow_time(budget, lambda step: 1 - step / SCHEDULE_STEPS, max_steps=100)
     assert factor(25) == pytest.approx(0.75)
-    clock.tick(45.0)
+    budget.tick(45.0)
     assert factor(25) == pytest.approx(0.25)
     assert factor(90) == pytest.approx(0.1)
     assert factor(1000) == 0.0
 
 
-def test_adapters_start_as_the_model_train_and_merge_exactly(model, batch):
+def test_adapters_start_without_effect_train_and_merge_exactly(model, batch):
     plain = copy.deepcopy(model).eval()
     adapted = add_adapters(model, rank=2)
     adapted.eval()
@@ -287,9 +287,9 @@ def test_trains_with(make, options):
     assert all(torch.isfinite(torch.tensor(entry["loss"])) for entry in trainer.state.log_history if "loss" in entry)
 
 
-def test_accumulated_step_is_that_of_one_large_batch(make, model, drawn):
+def test_accumulated_step_equals_that_of_one_large_batch(make, model, drawn):
     content = json.loads((drawn / "train.json").read_text())
-    # Unequal numbers of boxes: a mean of means would be wrong.
+    # With unequal numbers of boxes, a mean of per-batch means would be wrong.
     content["annotations"] = [x for x in content["annotations"] if x["image_id"] % 3 or x["category_id"]]
     (drawn / "train.json").write_text(json.dumps(content))
     model.config.num_denoising_queries = 0
@@ -309,8 +309,8 @@ def test_accumulated_step_is_that_of_one_large_batch(make, model, drawn):
 
 
 @pytest.mark.slow
-def test_a_compiled_model_trains_as_an_eager_one(make, model):
-    """Traced whole; the backend generates no code, which would take minutes."""
+def test_a_compiled_model_trains_like_an_eager_one(make, model):
+    """The graph is captured in full, but by a backend without code generation, which would take minutes."""
     losses = []
     for options in ({}, {"torch_compile": True, "torch_compile_backend": "aot_eager"}):
         trainer = make(copy.deepcopy(model), max_steps=1, **options)

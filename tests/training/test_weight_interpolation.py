@@ -1,4 +1,4 @@
-"""What keeps a model from forgetting: replayed rows, and a share of the weights it started from."""
+"""Replay and weight interpolation, which limit forgetting, and what a run reports about it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from gdino_hf import GDinoDataCollator, GDinoForObjectDetection
 from gdino_hf.cli import main
 from gdino_hf.data.coco import read_coco
 from gdino_hf.data.reproducible_sampling import ReproducibleDataset, ReproducibleSampler
-from gdino_hf.training.replay import MixedCollator, Mixture, join_batches
-from gdino_hf.training.weight_interpolation import blend, starting_weights
+from gdino_hf.training.replay import ReplayCollator, RowsWithReplay, join_batches
+from gdino_hf.training.weight_interpolation import initial_weights, interpolate_weights
 
 
 @pytest.mark.parametrize(("share", "replayed"), [(0.25, 4), (0.5, 12), (0.01, 1)])
-def test_an_epoch_holds_every_row_once_and_the_share_of_replayed_ones(share, replayed):
-    mixture = Mixture(list(range(12)), list(range(100)))
-    sampler = ReproducibleSampler(len(mixture), seed=0, weights=mixture.weights(share))
+def test_an_epoch_has_every_new_row_once_and_the_share_of_replayed_rows(share, replayed):
+    both = RowsWithReplay(list(range(12)), list(range(100)))
+    sampler = ReproducibleSampler(len(both), seed=0, weights=both.weights(share))
     seen = set()
     for epoch in range(3):
         sampler.set_epoch(epoch)
@@ -31,11 +31,11 @@ def test_an_epoch_holds_every_row_once_and_the_share_of_replayed_ones(share, rep
     assert len(seen) > replayed
 
 
-def test_rows_of_each_data_set_are_asked_for_their_own_labels(drawn, tiny_processor):
-    rows = ReproducibleDataset(Mixture(read_coco(drawn / "train.json"), read_coco(drawn / "val.json")))
+def test_new_and_replayed_rows_are_prompted_with_their_own_labels(drawn, tiny_processor):
+    rows = ReproducibleDataset(RowsWithReplay(read_coco(drawn / "train.json"), read_coco(drawn / "val.json")))
     new = GDinoDataCollator(tiny_processor, labels=["cat", "dog"])
     old = GDinoDataCollator(tiny_processor, labels=["dog", "red hat", "cat"])
-    batch = MixedCollator(new, old)([rows[0], rows[12], rows[1]])
+    batch = ReplayCollator(new, old)([rows[0], rows[12], rows[1]])
     assert batch["pixel_values"].shape[0] == len(batch["labels"]) == 3
     decoded = [tiny_processor.tokenizer.decode(ids, skip_special_tokens=True) for ids in batch["input_ids"]]
     assert decoded == ["cat. dog.", "cat. dog.", "dog. red hat. cat."]
@@ -56,29 +56,29 @@ def test_joined_batches_are_padded_at_the_right_and_the_bottom():
         join_batches([first, {"pixel_values": torch.ones(1, 3, 2, 2)}])
 
 
-def test_blend_is_a_point_on_the_line_between_start_and_end(tiny_model):
+def test_interpolated_weights_lie_between_initial_and_trained_ones(tiny_model):
     model = copy.deepcopy(tiny_model)
-    start = starting_weights(model)
+    initial = initial_weights(model)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1.0)
-    blend(model, start, 0.25)
+    interpolate_weights(model, initial, 0.25)
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter, start[name] + 0.75)
-    with pytest.raises(ValueError, match=r"within 0\.\.1"):
-        blend(model, start, 1.5)
+        torch.testing.assert_close(parameter, initial[name] + 0.75)
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\]"):
+        interpolate_weights(model, initial, 1.5)
     with pytest.raises(ValueError, match="another model"):
-        blend(model, {}, 0.5)
+        interpolate_weights(model, {}, 0.5)
 
 
-def test_a_run_with_all_guards_reports_what_is_left(options, drawn, tiny_folder, tmp_path):
-    guards = ["--replay", str(drawn), "--start-share", "0.5", "--zero-shot", str(drawn), "--lora-rank", "2"]
-    assert main([*options, *guards, "--name", "guarded", "--max_steps", "2"]) == 0
-    run = tmp_path / "runs" / "train" / "guarded"
+def test_a_run_with_replay_interpolation_and_adapters_reports_what_was_forgotten(options, drawn, tiny_folder, tmp_path):
+    against_forgetting = ["--replay", str(drawn), "--start-share", "0.5", "--zero-shot", str(drawn), "--lora-rank", "2"]
+    assert main([*options, *against_forgetting, "--name", "careful", "--max_steps", "2"]) == 0
+    run = tmp_path / "runs" / "train" / "careful"
     report = json.loads((run / "metrics.json").read_text())
     assert set(report["metrics"]) == {"before", "after", "zero_shot_before", "zero_shot_after"}
     assert report["parameters"]["text"]["trained"] == 0
-    assert "mixed in against forgetting" in (run / "model" / "README.md").read_text()
+    assert "mixed in (replay) to limit forgetting" in (run / "model" / "README.md").read_text()
     plain, tuned = (GDinoForObjectDetection.from_pretrained(place) for place in (tiny_folder, run / "model"))
     assert plain.state_dict().keys() == tuned.state_dict().keys()
     frozen = "model.text_backbone.encoder.layer.0.attention.self.query.weight"
@@ -88,11 +88,11 @@ def test_a_run_with_all_guards_reports_what_is_left(options, drawn, tiny_folder,
     )
 
 
-def test_figures_of_a_training_are_those_of_its_file(options, drawn, tmp_path):
+def test_training_reports_the_same_metrics_as_gdino_eval(options, drawn, tmp_path):
     content = json.loads((drawn / "val.json").read_text())
     for place, item in enumerate(content["annotations"]):
         x, y, width, height = item["bbox"]
-        # Segments larger than "small" in boxes that are not, and boxes that reach over the edge.
+        # Areas of segments that differ from those of the boxes in size class, and boxes that reach beyond the image.
         item["area"] = [9.0, 1600.0][place % 2]
         item["bbox"] = [x - 20 * (x < 8), y, width, height]
     (drawn / "val.json").write_text(json.dumps(content))
@@ -118,14 +118,14 @@ def test_the_finished_model_is_pushed_with_its_card(options, hub):
     card = hub.files["README.md"].decode()
     assert "## Fine-tuning" in card
     assert "metric" in card.partition("---\n")[2]
-    # The example is for whoever finds the repository, where no folder "model" is.
+    # The card's example must work with the repository's name, because a reader has no folder "model".
     assert "\n# me/blood\n" in card
     assert card.count('from_pretrained("me/blood")') == 2
     assert '"model"' not in card
     assert "model.safetensors" in hub.files
 
 
-def test_captions_are_trained_on_without_average_precision(options, drawn, tiny_folder, tmp_path):
+def test_training_on_captions_reports_no_average_precision(options, drawn, tiny_folder, tmp_path):
     lines = []
     for index in range(8):
         # The red square on the left is a cat, the blue one on the right a dog.

@@ -3,7 +3,7 @@
 A cross-stage-partial network (Wang et al. 2020, https://arxiv.org/abs/1911.11929) computes features at strides 4 to 32.
 A path-aggregation pyramid (Liu et al. 2018, https://arxiv.org/abs/1803.01534), whose only convolutions are the lateral
 ones, combines strides 8, 16 and 32. This is the architecture of the NanoDet detector's body, and
-`conversion/convert_nanodet.py` converts NanoDet's weights to this class. There are no normalization layers, since the
+`recipes/nanodet_backbone.py` converts NanoDet's weights to this class. There are no normalization layers, since the
 published weights have them folded into the convolutions; training and inference therefore compute the same function.
 
 Pixels are RGB, normalized by the ImageNet mean and standard deviation like those of every Grounding DINO processor.

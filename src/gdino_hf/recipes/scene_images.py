@@ -1,8 +1,8 @@
 """Generated scenes: coloured shapes of many sizes with exact boxes, for experiments that need no photographs.
 
-A name is a colour and a shape, "red circle". A quarter of the pairs is set apart (UNSEEN), so that a model trained on
-the others (SEEN) knows every colour and every shape but never met these two together: what it then finds, it finds by
-reading the words.
+A name is a pair of a colour and a shape, such as "red circle". A quarter of the pairs is held out (UNSEEN). A model
+trained on the others (SEEN) knows every colour and every shape, but never saw the held-out pairs together, so it can
+detect those only by reading the words.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 
 Point = tuple[float, float]
 
-# Hue in degrees, saturation and value in 0..1.
+# Hue in degrees; saturation and value in [0, 1].
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0, 0.90, 0.88),
     "orange": (30, 0.95, 0.97),
@@ -31,17 +31,17 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "purple": (276, 0.75, 0.72),
     "pink": (330, 0.55, 0.97),
 }
-# The nearest hues are 26 degrees apart.
+# In degrees. The closest two hues are 26 degrees apart, so jittered colours stay distinct.
 HUE_JITTER = 6.0
 VALUE_JITTER = 0.08
-# Backgrounds are greyer than every shape.
+# Below the saturation of every shape.
 BACKGROUND_SATURATION = 0.12
-# Rejected places before a scene does with fewer shapes.
+# Random positions tried for a shape before it is left out of the scene.
 ATTEMPTS = 20
 
 
 def _wheel(radii: Sequence[float], count: int) -> list[Point]:
-    """Corners at equal angles from the top, whose distances from the middle repeat."""
+    """Corners at equal angles, starting at the top; `radii` repeat around the centre."""
     angles = [2 * math.pi * index / count - math.pi / 2 for index in range(count)]
     return [
         (radii[index % len(radii)] * math.cos(angle), radii[index % len(radii)] * math.sin(angle))
@@ -49,7 +49,7 @@ def _wheel(radii: Sequence[float], count: int) -> list[Point]:
     ]
 
 
-# Outlines around the middle; a second one is a hole.
+# Outlines around the origin; a second outline is a hole.
 OUTLINES: dict[str, tuple[list[Point], ...]] = {
     "circle": (_wheel([1.0], 64),),
     "square": ([(-1, -1), (1, -1), (1, 1), (-1, 1)],),
@@ -75,22 +75,22 @@ SEEN = tuple(pair for pair in PAIRS if pair not in UNSEEN)
 
 
 class Scenes:
-    """A data set of scenes, each drawn when it is asked for; the same seed and index give the same scene.
+    """A data set of scenes, drawn on access; equal seed and index give an equal scene.
 
-    Boxes do not overlap, so each bounds exactly the pixels of its shape.
+    Boxes do not overlap, so each box bounds exactly the pixels of its shape.
 
     Args:
         count: Number of scenes, at least 1.
-        pairs: Names of the shapes that may appear, "colour shape" each.
-        seed: Of the whole set, at least 0.
-        image_size: Side of the square pictures in pixels, at least 32.
-        num_shapes: Least and most shapes of a scene; crowded scenes may end up with fewer, but never with none.
-        sizes: Least and largest longer side of a shape as a part of the picture's side, within 0.05..0.9; drawn evenly
-            on a logarithmic scale.
-        noise: Standard deviation of the pixel noise in grey levels (of 255).
+        pairs: Names that may appear, each "colour shape".
+        seed: Seed of the data set, at least 0.
+        image_size: Height and width of the images in pixels, at least 32.
+        num_shapes: Fewest and most shapes in a scene; a crowded scene may get fewer, but never none.
+        sizes: Smallest and largest longer side of a shape, relative to the image's side, in [0.05, 0.9]; sampled
+            uniformly on a logarithmic scale.
+        noise: Standard deviation of the pixel noise, on the scale 0..255.
 
     Raises:
-        ValueError: A number is out of its range, or a pair is not a colour of COLOURS and a shape of OUTLINES.
+        ValueError: A number is out of range, or a pair is not in PAIRS.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Scenes:
         if not 1 <= num_shapes[0] <= num_shapes[1]:
             raise ValueError(f"num_shapes must be (least, most) with 1 <= least <= most, got {num_shapes}.")
         if not 0.05 <= sizes[0] <= sizes[1] <= 0.9:
-            raise ValueError(f"sizes must be (least, largest) within 0.05..0.9, got {sizes}.")
+            raise ValueError(f"sizes must be (smallest, largest) with 0.05 <= smallest <= largest <= 0.9, got {sizes}.")
         unknown = [pair for pair in pairs if pair not in PAIRS]
         if unknown or not pairs:
             raise ValueError(
@@ -136,14 +136,14 @@ class Scenes:
         """Draw a scene.
 
         Args:
-            index: Which, counted from the end if negative.
+            index: Index of the scene; negative ones count from the end.
 
         Returns:
-            `image` (PIL, RGB), `image_id` (the index), `width`, `height`, `boxes` (N lists xyxy in pixels), `names` (N)
-            and `crowd` (N times False).
+            A row with `image` (PIL, RGB), `image_id` (the index), `width`, `height`, `boxes` (N lists xyxy in pixels),
+            `names` (N) and `crowd` (N times False).
 
         Raises:
-            IndexError: There are fewer scenes.
+            IndexError: The index is out of range.
         """
         place = range(self.count)[index]
         rng = np.random.default_rng((self.seed, place))
@@ -178,7 +178,7 @@ class Scenes:
     def _free_place(
         self, shape: tuple[int, ...], boxes: Sequence[Sequence[float]], rng: np.random.Generator
     ) -> tuple[int, int, int, int] | None:
-        """A box of this height and width that overlaps none of the others, if a few attempts find one."""
+        """Find a place for a shape of this height and width that overlaps no other box; None if a few attempts fail."""
         height, width = shape
         for _ in range(ATTEMPTS):
             left = int(rng.integers(self.image_size - width + 1))
@@ -190,11 +190,11 @@ class Scenes:
 
 
 def write_coco(scenes: Scenes, annotations: str | Path) -> None:
-    """Write scenes as a COCO detection file, with pictures in `images` beside it, as `read_coco` reads it.
+    """Write scenes as a COCO JSON file with `images/` beside it, for `read_coco`.
 
     Args:
         scenes: The scenes; their pairs become the categories, numbered from 1.
-        annotations: The json file to write.
+        annotations: The JSON file to write.
     """
     annotations = Path(annotations)
     images = annotations.parent / "images"
@@ -226,7 +226,7 @@ def write_coco(scenes: Scenes, annotations: str | Path) -> None:
 
 
 def _background(size: int, rng: np.random.Generator) -> np.ndarray:
-    """(size, size, 3) float32 in 0..255: a greyish slope from one tone to another."""
+    """(size, size, 3) float32 in 0..255: a linear gradient between two greyish tones."""
     ends = [
         colorsys.hsv_to_rgb(rng.random(), rng.uniform(0, BACKGROUND_SATURATION), value)
         for value in rng.uniform(0.1, 0.95) + np.array([-0.08, 0.08])
@@ -239,7 +239,7 @@ def _background(size: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _colour(name: str, rng: np.random.Generator) -> np.ndarray:
-    """(3,) in 0..255: a shade of the colour."""
+    """(3,) float32 in 0..255: a random shade of the colour."""
     hue, saturation, value = COLOURS[name]
     hue += rng.uniform(-HUE_JITTER, HUE_JITTER)
     value = min(1.0, value + rng.uniform(-VALUE_JITTER, VALUE_JITTER))
@@ -247,7 +247,7 @@ def _colour(name: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def _stencil(shape: str, size: float, degrees: float) -> np.ndarray:
-    """(height, width) bool: the turned shape, cut to its pixels, the longer side about `size` pixels."""
+    """(height, width) bool: the rotated shape, cropped to its pixels, with a longer side of about `size` pixels."""
     turn = cmath.rect(1, math.radians(degrees))
     outlines = [turn * np.array([complex(x, y) for x, y in outline]) for outline in OUTLINES[shape]]
     left, top = float(outlines[0].real.min()), float(outlines[0].imag.min())

@@ -1,1 +1,1 @@
-"""Training: the recipe of gdino-nano."""
+"""Fine-tuning on your own boxes: `GDinoTrainer`, and `gdino train` built on it."""

@@ -1,4 +1,4 @@
-"""What a fine-tuning can be told, as dataclasses that a YAML file or the command line fills."""
+"""Options of a fine-tuning, as dataclasses that are filled from the command line or a YAML file."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Literal
 from transformers import TrainingArguments
 
 from ..evaluation.coco_results import METRICS
-from .parameter_groups import check_parts
+from .parameter_groups import check_groups
 
-# Steps of a training that time ends.
-_NO_END = 10**7
-# Least value of numbers that transformers takes as they are.
-_LEAST = {
+# Step limit of a training that a time budget ends first.
+_UNLIMITED_STEPS = 10**7
+# Smallest valid values of options that transformers does not check.
+_MINIMUM = {
     "learning_rate": 0.0,
     "weight_decay": 0.0,
     "per_device_train_batch_size": 1,
@@ -27,7 +27,7 @@ _LEAST = {
 
 @dataclass
 class DataArguments:
-    """What is learned from, and measured on.
+    """Options about data: what to train on, what to measure on, how to augment and prompt.
 
     Raises:
         ValueError: A value is out of range.
@@ -37,43 +37,60 @@ class DataArguments:
 
     data: str = field(
         default="",
-        metadata={"help": "COCO json or ODVG json lines to learn from, or a folder with train, val and test"},
+        metadata={"help": "training data: COCO JSON, ODVG JSON lines, or a folder with the splits train, val and test"},
     )
-    images: str | None = field(default=None, metadata={"help": "folder of the photographs; images/ beside the file"})
-    val: str | None = field(default=None, metadata={"help": "measured while training; val beside the training file"})
-    test: str | None = field(default=None, metadata={"help": "measured at the end; test beside the training file"})
+    images: str | None = field(
+        default=None, metadata={"help": "folder of the images; images/ beside the annotation file by default"}
+    )
+    val: str | None = field(
+        default=None, metadata={"help": "validation data; the split val beside the training file by default"}
+    )
+    test: str | None = field(
+        default=None,
+        metadata={"help": "test data for the final figures; the split test beside the training file by default"},
+    )
     streaming: bool = field(
-        default=False, metadata={"help": "read rows as they are needed, of a set larger than memory; needs max_steps"}
+        default=False,
+        metadata={"help": "read rows when needed, for data larger than memory; needs max_steps or minutes"},
     )
     unreadable: Literal["stop", "skip"] = field(
         default="stop",
-        metadata={"help": "what a picture does that cannot be read: stop the training, or be passed over"},
+        metadata={"help": "what to do about an image that cannot be read: stop the training, or skip the image"},
     )
     augment: Literal["photo", "any-way-up", "small-set", "none"] = field(
         default="photo",
         metadata={
-            "help": "photo: mirror, scale, crop and colour; any-way-up: also upside down, as under a microscope or "
-            "from above; small-set: several sizes and mosaics of four"
+            "help": "augmentation. photo: mirror, scale, crop and change colours; any-way-up: also turn upside down, "
+            "for microscope or aerial images; small-set: several sizes and mosaics of four images"
         },
     )
     least_labels: int | None = field(
         default=None,
-        metadata={"help": "labels of a training prompt, absent ones included; all that fit, and 20 where replayed"},
+        metadata={
+            "help": "fewest labels in a training prompt, absent ones included; by default all that fit, 20 for replay"
+        },
     )
     most_labels: int | None = field(
         default=None,
-        metadata={"help": "labels of a training prompt, absent ones included; all that fit, and 60 where replayed"},
+        metadata={
+            "help": "most labels in a training prompt, absent ones included; by default all that fit, 60 for replay"
+        },
     )
     replay: str | None = field(
-        default=None, metadata={"help": "data set of what the model must not forget, mixed in; COCO json or a folder"}
+        default=None,
+        metadata={"help": "data to mix in so that the model does not forget it: COCO JSON, or a folder with train"},
     )
-    replay_share: float = field(default=0.25, metadata={"help": "replayed photographs among all, above 0 and below 1"})
+    replay_share: float = field(
+        default=0.25, metadata={"help": "share of replayed images among all, above 0 and below 1"}
+    )
     start_share: float = field(
         default=0.0,
-        metadata={"help": "part of the starting weights in the finished ones, 0..1: more of it forgets less"},
+        metadata={
+            "help": "weight interpolation: share of the initial weights in the final ones, 0..1; more forgets less"
+        },
     )
     zero_shot: str | None = field(
-        default=None, metadata={"help": "data set whose AP before and after goes into the report: what was forgotten"}
+        default=None, metadata={"help": "data whose AP before and after training shows what the model has forgotten"}
     )
 
     def __post_init__(self) -> None:
@@ -82,7 +99,7 @@ class DataArguments:
         if not 0 <= self.start_share < 1:
             raise ValueError(f"start_share must be at least 0 and below 1, got {self.start_share}.")
         if self.streaming and self.replay is not None:
-            raise ValueError("streaming and replay exclude each other; leave one of them out.")
+            raise ValueError("streaming and replay cannot be combined; leave one of them out.")
         for bounds in (self.prompt_length(0), self.prompt_length(None)):
             if not 1 <= bounds[0] <= bounds[1]:
                 raise ValueError(
@@ -90,11 +107,11 @@ class DataArguments:
                 )
 
     def prompt_length(self, names: int | None) -> tuple[int, int]:
-        """Least and most labels of a training prompt, before what does not fit is left out.
+        """Return the fewest and the most labels of a training prompt, before labels that do not fit are dropped.
 
         Args:
-            names: How many names there are to ask for, all of them at once by default; None for replayed photographs,
-                whose prompts vary in length as those that gdino-nano learned with.
+            names: Number of names in the data set, all of which are prompted by default; None for replayed images,
+                whose prompts vary in length like those gdino-nano was trained with.
         """
         least, most = (20, 60) if names is None else (max(20, names), max(60, names))
         if self.most_labels is not None:
@@ -106,7 +123,7 @@ class DataArguments:
 
 @dataclass
 class ModelArguments:
-    """What is trained.
+    """Options about the model: which one, its image size, denoising and adapters.
 
     Raises:
         ValueError: A value is out of range.
@@ -114,35 +131,43 @@ class ModelArguments:
 
     _argument_group_name = "model"
 
-    model: str = field(default="nano", metadata={"help": "Hub id, folder, or nano"})
+    model: str = field(default="nano", metadata={"help": "model to start from: Hub id, folder, or nano"})
     image_size: list[int] | None = field(
         default=None,
-        metadata={"help": "height and width every photograph becomes, or one number for the shortest side, in pixels"},
+        metadata={
+            "help": "height and width that every image is resized to, or one number for the shortest side, in pixels"
+        },
     )
     denoising_queries: int | None = field(
-        default=None, metadata={"help": "boxes with noise per photograph that the decoder learns to repair; 0 for none"}
+        default=None,
+        metadata={"help": "noisy boxes per image that the decoder learns to correct; 0 turns denoising off"},
     )
-    lora_rank: int = field(default=0, metadata={"help": "train low-rank adapters of the trunk instead of the trunk"})
+    lora_rank: int = field(
+        default=0,
+        metadata={"help": "rank of low-rank adapters to train instead of the trunk; 0 trains the trunk itself"},
+    )
     lora_alpha: float | None = field(
-        default=None, metadata={"help": "scale of the adapters; twice the rank by default"}
+        default=None, metadata={"help": "adapters are scaled by alpha / rank; twice the rank by default"}
     )
-    lora_dropout: float = field(default=0.0, metadata={"help": "dropout inside the adapters, 0..1"})
+    lora_dropout: float = field(
+        default=0.0, metadata={"help": "dropout probability in the adapters, at least 0 and below 1"}
+    )
 
     def __post_init__(self) -> None:
         if self.image_size is not None and (len(self.image_size) > 2 or min(self.image_size) < 32):
-            raise ValueError(f"image_size must be one or two numbers of at least 32 pixels, got {self.image_size}.")
+            raise ValueError(f"image_size must be one or two numbers, each at least 32 pixels, got {self.image_size}.")
         if self.denoising_queries is not None and self.denoising_queries < 0:
             raise ValueError(f"denoising_queries must be at least 0, got {self.denoising_queries}.")
         if self.lora_rank < 0 or not 0 <= self.lora_dropout < 1:
             raise ValueError(
-                f"lora_rank must be at least 0 and lora_dropout within 0..1, got {self.lora_rank} and "
+                f"lora_rank must be at least 0 and lora_dropout at least 0 and below 1, got {self.lora_rank} and "
                 f"{self.lora_dropout}."
             )
 
 
 @dataclass
 class GDinoTrainingArguments(TrainingArguments):
-    """`transformers.TrainingArguments` with a detector's defaults, and what a learning rate per part needs.
+    """`transformers.TrainingArguments` with defaults for detectors, and options about parameter groups, EMA and time.
 
     Raises:
         ValueError: A value is out of range.
@@ -151,41 +176,50 @@ class GDinoTrainingArguments(TrainingArguments):
     _argument_group_name = "training"
 
     per_device_train_batch_size: int = field(
-        default=4, metadata={"help": "photographs of a step, on each device", "aliases": ["--batch-size"]}
+        default=4, metadata={"help": "images per step and device", "aliases": ["--batch-size"]}
     )
     num_train_epochs: float = field(
-        default=12.0, metadata={"help": "passes over the training set", "aliases": ["--epochs"]}
+        default=12.0, metadata={"help": "passes over the training data", "aliases": ["--epochs"]}
     )
-    max_steps: int = field(default=-1, metadata={"help": "steps in place of epochs; -1 for epochs"})
-    learning_rate: float = field(default=1e-4, metadata={"help": "peak, of the trunk"})
-    backbone_lr_factor: float = field(default=0.1, metadata={"help": "on the learning rate, for the image backbone"})
-    text_lr_factor: float = field(default=0.1, metadata={"help": "on the learning rate, for the text encoder"})
+    max_steps: int = field(default=-1, metadata={"help": "number of steps, in place of epochs; -1 counts epochs"})
+    learning_rate: float = field(default=1e-4, metadata={"help": "peak learning rate of the trunk"})
+    backbone_lr_factor: float = field(
+        default=0.1, metadata={"help": "factor on the learning rate for the image backbone"}
+    )
+    text_lr_factor: float = field(default=0.1, metadata={"help": "factor on the learning rate for the text encoder"})
     freeze: list[str] = field(
         default_factory=lambda: ["text"],
-        metadata={"help": "parts that stay as they are: backbone, text, trunk or none"},
+        metadata={"help": "parameter groups that are not trained: backbone, text, trunk, or none"},
     )
     ema_decay: float = field(
-        default=0.0, metadata={"help": "of the averaged weights that are measured and shipped; 0 for none"}
+        default=0.0,
+        metadata={
+            "help": "decay of the moving average of weights (EMA) that is measured and exported; 0 for no average"
+        },
     )
     minutes: float | None = field(
         default=None,
-        metadata={"help": "train so long, over all runs, in place of epochs; the learning rate follows the time"},
+        metadata={"help": "time budget over all runs, in place of epochs; the learning rate schedule follows it"},
     )
-    weight_decay: float = field(default=1e-4, metadata={"help": "of matrices; norms and biases have none"})
-    max_grad_norm: float = field(default=0.1, metadata={"help": "gradients are cut to this length"})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "linear, cosine, constant_with_warmup, ..."})
-    logging_steps: float = field(default=10, metadata={"help": "steps between two lines of the log"})
+    weight_decay: float = field(default=1e-4, metadata={"help": "weight decay of matrices; norms and biases have none"})
+    max_grad_norm: float = field(default=0.1, metadata={"help": "gradients are clipped to this norm"})
+    lr_scheduler_type: str = field(
+        default="cosine", metadata={"help": "learning rate schedule: linear, cosine, constant_with_warmup, ..."}
+    )
+    logging_steps: float = field(default=10, metadata={"help": "steps between two log lines"})
     save_steps: float = field(default=100, metadata={"help": "steps between two checkpoints"})
-    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints that stay"})
+    save_total_limit: int | None = field(default=2, metadata={"help": "number of checkpoints to keep"})
     metric_for_best_model: str | None = field(
-        default=None, metadata={"help": "what load_best_model_at_end goes by: AP, AP50 or another of COCO's figures"}
+        default=None, metadata={"help": "metric for load_best_model_at_end: AP, AP50 or another COCO metric"}
     )
     accelerator_config: dict | str | None = field(
-        default=None, metadata={"help": "accelerate's own settings, as JSON or a file of it"}
+        default=None, metadata={"help": "settings of accelerate, as JSON or the path of a JSON file"}
     )
-    remove_unused_columns: bool | None = field(default=False, metadata={"help": "leave off: photographs are needed"})
+    remove_unused_columns: bool | None = field(
+        default=False, metadata={"help": "leave off: the collator needs the images"}
+    )
     ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "leave off: every trained parameter has a gradient in every step"}
+        default=False, metadata={"help": "leave off: every trained parameter gets a gradient in every step"}
     )
 
     def __post_init__(self) -> None:
@@ -195,25 +229,26 @@ class GDinoTrainingArguments(TrainingArguments):
             if self.minutes <= 0:
                 raise ValueError(f"minutes must be above 0, got {self.minutes}.")
             if self.max_steps <= 0:
-                self.max_steps = _NO_END
+                self.max_steps = _UNLIMITED_STEPS
         if self.accelerator_config is None:
-            # Of streamed rows each process takes its own; photographs and boxes cannot be sent as one tensor.
+            # Each process reads streamed rows itself: images and boxes of different sizes cannot be sent as one tensor.
             self.accelerator_config = {"dispatch_batches": False}
         super().__post_init__()
-        self.freeze = check_parts(self.freeze)
+        self.freeze = check_groups(self.freeze)
         if self.device.type == "cpu":
-            # There is nothing to copy to, and PyTorch warns of it in every epoch.
+            # Pinned memory speeds up copies to a GPU; without one, PyTorch warns about it in every epoch.
             self.dataloader_pin_memory = False
-        for name, least in _LEAST.items():
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        for name, minimum in _MINIMUM.items():
+            # Written so that NaN is refused too.
+            if not getattr(self, name) >= minimum:
+                raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}.")
         if self.max_steps <= 0 and not self.num_train_epochs > 0:
             raise ValueError(f"num_train_epochs must be above 0, got {self.num_train_epochs}.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}.")
 
     def _choose_metric(self) -> None:
-        """What is best: the highest AP unless another of COCO's figures is named."""
+        """Select checkpoints by the highest AP, unless another COCO metric is named."""
         name = (self.metric_for_best_model or "AP").removeprefix("eval_")
         if name not in METRICS:
             raise ValueError(f"metric_for_best_model must be one of {', '.join(METRICS)}, got {name}.")

@@ -1,4 +1,4 @@
-"""Fine-tune a detector on someone's own boxes, measure it before and after, and leave everything in one folder."""
+"""Fine-tuning from start to finish: read the data, measure, train or resume, measure again, export."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from .arguments import DataArguments, GDinoTrainingArguments, ModelArguments
 from .lora import add_adapters, merge_adapters
 from .metrics import Measurement, measure
 from .parameter_groups import count_parameters
-from .replay import Collator, MixedCollator, Mixture
+from .replay import Collator, ReplayCollator, RowsWithReplay
 from .saving import last_checkpoint
 from .splits import Split, augmentation, find_split, read_split, split_file
 from .trainer import GDinoTrainer
-from .weight_interpolation import blend, starting_weights
+from .weight_interpolation import initial_weights, interpolate_weights
 
 MODEL_FOLDER = "model"
 _BEFORE_FILE = "before.json"
@@ -34,14 +34,14 @@ _BEFORE_FILE = "before.json"
 
 @dataclass(frozen=True)
 class DataSets:
-    """All that a run reads.
+    """All data sets of a run.
 
     Attributes:
-        train: Learned from.
-        val: Measured while training.
-        test: Measured at the end; where there is none, `val` is.
-        replay: Mixed in against forgetting.
-        zero_shot: Measured before and after.
+        train: Training data.
+        val: Validation data, measured during training.
+        test: Test data, measured before and after training; `val` takes its place if there is none.
+        replay: Data mixed into training so that the model does not forget it.
+        zero_shot: Data measured before and after training to see what the model has forgotten.
     """
 
     train: Split
@@ -52,7 +52,7 @@ class DataSets:
 
     @property
     def final(self) -> Split | None:
-        """What the finished model is measured on; of captions there is no average precision."""
+        """Data that the finished model is measured on: test or val, if it has labels. Captions have no AP."""
         return next((split for split in (self.test, self.val) if split is not None and split.labels), None)
 
     def __iter__(self) -> Iterator[Split]:
@@ -62,14 +62,14 @@ class DataSets:
 
 @dataclass
 class Outcome:
-    """What a run came to.
+    """Result of a run.
 
     Attributes:
-        metrics: COCO's metrics, of what was asked for: "before" and "after" on the last data set measured,
-            "zero_shot_before" and "zero_shot_after".
-        final: The finished model on the last data set measured.
-        history: What was logged, in order.
-        facts: Steps, minutes, seed and the like.
+        metrics: COCO metrics under "before" and "after" for `DataSets.final`, and under "zero_shot_before" and
+            "zero_shot_after" for `DataSets.zero_shot`; data sets that were not given are absent.
+        final: Measurement of the finished model on `DataSets.final`.
+        history: All log entries, in order.
+        facts: Steps, minutes, seed, labels and numbers of parameters.
     """
 
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -79,53 +79,55 @@ class Outcome:
 
 
 def read_data(arguments: DataArguments) -> DataSets:
-    """Find and read every data set that is named, or lies beside one that is.
+    """Find and read all data sets: those that are named, and val and test beside the training data.
 
     Args:
-        arguments: Where they are.
+        arguments: The data options.
 
     Returns:
         The data sets.
 
     Raises:
-        ValueError: One cannot be found or read.
+        ValueError: A data set cannot be found or read.
     """
     if not arguments.data:
-        raise ValueError("There is no data set to learn from; name a COCO json, or a folder with train.json.")
+        raise ValueError("There is no data set to train on; name a COCO JSON file, or a folder with train.json.")
     train = split_file(arguments.data, "train", "DATA")
     read = partial(read_split, unreadable=arguments.unreadable)
 
-    def other(named: str | None, split: str) -> Split | None:
+    def named_or_beside(named: str | None, split: str) -> Split | None:
         if named is not None:
             return read(split_file(named, split, f"--{split}"), arguments.images)
         beside = find_split(train, split)
         return read(beside, arguments.images) if beside is not None and beside != train else None
 
-    def apart(named: str | None, split: str, option: str) -> Split | None:
+    def separate(named: str | None, split: str, option: str) -> Split | None:
         return None if named is None else read(split_file(named, split, option))
 
-    zero_shot = apart(arguments.zero_shot, "val", "--zero-shot")
+    zero_shot = separate(arguments.zero_shot, "val", "--zero-shot")
     if zero_shot is not None and not zero_shot.labels:
-        raise ValueError(f"--zero-shot {zero_shot.path} has captions, of which there is no AP; name one with labels.")
+        raise ValueError(
+            f"--zero-shot {zero_shot.path} has captions, for which there is no AP; name a data set with labels."
+        )
     return DataSets(
         train=read(train, arguments.images, arguments.streaming),
-        val=other(arguments.val, "val"),
-        test=other(arguments.test, "test"),
-        replay=apart(arguments.replay, "train", "--replay"),
+        val=named_or_beside(arguments.val, "val"),
+        test=named_or_beside(arguments.test, "test"),
+        replay=separate(arguments.replay, "train", "--replay"),
         zero_shot=zero_shot,
     )
 
 
 def fit_model(model: Any, processor: Any, arguments: ModelArguments) -> Any:
-    """Set the size of photographs and the denoising, and put adapters on if asked for.
+    """Apply the model options: image size, denoising queries and adapters.
 
     Args:
         model: A GDinoForObjectDetection.
-        processor: Its processor; photographs get their new size in it.
-        arguments: What is wanted.
+        processor: The model's processor, whose image size is changed in place.
+        arguments: The model options.
 
     Returns:
-        The model, or one with adapters around it.
+        The model, wrapped in a PeftModel if adapters were asked for.
     """
     size = arguments.image_size
     if size is not None:
@@ -145,33 +147,33 @@ def fit_model(model: Any, processor: Any, arguments: ModelArguments) -> Any:
 def make_trainer(
     model: Any, processor: Any, sets: DataSets, data: DataArguments, args: GDinoTrainingArguments
 ) -> GDinoTrainer:
-    """Everything put together.
+    """Build the trainer with its data, prompts, augmentation and replay, and check its settings.
 
     Args:
-        model: From `fit_model`.
-        processor: Its processor.
-        sets: From `read_data`.
-        data: How prompts and augmentation are.
-        args: How it is trained.
+        model: Model from `fit_model`.
+        processor: The model's processor.
+        sets: Data sets from `read_data`.
+        data: The data options.
+        args: The training options.
 
     Returns:
         The trainer.
 
     Raises:
-        ImportError: Something that is asked for is not installed.
-        TypeError: The optimizer or the schedule has no such option.
-        ValueError: Settings do not go together.
+        ImportError: An optional dependency that the settings need is not installed.
+        TypeError: The optimizer or the schedule has no option of that name.
+        ValueError: Settings contradict each other.
     """
     val = sets.val if sets.val is not None and sets.val.labels else None
     if val is None and args.eval_strategy != "no":
-        raise ValueError("eval_strategy needs a data set with labels to measure on; name one as --val.")
+        raise ValueError("eval_strategy needs validation data with labels; name some with --val.")
     if data.streaming and args.max_steps <= 0:
-        raise ValueError("streaming needs an end, as nobody knows how many rows there are; give max_steps or minutes.")
+        raise ValueError("streaming needs an end, because the number of rows is unknown; give max_steps or minutes.")
     size = processor.image_processor.size
 
     def collator(split: Split, replayed: bool = False) -> Collator:
         length = data.prompt_length(None if replayed else len(split.labels))
-        # Captions bring their own prompts.
+        # A caption is its own prompt.
         sampler = PromptSampler(split.labels, length) if split.labels else None
         transform = augmentation(data.augment, size, split.rows)
         return GDinoDataCollator(processor, prompt_sampler=sampler, transform=transform, seed=args.seed)
@@ -180,9 +182,9 @@ def make_trainer(
     if data.streaming:
         rows: Any = ReproducibleStream(sets.train.rows, seed=args.seed, on_error=data.unreadable, endless=True)
     elif sets.replay is not None:
-        mixture = Mixture(sets.train.rows, sets.replay.rows)
-        rows, weights = ReproducibleDataset(mixture, data.unreadable), mixture.weights(data.replay_share)
-        collate = MixedCollator(collate, collator(sets.replay, replayed=True))
+        both = RowsWithReplay(sets.train.rows, sets.replay.rows)
+        rows, weights = ReproducibleDataset(both, data.unreadable), both.weights(data.replay_share)
+        collate = ReplayCollator(collate, collator(sets.replay, replayed=True))
     else:
         rows = ReproducibleDataset(sets.train.rows, data.unreadable)
     trainer = GDinoTrainer(
@@ -201,20 +203,20 @@ def make_trainer(
 
 
 class FineTuning:
-    """A fine-tuning that is set up but has done nothing yet.
+    """A fine-tuning, set up and checked; `run` carries it out.
 
     Args:
-        model: A GDinoForObjectDetection; it is trained itself.
-        processor: Its processor.
-        sets: From `read_data`.
-        data: How prompts and augmentation are.
-        model_arguments: Size of photographs, denoising and adapters.
-        args: How it is trained; `output_dir` gets checkpoints and the finished model.
+        model: A GDinoForObjectDetection, which is trained in place.
+        processor: The model's processor.
+        sets: Data sets from `read_data`.
+        data: The data options.
+        model_arguments: The model options.
+        args: The training options; checkpoints and the finished model go to `args.output_dir`.
 
     Raises:
-        ImportError: Something that is asked for is not installed.
-        TypeError: The optimizer or the schedule has no such option.
-        ValueError: Settings do not go together.
+        ImportError: An optional dependency that the settings need is not installed.
+        TypeError: The optimizer or the schedule has no option of that name.
+        ValueError: Settings contradict each other.
     """
 
     def __init__(
@@ -228,37 +230,37 @@ class FineTuning:
     ) -> None:
         self.processor, self.sets, self.args = processor, sets, args
         self.folder = Path(args.output_dir)
-        # Before training, photographs have the size that the model came with.
-        self.first_processor = copy.deepcopy(processor)
+        # The model is measured before training at the image size that it came with.
+        self.initial_processor = copy.deepcopy(processor)
         self.start_share = data.start_share
-        self.start = starting_weights(model) if data.start_share else None
-        # Adapters start at random, in every process alike.
+        self.initial = initial_weights(model) if data.start_share else None
+        # Adapters start from random weights, which must be the same in all processes.
         set_seed(args.seed)
         model = fit_model(model, processor, model_arguments)
         self.trainer = make_trainer(model, processor, sets, data, args)
 
     def run(self, resume: bool = False) -> Outcome:
-        """Measure, train or go on training, measure again and export.
+        """Measure, train or resume, measure again and export.
 
         Args:
-            resume: Go on from the last checkpoint in `output_dir`, if there is one.
+            resume: Continue from the last checkpoint in `output_dir`, if there is one.
 
         Returns:
-            What it came to.
+            The result.
 
         Raises:
-            ValueError: The checkpoint is of other settings.
-            OSError: A photograph cannot be read, or a checkpoint not be written.
+            ValueError: The checkpoint does not fit the settings, or an image cannot be read.
+            OSError: A checkpoint cannot be written.
         """
         args, trainer, sets = self.args, self.trainer, self.sets
-        outcome = Outcome(metrics=self._before())
+        outcome = Outcome(metrics=self._measure_before())
         last = last_checkpoint(self.folder) if resume else None
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
         parameters = count_parameters(trainer.model)
-        trainer.average_into_model()
+        trainer.copy_ema_to_model()
         detector = merge_adapters(trainer.model).eval()
-        if self.start is not None:
-            blend(detector, self.start, self.start_share)
+        if self.initial is not None:
+            interpolate_weights(detector, self.initial, self.start_share)
         if sets.final is not None:
             outcome.final = self._measure(detector, self.processor, sets.final)
             outcome.metrics["after"] = outcome.final.figures
@@ -270,17 +272,17 @@ class FineTuning:
         outcome.history = trainer.state.log_history
         outcome.facts = {
             "steps": trainer.state.global_step,
-            "minutes": round(trainer.clock.seconds / 60, 2),
+            "minutes": round(trainer.time_budget.seconds / 60, 2),
             "seed": args.seed,
             "labels": sets.train.labels,
             "parameters": {
-                part: dict(zip(("all", "trained"), counts, strict=True)) for part, counts in parameters.items()
+                group: dict(zip(("all", "trained"), counts, strict=True)) for group, counts in parameters.items()
             },
         }
         return outcome
 
-    def _before(self) -> dict[str, dict[str, float]]:
-        """What the model finds before it learns, measured once for all the runs of a folder."""
+    def _measure_before(self) -> dict[str, dict[str, float]]:
+        """Measure the model before training, or read what an earlier run in the same folder measured."""
         path = self.folder / _BEFORE_FILE
         known: list[Any] = [None]
         if self.args.should_save and path.is_file():
@@ -292,12 +294,12 @@ class FineTuning:
         wanted = {"before": self.sets.final, "zero_shot_before": self.sets.zero_shot}
         detector = self.trainer.detector
         metrics = {
-            name: self._measure(detector, self.first_processor, split).figures
+            name: self._measure(detector, self.initial_processor, split).figures
             for name, split in wanted.items()
             if split is not None
         }
         if self.args.should_save:
-            # Whole or not there, whenever the process is killed.
+            # Write to a temporary name and rename: a killed process must not leave half a file.
             unfinished = path.with_suffix(".unfinished")
             unfinished.write_text(json.dumps(metrics) + "\n", encoding="utf-8")
             os.replace(unfinished, path)

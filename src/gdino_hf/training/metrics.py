@@ -1,4 +1,4 @@
-"""Average precision of a model over rows, each process its share of them."""
+"""COCO metrics of a model over annotated rows, computed by all processes together."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ..evaluation.prediction_file import Predictions
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a model found where the truth is known.
+    """Predictions of a model and how they compare with the ground truth.
 
     Attributes:
-        figures: COCO's metrics by name, 0..1, -1 where there is nothing of that size.
-        truth: Of all rows.
-        predictions: Of all rows that could be read.
+        figures: COCO metrics by name, in [0, 1]; -1 for a size of which there is no box.
+        truth: Ground truth of all rows.
+        predictions: Predictions for all rows whose image could be read.
     """
 
     figures: dict[str, float]
@@ -39,30 +39,30 @@ def measure(
     progress: str = "evaluate",
     truth: GroundTruth | None = None,
 ) -> Measurement:
-    """Predict with all labels as the prompt and judge as COCO does.
+    """Detect all labels in every row and compute COCO metrics.
 
     Args:
         model: A GDinoForObjectDetection.
-        processor: Its processor.
-        rows: A data set or a list, as `read_coco` gives them.
-        labels: The names to look for.
-        batch_size: Images per forward.
-        progress: What the progress bar is called.
-        truth: Of the rows, as their file has it; by default what the rows say, whose boxes are cut at the picture's
-            edge and sized as boxes.
+        processor: The model's processor.
+        rows: A data set or a list, with the columns that `read_coco` returns.
+        labels: Labels to detect.
+        batch_size: Images per forward pass.
+        progress: Title of the progress bar.
+        truth: Ground truth as the annotation file states it. By default it is made from the rows, whose boxes are
+            clipped to the image and whose areas are those of the boxes.
 
     Returns:
-        The same in every process.
+        The measurement, equal in every process.
 
     Raises:
         ImportError: faster-coco-eval is not installed.
     """
     state = PartialState()
-    own, place, number = rows, state.process_index, state.num_processes
-    if number > 1:
-        own = rows.select(range(place, len(rows), number)) if hasattr(rows, "select") else rows[place::number]
+    own, rank, world_size = rows, state.process_index, state.num_processes
+    if world_size > 1:
+        own = rows.select(range(rank, len(rows), world_size)) if hasattr(rows, "select") else rows[rank::world_size]
     found = predict(model, processor, own, labels, batch_size=batch_size, progress=progress)
-    if number > 1:
+    if world_size > 1:
         found = Predictions(found.header, gather_object(found.images), gather_object(found.failed))
     truth = rows_ground_truth(rows, labels) if truth is None else truth
     return Measurement(evaluate_boxes(*truth.paired_with(found.images)).summary(), truth, found)

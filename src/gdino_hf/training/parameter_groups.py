@@ -1,128 +1,131 @@
-"""The parts of a model that train at their own pace: image backbone, text encoder, and the trunk, all the rest."""
+"""Three parameter groups with a learning rate each: image backbone, text encoder, and trunk (everything else)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
-PARTS = ("backbone", "text", "trunk")
+GROUPS = ("backbone", "text", "trunk")
 
 _PREFIXES = {"model.backbone.": "backbone", "model.text_backbone.": "text"}
-_ADAPTED = "base_model.model."
+# Prefixes that DistributedDataParallel and peft put before a model's own names.
+_WRAPPERS = ("module.", "base_model.model.")
 
 
-def part_of(name: str) -> str:
-    """The part a parameter belongs to.
+def group_of(name: str) -> str:
+    """Return the group that a parameter belongs to.
 
     Args:
-        name: As in `model.named_parameters()`, of a plain model or one with adapters around it.
+        name: Name in `model.named_parameters()`, of a plain model or of one with adapters.
 
     Returns:
         "backbone", "text" or "trunk".
     """
-    name = name.removeprefix("module.").removeprefix(_ADAPTED)
-    return next((part for prefix, part in _PREFIXES.items() if name.startswith(prefix)), "trunk")
+    for wrapper in _WRAPPERS:
+        name = name.removeprefix(wrapper)
+    return next((group for prefix, group in _PREFIXES.items() if name.startswith(prefix)), "trunk")
 
 
-def part_modules(model: Any, part: str) -> list[nn.Module]:
-    """The largest modules that lie within one part.
+def group_modules(model: Any, group: str) -> list[nn.Module]:
+    """Return the modules that make up a group, without listing any module inside another.
 
     Args:
         model: A GDinoForObjectDetection.
-        part: "backbone", "text" or "trunk".
+        group: "backbone", "text" or "trunk".
 
     Returns:
         The modules.
     """
-    pinned = {"backbone": model.model.backbone, "text": model.model.text_backbone}
-    if part in pinned:
-        return [pinned[part]]
-    others = [child for child in model.model.children() if all(child is not one for one in pinned.values())]
+    pretrained = {"backbone": model.model.backbone, "text": model.model.text_backbone}
+    if group in pretrained:
+        return [pretrained[group]]
+    others = [child for child in model.model.children() if all(child is not one for one in pretrained.values())]
     return [*others, *(child for child in model.children() if child is not model.model)]
 
 
-def check_parts(parts: Iterable[str]) -> list[str]:
-    """Names of parts, each once; "none" stands for no part.
+def check_groups(groups: Iterable[str]) -> list[str]:
+    """Return group names without duplicates; "none" stands for no group.
 
     Raises:
-        ValueError: There is no such part.
+        ValueError: A name is not that of a group.
     """
-    known = [part for part in dict.fromkeys(parts) if part != "none"]
-    for part in known:
-        if part not in PARTS:
-            raise ValueError(f"There is no part {part!r} to freeze; choose among {', '.join(PARTS)}, or none.")
+    known = [group for group in dict.fromkeys(groups) if group != "none"]
+    for group in known:
+        if group not in GROUPS:
+            raise ValueError(
+                f"There is no parameter group {group!r} to freeze; choose among {', '.join(GROUPS)}, or none."
+            )
     return known
 
 
-def freeze(model: Any, parts: Iterable[str]) -> list[nn.Module]:
-    """Stop the training of whole parts.
+def freeze(model: Any, groups: Iterable[str]) -> list[nn.Module]:
+    """Exclude whole parameter groups from training.
 
     Args:
         model: A GDinoForObjectDetection.
-        parts: Names of parts.
+        groups: Names of groups.
 
     Returns:
-        The frozen modules, which whoever trains the rest keeps in eval mode: dropout inside them would only add noise.
+        The frozen modules. Keep them in eval mode while training: their dropout would only add noise.
 
     Raises:
-        ValueError: There is no such part.
+        ValueError: A name is not that of a group.
     """
-    wanted = check_parts(parts)
+    frozen = check_groups(groups)
     for name, parameter in model.named_parameters():
-        if part_of(name) in wanted:
+        if group_of(name) in frozen:
             parameter.requires_grad_(False)
-    return [module for part in wanted for module in part_modules(model, part)]
+    return [module for group in frozen for module in group_modules(model, group)]
 
 
-def parameter_groups(
+def optimizer_groups(
     model: nn.Module, learning_rate: float, weight_decay: float, factors: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """What an optimizer takes: one learning rate per part, and no weight decay on norms, biases and scales.
+    """Build an optimizer's parameter list: one learning rate per group, no weight decay on norms, biases and scales.
 
     Args:
-        model: Only what requires a gradient takes part.
-        learning_rate: Of the trunk.
-        weight_decay: Of matrices and convolutions.
-        factors: On the learning rate, by part; 1 for a part that is not named.
+        model: Model whose parameters with `requires_grad` are optimized.
+        learning_rate: Peak learning rate of the trunk.
+        weight_decay: Weight decay of matrices and convolution kernels.
+        factors: Factor on the learning rate by group; 1 for a group that is not named.
 
     Returns:
-        Groups with "params", "lr", "weight_decay" and "part", none of them empty.
+        Non-empty dictionaries with "params", "lr", "weight_decay" and "group".
 
     Raises:
-        ValueError: Nothing requires a gradient.
+        ValueError: No parameter requires a gradient.
     """
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    found: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((part_of(name), parameter.ndim > 1), []).append(parameter)
-    if not groups:
-        raise ValueError("Every part is frozen, so nothing can be trained; freeze fewer parts or use LoRA.")
+            found.setdefault((group_of(name), parameter.ndim > 1), []).append(parameter)
+    if not found:
+        raise ValueError("All parameters are frozen, so there is nothing to train; freeze fewer groups or use LoRA.")
     return [
         {
             "params": parameters,
-            "lr": learning_rate * factors.get(part, 1.0),
+            "lr": learning_rate * factors.get(group, 1.0),
             "weight_decay": weight_decay if is_matrix else 0.0,
-            "part": part,
+            "group": group,
         }
-        # The trunk first: its rate is the one that Trainer logs.
-        for (part, is_matrix), parameters in sorted(groups.items(), key=lambda item: item[0], reverse=True)
+        # The trunk comes first because Trainer logs the learning rate of the first entry.
+        for (group, is_matrix), parameters in sorted(found.items(), key=lambda item: item[0], reverse=True)
     ]
 
 
-def count_parameters(model: nn.Module, parts: Sequence[str] = PARTS) -> dict[str, tuple[int, int]]:
-    """How many parameters each part has, and how many of them train.
+def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Count the parameters of each group.
 
     Args:
         model: The model.
-        parts: Names of parts.
 
     Returns:
-        (all, trained) by part.
+        (number of parameters, number of trainable parameters) by group.
     """
-    counts = {part: [0, 0] for part in parts}
+    counts = {group: [0, 0] for group in GROUPS}
     for name, parameter in model.named_parameters():
-        counts[part_of(name)][0] += parameter.numel()
-        counts[part_of(name)][1] += parameter.numel() * parameter.requires_grad
-    return {part: (everything, trained) for part, (everything, trained) in counts.items()}
+        counts[group_of(name)][0] += parameter.numel()
+        counts[group_of(name)][1] += parameter.numel() * parameter.requires_grad
+    return {group: (total, trainable) for group, (total, trainable) in counts.items()}

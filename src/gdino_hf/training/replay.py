@@ -1,4 +1,4 @@
-"""A data set with another one mixed in: the new to learn, the old to keep."""
+"""Replay: images of an older data set mixed into training, so that the model does not forget it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch.nn.functional as F
 
 Collator = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
 
-_SOURCE = "source"
+_REPLAYED = "replayed"
 
 
-class Mixture:
-    """Rows of a data set, then those of another, each with "source", 0 or 1.
+class RowsWithReplay:
+    """Rows of the new data set followed by those of the replayed one; "replayed" says which of the two a row is from.
 
     Args:
-        rows: What is learned.
-        replay: What must not be forgotten.
+        rows: Rows to learn.
+        replay: Rows that must not be forgotten.
     """
 
     def __init__(self, rows: Any, replay: Any) -> None:
@@ -29,62 +29,62 @@ class Mixture:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if index < len(self.rows):
-            return {**self.rows[index], _SOURCE: 0}
-        return {**self.replay[index - len(self.rows)], _SOURCE: 1}
+            return {**self.rows[index], _REPLAYED: False}
+        return {**self.replay[index - len(self.rows)], _REPLAYED: True}
 
-    def cast_column(self, name: str, feature: Any) -> Mixture:
-        """As a Dataset's, which `ReproducibleDataset` asks for the file of a picture that cannot be read."""
-        return Mixture(self.rows.cast_column(name, feature), self.replay.cast_column(name, feature))
+    def cast_column(self, name: str, feature: Any) -> RowsWithReplay:
+        """Cast a column of both data sets; `ReproducibleDataset` does this to name an image that cannot be read."""
+        return RowsWithReplay(self.rows.cast_column(name, feature), self.replay.cast_column(name, feature))
 
     def weights(self, share: float) -> list[float]:
-        """How often a sampler takes each row in an epoch: all that is learned once, and as many replayed as to be this
-        share of all.
+        """Return how often each row is sampled per epoch: every new row once, replayed ones up to the given share.
 
         Args:
-            share: Above 0 and below 1.
+            share: Share of replayed rows among all sampled rows, above 0 and below 1.
 
         Returns:
             One weight per row.
         """
-        replayed = max(1.0, len(self.rows) * share / (1 - share))
-        return [1.0] * len(self.rows) + [replayed / len(self.replay)] * len(self.replay)
+        num_replayed = max(1.0, len(self.rows) * share / (1 - share))
+        return [1.0] * len(self.rows) + [num_replayed / len(self.replay)] * len(self.replay)
 
 
-class MixedCollator:
-    """One batch out of rows that each have their own way of becoming one.
+class ReplayCollator:
+    """Collate new and replayed rows with a collator each, and join the results into one batch.
 
     Args:
-        *collators: One per data set of the mixture, in its order.
+        collator: Collator for new rows.
+        replay_collator: Collator for replayed rows.
     """
 
-    def __init__(self, *collators: Collator) -> None:
-        self.collators = collators
+    def __init__(self, collator: Collator, replay_collator: Collator) -> None:
+        self.collator, self.replay_collator = collator, replay_collator
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Make a batch.
 
         Args:
-            rows: Of a `Mixture`.
+            rows: Rows of a `RowsWithReplay`.
 
         Returns:
-            The model's inputs, the rows of each data set together.
+            The model's inputs, new rows first.
         """
         batches = []
-        for source, collator in enumerate(self.collators):
-            own = [row for row in rows if row[_SOURCE] == source]
+        for replayed, collator in ((False, self.collator), (True, self.replay_collator)):
+            own = [row for row in rows if row[_REPLAYED] == replayed]
             if own:
                 batches.append(collator(own))
         return join_batches(batches)
 
 
 def join_batches(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Several batches as one, padded with zeros at the right and the bottom.
+    """Concatenate batches of different sizes, padding tensors with zeros at the right and the bottom.
 
     Args:
-        batches: The model's inputs with equal keys.
+        batches: Inputs of the model, with equal keys.
 
     Returns:
-        The inputs of all of them.
+        The inputs of all batches together.
 
     Raises:
         ValueError: The keys differ.
@@ -96,12 +96,14 @@ def join_batches(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         values = [batch[key] for batch in batches]
         if isinstance(values[0], torch.Tensor):
             sizes = [max(value.shape[axis] for value in values) for axis in range(1, values[0].ndim)]
-            joined[key] = torch.cat([_grow(value, sizes) for value in values])
+            joined[key] = torch.cat([_pad(value, sizes) for value in values])
         else:
             joined[key] = [item for value in values for item in value]
     return joined
 
 
-def _grow(tensor: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
-    frame = [amount for axis, size in enumerate(sizes, 1) for amount in (size - tensor.shape[axis], 0)]
-    return F.pad(tensor, frame[::-1])
+def _pad(tensor: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """Pad all axes but the first with zeros at their end, up to `sizes`."""
+    # F.pad takes (before, after) pairs from the last axis to the first.
+    padding = [amount for axis, size in enumerate(sizes, 1) for amount in (size - tensor.shape[axis], 0)]
+    return F.pad(tensor, padding[::-1])

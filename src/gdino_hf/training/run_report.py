@@ -1,4 +1,4 @@
-"""What a fine-tuning leaves beside its model: figures as JSON and CSV, the log, curves, and a card with the figures."""
+"""Report of a fine-tuning, written beside the model: metrics, log, curves, evaluation, and the model card."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ EVALUATION_FOLDER = "evaluation"
 _CARD_METRICS = ("AP", "AP50", "AP75")
 _TITLE = "## Fine-tuning"
 _FILL_IN = "## Fill in before sharing"
-# Up to the next section; a run that is resumed when it is finished writes its section again.
+# Everything up to the next heading, because resuming a finished run replaces the section it wrote before.
 _OWN_SECTION = re.compile(rf"^{_TITLE}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 
 
 def write_report(folder: Path, outcome: Outcome, sets: DataSets) -> list[str]:
-    """Write everything but the model, and complete the model's card.
+    """Write metrics, log, curves and evaluation, and complete the model card.
 
     Args:
-        folder: Of the run; the model is in it.
-        outcome: Of the training.
-        sets: What was learned from and measured on.
+        folder: The run's folder, which holds the finished model.
+        outcome: Result of the training.
+        sets: The data sets of the run.
 
     Returns:
-        What could not be drawn and why, a line each.
+        One line for each part of the report that could not be drawn, with the reason.
     """
     content = {**outcome.facts, "metrics": outcome.metrics}
     (folder / "metrics.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -52,14 +52,14 @@ def write_report(folder: Path, outcome: Outcome, sets: DataSets) -> list[str]:
 
 
 def summary(outcome: Outcome, sets: DataSets) -> str:
-    """Before and after of every data set as a table for the terminal and the model card.
+    """Format the metrics before and after training as a table for the terminal and the model card.
 
     Args:
-        outcome: Of the training.
-        sets: What was measured on.
+        outcome: Result of the training.
+        sets: The data sets of the run.
 
     Returns:
-        Lines of a Markdown table; empty where nothing was measured.
+        A Markdown table; empty if nothing was measured.
     """
     rows = []
     for split, before, after in (
@@ -79,7 +79,7 @@ def summary(outcome: Outcome, sets: DataSets) -> str:
 
 
 def _complete_card(path: Path, outcome: Outcome, sets: DataSets) -> None:
-    """Add to the card that `save_pretrained` wrote what was trained on and how good it became."""
+    """Add training data and metrics to the card that `save_pretrained` wrote."""
     from huggingface_hub import EvalResult, ModelCard
 
     card = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True)
@@ -92,10 +92,10 @@ def _complete_card(path: Path, outcome: Outcome, sets: DataSets) -> None:
         f"{facts['seed']}.",
     ]
     if sets.replay is not None:
-        section.append(f"Rows of {sets.replay.name} were mixed in against forgetting.")
+        section.append(f"Images of {sets.replay.name} were mixed in (replay) to limit forgetting.")
     section += ["", summary(outcome, sets), ""]
-    head, found, tail = _OWN_SECTION.sub("", card.text).partition(_FILL_IN)
-    card.text = f"{head.rstrip()}\n\n" + "\n".join(section) + (f"\n{found}{tail}" if found else "")
+    head, heading, tail = _OWN_SECTION.sub("", card.text).partition(_FILL_IN)
+    card.text = f"{head.rstrip()}\n\n" + "\n".join(section) + (f"\n{heading}{tail}" if heading else "")
     if sets.final is not None:
         card.data.model_name = card.data.model_name or path.parent.parent.name
         card.data.eval_results = [
@@ -113,26 +113,26 @@ def _complete_card(path: Path, outcome: Outcome, sets: DataSets) -> None:
 
 
 def _name_card(path: Path, name: str) -> None:
-    """Have a card speak of the repository instead of the folder on this machine, so that its example runs anywhere."""
+    """Replace the local folder by the repository's name, so that the example in the card runs anywhere."""
     text = path.read_text(encoding="utf-8").replace(f"\n# {MODEL_FOLDER}\n", f"\n# {name}\n", 1)
     text = text.replace(f'from_pretrained("{MODEL_FOLDER}"', f'from_pretrained("{name}"')
     path.write_text(text, encoding="utf-8")
 
 
 def push(folder: Path, repository: str, private: bool | None = None, token: str | None = None) -> str:
-    """Upload the finished model with its card and figures.
+    """Upload the finished model and its card to the Hub.
 
     Args:
-        folder: Of the run.
-        repository: "user/name".
-        private: Whether a repository that is created is private; None for the account's own choice.
-        token: Of the account; None for the one that is logged in.
+        folder: The run's folder.
+        repository: Name of the repository, "user/name".
+        private: Whether a new repository is private; None for the account's default.
+        token: Access token; None for the stored one.
 
     Returns:
-        The address of the upload.
+        Address of the upload.
 
     Raises:
-        OSError: The Hub cannot be reached or refuses.
+        OSError: The Hub cannot be reached or refuses the upload.
     """
     from huggingface_hub import HfApi
 
@@ -141,9 +141,10 @@ def push(folder: Path, repository: str, private: bool | None = None, token: str 
         name = api.create_repo(repository, private=private, exist_ok=True).repo_id
         _name_card(folder / MODEL_FOLDER / "README.md", name)
         return str(api.upload_folder(repo_id=name, folder_path=folder / MODEL_FOLDER, commit_message="Fine-tuned"))
-    # The Hub's client raises whatever a connection can fail with.
+    # A failed connection can raise almost any exception in the Hub's client.
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise OSError(
-            f"the Hub refuses {repository}: {reason}; log in with `hf auth login` and push {folder / MODEL_FOLDER}"
+            f"the upload to {repository} failed: {reason}; log in with `hf auth login` and upload "
+            f"{folder / MODEL_FOLDER}"
         ) from error

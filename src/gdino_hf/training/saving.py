@@ -1,84 +1,115 @@
-"""Checkpoints that are whole or not there: written under another name, then renamed, the old one kept till then."""
+"""Checkpoints that are complete or absent: each is written under a temporary name and then renamed.
+
+The previous checkpoint is deleted only after the rename, so a killed process always leaves a complete one.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 UNFINISHED = "unfinished"
-# Bytes that no checkpoint fits in.
+# A disk with fewer free bytes than this is full: no checkpoint is that small.
 _FULL = 2**20
 _STATE_FILE = "trainer_state.json"
 
 
 class SavingError(OSError):
-    """A checkpoint cannot be written: the message says why and what is left."""
+    """A checkpoint could not be written; the message says why and which checkpoint is left."""
 
 
-def last_checkpoint(folder: Path, last_file: str = _STATE_FILE) -> Path | None:
-    """The newest whole checkpoint of a run.
+class SaveEvery(TrainerCallback):
+    """Save a checkpoint whenever some time has passed since the last one, however long a step takes.
+
+    Args:
+        seconds: Time between two checkpoints.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._saved_at = time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count from the beginning of this run."""
+        self._saved_at = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ask for a checkpoint if one is due."""
+        if time.monotonic() - self._saved_at > self.seconds:
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count from the checkpoint that was just written."""
+        self._saved_at = time.monotonic()
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest complete checkpoint of a run.
 
     Args:
         folder: The run's folder.
-        last_file: What is written last, without which a checkpoint is not whole.
 
     Returns:
-        The checkpoint's folder, None where there is none.
+        The checkpoint's folder; None if there is none.
     """
     found = [
         path
         for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if path.name.split("-")[-1].isdigit() and (path / last_file).is_file()
+        if path.name.split("-")[-1].isdigit() and (path / _STATE_FILE).is_file()
     ]
     return max(found, key=lambda path: int(path.name.split("-")[-1]), default=None)
 
 
 @contextmanager
 def saving(run: Path) -> Iterator[Path]:
-    """Where to write a checkpoint; what went wrong there leaves the run's checkpoints as they were.
+    """Provide a folder to write a checkpoint in; if writing fails, finished checkpoints stay untouched.
 
     Args:
         run: The run's folder.
 
     Yields:
-        A folder to write in.
+        The folder to write in.
 
     Raises:
-        SavingError: It cannot be written.
+        SavingError: The checkpoint cannot be written.
     """
     from safetensors import SafetensorError
 
     unfinished = run / UNFINISHED
     try:
         yield unfinished
-    # A full disk is an OSError here, a SafetensorError there, and a RuntimeError to torch.save.
+    # A full disk is an OSError to Python, a SafetensorError to safetensors and a RuntimeError to torch.save.
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         if shutil.disk_usage(run).free < _FULL:
-            # torch.save speaks of positions in its file.
+            # The message of torch.save speaks of positions in its file instead.
             reason = "no space is left on the device"
         shutil.rmtree(unfinished, ignore_errors=True)
         last = last_checkpoint(run)
-        left = f"{last} is whole" if last is not None else "there was none before"
+        left = f"{last} is complete" if last is not None else "there is no earlier one"
         raise SavingError(
-            f"The checkpoint cannot be written to {run} ({reason}); {left}: make room and go on with --resume {run}."
+            f"The checkpoint cannot be written to {run} ({reason}); {left}: free some space and continue with "
+            f"--resume {run}."
         ) from error
 
 
 def publish(run: Path, step: int, state: TrainerState, save_total_limit: int | None) -> Path:
-    """Give a written checkpoint its name and only then delete the oldest ones.
+    """Rename a written checkpoint to its final name, then delete the oldest ones.
 
     Args:
-        run: The run's folder, which holds the written checkpoint in `UNFINISHED`.
-        step: The checkpoint's step.
-        state: Of the training; names the best checkpoint.
-        save_total_limit: How many checkpoints stay; None for all.
+        run: The run's folder, with the written checkpoint in its `UNFINISHED` folder.
+        step: Step of the checkpoint.
+        state: State of the training, which names the best checkpoint.
+        save_total_limit: Number of checkpoints to keep; None for all.
 
     Returns:
         The checkpoint's folder.
@@ -92,7 +123,7 @@ def publish(run: Path, step: int, state: TrainerState, save_total_limit: int | N
     for path in written.iterdir():
         _flush(path)
     if final.exists():
-        # The same step once more, as after --resume with nothing left to do: the old one moves aside first.
+        # The step was saved before, for example by a resumed run with nothing left to do: move that one out of the way.
         shutil.rmtree(run / UNFINISHED / "old", ignore_errors=True)
         final.rename(run / UNFINISHED / "old")
     written.rename(final)
@@ -105,7 +136,8 @@ def publish(run: Path, step: int, state: TrainerState, save_total_limit: int | N
 
 
 def _flush(path: Path) -> None:
-    """Have the disk take what the system holds back: a rename must not overtake the data."""
+    """Flush a file or folder to disk (fsync), so that the rename cannot become visible before the data."""
+    # Windows cannot open a folder for this.
     if os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)

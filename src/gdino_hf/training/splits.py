@@ -1,4 +1,4 @@
-"""From what the user names to rows: the splits of a folder, what is wrong with them, and how they are augmented."""
+"""Training, validation and test splits: find their annotation files, check and read them, choose an augmentation."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": (
 
 @dataclass(frozen=True)
 class Split:
-    """A data set that was read.
+    """A split that was read.
 
     Attributes:
         path: Its annotation file.
-        rows: As `open_dataset` gives them.
-        labels: Its names; none where captions say what to look for.
-        remarks: What is odd about it and stops nothing, a line each.
+        rows: Its rows, from `open_dataset`.
+        labels: Its label names; empty for a data set of captions.
+        remarks: Warnings about the data that do not prevent training, one line each.
     """
 
     path: Path
@@ -45,12 +45,12 @@ class Split:
 
     @property
     def name(self) -> str:
-        """Its folder and file, as reports call it."""
+        """Folder and file name, as reports show them."""
         return f"{self.path.parent.name}/{self.path.stem}"
 
     @cached_property
     def truth(self) -> GroundTruth:
-        """What there is to find, to the last digit of the file and with the areas of its segments."""
+        """Ground truth with the exact boxes of the annotation file and the areas of its segments."""
         return replace(open_ground_truth(self.path), rows=self.rows)
 
 
@@ -60,37 +60,37 @@ def read_split(
     """Check and read an annotation file.
 
     Args:
-        path: COCO json or ODVG json lines.
-        images: Folder of the photographs; images/ beside the file by default.
-        streaming: Read rows as they are walked through.
-        unreadable: With "skip" a damaged picture is a remark and no reason to stop.
+        path: COCO JSON or ODVG JSON lines.
+        images: Folder of the images; `images/` beside the file by default.
+        streaming: Read rows while iterating instead of all at once.
+        unreadable: With "skip", a damaged image is a remark; with "stop", an error.
 
     Returns:
-        Its rows and labels.
+        The split.
 
     Raises:
-        ValueError: It cannot be trained on or measured with, or holds no photograph.
+        ValueError: The annotations have errors, or there is no image.
     """
     report = check_dataset(path, images)
-    passed_over = (UNREADABLE,) if unreadable == "skip" else ()
-    report.raise_for_errors(except_for=passed_over)
+    tolerated = (UNREADABLE,) if unreadable == "skip" else ()
+    report.raise_for_errors(except_for=tolerated)
     if report.num_images == 0:
-        raise ValueError(f"{path} holds no photograph; give a data set with some.")
+        raise ValueError(f"{path} has no images; give a data set that has some.")
     rows, labels = open_dataset(path, images, streaming)
-    odd = [finding for finding in report.findings if not finding.is_error or finding.kind in passed_over]
-    remarks = tuple(f"{path}: {finding}" for finding in odd)
+    tolerable = [finding for finding in report.findings if not finding.is_error or finding.kind in tolerated]
+    remarks = tuple(f"{path}: {finding}" for finding in tolerable)
     return Split(Path(path), rows, labels or [], remarks)
 
 
 def find_split(place: str | Path, split: str) -> Path | None:
-    """The annotation file of a split in a folder, or beside another split's file: train.json, or the one in train/.
+    """Find a split's annotation file: `train.json`, or the annotation file inside `train/`.
 
     Args:
-        place: A folder, or an annotation file.
+        place: A folder of splits, or the annotation file of another split.
         split: "train", "val" or "test".
 
     Returns:
-        The file, None where there is none.
+        The file; None if there is none.
     """
     folder = Path(place)
     is_folder = folder.is_dir()
@@ -100,7 +100,7 @@ def find_split(place: str | Path, split: str) -> Path | None:
     if file is not None:
         return file
     if not is_folder:
-        # Beside a file in a split's own folder are the other splits' folders.
+        # If the given file lies in a split's own folder, the other splits' folders are beside that one.
         if not any(folder.name in own for own in _SPLITS.values()):
             return None
         folder = folder.parent
@@ -108,17 +108,17 @@ def find_split(place: str | Path, split: str) -> Path | None:
     try:
         return None if inside is None else annotation_file(inside, split)
     except ValueError:
-        # A folder of pictures, say.
+        # A folder without annotations, for example one of images only.
         return None
 
 
 def split_file(place: str | Path, split: str, option: str) -> Path:
-    """What an option names: a file as it is, or the file of a split where a folder is named.
+    """Return the annotation file that an option names, directly or by its folder.
 
     Args:
-        place: What the user gave.
-        split: Which one of a folder.
-        option: Its name, for messages.
+        place: The option's value, a file or a folder.
+        split: Which split to look for in a folder.
+        option: Name of the option, for error messages.
 
     Returns:
         The annotation file.
@@ -130,7 +130,7 @@ def split_file(place: str | Path, split: str, option: str) -> Path:
     if path.is_file():
         return path
     if not path.exists():
-        raise ValueError(f"{option} {place} does not exist; give an annotation file, or a folder that holds one.")
+        raise ValueError(f"{option} {place} does not exist; give an annotation file, or a folder with one.")
     found = find_split(path, split)
     if found is None:
         wanted = " or ".join(f"{name}{suffix}" for name in _SPLITS[split] for suffix in _SUFFIXES[:2])
@@ -139,15 +139,15 @@ def split_file(place: str | Path, split: str, option: str) -> Path:
 
 
 def augmentation(kind: str, size: Mapping[str, int], rows: Any) -> Transform | None:
-    """The transform of a kind of pictures.
+    """Return the augmentation for a kind of images.
 
     Args:
         kind: "photo", "any-way-up", "small-set" or "none".
-        size: The image processor's `size`.
-        rows: What a mosaic takes other pictures from.
+        size: Size setting of the image processor, in pixels.
+        rows: Rows from which a mosaic takes its other images.
 
     Returns:
-        The transform, None for none.
+        The transform; None for "none".
     """
     if kind == "none":
         return None

@@ -1,4 +1,4 @@
-"""A limit of time on a training, over all the runs it takes, and a learning rate that follows it."""
+"""A time budget for a training, counted over all its runs, and a learning rate schedule that follows it."""
 
 from __future__ import annotations
 
@@ -7,78 +7,73 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-CLOCK_FILE = "clock.json"
+TIME_FILE = "clock.json"
 
-# The stock schedules count steps; time is told to them in this many.
-_TICKS = 10_000
+# The stock schedules count steps. A training with a time budget is laid out over this many of them.
+SCHEDULE_STEPS = 10_000
 
 
-class Clock:
-    """Seconds spent in training.
+class TimeBudget:
+    """Time spent in training, with or without a limit.
 
     Attributes:
-        fraction: Spent at the last tick, as a part of the limit, at most 1; 0 without a limit.
+        fraction: Share of the budget used at the last `tick`, in [0, 1]; 0 without a limit.
 
     Args:
-        minutes: The limit; None for no limit.
+        minutes: The budget in minutes; None for no limit.
 
     Raises:
-        ValueError: The limit is not above 0.
+        ValueError: The budget is not above 0.
     """
 
     def __init__(self, minutes: float | None = None) -> None:
         if minutes is not None and minutes <= 0:
             raise ValueError(f"minutes must be above 0, got {minutes}.")
         self.limit = None if minutes is None else 60.0 * minutes
-        self.before = 0.0
+        self.earlier = 0.0
         self.started: float | None = None
         self.fraction = 0.0
 
     def start(self) -> None:
-        """Training begins, or goes on."""
-        self.before, self.started = self.seconds, time.monotonic()
+        """Start or restart the clock; time spent in earlier runs stays counted."""
+        self.earlier, self.started = self.seconds, time.monotonic()
         self.tick()
 
     @property
     def seconds(self) -> float:
-        """Spent so far."""
-        return self.before + (0.0 if self.started is None else time.monotonic() - self.started)
+        """Seconds spent so far, in this run and earlier ones."""
+        return self.earlier + (0.0 if self.started is None else time.monotonic() - self.started)
 
     def tick(self, seconds: float | None = None) -> None:
-        """Read the clock, once per step.
+        """Update `fraction`; called once per step.
 
         Args:
-            seconds: What the first of several processes read, so that all of them agree; None reads this one.
+            seconds: Time spent that all processes agreed on; by default what this process's clock says.
         """
         if self.limit is not None:
             self.fraction = min(1.0, (self.seconds if seconds is None else seconds) / self.limit)
 
     def save(self, folder: Path) -> None:
-        """Write the time beside a checkpoint."""
-        (folder / CLOCK_FILE).write_text(json.dumps({"seconds": self.seconds}) + "\n", encoding="utf-8")
+        """Write the time spent into a checkpoint folder."""
+        (folder / TIME_FILE).write_text(json.dumps({"seconds": self.seconds}) + "\n", encoding="utf-8")
 
     def load(self, folder: Path) -> None:
-        """Go on from the time beside a checkpoint, if there is one."""
-        path = folder / CLOCK_FILE
+        """Read the time spent from a checkpoint folder; a checkpoint without it changes nothing."""
+        path = folder / TIME_FILE
         if path.is_file():
-            self.before, self.started = float(json.loads(path.read_text(encoding="utf-8"))["seconds"]), None
+            self.earlier, self.started = float(json.loads(path.read_text(encoding="utf-8"))["seconds"]), None
             self.tick()
 
 
-def by_time(clock: Clock, schedule: Callable[[int], float], most_steps: int) -> Callable[[int], float]:
-    """A factor on the learning rate that follows the clock, or the steps where these are nearer their end.
+def follow_time(budget: TimeBudget, schedule: Callable[[int], float], max_steps: int) -> Callable[[int], float]:
+    """Make a learning rate schedule follow the time budget, or the steps if those are nearer their end.
 
     Args:
-        clock: With a limit.
-        schedule: Factor after so many of `ticks()` steps.
-        most_steps: Steps that end the training before its time.
+        budget: A time budget with a limit.
+        schedule: Factor on the learning rate after a number of steps, out of `SCHEDULE_STEPS`.
+        max_steps: Number of steps that ends the training even if time is left.
 
     Returns:
-        The factor after so many steps, now.
+        Factor on the learning rate now, as a function of the steps done.
     """
-    return lambda step: schedule(round(min(1.0, max(clock.fraction, step / most_steps)) * _TICKS))
-
-
-def ticks() -> int:
-    """Steps that a schedule handed to `by_time` is laid out for."""
-    return _TICKS
+    return lambda step: schedule(round(min(1.0, max(budget.fraction, step / max_steps)) * SCHEDULE_STEPS))

