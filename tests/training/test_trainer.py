@@ -198,16 +198,29 @@ def test_loss_terms_are_logged_and_add_up(make, model):
     assert {"loss_ce_enc", "loss_bbox_dn", "loss_giou_0"} <= log.keys()
 
 
-def test_time_budget_ends_the_training_and_drives_the_learning_rate(make, tmp_path):
+def test_time_budget_ends_the_training_and_drives_the_learning_rate(make, tmp_path, monkeypatch):
+    # Every step takes 0.25 s by this clock, whatever the machine does besides.
+    elapsed = [0.0]
+    since_start = property(lambda self: self.earlier + (0.0 if self.started is None else elapsed[0]))
+    monkeypatch.setattr(TimeBudget, "seconds", since_start)
     trainer = make(max_steps=10**6, minutes=0.03, save_strategy="steps", save_steps=10**6, lr_scheduler_type="linear")
+    step = trainer.training_step
+
+    def timed(*args, **kwargs):
+        elapsed[0] += 0.25
+        return step(*args, **kwargs)
+
+    trainer.training_step = timed
     trainer.train()
-    assert 1 < trainer.state.global_step < 10**5
+    # Eight steps use up 1.8 s. The clock is read before a step, so a ninth follows.
+    assert trainer.state.global_step == 9
     assert trainer.time_budget.seconds >= 0.03 * 60
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] < 0.5 * rates[0]
     last = last_checkpoint(tmp_path / "run")
     assert json.loads((last / "clock.json").read_text())["seconds"] >= 0.03 * 60
+    elapsed[0] = 0.0
     again = make(max_steps=10**6, minutes=0.03, save_strategy="no")
     again.train(resume_from_checkpoint=str(last))
     assert again.state.global_step == trainer.state.global_step
