@@ -407,9 +407,10 @@ def test_labels_that_cannot_be_used_are_one_sentence_and_a_usage_error(detect, p
     assert not (tmp_path / "out").exists()
 
 
-def test_labels_of_one_period_each_are_the_callers_labels(detect, photo):
-    _, report, _, _ = detect(photo, *EVERYTHING, labels="St. cat., dog?")
-    assert report["labels"] == ["St. cat.", "dog?"]
+def test_labels_of_a_file_that_end_in_periods_are_the_callers_labels(detect, photo, tmp_path):
+    (tmp_path / "labels.txt").write_text("St. cat.\ndog.\n")
+    _, report, _, _ = detect(photo, *EVERYTHING, labels=f"@{tmp_path / 'labels.txt'}")
+    assert report["labels"] == ["St. cat.", "dog."]
     assert {item["label"] for item in report["images"][0]["detections"]} <= {"St. cat.", "dog?"}
 
 
