@@ -12,10 +12,10 @@ test_registration.py would fail.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from types import MethodType, ModuleType
@@ -40,6 +40,7 @@ ENTRANCES: dict[str, dict[str, tuple[str, ...]]] = {
 """For each watched module the objects whose methods register the model type when they are first called."""
 
 _restore: list[Callable[[], None]] = []
+_registering = threading.RLock()
 
 
 def register_auto_classes() -> None:
@@ -47,6 +48,15 @@ def register_auto_classes() -> None:
 
     Runs by itself when an auto class or a public class of gdino_hf is first used; calling it again changes nothing.
     """
+    # Threads that import transformers' lazy names at the same time get ImportErrors.
+    with _registering:
+        _register()
+        # Last, so that no other thread gets past an original before the type is registered.
+        while _restore:
+            _restore.pop()()
+
+
+def _register() -> None:
     from transformers import (
         AutoConfig,
         AutoImageProcessor,
@@ -75,10 +85,6 @@ def register_auto_classes() -> None:
         from .model.pipeline_gdino import register_pipeline
 
         register_pipeline()
-    # Last, so that no other thread gets past an original before the type is registered.
-    while _restore:
-        with contextlib.suppress(IndexError):
-            _restore.pop()()
 
 
 def register_when_used() -> None:
