@@ -54,7 +54,7 @@ def build(state: PageState) -> None:
     def batch_endpoint(
         files: list[tuple[str, str]] | None, labels: str, negatives: str, model: str, threshold: float, nms: float
     ) -> dict[str, Any]:
-        """Find what the labels name in many pictures; returns COCO data, with unreadable pictures in "failed"."""
+        """Detect the labels in many pictures; returns COCO data, with unreadable pictures in "failed"."""
         settings = components.read_settings(threshold, nms)
         results, failed = _run(state, files, labels, negatives, model, settings, None, None)
         return {**render.coco(results), "failed": [{"image": name, "error": reason} for name, reason in failed]}
@@ -81,7 +81,7 @@ def _run(
     progress: gr.Progress | None,
     drawn: list[tuple[str, str]] | None,
 ) -> tuple[list[tuple[Outputs, list[Detection]]], list[tuple[str, str]]]:
-    """Return results of the readable pictures, and names and reasons of the others; append pictures to `drawn`."""
+    """Return results of readable pictures and (name, reason) of the others; append annotated pictures to `drawn`."""
     if not files:
         raise Refused("There is no picture; choose some files.")
     if len(files) > MOST_PICTURES:

@@ -103,7 +103,7 @@ def build(state: PageState) -> None:
         image: Picture | None, labels: str, negatives: str, mode: str, model: str, threshold: float, nms: float,
         text_threshold: float,
     ) -> dict[str, Any]:  # fmt: skip
-        """Find what the labels name in one picture; returns labels, scores, and xyxy boxes in pixels."""
+        """Detect the labels in one picture; returns labels, scores, and xyxy boxes in pixels."""
         outputs = _run(state, image, labels, negatives, mode, model)
         chosen = components.read_settings(threshold, nms, text_threshold)
         return render.report(outputs, outputs.detections(chosen), chosen)
@@ -112,7 +112,7 @@ def build(state: PageState) -> None:
         address: str, labels: str, negatives: str, mode: str, model: str, threshold: float, nms: float,
         text_threshold: float,
     ) -> dict[str, Any]:  # fmt: skip
-        """Find what the labels name in a picture at a public http(s) address; returns what /detect does."""
+        """Detect the labels in a picture at a public http(s) address; returns what /detect does."""
         picture = read_picture(fetch(address), address)
         return detect_endpoint(picture, labels, negatives, mode, model, threshold, nms, text_threshold)
 

@@ -128,7 +128,7 @@ class Outputs:
         return [detection for detection in every if detection.label not in settings.hidden]
 
     def best(self) -> Detection | None:
-        """Return the best candidate at any threshold, or None; an empty result names it."""
+        """Return the best candidate regardless of threshold, or None; an empty result mentions it as advice."""
         return next(iter(self.detections(Settings(threshold=0.0))), None)
 
     @property
@@ -294,7 +294,7 @@ class KeptOutputs:
         return len(self._entries)
 
     def sweep(self) -> None:
-        """Remove expired outputs; called regularly, so that they go even without further requests."""
+        """Remove expired outputs; called regularly, so that they are removed even if no further requests come."""
         with self._lock:
             self._drop_old()
 
@@ -311,7 +311,7 @@ class KeptOutputs:
 
 
 def _fitted(processor: Any, model: Any) -> Any:
-    """Return a processor whose prompts fit the model; labels beyond that go to further prompts."""
+    """Return a processor whose prompt length fits the model; labels that exceed one prompt go into further prompts."""
     processor = copy.copy(processor)
     processor.max_text_len = min(processor.max_text_len, model.config.max_text_len)
     return processor

@@ -141,7 +141,7 @@ def _look_up(host: str, port: int, deadline: float) -> str:
 
 
 class _Pinned(http.client.HTTPConnection):
-    """An HTTP connection to a given IP address under the host name that it was looked up for."""
+    """An HTTP connection to an IP address that was checked before; host header and TLS use the host name."""
 
     def __init__(self, host: str, port: int, address: str, encrypted: bool, deadline: float) -> None:
         super().__init__(host, port)
@@ -154,7 +154,7 @@ class _Pinned(http.client.HTTPConnection):
         self.sock: Any = socket.create_connection((self.address, self.port), timeout=remaining)
         if self.encrypted:
             self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
-        # A second reference, since the connection drops its own when the answer begins.
+        # Keep a second reference: the connection drops its own when the response begins.
         self.opened = self.sock
 
     def abort(self) -> None:

@@ -1,4 +1,4 @@
-"""Parts of gradio that the page uses although gradio does not promise to keep them.
+"""Every use of gradio's undocumented internals, collected in one file.
 
 Tried with gradio 6.31. Each part below says what happens when a later release changes it: the page starts and its API
 works all the same, and this file is the only one to mend. The rest of the page uses gradio's documented components,
@@ -29,7 +29,7 @@ try:
 except ImportError:
 
     class InvalidPathError(Exception):  # type: ignore[no-redef]
-        """Stand-in that is never raised."""
+        """Stand-in for gradio's exception where gradio lacks it; never raised."""
 
 
 def write_no_stubs() -> None:
@@ -92,7 +92,7 @@ class PlainErrorBlocks(gr.Blocks):
 
 
 class ShownAsOriginal:
-    """Mixin for subclasses of gradio's components, which the browser shows as the component they derive from.
+    """Mixin that makes the browser show a subclass of a gradio component as that component.
 
     Overrides `get_block_name` and `get_block_class`, by which gradio picks the browser's code. If they are renamed, a
     warning is logged, and the browser does not show the fields of these classes; the API works as before.
@@ -107,7 +107,7 @@ class ShownAsOriginal:
 
 
 class UploadsOnly(ShownAsOriginal):
-    """Mixin for components with files: they take uploads, and no web addresses in place of a file name.
+    """Mixin for file components: they accept uploaded files, but not web addresses in place of a file name.
 
     Overrides `async_move_resource_to_block_cache`, in which gradio downloads such an address without a limit of size or
     time. If it is renamed, a warning is logged when the page starts, and gradio's own protection against addresses of

@@ -46,7 +46,7 @@ class Page:
     def __init__(self, loaded: Mapping[str, tuple[Any, Any]], files_kept: float = KEPT_SECONDS) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="gdino-demo-"))
         atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
-        # gradio reads this variable for every component and every upload.
+        # gradio reads this variable each time a component is created or a file is uploaded.
         os.environ["GRADIO_TEMP_DIR"] = str(self.folder)
         self.models = Models(loaded)
         threshold = _NANO_THRESHOLD if self.models.names[0] == "nano" else _THRESHOLD
@@ -84,7 +84,7 @@ class Page:
             OSError: The port is taken.
         """
         if wait:
-            # Hosts stop a server with SIGTERM; as an interrupt it lets the files be removed.
+            # Hosts stop a server with SIGTERM; turned into KeyboardInterrupt, it lets `close` remove the files.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         self.sweeper.start()
         _, address, _ = self.blocks.launch(

@@ -17,7 +17,7 @@ from .engine import Detection, Outputs, Settings
 
 LONGEST_SIDE_SHOWN = 1280
 
-# The picture is a property of its own, so that moving a slider sends only the boxes.
+# The picture is a separate property, so that moving a slider resends only the boxes.
 FIGURE_TEMPLATE = (
     '<figure class="gd-figure" style="--ratio:${ratio}">${picture}<div class="gd-boxes">${value}</div></figure>'
 )

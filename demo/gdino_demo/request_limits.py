@@ -1,4 +1,4 @@
-"""Limits of requests: bodies and files that are refused before they are read, and the removal of old files."""
+"""Limits on requests: oversized bodies and files are refused before they are read, and old files are removed."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class RequestLimits:
 
     @staticmethod
     async def _drain(scope: _Message, receive: _Receive) -> None:
-        """Read and discard a body up to four times too large, so that its sender gets the answer, no broken pipe."""
+        """Discard a body of up to four times the limit, so that the client gets the response and not a broken pipe."""
         size = int(dict(scope["headers"]).get(b"content-length", b"0") or 0)
         if size > 4 * LARGEST_REQUEST:
             return
@@ -89,7 +89,7 @@ class RequestLimits:
 
 
 class CheckedSlider(ShownAsOriginal, gr.Slider):
-    """A slider that names values which are not numbers in its range, such as those of an emptied field."""
+    """A slider that refuses anything but a number in its range, for instance the value of a cleared field."""
 
     def preprocess(self, payload: Any) -> Any:
         """Return the number."""
@@ -120,7 +120,7 @@ class CheckedFiles(UploadsOnly, gr.File):
 
 
 class CheckedVideo(UploadsOnly, gr.Video):
-    """A video field whose event functions get the path; gradio would run a converter on the file before any check."""
+    """A video field that passes on the file's path; gradio's own field would run a converter before any check."""
 
     def preprocess(self, payload: Any) -> Any:
         """Return the path, or None for an empty field."""
@@ -128,7 +128,7 @@ class CheckedVideo(UploadsOnly, gr.Video):
 
 
 def _own(path: str | None) -> str:
-    """Return a path if it is that of a file uploaded to this page."""
+    """Return the path of an uploaded file unchanged; refuse paths outside the upload folder."""
     if not path:
         raise Refused("Files are not taken from inside a message; upload the file.")
     if not Path(path).resolve().is_relative_to(upload_folder()):
@@ -168,7 +168,7 @@ class Sweeper:
         self._stop.set()
 
     def sweep(self) -> None:
-        """Remove expired files and empty folders, and the least recently used files while all are too large."""
+        """Remove expired files and empty folders, then the least recently used files until the rest fits the limit."""
         belongings = files_of_page(self.app)
         oldest = time.time() - self.seconds
         files = []

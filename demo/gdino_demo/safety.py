@@ -93,7 +93,7 @@ def read_picture(source: str | os.PathLike | bytes, name: str = "picture") -> Pi
         raise Refused(f"{name} is damaged and cannot be decoded; save it again.") from error
     if opened.width * opened.height > MOST_PIXELS:
         raise Refused(_too_many_pixels(name, opened.size))
-    # The marker that begins a scan cannot occur inside one.
+    # The start-of-scan marker cannot occur inside a scan's data, so counting markers counts scans.
     if opened.format == "JPEG" and data.count(b"\xff\xda") > MOST_SCANS:
         raise Refused(f"{name} is a JPEG of more than {MOST_SCANS} scans, which takes too long; save it again.")
     try:
@@ -108,7 +108,7 @@ def _read_bytes(path: str | os.PathLike, name: str) -> bytes:
         size = os.path.getsize(path)
         if size > LARGEST_PICTURE:
             raise Refused(f"{name} has {size // MEGABYTE} MB; a picture may have {LARGEST_PICTURE // MEGABYTE} MB.")
-        # The time of last use, by which old files are removed.
+        # Set the time of last use: files that have not been used for a while are removed.
         os.utime(path)
         return Path(path).read_bytes()
     except OSError as error:
@@ -132,7 +132,7 @@ def plain_name(name: str) -> str:
 
 
 def parse_labels(text: str | None, *, required: bool = True) -> list[str]:
-    """Split label text as the whole package does and refuse what a page should not take.
+    """Split label text with `split_labels`, and refuse labels that a public page should not accept.
 
     Args:
         text: "cat, remote control" or "a cat. a remote control."; `gdino_hf.model.text_prompt.split_labels` has the

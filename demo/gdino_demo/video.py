@@ -106,7 +106,7 @@ class Reader:
 
     @contextmanager
     def _open(self) -> Iterator[tuple[Any, Any]]:
-        # An open file and a fixed demuxer, so that a crafted video cannot make FFmpeg open other files.
+        # FFmpeg gets an open file and a fixed demuxer, so that a crafted video cannot make it open other files.
         with open(self.path, "rb") as file:
             try:
                 container = av.open(file, format=self.format, metadata_errors="ignore")
@@ -144,7 +144,7 @@ class Writer:
         """Append a frame, resized to the size of the first."""
         if self.stream is None:
             self.stream = self.container.add_stream(_encoder(), rate=self.rate)
-            # Even sizes, since the chroma planes have half the size.
+            # Width and height must be even, since the chroma planes have half the size.
             self.stream.width, self.stream.height = image.width // 2 * 2 or 2, image.height // 2 * 2 or 2
             self.stream.pix_fmt = "yuv420p"
         size = (self.stream.width, self.stream.height)

@@ -56,7 +56,7 @@ def build(state: PageState) -> None:
     def video_endpoint(
         video: str | None, labels: str, negatives: str, model: str, stride: float, threshold: float, nms: float
     ) -> dict[str, Any]:
-        """Find what the labels name in every n-th frame of a video; returns number, time and detections of each."""
+        """Detect the labels in every n-th frame of a video; returns the number, time and detections of each frame."""
         return _run(state, video, labels, negatives, model, int(stride), threshold, nms, None, None)
 
     query = [video, labels, negatives, model, stride, threshold, nms]

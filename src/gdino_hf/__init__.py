@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # Here, because a processor is loaded through the auto classes of its parts.
+    # Register now, because a processor is loaded through the auto classes of its parts.
     register_auto_classes()
     value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
     globals()[name] = value

@@ -90,7 +90,7 @@ def sample_points_per_level(
     num_points_list: Sequence[int],
     method: str = "default",
 ) -> Tensor:
-    """Sample with the signature of the function in RT-DETRv2 and D-FINE, whose levels differ in number of points.
+    """Sample with the signature of the function in RT-DETRv2 and D-FINE, where each level has its own number of points.
 
     Args:
         value: (B, S, M, Dh) values of all levels, one level after the other.
@@ -149,7 +149,7 @@ def use_fast_attention(model: nn.Module) -> nn.Module:
 
 
 def _swap(host: nn.Module) -> int:
-    """Replace the sampling of one module and return how many places it has, including those replaced earlier."""
+    """Replace a module's sampling calls; return their number, including those replaced earlier."""
     found = 0
     for name, child in list(host.named_children()):
         if type(child).__name__ == _MODULE:
@@ -171,7 +171,7 @@ def _swap(host: nn.Module) -> int:
 
 @functools.cache
 def _rebound(host_class: Any) -> Any:
-    """Derive a class whose forward calls this package's functions under the names that the original calls."""
+    """Derive a class whose forward resolves the sampling functions' names to this package's functions."""
     forward: Any = inspect.unwrap(host_class.forward)
     names = {**forward.__globals__, **_FUNCTIONS}
     # torch.compile caches by a function's code object and globals, so both must differ from the original's.
@@ -180,7 +180,7 @@ def _rebound(host_class: Any) -> Any:
     ours.__kwdefaults__ = forward.__kwdefaults__
 
     def reduce(self: nn.Module) -> tuple[Any, ...]:
-        """Pickle by the class of transformers, since the derived one cannot be found by name."""
+        """Pickle as transformers' original class, since pickle cannot find the derived class by name."""
         return _restore, (host_class,), self.__getstate__()
 
     body = {"forward": ours, "_gdino_fast_attention": True, "__doc__": host_class.__doc__, "__reduce__": reduce}

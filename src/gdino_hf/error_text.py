@@ -1,4 +1,4 @@
-"""An exception as words that fit into a sentence, for messages that say what went wrong and what to do about it."""
+"""Format an exception as part of a sentence, for messages that say what went wrong and what to do about it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def __getattr__(name: str) -> Any:
     """CONFIG_ERRORS: the exceptions raised when a configuration is made from values it does not accept."""
     if name != "CONFIG_ERRORS":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # Imported on demand: the Hub's client takes longer to import than `gdino --help` to answer.
+    # Imported on demand, because importing the Hub's client takes longer than all of `gdino --help`.
     from huggingface_hub.errors import StrictDataclassError
 
     return (TypeError, ValueError, StrictDataclassError)
@@ -35,7 +35,7 @@ def reason(error: BaseException, *, name_file: bool = False, most_lines: int = 1
         return "it is not a picture that can be read"
     cause = getattr(error, "reason", None)
     if isinstance(error, OSError) and isinstance(cause, BaseException):
-        # A URLError wraps the error of the connection.
+        # A URLError wraps the connection's error, which has the cause.
         return reason(cause, most_lines=most_lines)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if name_file and error.filename else error.strerror

@@ -1,4 +1,4 @@
-"""Registration of the model type `gdino` with transformers, put off until one of transformers' auto classes is used.
+"""Registration of the model type `gdino` with transformers, deferred until one of transformers' auto classes is used.
 
 Importing torch and the auto classes takes seconds, so `import gdino_hf` does neither. Instead it watches for the
 modules in `ENTRANCES`: when one of them has been loaded, whoever imported it, its entry methods are wrapped. The first
@@ -34,7 +34,7 @@ ENTRANCES: dict[str, dict[str, tuple[str, ...]]] = {
     f"{_AUTO}.tokenization_auto": {"AutoTokenizer": ("from_pretrained",)},
     # pipeline() asks the registry for the class of its task.
     "transformers.pipelines": {"PIPELINE_REGISTRY": ("check_task",)},
-    # A model class imported from its own module must find the optimizer too.
+    # optimize_for_inference must also work on a model class that was imported from its own module.
     "gdino_hf.model.pretrained_gdino": {"GDinoPreTrainedModel": ("optimize_for_inference",)},
 }
 """For each watched module the objects whose methods register the model type when they are first called."""
@@ -51,7 +51,7 @@ def register_auto_classes() -> None:
     # Threads that import transformers' lazy names at the same time get ImportErrors.
     with _registering:
         _register()
-        # Last, so that no other thread gets past an original before the type is registered.
+        # Restore last: a thread that calls an original method must find the type registered.
         while _restore:
             _restore.pop()()
 
@@ -81,25 +81,25 @@ def _register() -> None:
     AutoTokenizer.register(GDinoConfig, tokenizer_class=BertTokenizerFast, exist_ok=True)
     install_optimizer()
     if "transformers.pipelines" in sys.modules:
-        # Else it is not worth its seconds: once loaded, its first call comes back here.
+        # Loading it takes seconds, so do not load it here; its first use calls this function again.
         from .model.pipeline_gdino import register_pipeline
 
         register_pipeline()
 
 
 def register_when_used() -> None:
-    """Wrap the entry methods of the watched modules, now where they are loaded and else as soon as they are."""
+    """Wrap the entry methods of the watched modules, now if they are loaded, otherwise when they are."""
     if any(isinstance(finder, _Watcher) for finder in sys.meta_path):
         return
     sys.meta_path.insert(0, _Watcher())
     for name in ENTRANCES:
         if name in sys.modules:
-            # Waits for another thread that is loading it.
+            # import_module waits if another thread is still loading the module.
             _wrap_entrances(importlib.import_module(name))
 
 
 class _Watcher:
-    """Finds the watched modules as the other finders do, with a loader that wraps their entry methods."""
+    """Finder on sys.meta_path: finds watched modules through the other finders and wraps their loaders."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -117,13 +117,13 @@ class _Watcher:
 
 
 class _WrappingLoader:
-    """Loads a module with its own loader, leaves that in place, and wraps the module's entry methods."""
+    """Delegates to a module's own loader, reinstates that loader, and then wraps the module's entry methods."""
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
 
     def __getattr__(self, name: str) -> Any:
-        # Tools ask a loader for source and resources.
+        # Forward everything else: tools ask a loader for source code and resources.
         return getattr(self._loader, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
@@ -146,7 +146,7 @@ def _wrap_entrances(module: ModuleType) -> None:
 
 
 def _wrap(owner: Any, name: str) -> None:
-    """Let the first call of a method of a class or an object register the model type."""
+    """Replace a method by one that registers the model type when it is first called."""
     inherited = name not in vars(owner)
     previous = vars(owner).get(name)
     original = getattr(owner, name)
@@ -157,7 +157,7 @@ def _wrap(owner: Any, name: str) -> None:
         register_auto_classes()
         if is_class_method:
             return original.__func__(*args, **kwargs)
-        # An instance method may just have been replaced: the optimizer's was.
+        # Registration may have replaced the method, as it does with optimize_for_inference.
         current = getattr(owner, name)
         return (original if current is first_call else current)(*args, **kwargs)
 
@@ -166,7 +166,7 @@ def _wrap(owner: Any, name: str) -> None:
 
     def restore() -> None:
         if vars(owner).get(name) is wrapper:
-            # Whatever another library wrapped around it in the meantime stays.
+            # If another library has wrapped the method in the meantime, leave it alone.
             delattr(owner, name) if inherited else setattr(owner, name, previous)
 
     _restore.append(restore)

@@ -144,7 +144,7 @@ def _area(box: Sequence[float], size: tuple[int, int]) -> Area:
 
 
 def _tint(picture: Image.Image, areas: Sequence[Area], colors: Sequence[Color]) -> None:
-    """Blend a tenth of its colour into every box; where boxes overlap, the last one's colour counts.
+    """Tint the inside of every box with a tenth of its colour; where boxes overlap, the last one wins.
 
     The sides of all boxes divide the image into a grid of cells with one colour each. Boxes are painted on that small
     grid and the image is blended once, so that hundreds of large boxes take hardly longer than one.

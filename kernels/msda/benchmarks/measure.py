@@ -22,7 +22,7 @@ def milliseconds(function: Callable[[], object], device: str) -> float:
 
 
 def alternate(functions: dict[str, Callable[[], object]], device: str, repeats: int, warm_up: int = 3) -> dict:
-    """Time functions in alternation, so that all meet the same clock rates and temperatures.
+    """Time functions alternately, so that all run at the same clock rates and temperatures.
 
     Args:
         functions: Functions without arguments, by name.
@@ -40,7 +40,7 @@ def alternate(functions: dict[str, Callable[[], object]], device: str, repeats: 
             for _ in range(warm_up):
                 function()
             times[name] = []
-        except Exception as error:  # a peer that cannot run is reported like a time
+        except Exception as error:  # a function that cannot run gets its error reported in place of a time
             errors[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
     for _ in range(repeats):
         for name in times:

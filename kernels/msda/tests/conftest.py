@@ -1,4 +1,4 @@
-"""Shared parts of the kernel tests: the equation in float64, random cases, and builds that are made once."""
+"""Fixtures of the kernel tests: a float64 reference, random inputs, and builds that are made once per session."""
 
 import importlib.util
 import os
@@ -55,7 +55,7 @@ def make_case(seed, width=None, dtype=torch.float32, queries=None):
     while True:
         locations = (torch.rand(*size, 2, generator=generator) - 0.5) * spread + 0.5
         pixels = locations.double() * cells - 0.5
-        # The gradient jumps at a cell's centre, and rounding decides on which side it is taken.
+        # The gradient is discontinuous at cell centres, where rounding decides the side, so keep away from them.
         if not ((pixels.abs() < 1e3) & ((pixels - pixels.round()).abs() < 1e-5)).any():
             break
     weights = torch.rand(size, generator=generator)

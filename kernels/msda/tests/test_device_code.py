@@ -1,4 +1,4 @@
-"""Claims about the CUDA kernels: arithmetic and indexing, run on a CPU, and compilation for every architecture."""
+"""Tests of the CUDA kernels: arithmetic and indexing, run on a CPU, and compilation for every architecture."""
 
 import ctypes
 import shutil

@@ -1,4 +1,4 @@
-"""Claims about the built kernel as users meet it: loaded by the kernels package, called as operator and as layer."""
+"""Tests of the built kernel as users load it: through the kernels package, as operator and as layer."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Claims about the GPU benchmark: it refuses to run without a GPU, and its parts work on a CPU with small shapes."""
+"""Tests of the GPU benchmark: it refuses to run without a GPU, and its parts work on a CPU with small shapes."""
 
 import os
 import subprocess

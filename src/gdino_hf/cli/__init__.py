@@ -1,6 +1,6 @@
-"""The `gdino` command: one file per verb, each with HELP, add_arguments and run.
+"""The `gdino` command: one file per subcommand, each with HELP, add_arguments and run.
 
-Neither this file nor the top of a verb's file imports torch, so `--help` and usage errors are shown at once.
+Neither this file nor the top level of a subcommand's file imports torch, so `--help` and usage errors appear at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ VERBS = ("detect", "train", "eval", "convert", "bench", "demo")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of the whole command, with a sub-parser for every verb."""
+    """Build the parser of the whole command, with a sub-parser for every subcommand."""
     from gdino_hf import __version__
 
     parser = argparse.ArgumentParser(
@@ -29,7 +29,8 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name in VERBS:
         verb = import_module(f".{name}", __name__)
-        # A verb whose options are declared in modules that import torch parses them itself, --help included.
+        # Subcommands whose options are declared in modules that import torch parse their own arguments, including
+        # --help.
         own = getattr(verb, "READS_ITS_OPTIONS", False)
         child = verbs.add_parser(name, help=verb.HELP, description=verb.__doc__, add_help=not own)
         verb.add_arguments(child)
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0; 1 if an input or the output failed; 2 if the command line cannot be used, in which case
         nothing was done; 130 if the user stopped the command.
     """
-    # The caller may have closed a stream; Python then has None in its place.
+    # If the caller closed a stream, Python sets it to None.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  as long-lived as the process
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     args, rest = build_parser().parse_known_args(argv)
@@ -70,12 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # `gdino ... | head` has read enough.
+        # The reading end of the pipe was closed, as by `gdino ... | head`.
         _discard_stdout()
         return INTERRUPTED
     except OSError as error:
         try:
-            # Find out whether writing to stdout failed, for instance on a full disk, or the work itself.
+            # Writing to stdout may have failed, for instance on a full disk, rather than the work itself: try again.
             print(flush=True)
         except OSError:
             _discard_stdout()

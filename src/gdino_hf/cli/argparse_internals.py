@@ -1,4 +1,4 @@
-"""The one private attribute of argparse that this package reads.
+"""Access to a private attribute of argparse, the only one that this package reads.
 
 argparse has no public list of a parser's options. `_option_string_actions` has this name and meaning in Python 3.10 to
 3.13 (tried with 3.11). Without it, `gdino train --config` and `--resume` would raise AttributeError; its flags and all

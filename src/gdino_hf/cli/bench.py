@@ -25,7 +25,7 @@ _SHAPE, _SHAPE_SIZE = "random", (800, 1066)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's options."""
+    """Declare the subcommand's options."""
     parser.add_argument(
         "--model",
         default="nano",
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _folder(model: str) -> Iterator[str]:
-    """Yield the model to load; random weights are saved in a temporary folder for that time."""
+    """Yield the id or folder of the model to load; random weights live in a temporary folder."""
     if model != _SHAPE:
         yield model
         return
@@ -299,7 +299,7 @@ def _check_peer(where: str) -> None:
     try:
         kind = GDinoConfig.model_type if where == "nano" else AutoConfig.from_pretrained(where).model_type
     except (OSError, ValueError):
-        return  # loading the model will say what is wrong
+        return  # loading the model will report what is wrong
     if kind not in ("grounding-dino", "mm-grounding-dino"):
         raise UsageError(
             f"--against transformers needs a checkpoint that transformers reads, not one of type {kind}; give one of "
@@ -314,7 +314,7 @@ def _peer(where: str) -> Any:
 
 
 def _apart(ours: Any, theirs: Any, size: list[int]) -> dict[str, float]:
-    """Measure differences over queries that both models ranked alike; rounding swaps the ranks of near ties."""
+    """Measure differences over queries that both models rank equally; rounding swaps queries of nearly equal score."""
     import torch
 
     same = (ours.init_reference_points.float() - theirs.init_reference_points.float()).abs().amax(-1) < 1e-3

@@ -16,7 +16,7 @@ HELP = "convert checkpoints of other projects, and back"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's options."""
+    """Declare the subcommand's options."""
     command.add_arguments(parser)
 
 

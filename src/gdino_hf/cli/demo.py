@@ -12,13 +12,13 @@ from .detector import Detector, add_dtype
 from .errors import UsageError
 
 HELP = "serve the web page"
-# The page is the folder of the Space: a wheel contains a copy, a checkout has it beside src.
+# The page's code is in the Space's folder: copied into the wheel, or beside src in a checkout.
 _PACKAGE = Path(__file__).resolve().parents[1]
 _FOLDERS = (_PACKAGE / "_demo", _PACKAGE.parents[1] / "demo")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's options."""
+    """Declare the subcommand's options."""
     parser.add_argument(
         "--model",
         nargs="+",
@@ -44,14 +44,14 @@ def run(args: argparse.Namespace) -> int:
 
     loaded: dict[str, tuple[Any, Any]] = {}
     for model in args.model or ["nano"]:
-        # The detector checks the label it is given; the page asks for its own.
+        # The detector needs some label; the page sets the visitors' labels later.
         detector = Detector(model, ["thing"], device=args.device, dtype=args.dtype)
         loaded[_shown(model, loaded)] = (detector.model, detector.processor)
     page = page_class(loaded)
     try:
         page.launch(port=args.port, share=args.share)
     except OSError as error:
-        # gradio's message names its own options instead of ours.
+        # gradio's own message would name gradio's options instead of ours.
         raise UsageError(f"--port {args.port or 7860} is taken or not allowed here; choose another") from error
     finally:
         page.close()

@@ -21,7 +21,7 @@ _SAVED_AS_THEY_ARE = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's options."""
+    """Declare the subcommand's options."""
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder (with its sub-folders), glob or URL")
     parser.add_argument(
         "--labels",

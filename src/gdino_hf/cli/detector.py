@@ -1,4 +1,4 @@
-"""A model and its processor behind one call, for all verbs."""
+"""A model and its processor behind one call, for all subcommands."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Detector:
             raise UsageError(
                 f"--model {model} cannot be loaded ({reason(error)}); give a Hub id, a folder with its files, or nano"
             ) from error
-        # On a CPU float16 is no faster; whoever asks for it wants exactly its numbers.
+        # float16 is no faster on a CPU, so it is requested for its exact results: do not optimize.
         self.optimized = optimize and self.device.type == "cpu" and dtype != "float16"
         if self.optimized:
             self.model.optimize_for_inference(int8=True if dtype == "int8" else None)
@@ -152,7 +152,8 @@ class Detector:
     def _prepare(self, image: Any) -> Any:
         """Make the model's inputs for a picture, or for the labels only."""
         try:
-            # Nested, because a flat list of labels that end in periods would mean one prompt per image.
+            # A nested list, because the processor reads a flat list of strings that end in periods as one prompt per
+            # image.
             return self.processor(images=image, text=[self.labels], negative_labels=self.negative_labels or None)
         except (TypeError, ValueError) as error:
             if image is None:
@@ -175,7 +176,7 @@ def _check_int8(device: Any, optimize: bool) -> None:
 
 
 def _hub_answers() -> bool:
-    """Return whether the Hub can be reached; behind a proxy, assume it can and let the loaders find out."""
+    """Return whether the Hub can be reached; behind a proxy, assume so and leave errors to the loaders."""
     import urllib.request
 
     from huggingface_hub import constants

@@ -1,4 +1,4 @@
-"""Errors that end a verb, and the exit status of a verb that the user stopped."""
+"""Errors that end a subcommand, and the exit status of a subcommand that the user stopped."""
 
 INTERRUPTED = 130
 """Exit status of a command that the user stopped: 128 + SIGINT, as in shells."""

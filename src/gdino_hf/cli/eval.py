@@ -30,7 +30,7 @@ _TABLE_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's options."""
+    """Declare the subcommand's options."""
     parser.add_argument(
         "data", nargs="?", metavar="DATA", help="COCO or LVIS JSON, ODVG JSON Lines, or a folder with one of them"
     )
@@ -194,7 +194,7 @@ def _run_one(args: argparse.Namespace) -> int:
 
 
 def _stored_predictions(path: str, task: _Task) -> Any:
-    """Read predictions from a file, and number the ground truth's labels as in the file.
+    """Read predictions from a file, and restrict the ground truth to the labels that they were made for.
 
     Raises:
         ValueError: The file cannot be read, or its predictions do not belong to the data set.
@@ -274,7 +274,7 @@ def _load(args: argparse.Namespace, labels: list[str]) -> Any:
 
 
 def _demand_metric() -> None:
-    """Raise before hours of prediction, not after them, if the package that computes the metrics is missing."""
+    """Raise if the package that computes the metrics is missing, before prediction takes hours."""
     from importlib.util import find_spec
 
     if find_spec("faster_coco_eval") is None:

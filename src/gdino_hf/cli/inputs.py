@@ -61,7 +61,7 @@ def collect_images(arguments: Sequence[str], exclude: Path | None = None) -> lis
 
 
 def _identity(image: ImageInput) -> str:
-    """Return what two spellings of one file's path share; a symbolic link counts as a file of its own."""
+    """Return a key that is equal for all spellings of one file's path; symbolic links are not resolved."""
     if is_url(image.source) or image.error is not None:
         return image.source
     path = Path(image.source)

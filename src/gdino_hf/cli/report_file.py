@@ -1,4 +1,4 @@
-"""A JSON report that a long-running verb rewrites as it goes, so that a killed process loses little."""
+"""A JSON report that is rewritten at intervals during a long run, so that a killed process loses little."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LARGEST_SHARE_OF_TIME = 0.05
 
 
 class ReportFile:
-    """A JSON file that holds a complete report at any time; the report of an earlier run stays until the first write.
+    """A JSON file that always holds a complete report; an earlier run's report stays until the first write.
 
     Args:
         path: Path of the file; its folder is made if it is missing.

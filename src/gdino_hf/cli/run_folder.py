@@ -11,10 +11,10 @@ from .errors import UsageError
 
 
 def new_run_folder(verb: str, name: str, root: str | Path = "runs") -> Path:
-    """Make the folder root/verb/name, or name-2, name-3 and so on if the earlier ones exist.
+    """Make the folder root/verb/name, or root/verb/name-2, name-3 and so on if earlier ones exist.
 
     Args:
-        verb: Name of the verb, for instance "train".
+        verb: Name of the subcommand, for instance "train".
         name: Name the user gave the run.
         root: Folder that holds all runs.
 

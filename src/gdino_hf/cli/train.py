@@ -31,7 +31,7 @@ _NOT_IN_YAML = ("help", "config", "resume", "output_dir")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare nothing: the options are dataclasses that import torch, which would slow every other verb's --help."""
+    """Declare nothing: the options are dataclasses that need torch, and importing it would slow down `gdino --help`."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -128,7 +128,7 @@ def _parse(rest: Sequence[str]) -> _Options:
     from gdino_hf.training.arguments import DataArguments, GDinoTrainingArguments, ModelArguments
 
     class Parser(HfArgumentParser):
-        """A parser whose errors are printed like those of the other verbs."""
+        """A parser whose errors are printed like those of the other subcommands."""
 
         def error(self, message: str) -> NoReturn:
             raise UsageError(message)

@@ -1,4 +1,4 @@
-"""Names and shapes of the tensors that a configuration's model stores on disk."""
+"""Names and shapes of the tensors that a model of a given configuration stores on disk."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def load_tokenizer(wanted: str) -> Any:
             return BertTokenizerFast.from_pretrained(path, local_files_only=True)
         local = path.is_dir() or not reachable(wanted)
         return AutoTokenizer.from_pretrained(str(path) if path.is_dir() else wanted, local_files_only=local)
-    # The loaders have no common base class for what a damaged or unreachable tokenizer makes them raise.
+    # The loaders' exceptions for damaged or unreachable tokenizers have no common base class.
     except Exception as error:
         raise ConversionError(
             f"The tokenizer {wanted} cannot be loaded; give --tokenizer a folder or vocab.txt with BERT's uncased "

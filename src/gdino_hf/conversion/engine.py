@@ -145,7 +145,7 @@ def _from_ours(checkpoint: Checkpoint, layout: Layout, source: str, target: Path
     config = _read_config(checkpoint, source)
     if options.preset is not None:
         check_preset(config, options.preset, TRANSFORMERS, source)
-    # Models that transformers saved may hold tensors that ours lack; for our own models this plan changes nothing.
+    # Models saved by transformers may hold tensors that our layout lacks; for our own models this plan changes nothing.
     facts = facts_of_config(config)
     expected = stored_shapes(config)
     tidy = plan_to_ours(
@@ -238,7 +238,7 @@ def _model_type(checkpoint: Checkpoint) -> str:
 
 
 def _read_config(checkpoint: Checkpoint, source: str) -> GDinoConfig:
-    """Read the configuration in a folder of ours or transformers'."""
+    """Read the configuration of a model folder in our or transformers' layout."""
     if checkpoint.config is None:
         raise ConversionError(f"{source} has no config.json beside its weights; give the complete folder of the model.")
     model_type = _model_type(checkpoint)

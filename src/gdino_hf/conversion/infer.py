@@ -214,7 +214,7 @@ class _Finder:
         return {int(found[1]) for key in self.shapes if (found := pattern.fullmatch(key))}
 
     def count(self, expression: str) -> int | None:
-        """Return one more than the largest of these numbers, or None if no key matches."""
+        """Return the largest index plus one, or None if no key matches."""
         return max(self.numbers(expression), default=-1) + 1 or None
 
     def size(self, expression: str, axis: int) -> int | None:

@@ -1,4 +1,4 @@
-"""Parse and apply the key tables, which say what each tensor is called here. keys/original.txt has the notation."""
+"""Parse and apply key tables, which map tensor names between layouts; keys/original.txt explains the notation."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class Row:
         return RULES[self.name]
 
     def their_keys(self, bindings: Bindings) -> list[str]:
-        """Return their keys for given placeholder values; empty if they have no such tensor."""
+        """Return the other layout's keys for given placeholder values; empty if it has no such tensor."""
         return list(self.theirs.keys(bindings)) if self.theirs is not None else []
 
     def our_keys(self, bindings: Bindings) -> list[str]:
@@ -125,7 +125,7 @@ class Row:
         return list(self.ours.keys(bindings)) if self.ours is not None else []
 
     def carry(self, theirs: Tensor) -> list[Tensor]:
-        """Compute our tensors from one of theirs; empty if theirs is derived from ours or has no counterpart."""
+        """Compute our tensors from the other layout's; empty if that one is derived from ours or has no counterpart."""
         if self.aside or self.rule.to_ours is None:
             return []
         return self.rule.to_ours(theirs)
@@ -137,7 +137,7 @@ class Row:
 
     @property
     def derived(self) -> bool:
-        """Whether their tensor can be computed from ours."""
+        """Whether the other layout's tensor can be computed from ours."""
         return not self.aside and self.rule.derived
 
 
@@ -156,7 +156,7 @@ class KeyMap:
         self.rows = list(_parse(layout.table, facts))
 
     def row_of(self, key: str) -> tuple[Row, Bindings] | None:
-        """Return the line for one of their keys and the values of its placeholders, or None."""
+        """Return the line that matches a key of the other layout, with the values of its placeholders, or None."""
         for row in self.rows:
             if row.theirs is not None and (bindings := row.theirs.match(key)) is not None:
                 return row, bindings
@@ -169,7 +169,7 @@ class KeyMap:
         return [*carriers[:1], *(match for match in matches if match[0].derived)]
 
     def fill_of(self, key: str) -> Row | None:
-        """Return the line that says how to fill one of our tensors if the source lacks it, or None."""
+        """Return the line that gives the fill value of one of our tensors for sources without it, or None."""
         return next((row for row in self.fills if row.ours and row.ours.match(key) is not None), None)
 
     @cached_property
@@ -208,7 +208,7 @@ def _parse(text: str, facts: Facts) -> Iterator[Row]:
 
 
 def _row(line: str, number: int, facts: Facts) -> Row:
-    """Parse one line: theirs | ours | rule: reason."""
+    """Parse one line of the form `theirs | ours | rule: reason`."""
     columns = [column.strip() for column in line.split("|")]
     if len(columns) not in (2, 3):
         raise ValueError(f"Line {number} has {len(columns)} columns, not theirs | ours | rule: {line!r}.")

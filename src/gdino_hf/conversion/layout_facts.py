@@ -1,4 +1,4 @@
-"""Facts about a model that the lines of a key table depend on, read from a checkpoint or from a configuration."""
+"""Facts about a model, such as its number of decoder layers, that decide which lines of a key table apply."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def facts_of_source(layout: Layout, shapes: Shapes, read: Callable[[str], Tensor]) -> dict[str, int]:
-    """Return the facts that a checkpoint's tensors show.
+    """Infer the facts from the tensors of a checkpoint.
 
     Args:
         layout: The checkpoint's layout.
@@ -33,8 +33,8 @@ def facts_of_source(layout: Layout, shapes: Shapes, read: Callable[[str], Tensor
     return {
         "decoder_layers": max(layers, default=-1) + 1,
         "backbone_levels": len(_numbers(layout.backbone_level, shapes)),
-        # Class heads with a bias come from configurations that share no head, even if two heads hold equal numbers.
-        # Without a bias, heads with equal numbers are stored as one, which changes no output.
+        # Checkpoints whose class heads have a bias share no heads between layers, even if two heads hold equal values.
+        # Without a bias, heads with equal values are stored once; outputs stay the same.
         "decoder_bbox_embed_share": int(not biased and _equal_heads(layout, shapes, read, max(layers, default=-1) + 1)),
         "decoder_cls_embed_share": int(not biased),
         "two_stage_bbox_embed_share": 0,
@@ -42,7 +42,7 @@ def facts_of_source(layout: Layout, shapes: Shapes, read: Callable[[str], Tensor
 
 
 def facts_of_config(config: Any) -> dict[str, int]:
-    """Return the facts of `facts_of_source` for a configuration."""
+    """Read the facts that `facts_of_source` lists from a configuration."""
     backbone = config.backbone_config
     maps = len(getattr(backbone, "out_indices", None) or getattr(backbone, "out_features", None) or ())
     return {
@@ -60,7 +60,7 @@ def _numbers(expression: str, keys: Iterable[str]) -> set[int]:
 
 
 def _equal_heads(layout: Layout, shapes: Shapes, read: Callable[[str], Tensor], num_layers: int) -> bool:
-    """Return whether the box heads of all decoder layers hold equal numbers."""
+    """Return whether the box heads of all decoder layers hold equal values."""
     heads: dict[str, dict[int, str]] = {}
     for key in shapes:
         if (found := re.fullmatch(layout.box_head, key)) and int(found[1]) < num_layers:

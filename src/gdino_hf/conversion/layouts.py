@@ -21,7 +21,7 @@ _TABLES = Path(__file__).with_name("keys")
 
 @dataclass(frozen=True)
 class Layout:
-    """One project's way of naming the tensors of a Grounding DINO.
+    """One project's naming of the tensors of a Grounding DINO.
 
     Attributes:
         name: Short name, which is also the name of the key table.

@@ -1,4 +1,4 @@
-"""Translate a configuration of ours into one that transformers' own classes read."""
+"""Translate our configuration into one that transformers' own classes read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NOT_THEIRS = ("model_type", "architectures", "auto_map", "auxiliary_loss", "tra
 
 
 def peer_config(config: GDinoConfig) -> dict[str, Any]:
-    """Return the config.json of the grounding-dino or mm-grounding-dino model that computes the same.
+    """Return the config.json of the equivalent grounding-dino or mm-grounding-dino model.
 
     Args:
         config: Our configuration.

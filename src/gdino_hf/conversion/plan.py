@@ -71,7 +71,7 @@ class Plan:
 
 
 def shapes_in_ours(key_map: KeyMap, shapes: Shapes) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a source's tensors by our keys; tensors that no rule can carry over are left out."""
+    """Return the shapes of a source's tensors under our keys, without tensors that no rule can convert."""
     found: dict[str, tuple[int, ...]] = {}
     for key, shape in shapes.items():
         match = key_map.row_of(key)
@@ -186,19 +186,19 @@ def plan_from_ours(
 
 
 def _tied(name: str, rows: list[tuple[Row, Bindings]]) -> bool:
-    """Whether a tensor of ours, a tied head, exists in the other layout only as copies under other names."""
+    """Whether our tensor is a tied head, which the other layout stores only as copies under other names."""
     return all(row.derived and row.name.endswith("copy") for row, _ in rows)
 
 
 def _goes_back(row: Row, key: str, recorded: Mapping[str, torch.dtype | None] | None) -> bool:
-    """Whether to write one of their tensors: always what carries values, and extras only if the source had them."""
+    """Whether to write a tensor of the other layout: always if it carries values, else only if the source had it."""
     if recorded is None:
         return not (row.derived and row.optional)
     return key in recorded or not (row.derived or row.optional)
 
 
 def _sketch(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return a tensor on the meta device, to which a rule is applied for the shape of its result."""
+    """Return a tensor without data (meta device), to infer the shape that a rule produces."""
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
@@ -211,7 +211,7 @@ def _maker(row: Row, ours: tuple[str, ...], dtype: torch.dtype) -> Callable[[Rea
 
 
 def _fill(key_map: KeyMap, name: str, shape: tuple[int, ...], dtype: torch.dtype, plan: Plan, where: object) -> Step:
-    """Plan to fill a tensor that the source lacks, or refuse the source if no line says with what."""
+    """Plan a fill value for a tensor that the source lacks; refuse the source if no line of the table gives one."""
     row = key_map.fill_of(name)
     if row is None:
         carriers = [key for row, found in key_map.rows_of_ours(name)[:1] for key in row.their_keys(found)]
@@ -234,7 +234,7 @@ def _check_shape(row: Row, key: str, shape: tuple[int, ...], ours: list[tuple[in
 
 
 def _check_derived(row: Row, key: str, steps: list[Step], read: Reader, plan: Plan) -> None:
-    """Drop a derived tensor of theirs if it equals what its rule computes; otherwise keep it, with a warning."""
+    """Drop the other layout's derived tensor if it equals what its rule computes; otherwise keep it, with a warning."""
     stored = read(key)
     made = row.rule.to_theirs([step.make(read) for step in steps])
     if torch.equal(made.to(stored.dtype), stored):

@@ -55,7 +55,7 @@ class Report:
 
     @property
     def warnings(self) -> list[str]:
-        """Sentences for the user."""
+        """Warnings to show the user, one sentence each."""
         return self.plan.warnings
 
     def as_dict(self) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class Report:
 
 
 def _section(title: str, keys: dict[str, str], every_key: bool) -> list[str]:
-    """Return the lines for one group of keys, by key: its reason."""
+    """Format one group of keys, given as {key: reason}, as lines."""
     if not keys:
         return [f"{title}: none"]
     if every_key:
@@ -130,7 +130,7 @@ def _section(title: str, keys: dict[str, str], every_key: bool) -> list[str]:
 
 @dataclass
 class Record:
-    """What a conversion back needs to know about the conversion that made the model.
+    """What the reverse conversion needs to know about the conversion that made the model.
 
     Attributes:
         wrapper: Key of the source's dictionary that held the tensors; None if it was a bare state dict.

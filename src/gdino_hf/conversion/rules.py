@@ -34,7 +34,7 @@ class Rule(NamedTuple):
 
     @property
     def derived(self) -> bool:
-        """Whether their tensor can be computed from ours, so that nothing is lost without it."""
+        """Whether the other layout's tensor can be computed from ours, so that it need not be stored."""
         return self.to_ours is None
 
 

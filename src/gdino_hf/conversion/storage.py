@@ -1,4 +1,4 @@
-"""Write checkpoints one tensor at a time, and a target completely or not at all."""
+"""Write checkpoints one tensor at a time; the target is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def check_target(target: Path, source: Path, is_file: bool, overwrite: bool) -> 
 
 
 def _weights_in(folder: Path) -> Iterator[Path]:
-    """Yield the files that make a folder a model."""
+    """Yield the files in a folder that belong to a saved model."""
     yield from folder.glob("*.safetensors")
     yield from folder.glob("pytorch_model*.bin")
     yield from folder.glob("config.json")
@@ -148,7 +148,7 @@ def _weights_in(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def staged(target: Path, is_file: bool = False) -> Iterator[Path]:
-    """Give a temporary folder beside the target and move its contents to the target if the block succeeds.
+    """Provide a temporary folder beside the target, whose contents move to the target if the `with` block succeeds.
 
     Args:
         target: The folder to create or fill, or the file to write.

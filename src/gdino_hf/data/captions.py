@@ -54,7 +54,7 @@ def swap_sides(text: str) -> tuple[str, Callable[[int, int], Span]]:
 
 
 def _moved(place: int, changes: Sequence[tuple[int, int, int, int]], to_end: bool) -> int:
-    """Map a character position; one inside a swapped word moves to that word's start or end."""
+    """Map a character position to the changed text; one inside a swapped word moves to the word's start or end."""
     shift = 0
     for start, end, new_start, new_end in changes:
         if place <= start:

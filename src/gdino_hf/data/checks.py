@@ -1,4 +1,4 @@
-"""A report on everything in a data set that would stop or harm training, made before training starts."""
+"""A report on all faults of a data set that would stop or harm training, made before training starts."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class DatasetReport:
 def check_dataset(
     path: str | Path, images: str | Path | None = None, *, decode: bool = False, max_examples: int = 3
 ) -> DatasetReport:
-    """Check annotations and images for everything that would stop or harm training.
+    """Check annotations and images for faults that would stop or harm training.
 
     Args:
         path: The annotation file or its folder, as for `open_dataset`.

@@ -1,4 +1,4 @@
-"""Mosaic augmentation: four images in one show objects in more company, at more scales and in more places."""
+"""Mosaic augmentation: four images joined into one, for more varied contexts, scales and positions of objects."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ LARGEST_SIDE = 2**31 - 1
 
 
 def features(captions: bool) -> Features:
-    """Return the columns of a data set.
+    """Return the column types of a data set.
 
     Args:
         captions: Whether rows have `caption` and `spans`.

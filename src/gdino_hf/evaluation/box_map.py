@@ -17,8 +17,8 @@ RECALL_POINTS = np.linspace(0.0, 1.0, 101)
 SIZES = ("all", "small", "medium", "large")
 SIZE_BORDERS = {"small": [0, 32**2], "medium": [32**2, 96**2], "large": [96**2, 1e5**2]}
 
-# A side computed as x2 - x1 is off in its last bits, but 32 pixels must stay exactly 32, the border between small and
-# medium. Rounding to this many decimals repairs it; no annotation is more precise.
+# x2 - x1 has rounding errors in its last bits, but a side of 32 pixels must stay exactly 32, the border between small
+# and medium. Rounding to this many decimals restores it; no annotation is more precise.
 _SIDE_DECIMALS = 9
 
 UNDEFINED = -1.0

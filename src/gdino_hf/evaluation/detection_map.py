@@ -169,7 +169,7 @@ def _demand(item: Mapping[str, Any], names: Sequence[str], kind: str) -> None:
 
 def _boxes(values: Any) -> list[list[float]]:
     array = _array(values, "boxes")
-    # An empty array may have any shape, but reshaping a filled one to four columns could pair the wrong corners.
+    # Only empty arrays are reshaped: reshaping boxes of another shape could mix up their corners.
     if array.size and (array.ndim != 2 or array.shape[1] != 4):
         raise ValueError(f"boxes has the shape {array.shape}, not (N, 4); give xyxy, one row for each box.")
     return array.astype(np.float64).reshape(-1, 4).tolist()

@@ -1,4 +1,4 @@
-"""Ground truth of a data set, with the true boxes of each image in the form the metrics take."""
+"""Ground truth of a data set: the true boxes of each image in the format of the metrics."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class GroundTruth:
 
     @property
     def has_captions(self) -> bool:
-        """Whether the references hold phrases of captions instead of labels."""
+        """Whether the boxes are annotated with phrases of captions instead of labels."""
         return any("phrases" in reference for reference in self.references.values())
 
     def paired_with(

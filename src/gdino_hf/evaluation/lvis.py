@@ -90,7 +90,7 @@ def _frequency_groups(truths: Sequence[Mapping[str, Any]]) -> dict[int, str]:
 def _best_of_each_label(
     predictions: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]], max_per_label: int
 ) -> list[dict[str, Any]]:
-    """Return the highest-scoring detections of each label, without those in images where it is not evaluated.
+    """Keep the highest-scoring detections of each label, then drop those in images where the label is not annotated.
 
     The limit counts all detections, but most are of labels not annotated in their image and affect no metric; as
     annotations those would take gigabytes.

@@ -100,7 +100,7 @@ def row_phrases(row: Mapping[str, Any]) -> list[tuple[str, tuple[Span, ...]]]:
 
 
 def phrase_reference(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the true boxes of a row's phrases as `phrase_recall` takes them, in the order of `row_phrases`.
+    """Return the true boxes of a row's phrases in the format of `phrase_recall` and the order of `row_phrases`.
 
     Args:
         row: Row with "caption", "boxes" ((N, 4) xyxy in pixels) and "spans" (N).
@@ -115,7 +115,7 @@ def phrase_reference(row: Mapping[str, Any]) -> dict[str, Any]:
 def _prepare_captions(
     processor: Any, max_text_len: int, batch: list[Picture], results: Predictions, store: PredictionFile | None
 ) -> dict[int, Prompt]:
-    """Build prompts by each picture's id(), and remove pictures without a usable caption from the batch."""
+    """Build the prompts, keyed by the pictures' id(), and remove pictures without a usable caption from the batch."""
     prompts = {}
     for item in list(batch):
         try:

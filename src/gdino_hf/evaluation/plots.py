@@ -173,7 +173,7 @@ def _tile(image: Image.Image, boxes: Any, labels: Any, scores: Any, names: Seque
 
 
 def _above(prediction: Mapping[str, Any], threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return boxes, labels and scores of the detections to draw."""
+    """Return boxes, labels and scores of the detections that reach a threshold."""
     scores = np.asarray(prediction["scores"], dtype=np.float64)
     keep = scores >= threshold
     return np.asarray(prediction["boxes"]).reshape(-1, 4)[keep], np.asarray(prediction["labels"])[keep], scores[keep]
@@ -187,7 +187,7 @@ def _series(log_history: Sequence[Mapping[str, Any]], name: str) -> tuple[np.nda
 
 
 def _marks(steps: np.ndarray) -> dict[str, Any]:
-    """Mark the points of a short line, which could otherwise be invisible."""
+    """Return a marker for lines of few points, which could otherwise be invisible."""
     return {"marker": "o", "markersize": 3} if len(steps) < 30 else {}
 
 

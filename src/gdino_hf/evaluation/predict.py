@@ -217,7 +217,7 @@ def _read(image: Any) -> Any:
 
 @dataclass(frozen=True)
 class _PromptPart:
-    """One prompt with the numbers of its labels and its text features."""
+    """One prompt with the indices of its labels and its text features."""
 
     prompt: Prompt
     labels: np.ndarray

@@ -153,7 +153,7 @@ def _whole_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
 
 
 def _to_json(value: Any) -> Any:
-    """Convert to plain lists and numbers; nine digits preserve every bit of a float32, the type models compute in."""
+    """Convert to plain lists and numbers; nine digits preserve a float32 exactly."""
     if isinstance(value, Mapping):
         return {name: _to_json(item) for name, item in value.items()}
     if isinstance(value, np.ndarray):

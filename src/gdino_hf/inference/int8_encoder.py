@@ -11,7 +11,7 @@ from .packed_linear import share_state
 
 
 class Int8DeformableLayer(DeformableLayer):
-    """A DeformableLayer with the parameters of another one, whose linear layers multiply 8-bit integers.
+    """A DeformableLayer that shares another one's parameters and multiplies 8-bit integers in its linear layers.
 
     Args:
         layer: The layer to replace, whose activation is ReLU; its parameters are shared.

@@ -303,7 +303,7 @@ class Int8Linear(PackedLinear):
     """A PackedLinear that multiplies 8-bit integers; outside float32 inference on a CPU it is an ordinary layer."""
 
     def weight_for(self, x: Tensor) -> Int8Weight | None:
-        """Return the quantized weight if this layer may run on x in 8 bits, else None."""
+        """Return the quantized weight if this layer can run on x in 8 bits, else None."""
         if x.dtype != torch.float32 or not runs_packed(x, self.weight):
             return None
         library = load()
@@ -324,7 +324,7 @@ class Int8Linear(PackedLinear):
 
 
 def weights_for(x: Tensor, *layers: nn.Module) -> list[Int8Weight] | None:
-    """Return the quantized weights of several layers, or None if any of them may not run on x in 8 bits."""
+    """Return the quantized weights of several layers, or None if any of them cannot run on x in 8 bits."""
     weights = []
     for layer in layers:
         weight = layer.weight_for(x) if isinstance(layer, Int8Linear) else None

@@ -57,7 +57,7 @@ def bfloat16_is_slower() -> bool:
         return False
     x, weight = (torch.ones(rows, 256, dtype=torch.float32, device="cpu") for rows in (512, 1024))
     half, packed, packed_half = x.bfloat16(), pack(weight), pack(weight.bfloat16())
-    # The minimum of many runs, since other work on the machine can only add time.
+    # Take the minimum of many runs, since other load on the machine can only add time.
     best = {True: float("inf"), False: float("inf")}
     for _ in range(16):
         for wide in (True, False):

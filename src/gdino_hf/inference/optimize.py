@@ -72,7 +72,7 @@ def optimize_for_inference(model: Any, int8: bool | None = None) -> Any:
 
 
 def install() -> None:
-    """Give the model classes their `optimize_for_inference`, which model/ itself does not know."""
+    """Install `optimize_for_inference` in the model classes, since model/ does not import this package."""
     setattr(GDinoPreTrainedModel, "optimize_for_inference", optimize_for_inference)  # noqa: B010 - mypy refuses to assign methods
 
 

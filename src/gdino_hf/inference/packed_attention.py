@@ -13,7 +13,7 @@ from .packed_linear import PackedLinear, runs_packed, share_state, side_by_side,
 
 
 class PackedMSDeformAttn(MSDeformAttn):
-    """An MSDeformAttn with the parameters of another one, which runs in the C kernels wherever it can.
+    """An MSDeformAttn that shares another one's parameters and runs in the C kernels where possible.
 
     Args:
         attention: The module to replace; its parameters are shared.
@@ -80,7 +80,7 @@ class PackedMSDeformAttn(MSDeformAttn):
         return library.forward_projected(heads, sides, projected, reference_points, self.num_points)
 
     def joint_projection(self) -> Any:
-        """Return the layers of offsets and attention weights joined into one, renewed when either has changed."""
+        """Return the layers of offsets and attention weights joined into one, rebuilt when either has changed."""
         parts = (self.sampling_offsets, self.attention_weights)
         key = state_of(*(x for part in parts for x in (part.weight, part.bias)))
         if self._joint is None or self._joint[0] != key:

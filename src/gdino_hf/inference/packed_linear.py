@@ -1,4 +1,4 @@
-"""Linear layers that run on prepacked weights, and what all replaced layers share.
+"""Linear layers that run on prepacked weights, and helpers for all layers that replace a module.
 
 Most of a CPU's time goes into linear layers, and a weight in oneDNN's own layout makes them faster. The layout depends
 on the machine, so a layer makes its packed copy when it first runs and keeps the published weight beside it, which is
@@ -18,7 +18,7 @@ _ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
 
 
 def share_state(replacement: nn.Module, module: nn.Module) -> None:
-    """Give a replacement every attribute of the module it replaces: parameters, sub-modules, hooks and settings.
+    """Copy every attribute of the replaced module to its replacement: parameters, sub-modules, hooks and settings.
 
     Parameters and sub-modules are the same objects. The dictionaries that hold them are copied, so assigning another
     sub-module to the replacement leaves the original as it was.
@@ -32,7 +32,7 @@ def share_state(replacement: nn.Module, module: nn.Module) -> None:
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer with the parameters of another one, which runs on packed weights wherever it can.
+    """A linear layer that shares another one's parameters and runs on packed weights where possible.
 
     Args:
         linear: The layer to replace; its parameters are shared.
@@ -82,7 +82,7 @@ def side_by_side(layers: Sequence[nn.Linear], kind: type[PackedLinear] = PackedL
 
 
 def state_of(*weights: Tensor) -> tuple:
-    """Return a key that changes when a weight is replaced or written to, so that derived copies can be renewed."""
+    """Return a key that changes when a weight is replaced or modified, so that derived copies can be rebuilt."""
     return tuple((x.data_ptr(), 0 if x.is_inference() else x._version) for x in weights)
 
 

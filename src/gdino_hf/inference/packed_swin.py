@@ -85,7 +85,8 @@ class _Layer:
         output = x.new_empty(batch, tokens + 1, channels)
         step = max(1, _TOKENS // area)
         for image in range(batch):
-            # Padding is zero after the normalization and never read back, so one extra row serves all padded places.
+            # Padding is zero after normalization and its output is unused, so one extra row stands for all padded
+            # positions.
             rows = torch.cat((x[image], x.new_zeros(1, channels)))
             for start in range(0, len(index), step):
                 places = index[start : start + step]

@@ -1,4 +1,4 @@
-"""The image backbone: any AutoBackbone as a feature pyramid of the model's width, with masks of its real cells."""
+"""The image backbone: any AutoBackbone, projected to a feature pyramid of the model's width, with padding masks."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -86,7 +86,7 @@ def unused_parameters(config: GDinoConfig) -> list[str]:
 
 
 class ConvEncoder(nn.Module):
-    """Holds the AutoBackbone under the name that checkpoints use."""
+    """Wrapper that gives the AutoBackbone the module name that checkpoints use."""
 
     def __init__(self, config: GDinoConfig) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ def project(backbone: Backbone, projections: nn.ModuleList, pixel_values: Tensor
     maps = backbone(pixel_values)[-len(projections) :]
     features = [projection(x) for projection, x in zip(projections, maps, strict=False)]
     for index in range(len(maps), len(projections)):
-        # The first extra level reads the backbone's last map, each further one reads the level before it.
+        # The first extra level reads the backbone's last map; each further level reads the one before it.
         features.append(projections[index](maps[-1] if index == len(maps) else features[-1]))
     return features
 
@@ -237,7 +237,7 @@ def check_pixels(pixel_values: Tensor, pixel_mask: Tensor | None, channels: int)
 
 
 def check_image_sizes(image_sizes: Sequence[tuple[int, int]], pixel_values: Tensor) -> bool:
-    """Check the sizes of images in a padded batch, and tell whether every image is as large as the batch.
+    """Check the image sizes of a padded batch; return whether no image has padding.
 
     Args:
         image_sizes: (height, width) of each image in pixels.

@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Smallest area to divide by, that of a box a millionth of the image wide and high. No real box is as small, and it
-# turns the 0 / 0 of two empty boxes into 0 with a gradient of 0.
+# Smallest area to divide by: that of a box whose sides are a millionth of the image's. Real boxes are larger, and for
+# two empty boxes it turns 0 / 0 into 0 with a gradient of 0.
 MIN_AREA = 1e-12
 
-# Boxes that nms compares with the kept boxes at once, which limits its memory.
+# Number of boxes that nms compares with the kept boxes at once; bounds its memory.
 NMS_BLOCK = 2048
 
 

@@ -29,7 +29,7 @@ def caption_tokens(caption: str, tokenizer: Any) -> list[tuple[int, int, int]]:
     return [
         (token, start, end)
         for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-        # "[CLS]" or "[SEP]" written out in a caption would begin or end a prompt.
+        # The literal text "[CLS]" or "[SEP]" in a caption would be tokenized as the beginning or end of a prompt.
         if token not in ends
     ]
 

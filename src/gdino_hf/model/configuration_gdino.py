@@ -10,7 +10,7 @@ from transformers.activations import ACT2FN
 
 from .csp_pan import CspPanConfig
 
-# Model types of transformers whose config.json loads here, with the fields that make it mean the same.
+# Model types of transformers whose config.json loads here, with the fields that reproduce their behaviour.
 _FOREIGN_MODEL_TYPES: dict[str, dict[str, Any]] = {
     "grounding-dino": {"class_head": "dot"},
     "mm-grounding-dino": {"class_head": "scaled_bias"},
@@ -86,7 +86,7 @@ def _preset_fields(name: str) -> dict[str, Any]:
     raise ValueError(f"There is no preset {name!r}; choose one of {known}.")
 
 
-# Names of fields, their smallest and their largest value. None as the smallest value means above 0.
+# Field names with their smallest and largest values. None as the smallest value means "above 0".
 _LIMITS: tuple[tuple[tuple[str, ...], float | None, float], ...] = (
     (("num_queries", "encoder_layers", "decoder_layers", "num_feature_levels", "d_model", "max_text_len"), 1, math.inf),
     (("encoder_ffn_dim", "decoder_ffn_dim", "encoder_attention_heads", "decoder_attention_heads"), 1, math.inf),

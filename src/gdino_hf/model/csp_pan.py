@@ -17,7 +17,7 @@ from transformers import initialization as init
 from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
 
-# The pyramid reads the last three stages; the first one, at stride 4, only feeds the second.
+# The pyramid reads the last three stages; the first stage (stride 4) only feeds the second.
 NUM_STAGES = 4
 
 

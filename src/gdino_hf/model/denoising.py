@@ -62,7 +62,7 @@ def make_denoising_queries(
     label_embedding: nn.Embedding | None = None,
     generator: torch.Generator | None = None,
 ) -> DenoisingQueries | None:
-    """Make noisy copies of the annotated boxes, in as many groups as num_denoising_queries allows.
+    """Make noisy copies of the annotated boxes, in groups whose number follows from num_denoising_queries.
 
     Args:
         targets: The annotated boxes of the batch.

@@ -167,7 +167,7 @@ class Encoder(nn.Module):
         text_mask: Tensor,
         phrase_mask: Tensor,
     ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-        """Enhance image and text features by each other.
+        """Let image and text features attend to each other, layer by layer.
 
         Args:
             vision: (B, S, D) image features, all levels one after the other.

@@ -24,7 +24,7 @@ from .text_backbone import build_text_backbone, check_tokens, first_position
 
 
 class FeatureExtraction(GDinoPreTrainedModel):
-    """The part of `GDinoModel` that sees images and prompts apart, so its results can be kept and combined.
+    """The part of `GDinoModel` that processes images and prompts separately, so its features can be reused.
 
     Args:
         config: The model's configuration.

@@ -64,7 +64,7 @@ class BiAttention(nn.Module):
             What each image token gathers from the text, (B, S, D), and each text token from the image, (B, T, D).
         """
         projections = (self.vision_proj, self.values_vision_proj, self.out_vision_proj)
-        # Adapters and quantized layers must be called, since their weights alone are not the function.
+        # Adapters and quantized layers must be called: they compute more than a product with `weight`.
         if all(type(projection) is nn.Linear for projection in projections):
             return self._folded(vision, text, vision_mask, text_mask)
         query, key = self._split(self.vision_proj(vision)), self._split(self.text_proj(text))

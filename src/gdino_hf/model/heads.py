@@ -58,7 +58,7 @@ class BoxHead(MLP):
             if narrow and type(last) is nn.Linear:
                 bias = cast(Tensor, last.bias)
                 return F.linear(x.float(), cast(Tensor, weight).float(), bias.float())
-            # Adapters and quantized layers must be called, since their weights alone are not the function.
+            # Adapters and quantized layers must be called: they compute more than a product with `weight`.
             return last(x.to(cast(Tensor, weight).dtype) if narrow else x.float()).float()
 
 

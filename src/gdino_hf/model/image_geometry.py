@@ -115,7 +115,7 @@ def grid_centers(height: int, width: int, device: torch.device) -> Tensor:
 
 
 def grid_reference_points(spatial_shapes: Sequence[tuple[int, int]], valid_ratios: Tensor) -> Tensor:
-    """Return the position of each image token on every level, where its deformable attention starts.
+    """Return each image token's reference point on every level, from which deformable attention samples.
 
     Args:
         spatial_shapes: (h, w) of each level.
@@ -135,7 +135,7 @@ def grid_reference_points(spatial_shapes: Sequence[tuple[int, int]], valid_ratio
 def make_proposals(
     spatial_shapes: Sequence[tuple[int, int]], vision_mask: Tensor, masks: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Put a square proposal around every image token, 0.05 * 2^level of the image wide and high.
+    """Make a square proposal around every image token, with sides of 0.05 * 2^level of the image's.
 
     Args:
         spatial_shapes: (h, w) of each level.

@@ -258,7 +258,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
             values = values / 257
         return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
-        # Straight to RGB, PIL would warn about palettes with several transparent colours.
+        # Via RGBA, because PIL's direct conversion warns about palettes with several transparent colours.
         image = image.convert("RGBA")
     return image.convert("RGB")
 

@@ -22,7 +22,7 @@ from .targets import Targets
 
 @dataclass(frozen=True)
 class LossWeights(MatchingCosts):
-    """Matching costs, weights of the loss's terms and their parameters, all taken from the configuration.
+    """Matching costs, and weights and parameters of the loss terms, all taken from the configuration.
 
     Attributes:
         class_loss_coefficient: Weight of the focal loss.
@@ -257,8 +257,8 @@ def _set_losses(
     tokens[layer, image, query_index] = targets.positive_maps[target_index]
     focal = sigmoid_focal_loss(logits, tokens, mask, weights.focal_alpha, weights.focal_gamma).sum(dim=(1, 2, 3))
 
-    # Without boxes these sums are 0, yet they give every box head a gradient of 0. With no gradient at all,
-    # DistributedDataParallel would wait for it forever.
+    # Without boxes these sums are 0, yet they give every box head a gradient of 0. Without any gradient,
+    # DistributedDataParallel would wait forever.
     predicted = at_least_float32(pred_boxes)[layer, image, query_index]
     boxes = targets.boxes[target_index]
     distance = (predicted - boxes).abs().sum(dim=(1, 2))

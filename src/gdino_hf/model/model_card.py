@@ -111,10 +111,10 @@ def write_model_card(
 
 
 def _is_placeholder(card: ModelCard) -> bool:
-    """Return whether a card is still transformers' template; one that somebody filled in may keep its sentence."""
+    """Return whether a card is transformers' unedited template; an edited one may still contain its sentence."""
     if _PLACEHOLDER not in card.text:
         return False
-    # Metadata given when the card was made is repeated in its text; metadata added later is not.
+    # transformers repeats metadata in the text when it creates a card, but not when it adds metadata later.
     return any(
         card.text.split() == ModelCard.from_template(data, model_description=_PLACEHOLDER).text.split()
         for data in (card.data, ModelCardData())

@@ -70,8 +70,8 @@ class GDinoModel(FeatureExtraction):
         for module in self.modules():
             if isinstance(module, MSDeformAttn):
                 module.custom_kernels = not config.disable_custom_kernels
-        # Parameters of the backbones that no output depends on. They stay frozen, or data-parallel training would wait
-        # for their gradients.
+        # Backbone parameters that no output depends on. They stay frozen, because data-parallel training would wait for
+        # their gradients.
         self.unused_parameters = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
         self.post_init()
 
@@ -129,7 +129,7 @@ class GDinoModel(FeatureExtraction):
         return output if return_dict is not False else output.to_tuple()
 
     def _encode(self, images: GDinoImageFeatures, prompts: GDinoTextFeatures) -> Memory:
-        """Enhance image and text features by each other (3.1)."""
+        """Let image and text features attend to each other in the encoder (3.1)."""
         config, masks = self.config, images.masks
         spatial_shapes = tuple((x.shape[-2], x.shape[-1]) for x in images.feature_maps)
         vision = torch.cat([x.flatten(2).transpose(1, 2) for x in images.feature_maps], dim=1)
@@ -233,7 +233,7 @@ class GDinoModel(FeatureExtraction):
     def _output(
         self, memory: Memory, selected: SelectedQueries | None, states: DecoderStates, detailed: bool
     ) -> GDinoModelOutput:
-        """Collect the states of encoder, query selection and decoder; if detailed, of every layer and token."""
+        """Collect the outputs of encoder, query selection and decoder; if detailed, those of every layer and token."""
         output = GDinoModelOutput(
             last_hidden_state=states.last_hidden_state,
             init_reference_points=states.input_references[0],

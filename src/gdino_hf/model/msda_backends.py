@@ -101,5 +101,5 @@ def backend_for(value: Tensor, sampling_locations: Tensor) -> str:
 
 @torch.compiler.assume_constant_result
 def prefers_fused(device_type: str) -> bool:
-    """Return whether the fused operator is faster, as on devices whose best backend computes the geometry itself."""
+    """Return whether the fused operator is faster: it is if the device's best backend computes the geometry itself."""
     return next((name for name in candidates(device_type) if implementation(name) is not None), "torch") == "triton"

@@ -229,7 +229,7 @@ def load() -> CpuLibrary | None:
 
 
 def find_library() -> Path | None:
-    """Return the path that GDINO_MSDA_LIBRARY names, else the library in the installed gdino_hf, else None."""
+    """Return the path in GDINO_MSDA_LIBRARY, or else of the library in the installed gdino_hf, or None."""
     named = os.environ.get(_LIBRARY_VARIABLE)
     if named:
         return Path(named)

@@ -45,13 +45,13 @@ def load() -> Any:
         if folder:
             module = get_local_kernel(Path(folder))
         else:
-            # Requesting this kernel is the consent that trust_remote_code asks for, and covers this repository only.
+            # Requesting this kernel counts as trust_remote_code consent, for this repository only.
             module = get_kernel(REPOSITORY, version=VERSION, trust_remote_code=[REPOSITORY])
         missing = [name for name in _FUNCTIONS if not callable(getattr(module, name, None))]
         if missing:
             raise AttributeError(f"the module lacks {', '.join(missing)}")
         return module
-    except Exception as error:  # any failure in third-party code must leave the model usable
+    except Exception as error:  # the model must stay usable whatever third-party code raises
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         remedy = ' (pip install "gdino-hf[kernels]")' if isinstance(error, ImportError) else ""
         logger.warning(

@@ -84,7 +84,7 @@ def _level_sizes(spatial_shapes: Sequence[int], like: Tensor) -> Tensor:
     sizes = list(zip(spatial_shapes[1::2], spatial_shapes[::2], strict=True))
     if like.device.type == "cpu":
         return torch.tensor(sizes, dtype=like.dtype)[:, None]
-    # Copying a list to a GPU makes the host wait and cannot be captured in a CUDA graph; filling does neither.
+    # Copying a list to a GPU synchronizes and cannot be captured in a CUDA graph; filling a tensor avoids both.
     return torch.stack([torch.stack([like.new_full((), side) for side in size]) for size in sizes])[:, None]
 
 
@@ -104,7 +104,7 @@ def ms_deform_attn_reference(
     """
     batch_size, _, heads, channels = value.shape
     _, num_queries, _, levels, points, _ = sampling_locations.shape
-    # The finer of both dtypes: sampling in a half-precision value's dtype would round the locations.
+    # Use the more precise of both dtypes: in a half-precision value's dtype, locations would be rounded.
     dtype = torch.promote_types(value.dtype, sampling_locations.dtype)
     maps = value.to(dtype).permute(0, 2, 3, 1).flatten(0, 1)
     grids = sampling_locations.to(dtype) * 2 - 1

@@ -41,7 +41,7 @@ class TritonKernels:
         from .msda_triton_kernels import backward_kernel, forward_kernel
 
         self._forward_kernel, self._backward_kernel = forward_kernel, backward_kernel
-        # Triton has no public way to ask (tried with 3.7). A wrong answer only makes `supports` return False.
+        # Triton has no public API for this (as of 3.7). A wrong answer only makes `supports` return False.
         self.interpreted = "Interpreted" in type(forward_kernel).__name__
 
     def supports(self, value: Tensor, sampling_locations: Tensor) -> bool:

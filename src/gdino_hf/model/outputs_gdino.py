@@ -1,4 +1,4 @@
-"""Features that can be computed ahead of the model's forward, and the outputs of forward."""
+"""Precomputed features that forward accepts, and the outputs of forward."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields

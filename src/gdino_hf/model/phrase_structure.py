@@ -43,7 +43,7 @@ def phrase_structure(input_ids: Tensor, attention_mask: Tensor, special_token_id
     alone = (input_ids == special_token_ids[0]) | (input_ids == special_token_ids[1]) | ~real
     ends = special | ~real
     after_end = torch.nn.functional.pad(ends[:, :-1], (1, 0), value=True)
-    # A block begins after every special token and at every token that is a block of its own.
+    # A block begins after every special token, and at [CLS], [SEP] and padding, which form blocks of one token.
     begins = after_end | alone
     block = begins.cumsum(dim=-1)
     place = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)

@@ -25,7 +25,7 @@ class GDinoPreTrainedModel(StoredModel):
     _supports_flex_attn = False
     _supports_flash_attn = False
     _no_split_modules = ["EncoderLayer", "DecoderLayer"]
-    # Tables that are computed from others, and copies of shared heads, which some programs store beside the weights.
+    # Derived tables, the text encoder's pooler and copies of shared heads, which some programs store with the weights.
     _keys_to_ignore_on_load_unexpected = [
         r"relative_position_index$",
         r"position_ids$",
@@ -85,7 +85,7 @@ class GDinoPreTrainedModel(StoredModel):
         return loaded
 
     def optimize_for_inference(self, int8: bool | None = None) -> Any:
-        """Rearrange the weights for this machine's CPU; `import gdino_hf` installs the real method.
+        """Rearrange the weights for this machine's CPU; a stub that `import gdino_hf` replaces by the implementation.
 
         Custom code on the Hub carries only the files of this folder, so without the package this method raises.
 

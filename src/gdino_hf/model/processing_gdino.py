@@ -14,7 +14,7 @@ from .caption_prompt import phrase_tokens
 from .image_processing_gdino import GDinoImageProcessor, as_list, box_scale, category_id, check_options
 from .text_prompt import Prompt, build_prompt, name_key, parse_labels, spans_from_ids, special_token_ids
 
-# Options of tokenizers that Hugging Face code passes along; prompts are built without them.
+# Tokenizer options that Hugging Face code passes along; accepted and ignored.
 _TOKENIZER_OPTIONS = frozenset(TextKwargs.__annotations__) - {"return_tensors"}
 
 
@@ -119,7 +119,7 @@ class GDinoProcessor(ProcessorMixin):
             features = self.image_processor(as_list(images), return_tensors=return_tensors, **options)
             data.update(pixel_values=features["pixel_values"], pixel_mask=features["pixel_mask"])
             num_images = features["pixel_values"].shape[0]
-            # Given here, the model need not read sizes off the mask, and a batch gives the results of single images.
+            # With these sizes, the model need not derive them from the mask, and a batch equals single images.
             data["image_sizes"] = features.image_sizes
             original_sizes = features.original_sizes
         prompts = None
@@ -313,7 +313,7 @@ class GDinoProcessor(ProcessorMixin):
     def _rows(
         self, outputs: Any, inputs: Any, text_labels: Any
     ) -> tuple[Sequence[Sequence[str]], list[int], list[tuple[int, _Phrases]]]:
-        """Return labels per image, how many of them may be results, and image and phrases of every row."""
+        """Return each image's labels and number of positive labels, and (image, phrases) of every row of logits."""
         prompts, num_rows = getattr(inputs, "prompts", None), outputs.logits.shape[0]
         if prompts is not None:
             if len(prompts) == 1 and len(prompts[0].chunks) == 1:
@@ -398,7 +398,7 @@ def _category_names(categories: Any) -> dict[int, str] | None:
 def _named(
     items: Sequence[Mapping[str, Any]], names: dict[int, str] | None, prompt: Prompt
 ) -> list[tuple[int, list[int]]]:
-    """Return for each annotation the index of its label and, for a caption, the tokens of its phrase."""
+    """Return the index of each annotation's label and, for a caption, the tokens of its phrase."""
     if prompt.offsets is not None:
         return [phrase_tokens(prompt, item.get("tokens_positive") or ()) for item in items]
     if any("tokens_positive" in item for item in items):

@@ -9,7 +9,7 @@ from .outputs_gdino import GDinoImageFeatures, GDinoTextFeatures
 def pair(
     images: GDinoImageFeatures, prompts: GDinoTextFeatures, image_indices: Tensor | None
 ) -> tuple[GDinoImageFeatures, GDinoTextFeatures]:
-    """Repeat images or prompts so that row i of both belongs together.
+    """Repeat images or prompts so that row i of the images belongs to row i of the prompts.
 
     Args:
         images: Features of B images.
@@ -73,7 +73,7 @@ def _check_indices(image_indices: Tensor, num_images: int, num_prompts: int) -> 
             f"image_indices is {tuple(image_indices.shape)} for {num_prompts} prompts; give one image per prompt."
         )
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        # The values are not known while a graph is being made.
+        # Values are unknown while the graph is being traced.
         return
     named = set(image_indices.tolist())
     if named != set(range(num_images)):

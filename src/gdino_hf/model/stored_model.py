@@ -1,4 +1,4 @@
-"""Saving and loading beyond what transformers does: copies of heads, names in files, auto classes, the model card."""
+"""What saving and loading add to transformers: copies of heads, names in files, auto classes, the model card."""
 
 import logging
 import re
@@ -23,7 +23,7 @@ class StoredModel(PreTrainedModelHooks):
     """Base class for loading, saving and pushing Grounding DINO models."""
 
     def check_checkpoint(self, state_dict: Mapping[str, Tensor] | None, files: list[str] | None) -> None:
-        """Warn if the checkpoint holds copies of a head with other values; see `differing_copies`."""
+        """Warn if the checkpoint holds copies of a shared head whose values differ; see `differing_copies`."""
         differing = differing_copies(state_dict, files, self.config)
         if differing:
             logger.warning(
@@ -75,7 +75,7 @@ class StoredModel(PreTrainedModelHooks):
 def differing_copies(
     state_dict: Mapping[str, Tensor] | None, files: Sequence[str | Path] | None, config: GDinoConfig
 ) -> list[str]:
-    """Find heads that a checkpoint stores a second time, under the decoder or for every layer, with other values.
+    """Find copies of shared heads, under the decoder or for every layer, whose values differ from the original.
 
     Args:
         state_dict: The weights by name, or None if they are in files.

@@ -71,7 +71,7 @@ def _windows(side: int, window: int) -> int:
 
 
 def _window_index(batch: int, height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """Index of the token at each place of each window, window by window; batch * height * width stands for padding.
+    """Index of the token at each position of each window; batch * height * width stands for padding.
 
     The index has one flat axis: with broadcast axes, a window count of 1 in the example would become a constant of the
     exported graph.
@@ -86,7 +86,7 @@ def _window_index(batch: int, height: int, width: int, window: int, shift: int, 
 
 
 def _token_index(batch: int, height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """Inverse of `_window_index`: the place of each token."""
+    """Inverse of `_window_index`: the position of each token among all windows."""
     down, across = _windows(height, window), _windows(width, window)
     token = torch.arange(batch * height * width, device=device)
     y = (token // width % height - shift) % (down * window)
@@ -96,7 +96,7 @@ def _token_index(batch: int, height: int, width: int, window: int, shift: int, d
 
 
 def _regions(batch: int, height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """Region number of each place of shifted windows; places attend to their own region only.
+    """Region index of each position of shifted windows; positions attend to their own region only.
 
     The cyclic shift joins opposite borders of the map in the last window of each side. That window has two regions,
     which meet at place window - shift.
@@ -116,7 +116,7 @@ def _attend(layer: Any, x: Tensor, batch: int, height: int, width: int) -> Tenso
     area, channels = window * window, x.shape[1]
     count = batch * _windows(height, window) * _windows(width, window)
     heads = (count, area, attention.num_attention_heads, channels // attention.num_attention_heads)
-    # Padding is zero after the normalization, so one extra row serves as every padded place.
+    # Padding is zero after normalization, so one extra zero row stands for every padded position.
     rows = F.pad(layer.layernorm_before(x), (0, 0, 0, 1)).index_select(0, _window_index(*grid))
     query, key, value = (
         linear(rows).view(heads).transpose(1, 2) for linear in (attention.q_proj, attention.k_proj, attention.v_proj)

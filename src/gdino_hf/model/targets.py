@@ -127,7 +127,7 @@ def _check_shapes(labels: Sequence[Mapping[str, Tensor]], batch_size: int) -> No
                 f"labels[{image}]['class_labels'] has shape {tuple(class_labels.shape)} for {boxes.shape[0]} boxes; "
                 f"give one class index per box."
             )
-        # An empty list becomes a float tensor in torch, so the dtype of no class at all says nothing.
+        # torch makes a float tensor of an empty list, so the dtype is checked only if there are boxes.
         if boxes.shape[0] and (class_labels.is_floating_point() or class_labels.dtype == torch.bool):
             raise ValueError(
                 f"labels[{image}]['class_labels'] is {class_labels.dtype}; give integers that index the image's labels."
@@ -142,7 +142,7 @@ def _check_shapes(labels: Sequence[Mapping[str, Tensor]], batch_size: int) -> No
 
 
 def _check_values(targets: Targets, phrase_ids: Tensor) -> None:
-    """Check all values with a single copy from the device, and find out which one is wrong only if any is."""
+    """Check all values with one copy from the device; only if a check fails, find out which value is wrong."""
     boxes, corners = targets.boxes, cxcywh_to_xyxy(targets.boxes)
     limits = phrase_counts(phrase_ids)[targets.batch_index]
     faults = torch.stack(

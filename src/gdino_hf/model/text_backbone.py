@@ -19,7 +19,7 @@ _REFUSED = {
 
 
 def build_text_backbone(config: GDinoConfig) -> PreTrainedModel:
-    """Build the text encoder that config.text_config describes, without a pooler, which nothing would train.
+    """Build the text encoder that config.text_config describes, without the pooler, which detection does not use.
 
     Args:
         config: The model's configuration.

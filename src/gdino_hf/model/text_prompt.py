@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Words of every language need fewer; a longer text is not a label.
+# Words of every language have fewer characters per token; a longer text is not a label.
 CHARACTERS_PER_TOKEN = 16
 
 _PERIODS = r".。．｡"
@@ -23,7 +23,7 @@ _UNSEEN_BLANKS = str.maketrans("\u200b\ufeff", "  ")
 
 @dataclass(frozen=True)
 class PromptChunk:
-    """As many labels as fit into one prompt.
+    """Labels that share one prompt, and its tokens.
 
     Attributes:
         input_ids: Tokens of "[CLS] label . label . [SEP]".
@@ -112,14 +112,14 @@ def parse_labels(labels: str | Sequence[str]) -> list[str]:
 
 
 def name_key(name: str) -> str:
-    """Return what two spellings of one class name share: lower case, single blanks."""
+    """Normalize a class name for comparison: lower case, single blanks."""
     return " ".join(name.lower().split())
 
 
 def build_prompt(
     labels: str | Sequence[str], tokenizer: Any, max_text_len: int = 256, negative_labels: str | Sequence[str] = ()
 ) -> Prompt:
-    """Put labels into as few prompts as can hold them; no label is cut, and a period closes every label.
+    """Pack labels into prompts in order; no label is cut, and a period closes every label.
 
     Labels compete for a box only inside one prompt, so every chunk has all negative labels.
 
@@ -220,7 +220,7 @@ def special_token_ids(tokenizer: Any) -> list[int]:
 
 
 def spans_from_ids(input_ids: Sequence[int], special_ids: Sequence[int], num_tokens: int) -> list[tuple[int, int]]:
-    """Return the (start, end) tokens of the phrases in one row of ids, for prompts that were not built here.
+    """Return the (start, end) tokens of the phrases in one row of ids, for prompts not made by `build_prompt`.
 
     Args:
         input_ids: Tokens of one prompt.

@@ -1,4 +1,4 @@
-"""Token-wise computation on a CPU in blocks of a few hundred tokens, so that intermediate results stay in the cache.
+"""Token-wise computation in blocks of a few hundred tokens, so that intermediate results stay in the CPU's cache.
 
 For an 800-pixel image, the hidden layer of a feed-forward block takes 150 MB. Writing it to memory and reading it back,
 on pages that the operating system hands out afresh each time, costs as much as a third of the arithmetic.

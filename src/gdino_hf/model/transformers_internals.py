@@ -1,4 +1,4 @@
-"""Parts of transformers that model/ uses although transformers does not promise to keep them.
+"""Every use that model/ makes of transformers' undocumented internals, collected in one file.
 
 Tried with transformers 5.23. Each item below says what happens when its part changes in a later release; this file is
 then the only one to mend.
@@ -91,7 +91,7 @@ class PreTrainedModelHooks(PreTrainedModel):
 
     @staticmethod
     def _load_pretrained_model(model: Any, state_dict: Any, checkpoint_files: Any, *args: Any, **kwargs: Any) -> Any:
-        # The only place that knows the files, whether they are in a local folder or in the Hub's cache.
+        # Only this method receives the paths of the files, in a local folder or in the Hub's cache.
         model.check_checkpoint(state_dict, checkpoint_files)
         return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
 
@@ -102,7 +102,7 @@ class PreTrainedModelHooks(PreTrainedModel):
         super()._initialize_weights(module)
 
     def _upload_modified_files(self, working_dir: Any, repo_id: str, *args: Any, **kwargs: Any) -> Any:
-        # By now transformers has replaced the card by its placeholder.
+        # At this point transformers has already overwritten the card with its placeholder.
         self.write_card(working_dir, repo_id)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 

@@ -29,7 +29,7 @@ from ..model.modeling_gdino import GDinoForObjectDetection
 from ..model.outputs_gdino import GDinoTextFeatures
 
 DETECTOR_FILE = "detector.safetensors"
-# Boxes of cells with a lower score are not taught: they lie on background.
+# Cells with a lower score lie on background, so their boxes are no training targets.
 MIN_SCORE = 0.05
 # The last matrix of each residual branch in encoder and decoder.
 RESIDUAL_OUTPUTS = ("out_proj.weight", "output_proj.weight", "fc2.weight")
@@ -79,7 +79,7 @@ class ClosedSetHead(nn.Module):
 
     @torch.no_grad()
     def forward(self, feature_maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Detect at every cell.
+        """Compute class scores and boxes at every cell.
 
         Args:
             feature_maps: One map (B, >= D, h, w) per level, fine to coarse; the last D channels are the head features.

@@ -75,7 +75,7 @@ def encoder_weights(model: Any) -> dict[str, Tensor]:
 
 
 def encoder_config(model: Any, state: dict[str, Tensor]) -> BertConfig:
-    """Return the configuration that the weights fit.
+    """Infer the encoder's configuration from its weights.
 
     The number of heads is not visible in the weights. It follows from the constant sqrt(head width) that the graph
     divides attention scores by.
@@ -159,7 +159,7 @@ def largest_difference(path: str | Path, encoder: BertModel, tokenizer: BertToke
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Convert, and check if asked to; return the exit status."""
+    """Convert and, with --check, compare with the original; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("onnx", help="paraphrase-MiniLM-L3-v2.onnx")
     parser.add_argument("vocabulary", help="vocab.txt of uncased BERT")

@@ -214,7 +214,7 @@ def make_trainer(
     rows: Any,
     names: Sequence[str],
 ) -> NanoTrainer:
-    """Put model, teacher and data together.
+    """Build the trainer from model, teacher and data.
 
     Args:
         args: The command line's options.
@@ -250,7 +250,7 @@ def make_trainer(
 
 
 def train(args: argparse.Namespace) -> dict[str, Any]:
-    """Train or resume, export, and measure; return the figures."""
+    """Train or resume, export, then evaluate; return the metrics."""
     torch.manual_seed(args.seed)
     output, data = Path(args.output), Path(args.data)
     output.mkdir(parents=True, exist_ok=True)
@@ -315,7 +315,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train and print the figures."""
+    """Train and print the metrics."""
     print(json.dumps(train(parse_arguments(arguments)), indent=2))
 
 

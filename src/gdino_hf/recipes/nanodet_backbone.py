@@ -112,7 +112,7 @@ def _convolution(graph: Graph, short: str) -> tuple[Tensor, Tensor]:
 
 
 def config_of(state: dict[str, Tensor]) -> CspPanConfig:
-    """Return the configuration that a state dict fits."""
+    """Infer the backbone's configuration from its state dict."""
     stages = sorted({int(key.split(".")[1]) for key in state if key.startswith("stages.")})
     depths = [len({key.split(".")[3] for key in state if key.startswith(f"stages.{i}.blocks.")}) for i in stages]
     return CspPanConfig(
@@ -166,7 +166,7 @@ def largest_differences(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Convert, and check if asked to; return the exit status."""
+    """Convert and, with --check, compare with the original; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("graph", help="nanodet.json, with its .bin file beside it")
     parser.add_argument("output", help="folder for config.json and model.safetensors")

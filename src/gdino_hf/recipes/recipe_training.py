@@ -14,7 +14,7 @@ from ..training.time_budget import SCHEDULE_STEPS
 from ..training.trainer import GDinoTrainer
 
 SECONDS_BETWEEN_CHECKPOINTS = 240.0
-# A step limit that the time budget always comes before.
+# A step limit so high that the time budget always ends the run first.
 UNLIMITED_STEPS = 10**7
 
 
@@ -80,5 +80,5 @@ def train_to_the_end(trainer: GDinoTrainer) -> tuple[int, float]:
 
 
 def write_figures(output: str | Path, figures: Mapping[str, Any]) -> None:
-    """Write a recipe's figures to figures.json in its output folder."""
+    """Write a recipe's metrics to figures.json in its output folder."""
     (Path(output) / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

@@ -49,7 +49,7 @@ def _wheel(radii: Sequence[float], count: int) -> list[Point]:
     ]
 
 
-# Outlines around the origin; a second outline is a hole.
+# Outlines centred on the origin; a second outline is a hole in the first.
 OUTLINES: dict[str, tuple[list[Point], ...]] = {
     "circle": (_wheel([1.0], 64),),
     "square": ([(-1, -1), (1, -1), (1, 1), (-1, 1)],),

@@ -1,4 +1,4 @@
-"""Evidence that words, not class numbers, drive detection: train on some colour-shape pairs, detect pairs never seen.
+"""Show that words, not class indices, drive detection: train on some colour-shape pairs, detect pairs never seen.
 
     python -m gdino_hf.recipes.scenes --output runs/scenes
 
@@ -47,7 +47,7 @@ from ..visualize import draw_detections
 from .recipe_training import train_to_the_end, training_arguments, write_figures
 from .scene_images import COLOURS, OUTLINES, PAIRS, SEEN, UNSEEN, Scenes, write_coco
 
-# Seeds above those that a training is likely to use, so that no test scene is a training scene.
+# Seeds far above the training seeds, so that no test scene is a training scene.
 TEST_SEED = 2**31
 PICTURE_SEED = TEST_SEED + 1
 # Smallest valid value of each numeric option.
@@ -187,7 +187,7 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
 
 
 def train(args: argparse.Namespace) -> dict[str, Any]:
-    """Train or resume, and measure; return the figures."""
+    """Train or resume, then evaluate; return the metrics."""
     torch.manual_seed(args.seed)
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
@@ -222,14 +222,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, scenes and prompts")
     args = parser.parse_args(arguments)
     for name, minimum in MINIMUM.items():
-        # Written so that NaN is refused too.
+        # `not >=` rather than `<`, so that NaN is refused too.
         if not getattr(args, name) >= minimum:
             parser.error(f"--{name.replace('_', '-')} must be at least {minimum}, got {getattr(args, name)}")
     return args
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train and print the figures."""
+    """Train and print the metrics."""
     print(json.dumps(train(parse_arguments(arguments)), indent=2))
 
 

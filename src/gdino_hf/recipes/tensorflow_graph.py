@@ -108,7 +108,7 @@ def run_graph(graph: Graph, pixels: Tensor, outputs: list[str], traced_size: int
             values[name] = _apply(graph, name, evaluate, scale)
         return values[name]
 
-    # Recursion is deep enough: the graph is a hundred operators deep, with two calls for each.
+    # Python's recursion limit is not reached: the graph is a hundred operators deep, at two calls for each.
     return [evaluate(graph.named(name)) for name in outputs]
 
 

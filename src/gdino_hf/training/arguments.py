@@ -1,4 +1,4 @@
-"""Options of a fine-tuning, as dataclasses that are filled from the command line or a YAML file."""
+"""Options of a fine-tuning run, as dataclasses that are filled from the command line or a YAML file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from ..evaluation.coco_results import METRICS
 from .parameter_groups import check_groups
 
-# Step limit of a training that a time budget ends first.
+# Step limit if there is a time budget, which ends the run first.
 _UNLIMITED_STEPS = 10**7
 # Smallest valid values of options that transformers does not check.
 _MINIMUM = {
@@ -239,7 +239,7 @@ class GDinoTrainingArguments(TrainingArguments):
             # Pinned memory speeds up copies to a GPU; without one, PyTorch warns about it in every epoch.
             self.dataloader_pin_memory = False
         for name, minimum in _MINIMUM.items():
-            # Written so that NaN is refused too.
+            # `not >=` rather than `<`, so that NaN is refused too.
             if not getattr(self, name) >= minimum:
                 raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}.")
         if self.max_steps <= 0 and not self.num_train_epochs > 0:

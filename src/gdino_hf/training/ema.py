@@ -41,7 +41,7 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Add the model's current weights to the average.
+        """Update the average with the model's current weights.
 
         Args:
             step: Number of optimizer steps so far.

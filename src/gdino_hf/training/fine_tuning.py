@@ -52,7 +52,7 @@ class DataSets:
 
     @property
     def final(self) -> Split | None:
-        """Data that the finished model is measured on: test or val, if it has labels. Captions have no AP."""
+        """The split that the finished model is evaluated on: test or val, if it has labels. Captions have no AP."""
         return next((split for split in (self.test, self.val) if split is not None and split.labels), None)
 
     def __iter__(self) -> Iterator[Split]:
@@ -203,7 +203,7 @@ def make_trainer(
 
 
 class FineTuning:
-    """A fine-tuning, set up and checked; `run` carries it out.
+    """A fine-tuning run, set up and checked; `run` carries it out.
 
     Args:
         model: A GDinoForObjectDetection, which is trained in place.

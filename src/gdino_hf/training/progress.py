@@ -1,4 +1,4 @@
-"""What a training prints and logs: one short line on the terminal, and every figure in a file of JSON lines."""
+"""Training output: one short line per log on the terminal, and every logged value in a file of JSON lines."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class RowsWithReplay:
 
 
 class ReplayCollator:
-    """Collate new and replayed rows with a collator each, and join the results into one batch.
+    """Collate new and replayed rows with separate collators, and join the results into one batch.
 
     Args:
         collator: Collator for new rows.

@@ -1,4 +1,4 @@
-"""Report of a fine-tuning, written beside the model: metrics, log, curves, evaluation, and the model card."""
+"""Report of a fine-tuning run, written beside the model: metrics, log, curves, evaluation, and the model card."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ _STATE_FILE = "trainer_state.json"
 
 
 class SavingError(OSError):
-    """A checkpoint could not be written; the message says why and which checkpoint is left."""
+    """A checkpoint could not be written; the message gives the reason and the last complete checkpoint."""
 
 
 class SaveEvery(TrainerCallback):
@@ -91,7 +91,7 @@ def saving(run: Path) -> Iterator[Path]:
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         if shutil.disk_usage(run).free < _FULL:
-            # The message of torch.save speaks of positions in its file instead.
+            # torch.save's own message would only mention file positions.
             reason = "no space is left on the device"
         shutil.rmtree(unfinished, ignore_errors=True)
         last = last_checkpoint(run)

@@ -1,4 +1,4 @@
-"""A time budget for a training, counted over all its runs, and a learning rate schedule that follows it."""
+"""A time budget for training, counted over resumed runs, and a learning rate schedule that follows it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 TIME_FILE = "clock.json"
 
-# The stock schedules count steps. A training with a time budget is laid out over this many of them.
+# The stock schedules count steps; a time budget is mapped onto this many of them.
 SCHEDULE_STEPS = 10_000
 
 
@@ -66,7 +66,7 @@ class TimeBudget:
 
 
 def follow_time(budget: TimeBudget, schedule: Callable[[int], float], max_steps: int) -> Callable[[int], float]:
-    """Make a learning rate schedule follow the time budget, or the steps if those are nearer their end.
+    """Make a learning rate schedule follow the time budget, or the steps if those will end first.
 
     Args:
         budget: A time budget with a limit.

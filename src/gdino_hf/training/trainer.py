@@ -124,7 +124,7 @@ class GDinoTrainer(Trainer):
             ValueError: Nothing is left to train, or a setting is out of range.
         """
         self.create_optimizer_and_scheduler(num_training_steps=1)
-        # Training creates its own: by then the model may be distributed over devices.
+        # Discard them: training creates its own, when the model may be wrapped for several devices.
         self.optimizer = self.lr_scheduler = None
         self._created_lr_scheduler = False
 
@@ -152,7 +152,7 @@ class GDinoTrainer(Trainer):
         return self.lr_scheduler
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # The stock loop checks for the end only after a step, so a finished training would do one more when resumed.
+        # The stock loop checks for the end only after a step, so resuming a finished run would take one more step.
         if self.state.global_step >= self.state.max_steps or self.time_budget.fraction >= 1:
             self.control.should_training_stop = True
         else:
@@ -196,7 +196,7 @@ class GDinoTrainer(Trainer):
         return (weight * loss, outputs) if return_outputs else weight * loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log with the mean loss terms since the last log, and the minutes spent."""
+        """Log, adding the mean loss terms since the last log and the minutes spent."""
         if self._num_losses and "loss" in logs:
             means = {name: float(total) / self._num_losses for name, total in self._loss_terms.items()}
             self._loss_terms, self._num_losses = {}, 0
@@ -294,7 +294,7 @@ class GDinoTrainer(Trainer):
 
 
 class _StepHooks(TrainerCallback):
-    """Update the EMA after every step, and end the training when the time budget is used up."""
+    """Update the EMA after every step, and end training when the time budget is used up."""
 
     def __init__(self, trainer: GDinoTrainer) -> None:
         self.trainer = trainer
@@ -306,7 +306,7 @@ class _StepHooks(TrainerCallback):
             shutil.rmtree(Path(args.output_dir) / UNFINISHED, ignore_errors=True)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # When a resumed run of several processes skips batches, accelerate does not pass the epoch on to the sampler.
+        # When a resumed run with several processes skips batches, accelerate does not tell the sampler the epoch.
         if self.trainer.sampler is not None:
             self.trainer.sampler.set_epoch(int(state.epoch or 0))
 

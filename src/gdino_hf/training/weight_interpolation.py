@@ -23,7 +23,7 @@ def initial_weights(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def interpolate_weights(model: nn.Module, initial: dict[str, Tensor], share: float) -> None:
-    """Move trained weights back towards the initial ones: a little new accuracy for much of the old.
+    """Move trained weights back towards the initial ones, which trades a little new accuracy for much of the old.
 
     weights = share * initial + (1 - share) * trained (equation 2 of the paper).
 

@@ -6,7 +6,7 @@ from .operator import ms_deform_attn
 
 
 class MultiScaleDeformableAttention(nn.Module):
-    """Replacement of transformers' module of the same name, in any model that has one."""
+    """Replacement for transformers' module of the same name, in any model that has one."""
 
     has_backward = True
     can_torch_compile = True
