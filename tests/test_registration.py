@@ -133,6 +133,19 @@ assert type(configuration_auto.__loader__).__name__ == "SourceFileLoader"
     run(code)
 
 
+def test_a_package_that_is_imported_anew_registers_its_new_classes():
+    """Tools that reload a program remove its modules from sys.modules first."""
+    code = """
+import sys, gdino_hf
+for name in [name for name in sys.modules if name.partition(".")[0] == "gdino_hf"]:
+    del sys.modules[name]
+import gdino_hf
+from transformers import AutoConfig
+print(type(AutoConfig.from_pretrained(gdino_hf.NANO)) is gdino_hf.GDinoConfig)
+"""
+    assert run(code) == "True\n"
+
+
 def test_other_model_types_load_as_before():
     code = """
 import gdino_hf

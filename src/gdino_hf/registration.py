@@ -91,11 +91,17 @@ def register_when_used() -> None:
     """Wrap the entry methods of the watched modules, now if they are loaded, otherwise when they are."""
     if any(isinstance(finder, _Watcher) for finder in sys.meta_path):
         return
+    # A program that removed the package from sys.modules and imports it again has a watcher of the removed copy.
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not _is_watcher(finder)]
     sys.meta_path.insert(0, _Watcher())
     for name in ENTRANCES:
         if name in sys.modules:
             # import_module waits if another thread is still loading the module.
             _wrap_entrances(importlib.import_module(name))
+
+
+def _is_watcher(finder: Any) -> bool:
+    return (type(finder).__module__, type(finder).__name__) == (_Watcher.__module__, _Watcher.__name__)
 
 
 class _Watcher:

@@ -21,6 +21,7 @@ from gdino_hf.inference.onednn import can_pack
 from gdino_hf.inference.packed_attention import PackedMSDeformAttn
 from gdino_hf.inference.packed_linear import PackedLinear, share_state
 from gdino_hf.inference.packed_swin import PackedSwin
+from gdino_hf.model.heads import BoxHead
 from gdino_hf.model.ms_deform_attn import MSDeformAttn
 from random_models import make_random_model
 
@@ -89,6 +90,21 @@ def test_every_part_is_packed(tiny_config):
     }
     # The text side runs once per prompt and stays unpacked; offsets and logits run as one joint layer.
     assert plain <= {"text_backbone", "text_projection", "backbone", "encoder", "decoder"}
+
+
+def test_every_box_head_of_a_packed_bfloat16_model_computes_deltas_in_float32(tiny_config):
+    """The head of the encoder's proposals too, although it is packed by itself and not as a part of a larger module."""
+    model = lively(tiny_config)
+    optimize_module.pack_model(model)
+    model.bfloat16()
+    heads = {name: module for name, module in model.named_modules() if isinstance(module, BoxHead)}
+    assert "model.encoder_output_bbox_embed" in heads
+    queries = torch.randn(1, 8, tiny_config.d_model, generator=torch.Generator().manual_seed(0)).bfloat16()
+    for name, head in heads.items():
+        assert [type(layer) for layer in head.layers] == [PackedLinear, PackedLinear, nn.Linear], name
+        with torch.no_grad():
+            deltas = head(queries)
+        assert (deltas != deltas.bfloat16().float()).any(), name
 
 
 def test_resnet_backbone_and_bare_model_are_optimized_too(tiny_config):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import fields
 
 import pytest
 import torch
@@ -240,6 +241,20 @@ def test_outputs_leave_out_denoising_queries(tiny_config, tiny_tokenizer):
         assert outputs[name].shape[1] == num_queries
     for name in ("intermediate_hidden_states", "intermediate_reference_points"):
         assert outputs[name].shape[:3] == (1, tiny_config.decoder_layers, num_queries)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_outputs_are_in_the_order_of_their_fields_and_the_loss_comes_first(model, tiny_tokenizer, training):
+    """Trainer and return_dict=False find outputs by position, as in transformers' own detectors."""
+    model.train(training)
+    labels = [{"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.4]])}]
+    _, batch = pixels((64, 64))
+    inputs = {**batch, **tokens(tiny_tokenizer, "cat. dog."), "labels": labels}
+    outputs = model(**inputs)
+    assert list(outputs)[:4] == ["loss", "loss_dict", "logits", "pred_boxes"]
+    for output in (outputs, model.model(**inputs, output_hidden_states=True)):
+        assert list(output) == [field.name for field in fields(output) if getattr(output, field.name) is not None]
+    assert model(**inputs, return_dict=False)[0].ndim == 0
 
 
 def test_gradient_checkpointing_changes_no_gradient(tiny_config, tiny_tokenizer):

@@ -11,7 +11,7 @@ The published parameters stay in place, so `state_dict` and `save_pretrained` re
 """
 
 import logging
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -140,26 +140,23 @@ def pack_layers(module: nn.Module, int8: bool = False) -> None:
             for name, child in list(parent.named_children()):
                 if type(child) is DeformableLayer and type(child.activation) is nn.ReLU and _fits(child.self_attn):
                     setattr(parent, name, Int8DeformableLayer(child))
-    _pack_below(module, int8, PackedLinear)
+    kept = {head.layers[-1] for head in module.modules() if isinstance(head, BoxHead)}
+    _pack_below(module, int8, PackedLinear, kept)
 
 
-def _pack_below(module: nn.Module, int8: bool, kind: type[PackedLinear]) -> None:
+def _pack_below(module: nn.Module, int8: bool, kind: type[PackedLinear], kept: set[nn.Module]) -> None:
     is_block = isinstance(module, (DecoderLayer, DeformableLayer, TextEnhancerLayer))
     if is_block and type(module.activation) is nn.ReLU and type(module.fc1) is nn.Linear:
         module.fc1, module.activation = kind(module.fc1, "relu"), nn.Identity()
     for name, child in list(module.named_children()):
-        if isinstance(child, (BiAttention, Int8DeformableLayer)):
-            continue
-        if isinstance(child, BoxHead):
-            for index, layer in enumerate(list(child.layers)[:-1]):
-                child.layers[index] = kind(cast(nn.Linear, layer))
+        if isinstance(child, (BiAttention, Int8DeformableLayer)) or child in kept:
             continue
         if type(child) is nn.Linear:
             setattr(module, name, kind(child))
         elif type(child) is MSDeformAttn and _fits(child):
             setattr(module, name, PackedMSDeformAttn(child, int8))
         else:
-            _pack_below(child, int8, Int8Linear if int8 and isinstance(child, DecoderLayer) else kind)
+            _pack_below(child, int8, Int8Linear if int8 and isinstance(child, DecoderLayer) else kind, kept)
 
 
 def _fits(attention: MSDeformAttn) -> bool:

@@ -234,6 +234,7 @@ class GDinoModel(FeatureExtraction):
         self, memory: Memory, selected: SelectedQueries | None, states: DecoderStates, detailed: bool
     ) -> GDinoModelOutput:
         """Collect the outputs of encoder, query selection and decoder; if detailed, those of every layer and token."""
+        # In the order of the class's fields, since fields stand in the tuple in the order in which they are set.
         output = GDinoModelOutput(
             last_hidden_state=states.last_hidden_state,
             init_reference_points=states.input_references[0],
@@ -243,12 +244,12 @@ class GDinoModel(FeatureExtraction):
             encoder_last_hidden_state_vision=memory.vision,
             encoder_last_hidden_state_text=memory.text,
         )
-        if selected is not None:
-            output.encoder_logits = self.encoder_output_class_embed.pad(selected.logits)
-            output.encoder_pred_boxes = selected.box_logits.sigmoid()
         if detailed:
             output.encoder_vision_hidden_states = (*memory.vision_states, memory.vision)
             output.encoder_text_hidden_states = (*memory.text_states, memory.text)
+        if selected is not None:
+            output.encoder_logits = self.encoder_output_class_embed.pad(selected.logits)
+            output.encoder_pred_boxes = selected.box_logits.sigmoid()
         if detailed and selected is not None:
             output.enc_outputs_class = self.encoder_output_class_embed.pad(selected.all_logits)
             output.enc_outputs_coord_logits = selected.all_box_logits
@@ -351,9 +352,9 @@ class GDinoForObjectDetection(GDinoPreTrainedModel):
             return_dict=True,
         )
         logits, boxes = self._predict(outputs, all_layers=labels is not None)
-        result = detection_output(outputs, logits, boxes, auxiliary=labels is not None and self.config.auxiliary_loss)
-        if labels is not None:
-            result.loss, result.loss_dict = self._loss(outputs, logits, boxes, result.last_hidden_state)
+        loss, loss_dict = (None, None) if labels is None else self._loss(outputs, logits, boxes)
+        auxiliary = labels is not None and self.config.auxiliary_loss
+        result = detection_output(outputs, logits, boxes, loss, loss_dict, auxiliary)
         return result if return_dict is not False else result.to_tuple()
 
     def _predict(self, outputs: GDinoModelOutput, all_layers: bool) -> tuple[list[Tensor], list[Tensor]]:
@@ -371,10 +372,11 @@ class GDinoForObjectDetection(GDinoPreTrainedModel):
         return logits, boxes
 
     def _loss(
-        self, outputs: GDinoModelOutput, logits: list[Tensor], boxes: list[Tensor], region_embeddings: Tensor
+        self, outputs: GDinoModelOutput, logits: list[Tensor], boxes: list[Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the training loss and its unweighted terms by name."""
         prompts = outputs.text_features
+        num_denoising = 0 if outputs.denoising is None else outputs.denoising.num_queries
         assert outputs.targets is not None
         loss, terms = detection_losses(
             LossWeights.from_config(self.config),
@@ -386,7 +388,7 @@ class GDinoForObjectDetection(GDinoPreTrainedModel):
             encoder_logits=outputs.encoder_logits,
             encoder_boxes=outputs.encoder_pred_boxes,
             denoising=outputs.denoising,
-            region_embeddings=region_embeddings,
+            region_embeddings=outputs.last_hidden_state[:, num_denoising:],
             text_embeddings=outputs.encoder_last_hidden_state_text,
             input_ids=prompts.input_ids,
         )

@@ -157,7 +157,12 @@ _PER_QUERY = (
 
 
 def detection_output(
-    outputs: GDinoModelOutput, logits: Sequence[Tensor], boxes: Sequence[Tensor], auxiliary: bool
+    outputs: GDinoModelOutput,
+    logits: Sequence[Tensor],
+    boxes: Sequence[Tensor],
+    loss: Tensor | None,
+    loss_dict: dict[str, Tensor] | None,
+    auxiliary: bool,
 ) -> GDinoObjectDetectionOutput:
     """Make the detector's output from the core model's output and the heads' predictions, without denoising queries.
 
@@ -165,17 +170,22 @@ def detection_output(
         outputs: Output of the core model.
         logits: (R, P + Q, max_text_len) token logits of one or more decoder layers, the last of which is the result.
         boxes: (R, P + Q, 4) boxes of the same layers.
+        loss: The loss, or None without labels.
+        loss_dict: The terms of the loss by name, or None without labels.
         auxiliary: Whether to output the other layers' predictions, too.
 
     Returns:
-        The output, without loss.
+        The output, whose tuple has the order of the fields: a loss comes first.
     """
     first = 0 if outputs.denoising is None else outputs.denoising.num_queries
     carried: dict[str, Any] = {name: getattr(outputs, name) for name in _SHARED}
     carried |= {name: carried[name][..., first:, :] for name in _PER_QUERY}
     predictions = [{"logits": x[:, first:], "pred_boxes": y[:, first:]} for x, y in zip(logits, boxes, strict=True)]
+    # A field assigned later would come last in the tuple, where Trainer does not look for the loss.
     return GDinoObjectDetectionOutput(
         **carried,
+        loss=loss,
+        loss_dict=loss_dict,
         logits=predictions[-1]["logits"],
         pred_boxes=predictions[-1]["pred_boxes"],
         auxiliary_outputs=predictions[:-1] if auxiliary else None,
