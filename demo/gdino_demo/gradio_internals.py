@@ -43,7 +43,7 @@ def write_no_stubs() -> None:
         component_meta.create_or_modify_pyi = lambda *_: None
 
 
-# Before the first subclass of a component is defined, below.
+# Must run before the first subclass of a component is defined, below.
 write_no_stubs()
 
 

@@ -43,7 +43,7 @@ class RequestLimits:
         self.app = app
 
     async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
-        """Answer one connection, or pass it on to the application."""
+        """Refuse a request that exceeds the limits, or pass it on to the application."""
         refusal = self._refusal(scope) if scope["type"] == "http" else None
         if refusal is None:
             await self.app(scope, receive, send)

@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--repeats", type=positive, default=5, help="number of runs, of which the median is reported (default: 5)"
     )
     parser.add_argument(
-        "--plain", action="store_true", help="do not call optimize_for_inference(), which is called on a CPU"
+        "--plain", action="store_true", help="skip optimize_for_inference(), which is otherwise called on a CPU"
     )
     parser.add_argument(
         "--against",
@@ -291,7 +291,7 @@ def _wait(device: Any) -> None:
 
 
 def _check_peer(where: str) -> None:
-    """Refuse a checkpoint that transformers cannot run, before minutes are spent on timing ours."""
+    """Refuse a checkpoint that transformers cannot run before spending minutes on timing ours."""
     from transformers import AutoConfig
 
     from gdino_hf import GDinoConfig

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--nms",
         type=fraction,
         metavar="IOU",
-        help="of two boxes of one label with an IoU above this, 0..1, drop the lower-scoring one (default: keep both)",
+        help="IoU in 0..1 above which the lower-scoring of two boxes of one label is dropped (default: keep both)",
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     add_dtype(parser)

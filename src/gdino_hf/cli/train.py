@@ -143,7 +143,7 @@ def _parse(rest: Sequence[str]) -> _Options:
     )
     parser.add_argument("place", nargs="?", metavar="DATA", help="data set, as --data")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file with options as name: value")
-    parser.add_argument("--name", help="name of the run's folder (default: that of the data set)")
+    parser.add_argument("--name", help="name of the run's folder; by default the data set's")
     parser.add_argument("--runs", default="runs", metavar="DIR", help="folder of all runs (default: %(default)s)")
     parser.add_argument("--resume", metavar="FOLDER", help="folder of a run to continue with its options")
     early, _ = parser.parse_known_args(rest)

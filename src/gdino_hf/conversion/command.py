@@ -40,16 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser, directions: Sequence[str] | N
             dest="to",
             action="store_const",
             const=layout,
-            help=f"convert from our layout to that of {layout}",
+            help=f"convert from our layout to the layout {layout!r}",
         )
     parser.add_argument(
-        "--preset", metavar="NAME", help="refuse a checkpoint that is not of this size: tiny, base, mm-tiny, ..."
+        "--preset", metavar="NAME", help="refuse a checkpoint of another size than this preset's: tiny, base, mm-tiny, ..."
     )
     parser.add_argument(
         "--config",
         type=Path,
         metavar="JSON",
-        help='file with settings that no tensor shows, such as {"text_config": {"num_attention_heads": 4}}',
+        help='file with settings that cannot be inferred from the tensors, such as {"text_config": {"num_attention_heads": 4}}',
     )
     parser.add_argument(
         "--tokenizer",
@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser, directions: Sequence[str] | N
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the model that TARGET holds")
     parser.add_argument("--push-to-hub", metavar="REPO", help="upload the converted folder to this Hub repository")
-    parser.add_argument("--verbose", action="store_true", help="name every key in the report")
+    parser.add_argument("--verbose", action="store_true", help="list every key in the report")
 
 
 def run(args: argparse.Namespace, layout: str | None = None) -> int:

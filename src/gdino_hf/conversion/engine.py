@@ -211,7 +211,8 @@ def _config(
     else:
         facts = facts_of_source(layout, shapes, read)
         config, assumed = infer_config(shapes_in_ours(KeyMap(layout, facts), shapes), layout, facts, source)
-        # Weights stored in half precision would otherwise be computed with in half precision, which is slow on a CPU.
+        # Without this, weights stored in half precision would also be computed in half precision, which is slow on a
+        # CPU.
         config.dtype = "float32"
     if options.overrides:
         try:

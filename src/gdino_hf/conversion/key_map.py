@@ -113,7 +113,7 @@ class Row:
 
     @property
     def rule(self) -> Rule:
-        """The rule of that name; lines with "keep" and "drop" have none."""
+        """The rule that `name` refers to; lines with "keep" or "drop" have none."""
         return RULES[self.name]
 
     def their_keys(self, bindings: Bindings) -> list[str]:

@@ -309,7 +309,7 @@ class GDinoForObjectDetection(GDinoPreTrainedModel):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> GDinoObjectDetectionOutput | tuple:
-        """Detect what the prompts name and, with labels, compute the loss.
+        """Detect the objects that the prompts name; with `labels`, also compute the loss.
 
         Args:
             pixel_values: (B, 3, H, W) normalized pixels.

@@ -32,7 +32,7 @@ class GDinoZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
     For a model of another type, calling this class builds the stock pipeline.
     """
 
-    # Not required: a model in memory may come with a processor only, which has both.
+    # Not required, because a model in memory may come with a processor, which contains both.
     _load_tokenizer = None
     _load_image_processor = None
 

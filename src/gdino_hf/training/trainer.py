@@ -313,7 +313,7 @@ class _StepHooks(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
         if trainer.time_budget.limit is not None:
-            # All processes must agree on the time, or their learning rates and their last steps would differ.
+            # All processes must use the same elapsed time, or their learning rates and last steps would differ.
             seconds = torch.tensor(trainer.time_budget.seconds, device=trainer.args.device)
             trainer.time_budget.tick(trainer.accelerator.reduce(seconds, reduction="mean").item())
 
