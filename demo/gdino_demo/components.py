@@ -94,8 +94,8 @@ def model_field(state: PageState, label: str = "Model", index: int = 0) -> gr.Dr
 def labels_field(value: str = "cat, person, cup", label: str = "Labels") -> gr.Textbox:
     """Return the field for labels."""
     info = (
-        'Separated by commas, periods or line breaks: "cat, remote control". Periods within numbers, initials and after '
-        'St., Mt., Dr., Mr., Mrs., Ms., Jr. or Sr. do not separate: "3.5 mm jack, U.S. flag, St. Bernard".'
+        'Separated by commas, periods or line breaks: "cat, remote control". Periods within numbers, initials and '
+        'after St., Mt., Dr., Mr., Mrs., Ms., Jr. or Sr. do not separate: "3.5 mm jack, U.S. flag, St. Bernard".'
     )
     return gr.Textbox(value=value, label=label, info=info, max_length=4000, lines=1, max_lines=4)
 

@@ -43,13 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser, directions: Sequence[str] | N
             help=f"convert from our layout to the layout {layout!r}",
         )
     parser.add_argument(
-        "--preset", metavar="NAME", help="refuse a checkpoint of another size than this preset's: tiny, base, mm-tiny, ..."
+        "--preset", metavar="NAME", help="refuse a checkpoint whose size is not this preset's: tiny, base, mm-tiny, ..."
     )
     parser.add_argument(
         "--config",
         type=Path,
         metavar="JSON",
-        help='file with settings that cannot be inferred from the tensors, such as {"text_config": {"num_attention_heads": 4}}',
+        help='file with settings that the tensors do not show, such as {"text_config": {"num_attention_heads": 4}}',
     )
     parser.add_argument(
         "--tokenizer",
