@@ -86,7 +86,8 @@ class DataArguments:
     start_share: float = field(
         default=0.0,
         metadata={
-            "help": "weight interpolation: share of the initial weights in the final ones, 0..1; a larger one forgets less"
+            "help": "weight interpolation: share of the initial weights in the final ones, 0..1; a larger share means "
+            "less forgetting"
         },
     )
     zero_shot: str | None = field(
