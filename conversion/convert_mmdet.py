@@ -4,7 +4,7 @@
     python conversion/convert_mmdet.py mm-tiny swint.pth --to-mmdet
 
 src/gdino_hf/conversion/keys/mmdet.txt says which of their tensors is which of ours. `gdino convert` takes the same
-options and recognizes the layout by itself.
+options and recognizes the layout automatically.
 """
 
 import sys

@@ -4,7 +4,7 @@
     python conversion/convert_original.py grounding-dino-tiny swint.pth --to-original
 
 src/gdino_hf/conversion/keys/original.txt says which of their tensors is which of ours. `gdino convert` takes the same
-options and recognizes the layout by itself.
+options and recognizes the layout automatically.
 """
 
 import sys

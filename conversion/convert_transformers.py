@@ -4,7 +4,7 @@
     python conversion/convert_transformers.py grounding-dino-tiny theirs --to-transformers
 
 src/gdino_hf/conversion/keys/transformers.txt says which of their tensors is which of ours. `gdino convert` takes the
-same options and recognizes the layout by itself.
+same options and recognizes the layout automatically.
 """
 
 import sys

@@ -21,9 +21,9 @@ def reason(error: BaseException, *, name_file: bool = False, most_lines: int = 1
     Args:
         error: Any exception.
         name_file: Also name the file of an OSError, for messages that do not name it themselves.
-        most_lines: Number of lines of a longer message to keep, joined by blanks. Of a traceback passed on as a message
-            (a data loader's worker does that) and of a configuration's error it is always the last line, which has the
-            cause.
+        most_lines: Number of lines of a longer message to keep, joined by blanks. For a traceback passed on as a
+            message (as a data loader's worker does) and for a configuration's error, it is always the last line, which
+            has the cause.
 
     Returns:
         The gist of the message, or the exception's type if it has no message.

@@ -46,7 +46,7 @@ _registering = threading.RLock()
 def register_auto_classes() -> None:
     """Make transformers' auto classes and its zero-shot detection pipeline know the model type `gdino`.
 
-    Runs by itself when an auto class or a public class of gdino_hf is first used; calling it again changes nothing.
+    Runs automatically when an auto class or a public class of gdino_hf is first used; calling it again changes nothing.
     """
     # Threads that import transformers' lazy names at the same time get ImportErrors.
     with _registering:

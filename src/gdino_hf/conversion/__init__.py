@@ -8,7 +8,7 @@ them needs no change when a layout is added:
     rules.py         what happens to the values of a tensor on the way: nothing, split, permuted, ...
 
 From these, infer.py reads the configuration off the tensors, plan.py decides what to write before anything is written,
-engine.py runs the conversion, and record.py keeps a report that makes the way back exact.
+engine.py runs the conversion, and record.py keeps a report that makes converting back exact.
 
 How to add a layout
 -------------------
@@ -22,7 +22,7 @@ query, key and value of the decoder's self-attention. tests/conversion/test_add_
        boxes.*                                | bbox_embed.*
 
    Our names are the keys of `model.safetensors` in any converted folder. A tensor the detector does not need goes to
-   "-" with the rule `keep` (stored beside the model for the way back) or `drop`, followed by the reason.
+   "-" with the rule `keep` (stored beside the model for converting back) or `drop`, followed by the reason.
 
 2. Add the layout to layouts.py and to `LAYOUTS` there::
 

@@ -1,4 +1,4 @@
-"""The report of a conversion: printed for the user, and stored beside the model so that the way back is exact."""
+"""The report of a conversion: printed for the user, and stored beside the model so that converting back is exact."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ FILLS: dict[str, Callable[..., Tensor]] = {"ones": torch.ones, "zeros": torch.ze
 """Rules for tensors of ours that a source may lack: the function that fills them."""
 
 ASIDE = ("keep", "drop")
-"""Rules for tensors without a counterpart: "keep" stores them beside the model for the way back, "drop" does not."""
+"""Rules for tensors without a counterpart: "keep" stores them beside the model for converting back, "drop" does not."""
 
 # Swin's patch merging concatenates the channels of four neighbouring pixels. Ours orders them pixel by pixel, down the
 # columns: (0, 0), (1, 0), (0, 1), (1, 1). mmdetection uses F.unfold: channel by channel, pixels along the rows.

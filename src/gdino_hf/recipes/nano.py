@@ -297,7 +297,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--data", required=True, help="folder with train.json, val.json and images/")
     parser.add_argument("--backbone", required=True, help="folder of the image backbone")
     parser.add_argument("--text", required=True, help="folder of the text encoder")
-    parser.add_argument("--output", required=True, help="folder for checkpoints, log and figures")
+    parser.add_argument("--output", required=True, help="folder for checkpoints, log and metrics")
     parser.add_argument("--start", help="folder of a trained model to start from, in place of random weights")
     parser.add_argument("--export", help="folder for the finished model")
     parser.add_argument("--minutes", type=float, default=110, help="time budget, over all runs")

@@ -47,7 +47,7 @@ class DataArguments:
     )
     test: str | None = field(
         default=None,
-        metadata={"help": "test data for the final figures; the split test beside the training file by default"},
+        metadata={"help": "test data for the final metrics; the split test beside the training file by default"},
     )
     streaming: bool = field(
         default=False,

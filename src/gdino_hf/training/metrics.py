@@ -20,7 +20,7 @@ class Measurement:
     """Predictions of a model and how they compare with the ground truth.
 
     Attributes:
-        figures: COCO metrics by name, in [0, 1]; -1 for a size of which there is no box.
+        figures: COCO metrics by name, in [0, 1]; -1 where there is no box of that size.
         truth: Ground truth of all rows.
         predictions: Predictions for all rows whose image could be read.
     """
