@@ -174,7 +174,7 @@ _ARTICLES = frozenset(("a", "an", "the", "some", "any", "one", "two", "three"))
 def parse_phrases(text: str | None) -> list[str]:
     """Split a sentence into the phrases it names: "a cat beside a red cup" gives "cat" and "red cup".
 
-    Commas, periods and semicolons separate phrases too.
+    What separates labels, and semicolons, separate phrases too; "St. Bernard" stays whole.
 
     Args:
         text: The sentence.
@@ -187,7 +187,8 @@ def parse_phrases(text: str | None) -> list[str]:
     """
     phrases: list[str] = []
     words: list[str] = []
-    for token in [*_checked(text).replace(",", " , ").replace(".", " , ").replace(";", " , ").split(), ","]:
+    pieces = split_labels(_checked(text).replace(";", ","))
+    for token in [*" , ".join(pieces).split(), ","]:
         word = token.lower().strip("!?:\"'()")
         if word in _BETWEEN or word == "," or not word:
             if words:

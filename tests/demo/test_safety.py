@@ -150,6 +150,7 @@ def test_negative_labels_are_optional():
         ("A cat beside a red cup.", ["cat", "red cup"]),
         ("There is a man wearing a blue hat and holding an umbrella", ["man", "blue hat", "umbrella"]),
         ("two dogs, the brown sofa", ["dogs", "brown sofa"]),
+        ("a St. Bernard beside a U.S. flag; a 3.5 mm jack. cup.", ["St. Bernard", "U.S. flag", "3.5 mm jack", "cup"]),
     ],
 )
 def test_a_sentence_is_split_into_its_phrases(sentence, phrases):

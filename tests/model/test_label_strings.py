@@ -98,7 +98,7 @@ def test_pipeline_gives_these_labels(text, labels, pipe):
 def test_page_gives_these_labels(text, labels, monkeypatch):
     pytest.importorskip("gradio")
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "demo"))
-    from gdino_demo.parts import EVERY, read_query
+    from gdino_demo.components import EVERY, read_query
 
     assert read_query(text, text, EVERY) == (labels, labels)
 

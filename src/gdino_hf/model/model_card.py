@@ -123,7 +123,7 @@ def _is_placeholder(card: ModelCard) -> bool:
 
 def _origin(config: GDinoConfig, folder: Path) -> tuple[str, dict[str, Any]]:
     """Describe the weights that training started from, as a section of the card and as metadata."""
-    source = str(config._name_or_path or "")
+    source = str(config.name_or_path or "")
     if not source or Path(source).resolve() == folder.resolve():
         return "", {}
     readme = Path(source) / "README.md"

@@ -16,6 +16,7 @@ from .processing_gdino import GDinoProcessor
 from .text_prompt import parse_labels
 
 _TASK = "zero-shot-object-detection"
+_SIDES = ("xmin", "ymin", "xmax", "ymax")
 _REMOTE = ("http://", "https://", "data:image/")
 # Every picture needs more base64 characters than this; a shorter string is a path.
 _SHORTEST_PICTURE = 64
@@ -134,7 +135,7 @@ class GDinoZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
             top_k=top_k or None,
         )[0]
         return [
-            {"score": score, "label": label, "box": self._get_bounding_box(box)}
+            {"score": score, "label": label, "box": dict(zip(_SIDES, box.int().tolist(), strict=True))}
             for score, label, box in zip(found["scores"].tolist(), found["text_labels"], found["boxes"], strict=True)
         ]
 

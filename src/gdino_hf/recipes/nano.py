@@ -77,7 +77,7 @@ def build(
     text_config.hidden_dropout_prob = text_config.attention_probs_dropout_prob = 0.0
     image_backbone = CspPanBackbone.from_pretrained(backbone)
     # Do not publish the folders that the parts were loaded from.
-    text_config._name_or_path = image_backbone.config._name_or_path = ""
+    text_config.name_or_path = image_backbone.config.name_or_path = ""
     config = GDinoConfig.preset(
         "nano",
         backbone_config=image_backbone.config,
