@@ -13,6 +13,7 @@ _PLACEHOLDER = (
     "This is the model card of a 🤗 transformers model that has been pushed on the Hub. This model card has been "
     "automatically generated."
 )
+# The section that is carried on to models trained from these weights; gdino-nano's card has it.
 _PROVENANCE = "## Where the parts come from"
 _TAGS = ("gdino", "grounding-dino", "open-vocabulary-detection")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

@@ -234,7 +234,7 @@ class GDinoModel(FeatureExtraction):
         self, memory: Memory, selected: SelectedQueries | None, states: DecoderStates, detailed: bool
     ) -> GDinoModelOutput:
         """Collect the outputs of encoder, query selection and decoder; if detailed, those of every layer and token."""
-        # In the order of the class's fields, since fields stand in the tuple in the order in which they are set.
+        # Set in the order of the class's fields, because that becomes the order of the tuple.
         output = GDinoModelOutput(
             last_hidden_state=states.last_hidden_state,
             init_reference_points=states.input_references[0],
