@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from gdino_hf.data.annotation_options import AnnotationOptions
 from gdino_hf.training.arguments import DataArguments
 from gdino_hf.training.fine_tuning import read_data
 from gdino_hf.training.splits import find_split, read_split, split_file
@@ -50,12 +51,35 @@ def test_a_damaged_image_is_only_a_remark_if_such_images_are_skipped(drawn):
     (drawn / "images" / "train5.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"unreadable files.*train5\.png"):
         read_split(drawn / "train.json")
-    split = read_split(drawn / "train.json", unreadable="skip")
-    assert len(split.rows) == 12
+    split = read_split(drawn / "train.json", options=AnnotationOptions(unreadable="skip"))
+    assert len(split.rows) == 11
     assert "train5.png" in split.remarks[0]
     # Wrong annotations are still refused.
     content = json.loads((drawn / "train.json").read_text())
     content["annotations"][0]["category_id"] = 99
     (drawn / "train.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="unknown classes"):
-        read_split(drawn / "train.json", unreadable="skip")
+        read_split(drawn / "train.json", options=AnnotationOptions(unreadable="skip"))
+
+
+def test_a_folder_of_one_split_means_that_split(exported):
+    sets = read_data(DataArguments(data=str(exported / "train")))
+    assert [split.path.parent.name for split in sets] == ["train", "valid", "test"]
+
+
+def test_a_split_that_was_found_and_cannot_be_used_does_not_stop_training(exported):
+    for image in (exported / "test").glob("*.png"):
+        image.unlink()
+    sets = read_data(DataArguments(data=str(exported)))
+    assert (sets.test, len(sets.remarks)) == (None, 1)
+    assert "missing files" in sets.remarks[0]
+    assert "--test none" in sets.remarks[0]
+    with pytest.raises(ValueError, match="missing files"):
+        read_data(DataArguments(data=str(exported), test=str(exported / "test")))
+    none = read_data(DataArguments(data=str(exported), val="none", test="none"))
+    assert (none.val, none.test, none.remarks) == (None, None, [])
+
+
+def test_missing_photographs_can_be_skipped(exported):
+    next((exported / "train").glob("*.png")).unlink()
+    assert len(read_data(DataArguments(data=str(exported), unreadable="skip")).train.rows) == 11

@@ -60,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="COCO AP, LVIS fixed AP, recall of a caption's phrases, or accuracy of referring expressions (default: "
         "the one that DATA is annotated for, but never referring)",
     )
+    _add_conventions(parser)
     parser.add_argument("--limit", type=positive, metavar="N", help="evaluate only the first N images")
     parser.add_argument("--batch", type=positive, default=8, help="images per forward pass (default: %(default)s)")
     parser.add_argument(
@@ -90,6 +91,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", metavar="DIR", help="folder of a stopped run to continue")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     add_dtype(parser)
+
+
+def _add_conventions(parser: argparse.ArgumentParser) -> None:
+    """Declare the options about conventions of the annotation file."""
+    parser.add_argument(
+        "--crowds",
+        choices=("ignore", "keep"),
+        default="ignore",
+        help="boxes marked iscrowd: ignore them as COCO does, or keep them as boxes like all others (default: ignore)",
+    )
+    parser.add_argument(
+        "--boxes-follow",
+        choices=("auto", "upright", "stored"),
+        default="auto",
+        help="what boxes of pictures with an EXIF orientation are pixels of: the upright picture, the stored one, or "
+        "auto, by the annotated width and height (default: auto)",
+    )
+    parser.add_argument(
+        "--sizes",
+        choices=("stop", "scale"),
+        default="stop",
+        help="annotated sizes that are the picture's in proportion only: stop, or scale the boxes (default: stop)",
+    )
+    parser.add_argument(
+        "--groups",
+        choices=("leave-out", "keep"),
+        default="leave-out",
+        help="classes without boxes that only group others: leave-out, or keep (default: leave-out)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -141,9 +171,13 @@ def _open(args: argparse.Namespace, data: Any, images: Any, labels: Sequence[str
     Raises:
         ValueError: The data set cannot be read, or not be evaluated with the given protocol.
     """
+    from gdino_hf.data.annotation_options import AnnotationOptions
     from gdino_hf.evaluation.open_ground_truth import open_ground_truth
 
-    truth = open_ground_truth(data, images)
+    # Labels that were asked for by name are kept.
+    groups: Any = args.groups if labels is None else "keep"
+    options = AnnotationOptions(args.crowds, args.boxes_follow, args.sizes, groups)
+    truth = open_ground_truth(data, images, options)
     if not truth.references:
         raise ValueError(f"{data} has no images; give a data set that has some")
     captions = truth.has_captions

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         sets = read_data(data)
     except (OSError, ValueError) as error:
         raise UsageError(_one_line(error)) from error
-    for remark in (remark for split in sets for remark in split.remarks):
+    for remark in (*sets.remarks, *(remark for split in sets for remark in split.remarks)):
         if training.should_save:
             print(f"warning: {remark}", file=sys.stderr)
     detector = Detector(model_arguments.model, sets.train.labels or ["object"], device="cpu", optimize=False)
@@ -169,7 +169,7 @@ def _parse(rest: Sequence[str]) -> _Options:
     given = {name: value for name, value in values.items() if value != fresh.get_default(name)}
     for name in _PLACES:
         # Made absolute, because a run may be resumed from another working directory; a model may be a Hub id.
-        if given.get(name) and (name != "model" or Path(given[name]).exists()):
+        if given.get(name) not in (None, "", "none") and (name != "model" or Path(given[name]).exists()):
             given[name] = os.path.abspath(given[name])
     try:
         made = [kind(**{n: values[n] for n in kind.__dataclass_fields__ if n in values}) for kind in kinds]

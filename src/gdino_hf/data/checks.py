@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,12 @@ from tqdm import tqdm
 
 from ..error_text import reason
 from ..model.text_prompt import name_key, shorten
-from .coco import coco_image_path, image_folder, load_coco
+from .annotation_options import DEFAULT_OPTIONS, AnnotationOptions
+from .coco_content import first_existing, image_folder, image_folders
+from .coco_file import CocoFile
+from .faults import MISSING, UNREADABLE, Finding, Findings
 from .formats import annotation_file, annotation_format
+from .frames import Frame, find_frame, read_header
 from .odvg import (
     MIXED,
     entry_boxes,
@@ -27,62 +31,13 @@ from .odvg import (
     parse_line,
     read_label_map,
 )
-from .rows import LARGEST_SIDE, clip_box, image_path, is_file, parse_box, parse_integer, parse_text
+from .rows import LARGEST_SIDE, clip_box, image_path, is_file, parse_integer, parse_text
 
 # Pixels by which a box may extend beyond its image, for the rounding of annotation tools.
 _TOLERANCE = 1.0
 
-# EXIF tag of the camera's orientation, and its values that swap width and height.
-_ORIENTATION = 0x0112
-_SWAPS_SIDES = (5, 6, 7, 8)
-
-UNREADABLE = "unreadable files"
-"""Kind of fault of damaged images, which training can be told to skip."""
-
-_ERRORS = {
-    "broken entries": "cannot be parsed",
-    "missing files": "not found in the image folder, which --images sets",
-    UNREADABLE: "not an image, or damaged",
-    "wrong sizes": "differ in size from their annotation, so boxes may not fit",
-    "broken boxes": "not four finite numbers",
-    "unknown classes": "have no name in the file",
-    "unknown images": "refer to an image that the file does not list",
-    "repeated image ids": "used for several images",
-    "repeated category ids": "used for several categories",
-    "broken phrases": "have no clear position in the caption",
-    "broken names": "empty or not text",
-}
-_WARNINGS = {
-    "boxes outside": "extend beyond their image and are clipped to it, or dropped if nothing remains",
-    "boxes without area": "dropped",
-    "empty classes": "have no box",
-    "alike names": "differ only in case or blanks and are one name to the model",
-    "repeated names": "used for several categories and are one name to the model",
-    "names with marks": "contain a period or question mark, which is read as a blank",
-    "repeated files": "listed as several images",
-    "images without boxes": "provide negatives only",
-}
-
-
-@dataclass
-class Finding:
-    """One kind of fault in a data set.
-
-    Attributes:
-        kind: Name of the kind, such as "missing files".
-        is_error: Whether the fault stops training; a warning does not.
-        count: Number of occurrences.
-        examples: Descriptions of the first occurrences.
-    """
-
-    kind: str
-    is_error: bool
-    count: int = 0
-    examples: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        examples = "; ".join(self.examples) + ("; ..." if self.count > len(self.examples) else "")
-        return f"{self.count} {self.kind}: {(_ERRORS | _WARNINGS)[self.kind]} ({examples})"
+# Queries of the published models: the largest number of boxes they can find in an image.
+PUBLISHED_QUERIES = 900
 
 
 @dataclass
@@ -94,8 +49,9 @@ class DatasetReport:
         format: "coco" or "odvg".
         num_images: Number of images of a COCO file, or of lines of an ODVG file.
         num_boxes: Number of annotated boxes, including those that training drops.
-        boxes_per_name: Number of boxes by name; by phrase in grounding data.
+        boxes_per_name: Number of boxes by name, without crowds; by phrase in grounding data.
         findings: Faults, errors first.
+        most_boxes: Largest number of boxes in an image, without crowds.
     """
 
     path: Path
@@ -104,6 +60,7 @@ class DatasetReport:
     num_boxes: int
     boxes_per_name: dict[str, int]
     findings: list[Finding]
+    most_boxes: int = 0
 
     @property
     def errors(self) -> list[Finding]:
@@ -148,7 +105,13 @@ class DatasetReport:
 
 
 def check_dataset(
-    path: str | Path, images: str | Path | None = None, *, decode: bool = False, max_examples: int = 3
+    path: str | Path,
+    images: str | Path | None = None,
+    *,
+    decode: bool = False,
+    max_examples: int = 3,
+    options: AnnotationOptions = DEFAULT_OPTIONS,
+    num_queries: int = PUBLISHED_QUERIES,
 ) -> DatasetReport:
     """Check annotations and images for faults that would stop or harm training.
 
@@ -158,6 +121,9 @@ def check_dataset(
         decode: Whether to decode every image completely. This finds damaged images but takes as long as loading them
             for one epoch; by default only the header is read.
         max_examples: Maximum number of examples listed for each kind of fault.
+        options: Conventions of the file.
+        num_queries: Number of boxes that the model can find in an image, its config's `num_queries`; images with more
+            are listed.
 
     Returns:
         The report.
@@ -167,62 +133,81 @@ def check_dataset(
     """
     file = annotation_file(path)
     form = annotation_format(file)
-    check = _Check(image_folder(file, images), decode, max_examples)
+    check = _Check(image_folder(file, images), decode, Findings(max_examples), options, num_queries)
     if form == "coco":
-        _check_coco(check, file)
+        _check_coco(check, file, images)
     else:
-        _check_odvg(check, file)
+        _check_odvg(check, file, images)
     check.finish_names()
-    order = [*_ERRORS, *_WARNINGS]
-    findings = sorted(check.findings.values(), key=lambda finding: order.index(finding.kind))
-    return DatasetReport(file, form, check.num_images, check.num_boxes, dict(check.boxes_per_name), findings)
+    return DatasetReport(
+        path=file,
+        format=form,
+        num_images=check.num_images,
+        num_boxes=check.num_boxes,
+        boxes_per_name=dict(check.boxes_per_name),
+        findings=check.findings.in_order(),
+        most_boxes=check.most_boxes,
+    )
 
 
 class _Check:
     """Collects the faults of one data set while it is read."""
 
-    def __init__(self, folder: Path, decode: bool, max_examples: int) -> None:
+    def __init__(
+        self, folder: Path, decode: bool, findings: Findings, options: AnnotationOptions, num_queries: int
+    ) -> None:
         self.folder = folder
         self.decode = decode
-        self.max_examples = max_examples
-        self.findings: dict[str, Finding] = {}
+        self.findings = findings
+        self.add = findings.add
+        self.options = options
+        self.num_queries = num_queries
         self.num_images = 0
         self.num_boxes = 0
+        self.most_boxes = 0
         self.boxes_per_name: Counter[str] = Counter()
+        self.crowd_names: set[str] = set()
         self.are_phrases = False
         self._files: set[str] = set()
 
-    def add(self, kind: str, example: str) -> None:
-        """Count one fault."""
-        finding = self.findings.setdefault(kind, Finding(kind, kind in _ERRORS))
-        finding.count += 1
-        if len(finding.examples) < self.max_examples:
-            finding.examples.append(example)
-
-    def picture(self, path: Path, width: int, height: int) -> None:
-        """Check that an image file exists, can be read and has the annotated size."""
+    def file(self, path: Path) -> bool:
+        """Check that an image is listed once and, if asked for, can be decoded; return whether it is new."""
         name = os.path.relpath(path, self.folder)
         if name in self._files:
             self.add("repeated files", shorten(name))
-            return
+            return False
         self._files.add(name)
-        if not is_file(path):
-            self.add("missing files", shorten(name))
-            return
-        try:
-            with Image.open(path) as picture:
-                # Boxes are pixels of the upright image.
-                turned = picture.getexif().get(_ORIENTATION, 1) in _SWAPS_SIDES
-                size = picture.size[::-1] if turned else picture.size
-                if self.decode:
+        if self.decode and is_file(path):
+            try:
+                with Image.open(path) as picture:
                     ImageOps.exif_transpose(picture).load()
+            # A damaged file makes the decoders raise exceptions of almost any type.
+            except Exception as error:
+                self.add(UNREADABLE, f"{shorten(name)}: {reason(error)[:80]}")
+                return False
+        return True
+
+    def frame(self, path: Path, width: int, height: int) -> Frame:
+        """Check that an image file exists, can be read and has the annotated size; return what its boxes are in."""
+        name = shorten(os.path.relpath(path, self.folder))
+        if not self.file(path):
+            return Frame(width, height)
+        if not is_file(path):
+            self.add(MISSING, name)
+            return Frame(width, height)
+        try:
+            stored, orientation = read_header(path)
         # A damaged file makes the decoders raise exceptions of almost any type.
         except Exception as error:
-            self.add(UNREADABLE, f"{shorten(name)}: {reason(error)[:80]}")
-            return
-        if size != (width, height):
-            how = ", turned by its EXIF orientation" if turned else ""
-            self.add("wrong sizes", f"{shorten(name)}: {size[0]}x{size[1]}{how}, not {width}x{height}")
+            self.add(UNREADABLE, f"{name}: {reason(error)[:80]}")
+            return Frame(width, height)
+        return find_frame((width, height), stored, orientation, self.options, name, self.add)
+
+    def count(self, number: int, where: str) -> None:
+        """Compare the number of boxes of an image with the model's queries."""
+        self.most_boxes = max(self.most_boxes, number)
+        if number > self.num_queries:
+            self.add("more boxes than queries", f"{where}: {number} boxes, {self.num_queries} queries")
 
     def box(self, box: tuple[float, float, float, float], width: int, height: int, where: str) -> None:
         """Check the area and the position of a box, given as annotated xyxy."""
@@ -249,7 +234,7 @@ class _Check:
         alike: dict[str, list[str]] = {}
         for name, count in self.boxes_per_name.items():
             alike.setdefault(name_key(name), []).append(name)
-            if count == 0:
+            if count == 0 and name not in self.crowd_names:
                 self.add("empty classes", shorten(name))
             if not self.are_phrases and ("." in name or "?" in name):
                 self.add("names with marks", shorten(name))
@@ -258,72 +243,33 @@ class _Check:
                 self.add("alike names", " = ".join(map(shorten, spellings)))
 
 
-def _check_coco(check: _Check, file: Path) -> None:
-    content = load_coco(file)
-    names: dict[int, Any] = {}
-    for category in content["categories"]:
-        where = f"category {shorten(category.get('id'))}"
-        try:
-            number = parse_integer(category.get("id"), "its id", -LARGEST_SIDE)
-        except ValueError as error:
-            check.add("broken entries", f"{where}: {error}")
-            continue
-        name = category.get("name")
-        if name in names.values():
-            check.add("repeated names", shorten(name))
-        if number in names:
-            check.add("repeated category ids", str(number))
-        names[number] = name
-        check.name(name, where)
-    sizes: dict[int, tuple[int, int]] = {}
-    for place, image in enumerate(tqdm(content["images"], desc="check pictures", disable=None, leave=False)):
-        check.num_images += 1
-        try:
-            number = parse_integer(image.get("id"), "its id", -(2**63))
-            size = tuple(parse_integer(image.get(side), f"its {side}", 1, LARGEST_SIDE) for side in ("width", "height"))
-            path = coco_image_path(image, check.folder)
-        except ValueError as error:
-            check.add("broken entries", f"image {place}: {error}")
-            continue
-        if number in sizes:
-            check.add("repeated image ids", str(number))
-        sizes[number] = (size[0], size[1])
-        check.picture(path, *sizes[number])
-    _check_annotations(check, content["annotations"], sizes, names)
-
-
-def _check_annotations(
-    check: _Check, annotations: list[dict[str, Any]], sizes: dict[Any, tuple[int, int]], names: dict[Any, Any]
-) -> None:
-    without = set(sizes)
-    for annotation in annotations:
-        check.num_boxes += 1
-        where = f"annotation {shorten(annotation.get('id'))}"
-        image, category = annotation.get("image_id"), annotation.get("category_id")
-        size = sizes.get(image) if isinstance(image, (int, float)) else None
-        if isinstance(category, (int, float)) and category in names:
-            # A name that is not text was already reported with its category.
-            if isinstance(name := names[category], str):
+def _check_coco(check: _Check, path: Path, images: str | Path | None) -> None:
+    file = CocoFile(path, images, check.options, check.findings)
+    check.num_images, check.num_boxes = len(file.content["images"]), len(file.content["annotations"])
+    for name in file.names.values():
+        # Names that are not text were reported with their category.
+        if name:
+            check.name(name, "category")
+    bar = tqdm(file.images(keep_faulty=True), "check pictures", check.num_images, disable=None, leave=False)
+    for image in bar:
+        check.file(image.path)
+        for box, category, crowd, where in zip(image.boxes, image.categories, image.crowd, image.places, strict=True):
+            name = file.names[category]
+            if crowd:
+                check.crowd_names.add(name)
+            elif name:
                 check.boxes_per_name[name] += 1
-        else:
-            check.add("unknown classes", f"{where}: category_id {shorten(category)}")
-        try:
-            box = parse_box(annotation.get("bbox"), "xywh")
-        except ValueError as error:
-            check.add("broken boxes", f"{where}: {error}")
-            continue
-        if size is None:
-            check.add("unknown images", f"{where}: image_id {shorten(image)}")
-            continue
-        check.box(box, *size, where)
-        without.discard(image)
-    for number in sorted(without):
-        check.add("images without boxes", str(number))
+            if image.size is not None:
+                check.box(box, image.size[0], image.size[1], where)
+        check.count(len(image.boxes) - sum(image.crowd), shorten(image.path.name))
+        if not image.boxes:
+            check.add("images without boxes", str(image.id))
 
 
-def _check_odvg(check: _Check, file: Path) -> None:
+def _check_odvg(check: _Check, file: Path, images: str | Path | None) -> None:
     names, captions = read_label_map(file, None), has_captions(file)
     check.are_phrases = captions
+    folders = image_folders(file, images)
     for name in odvg_names(file) or []:
         check.name(name, "label map")
     for name, count in Counter(names.values()).items():
@@ -341,7 +287,8 @@ def _check_odvg(check: _Check, file: Path) -> None:
         except ValueError as error:
             check.add("broken entries", f"{where}: {error}")
             continue
-        check.picture(image_path(check.folder, name), width, height)
+        path = first_existing([image_path(folder, name) for folder in folders])
+        frame = check.frame(path, width, height)
         try:
             entries, caption = line_entries(content)
             if caption is not None and not captions:
@@ -351,8 +298,10 @@ def _check_odvg(check: _Check, file: Path) -> None:
             continue
         if not entries:
             check.add("images without boxes", shorten(name))
+        before = check.num_boxes
         for entry in entries:
-            _check_entry(check, entry, names, caption, (width, height), where)
+            _check_entry(check, entry, names, caption, frame, where)
+        check.count(check.num_boxes - before, where)
 
 
 def _check_entry(
@@ -360,7 +309,7 @@ def _check_entry(
     entry: Mapping[str, Any],
     names: Mapping[int, str],
     caption: str | None,
-    size: tuple[int, int],
+    frame: Frame,
     where: str,
 ) -> None:
     label = None
@@ -377,4 +326,4 @@ def _check_entry(
         check.num_boxes += 1
         if label is not None:
             check.boxes_per_name[label] += 1
-        check.box(box, *size, where)
+        check.box(frame.box(box), frame.width, frame.height, where)

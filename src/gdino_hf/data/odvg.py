@@ -6,13 +6,18 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..error_text import reason
 from ..model.caption_prompt import check_pair
 from ..model.text_prompt import shorten
-from .coco import image_folder
+from .annotation_options import DEFAULT_OPTIONS, AnnotationOptions
+from .coco import reader_findings
+from .coco_content import first_existing, image_folders
+from .faults import MISSING, StrictFindings
+from .frames import frame_of_file
 from .rows import (
     LARGEST_SIDE,
     clip_box,
@@ -42,6 +47,7 @@ def read_odvg(
     images: str | Path | None = None,
     label_map: str | Path | Mapping[Any, str] | None = None,
     streaming: bool = False,
+    options: AnnotationOptions = DEFAULT_OPTIONS,
 ) -> Dataset | IterableDataset:
     """Read an ODVG json lines file; images are decoded only when a row is read.
 
@@ -57,6 +63,7 @@ def read_odvg(
             without a category; by default `label_map.json` beside the file.
         streaming: Read the file line by line while iterating. A line that cannot be used, or whose image is missing,
             is then logged and skipped instead of stopping a training run.
+        options: Conventions of the file, as in `read_coco`.
 
     Returns:
         One row per line, as in `read_coco`; `image_id` is the line's number from 0. If the first line is a grounding
@@ -66,11 +73,11 @@ def read_odvg(
         ValueError: A line cannot be used or its image does not exist; `check_dataset` lists all such lines.
     """
     names = read_label_map(annotations, label_map)
-    folder = image_folder(annotations, images)
+    folders = [str(folder) for folder in image_folders(annotations, images)]
     captions = has_captions(annotations)
     arguments: dict[str, Any] = {
         "annotations": str(annotations),
-        "folder": str(folder),
+        "places": _Places(tuple(folders), options),
         "names": names,
         "captions": captions,
     }
@@ -79,12 +86,15 @@ def read_odvg(
     return make_dataset(_all_rows(**arguments), captions)
 
 
-def odvg_rows(annotations: str | Path, images: str | Path | None = None) -> Iterator[dict[str, Any]]:
+def odvg_rows(
+    annotations: str | Path, images: str | Path | None = None, options: AnnotationOptions = DEFAULT_OPTIONS
+) -> Iterator[dict[str, Any]]:
     """Yield the rows of `read_odvg` with the path of each image instead of the image, which need not exist.
 
     Args:
         annotations: The json lines file.
         images: Folder of the images, as in `read_odvg`.
+        options: Conventions of the file, as in `read_coco`.
 
     Yields:
         One row per line.
@@ -92,8 +102,9 @@ def odvg_rows(annotations: str | Path, images: str | Path | None = None) -> Iter
     Raises:
         ValueError: A line cannot be used.
     """
-    names, folder = read_label_map(annotations, None), image_folder(annotations, images)
-    yield from _all_rows(str(annotations), str(folder), names, has_captions(annotations), must_exist=False)
+    places = _Places(tuple(str(folder) for folder in image_folders(annotations, images)), options)
+    names = read_label_map(annotations, None)
+    yield from _all_rows(str(annotations), places, names, has_captions(annotations), must_exist=False)
 
 
 def odvg_names(annotations: str | Path, label_map: str | Path | Mapping[Any, str] | None = None) -> list[str] | None:
@@ -308,13 +319,36 @@ def _pairs(given: Any, caption: str, pieces: Sequence[str]) -> list[list[int]]:
     return [list(pair) for pair in given]
 
 
+@dataclass(frozen=True)
+class _Places:
+    """Where the images of a file are looked for, and the conventions of their sizes."""
+
+    folders: tuple[str, ...]
+    options: AnnotationOptions
+
+
 def _row(
-    line: bytes, number: int, folder: str, names: Mapping[int, str], captions: bool, must_exist: bool = True
-) -> dict[str, Any]:
+    line: bytes,
+    number: int,
+    places: _Places,
+    names: Mapping[int, str],
+    captions: bool,
+    findings: StrictFindings,
+    must_exist: bool = True,
+) -> dict[str, Any] | None:
+    """Return the row of a line, or None if its image is missing and may be skipped."""
     content = parse_line(line)
-    path = image_path(folder, parse_text(content.get("filename"), "its filename"))
+    filename = parse_text(content.get("filename"), "its filename")
+    path = first_existing([image_path(folder, filename) for folder in places.folders])
     width = parse_integer(content.get("width"), "its width", 1, LARGEST_SIDE)
     height = parse_integer(content.get("height"), "its height", 1, LARGEST_SIDE)
+    if must_exist and not is_file(path):
+        if places.options.unreadable == "skip":
+            findings.add(MISSING, str(path))
+            return None
+        raise ValueError(f"its image {path} does not exist")
+    frame = frame_of_file(path, (width, height), places.options, findings.add)
+    width, height = frame.width, frame.height
     row: dict[str, Any] = {"image": str(path), "image_id": number, "width": width, "height": height}
     row |= {"boxes": [], "names": [], "crowd": [], "spans": []}
     entries, row["caption"] = line_entries(content)
@@ -322,39 +356,50 @@ def _row(
         raise ValueError(MIXED)
     for entry in entries:
         name, pairs = entry_name(entry, names, row["caption"])
-        for box in entry_boxes(entry):
-            inside = clip_box(box, width, height)
+        try:
+            boxes = entry_boxes(entry)
+        except ValueError as error:
+            findings.add("broken boxes", f"line {number + 1}: {error}")
+            continue
+        for box in boxes:
+            inside = clip_box(frame.box(box), width, height)
             if inside is not None:
                 row["boxes"].append(inside)
                 row["names"].append(name)
                 row["spans"].append(pairs)
                 row["crowd"].append(False)
-    if must_exist and not is_file(path):
-        raise ValueError(f"its image {path} does not exist")
     return row
 
 
 def _all_rows(
-    annotations: str, folder: str, names: Mapping[int, str], captions: bool, must_exist: bool = True
+    annotations: str, places: _Places, names: Mapping[int, str], captions: bool, must_exist: bool = True
 ) -> Iterator[dict[str, Any]]:
+    findings = reader_findings(annotations, places.options)
     for number, line in odvg_lines(Path(annotations)):
         try:
-            yield _row(line, number, folder, names, captions, must_exist)
+            row = _row(line, number, places, names, captions, findings, must_exist)
         except ValueError as error:
-            raise ValueError(f"Line {number + 1} of {annotations} cannot be used: {error}; repair it.") from None
+            why = reason(error).removesuffix("; repair it")
+            raise ValueError(f"Line {number + 1} of {annotations} cannot be used: {why}; repair it.") from None
+        if row is not None:
+            yield row
+    findings.log()
 
 
 def _stream(
-    annotations: str, folder: str, names: Mapping[int, str], captions: bool, parts: list[tuple[int, int, int]]
+    annotations: str, places: _Places, names: Mapping[int, str], captions: bool, parts: list[tuple[int, int, int]]
 ) -> Iterator[dict[str, Any]]:
+    findings = reader_findings(annotations, places.options)
     for begin, end, first in parts:
         for number, line in odvg_lines(Path(annotations), begin, end, first):
             try:
-                row = _row(line, number, folder, names, captions)
+                row = _row(line, number, places, names, captions, findings)
             except ValueError as error:
                 logger.warning("Line %d of %s is skipped: %s.", number + 1, annotations, error)
                 continue
-            yield row
+            if row is not None:
+                yield row
+    findings.log()
 
 
 def odvg_lines(path: Path, begin: int = 0, end: int | None = None, first: int = 0) -> Iterator[tuple[int, bytes]]:

@@ -18,13 +18,16 @@ if TYPE_CHECKING:
 
 LARGEST_ID = 2**63 - 1
 LARGEST_SIDE = 2**31 - 1
+# Characters of the longest number that is read from text.
+_LONGEST_NUMBER = 40
 
 
-def features(captions: bool) -> Features:
+def features(captions: bool, text_ids: bool = False) -> Features:
     """Return the column types of a data set.
 
     Args:
         captions: Whether rows have `caption` and `spans`.
+        text_ids: Whether `image_id` is text instead of an integer.
 
     Returns:
         `image` (decoded when a row is read), `image_id`, `width`, `height`, `boxes` ((N, 4) xyxy in pixels), `names`
@@ -35,7 +38,7 @@ def features(captions: bool) -> Features:
 
     columns = {
         "image": Image(),
-        "image_id": Value("int64"),
+        "image_id": Value("string" if text_ids else "int64"),
         "width": Value("int32"),
         "height": Value("int32"),
         "boxes": List(List(Value("float32"), length=4)),
@@ -47,19 +50,20 @@ def features(captions: bool) -> Features:
     return Features(columns)
 
 
-def make_dataset(rows: Iterator[dict[str, Any]], captions: bool) -> Dataset:
+def make_dataset(rows: Iterator[dict[str, Any]], captions: bool, text_ids: bool = False) -> Dataset:
     """Build a data set in memory; its images stay on disk.
 
     Args:
         rows: Rows with the image's path as "image".
         captions: Whether rows have `caption` and `spans`.
+        text_ids: Whether `image_id` is text instead of an integer.
 
     Returns:
         The data set.
     """
     from datasets import Dataset
 
-    columns = features(captions)
+    columns = features(captions, text_ids)
     values: dict[str, list[Any]] = {name: [] for name in columns}
     for row in rows:
         for name, column in values.items():
@@ -68,7 +72,10 @@ def make_dataset(rows: Iterator[dict[str, Any]], captions: bool) -> Dataset:
 
 
 def make_stream(
-    generator: Callable[..., Iterator[dict[str, Any]]], captions: bool, arguments: Mapping[str, Any]
+    generator: Callable[..., Iterator[dict[str, Any]]],
+    captions: bool,
+    arguments: Mapping[str, Any],
+    text_ids: bool = False,
 ) -> IterableDataset:
     """Build a data set that is read while iterating.
 
@@ -76,13 +83,14 @@ def make_stream(
         generator: Function that yields rows with the image's path as "image".
         captions: Whether rows have `caption` and `spans`.
         arguments: Keyword arguments of the generator. Lists among them are split among a data loader's workers.
+        text_ids: Whether `image_id` is text instead of an integer.
 
     Returns:
         The data set.
     """
     from datasets import IterableDataset
 
-    return IterableDataset.from_generator(generator, features=features(captions), gen_kwargs=dict(arguments))
+    return IterableDataset.from_generator(generator, features=features(captions, text_ids), gen_kwargs=dict(arguments))
 
 
 def read_json(path: str | Path, what: str) -> Any:
@@ -139,11 +147,29 @@ def image_path(folder: str | Path, name: str) -> Path:
     return path
 
 
+def parse_number(value: Any) -> Any:
+    """Return a number written as text as a number, and any other value as it is.
+
+    Args:
+        value: The value; " 3 " and "3.5" are numbers written as text.
+    """
+    if not isinstance(value, str) or len(value) > _LONGEST_NUMBER:
+        return value
+    try:
+        return int(value)
+    except ValueError:
+        pass
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
 def parse_integer(value: Any, what: str, low: int, high: int = LARGEST_ID) -> int:
     """Check that a value from a file is a whole number.
 
     Args:
-        value: The value; 3 and 3.0 are whole numbers, "3" and true are not.
+        value: The value; 3, 3.0 and "3" are whole numbers, true is not.
         what: Description of the value, for the error message.
         low: Smallest allowed number.
         high: Largest allowed number.
@@ -154,6 +180,7 @@ def parse_integer(value: Any, what: str, low: int, high: int = LARGEST_ID) -> in
     Raises:
         ValueError: The value is not a whole number, or is outside low..high.
     """
+    value = parse_number(value)
     number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
     if not number or isinstance(value, bool) or value != int(value) or not low <= value <= high:
         raise ValueError(f"{what} is {shorten(value)}, not a whole number from {low} to {high}")
@@ -186,7 +213,7 @@ def parse_box(value: Any, form: str) -> tuple[float, float, float, float]:
     """Check that a value from a file is a box.
 
     Args:
-        value: The value, four numbers in pixels.
+        value: The value, four numbers in pixels, which may be written as text.
         form: Meaning of the numbers: "xywh" or "xyxy".
 
     Returns:
@@ -195,15 +222,12 @@ def parse_box(value: Any, form: str) -> tuple[float, float, float, float]:
     Raises:
         ValueError: The value is not four finite numbers.
     """
-    numbers = (
-        isinstance(value, Sequence)
-        and len(value) == 4
-        and all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in value)
-    )
+    given = [parse_number(number) for number in value] if isinstance(value, Sequence) and len(value) == 4 else []
+    numbers = given and all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in given)
     # The limit keeps numbers within float32; it also rejects integers of a thousand digits before they are converted.
-    if not numbers or not all(abs(number) < 1e30 for number in value):
+    if not numbers or not all(abs(number) < 1e30 for number in given):
         raise ValueError(f"the box {shorten(value)} is not four finite numbers {', '.join(form)}")
-    x, y, third, fourth = (float(number) for number in value)
+    x, y, third, fourth = (float(number) for number in given)
     return (x, y, x + third, y + fourth) if form == "xywh" else (x, y, third, fourth)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..data.coco_file import id_key
 from ..data.rows import parse_box, read_json
 from ..error_text import reason
 from ..model.text_prompt import shorten
@@ -16,6 +19,8 @@ from .box_map import evaluate_boxes
 from .ground_truth import GroundTruth, coco_ground_truth
 from .predict import predict
 from .prediction_file import Predictions
+
+logger = logging.getLogger(__name__)
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
@@ -75,28 +80,34 @@ def coco_predictions(detections: Sequence[Any], truth: GroundTruth) -> Predictio
 
     Args:
         detections: Dicts with "image_id", "category_id", "bbox" (xywh in pixels) and "score". As in COCO's tools,
-            detections of unknown categories are ignored, and an image without detections counts as empty.
+            an image without detections counts as empty; detections of unknown categories are left out with a warning.
         truth: Ground truth from `coco_ground_truth`.
 
     Returns:
         The predictions, with the ground truth's label numbers.
 
     Raises:
-        ValueError: The ground truth is not from a COCO file, or a detection is malformed or of an unknown image.
+        ValueError: The ground truth is not from a COCO file, a detection is malformed or of an unknown image, or every
+            detection is of an unknown category.
     """
-    if len(truth.category_ids) != len(truth.labels) or truth.has_captions:
+    if (truth.labels and not truth.label_of) or truth.has_captions:
         raise ValueError("Detections in COCO's format have category ids, so they need a COCO file as ground truth.")
-    number: dict[float, int] = {category: label for label, category in enumerate(truth.category_ids)}
+    unknown: Counter[Any] = Counter()
     by_image: dict[Any, list[tuple[float, int, tuple[float, ...]]]] = {image: [] for image in truth.references}
     for place, detection in enumerate(detections):
         try:
             image, category, box, score = _detection(detection)
+            image = truth.find_image(image)
             if image not in by_image:
                 raise ValueError(f"it is of image {shorten(image)}, which the data set does not have")
         except ValueError as error:
             raise ValueError(f"Detection {place} cannot be used: {error}.") from None
-        if category in number:
-            by_image[image].append((score, number[category], box))
+        label = truth.label_of.get(id_key(category))
+        if label is None:
+            unknown[category] += 1
+        else:
+            by_image[image].append((score, label, box))
+    _name_unknown(unknown, len(detections), truth)
     images = []
     for image, items in by_image.items():
         items.sort(key=lambda item: -item[0])
@@ -155,14 +166,27 @@ def detect_coco(
     ]
 
 
-def _detection(detection: Any) -> tuple[Any, float, tuple[float, float, float, float], float]:
+def _name_unknown(unknown: Mapping[Any, int], there: int, truth: GroundTruth) -> None:
+    """Warn about detections of categories that the data set does not have; if all are, raise a ValueError."""
+    if not unknown:
+        return
+    few = ", ".join(shorten(category) for category in list(unknown)[:5]) + ", ..." * (len(unknown) > 5)
+    known = ", ".join(shorten(category) for category in truth.category_ids[:5]) + ", ..." * (len(truth.labels) > 5)
+    number = sum(unknown.values())
+    text = f"{number} of {there} detections have a category_id that the data set does not have ({few}; it has {known})"
+    if number == there:
+        raise ValueError(f"{text}, so nothing can be scored; write the data set's category ids")
+    logger.warning("%s and are left out.", text)
+
+
+def _detection(detection: Any) -> tuple[Any, float | str, tuple[float, float, float, float], float]:
     """Return the image id, category id, box as xyxy, and score of a detection."""
     if not isinstance(detection, Mapping):
         raise ValueError(f"it is {shorten(detection)}, not a dict with image_id, category_id, bbox and score")
     # numpy scalars become Python scalars.
     names = ("image_id", "category_id", "bbox", "score")
     image, category, bbox, score = (np.asarray(detection.get(name)).tolist() for name in names)
-    if not isinstance(image, (int, float, str)) or not isinstance(category, (int, float)):
+    if not isinstance(image, (int, float, str)) or not isinstance(category, (int, float, str)):
         raise ValueError(f"its image_id is {shorten(image)} and its category_id {shorten(category)}")
     if not isinstance(score, (int, float)) or not math.isfinite(score):
         raise ValueError(f"its score is {shorten(score)}, not a finite number")

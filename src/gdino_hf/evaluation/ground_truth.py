@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..data.coco import coco_image_path, image_folder, load_coco, names_by_id
-from ..data.rows import parse_box
-from ..model.text_prompt import name_key, shorten
+from ..data.annotation_options import DEFAULT_OPTIONS, AnnotationOptions
+from ..data.coco import reader_findings
+from ..data.coco_file import CocoFile, CocoImage, id_key
+from ..model.text_prompt import name_key
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,17 @@ class GroundTruth:
             for LVIS also "negative_labels" and "not_exhaustive_labels" (lists of label numbers).
         rows: Rows for `predict`, each with "image" and "image_id".
         frequencies: "r" (rare), "c" (common) or "f" (frequent) for each label of LVIS; empty for other data sets.
-        category_ids: Category id of each label of a COCO file; empty for other data sets.
+        category_ids: Category id of each label of a COCO file; empty for other data sets. Of several ids with one name
+            it is the first.
+        label_of: Label number of each category id of a COCO file, in the form of `id_key`; empty for other data sets.
     """
 
     labels: list[str]
     references: dict[Any, dict[str, Any]]
     rows: Any
     frequencies: list[str] = field(default_factory=list)
-    category_ids: list[int] = field(default_factory=list)
+    category_ids: list[Any] = field(default_factory=list)
+    label_of: dict[int | str, int] = field(default_factory=dict)
 
     @property
     def is_federated(self) -> bool:
@@ -59,7 +62,7 @@ class GroundTruth:
         Raises:
             ValueError: A prediction is of an image that the data set does not have.
         """
-        by_image = {prediction["image_id"]: prediction for prediction in predictions}
+        by_image = {self.find_image(prediction["image_id"]): prediction for prediction in predictions}
         unknown = [image for image in by_image if image not in self.references]
         if unknown:
             raise ValueError(
@@ -69,6 +72,16 @@ class GroundTruth:
         # Some files mix numbers and text as ids; numbers come first.
         order = sorted(by_image, key=lambda image: (isinstance(image, str), image))
         return [by_image[image] for image in order], [self.references[image] for image in order]
+
+    def find_image(self, image_id: Any) -> Any:
+        """Return an image id as `references` has it, where 7 and "7" are the same; as it is if there is none."""
+        if image_id in self.references:
+            return image_id
+        return self._images_by_key.get(id_key(image_id), image_id)
+
+    @cached_property
+    def _images_by_key(self) -> dict[int | str, Any]:
+        return {id_key(image): image for image in self.references}
 
     def restricted_to(self, labels: Sequence[str]) -> GroundTruth:
         """Return the ground truth of some labels, as if the others had not been annotated.
@@ -97,43 +110,47 @@ class GroundTruth:
         )
 
 
-def coco_ground_truth(annotations: str | Path, images: str | Path | None = None) -> GroundTruth:
+def coco_ground_truth(
+    annotations: str | Path,
+    images: str | Path | None = None,
+    options: AnnotationOptions = DEFAULT_OPTIONS,
+    log: bool = True,
+) -> GroundTruth:
     """Read the exact ground truth of a COCO or LVIS file: boxes are not clipped or rounded, areas are as annotated.
 
-    Image files are not checked; a missing one is reported when it is read.
+    Image files need not exist; a missing one is reported when it is read. Those that exist are compared with their
+    annotated size, and boxes in pixels of the stored picture are turned upright with it.
 
     Args:
         annotations: The json file; its boxes are absolute xywh.
         images: Folder of the images; found as `read_coco` finds it by default.
+        options: Conventions of the file.
+        log: Whether to log what was turned, scaled or left out.
 
     Returns:
-        The ground truth, with labels in the order of their category ids.
+        The ground truth, with distinct labels in the order of their category ids.
 
     Raises:
         ValueError: The file is not a COCO detection file, or holds something that cannot be used.
     """
-    content, folder = load_coco(annotations), image_folder(annotations, images)
-    names = names_by_id(content, annotations)
-    number = {category: place for place, category in enumerate(names)}
-    by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for annotation in content["annotations"]:
-        if isinstance(annotation.get("image_id"), (int, float, str)):
-            by_image[annotation["image_id"]].append(annotation)
-    references, rows = {}, []
-    for place, image in enumerate(content["images"]):
-        image_id = image.get("id")
-        try:
-            if not isinstance(image_id, (int, float, str)):
-                raise ValueError(f"its id is {shorten(image_id)}, neither number nor text")
-            references[image_id] = _reference(by_image[image_id], number) | _lvis_labels(image, number)
-            rows.append({"image": str(coco_image_path(image, folder)), "image_id": image_id})
-        except ValueError as error:
-            raise ValueError(f"Image {place} of {annotations} cannot be used: {error}; repair it.") from None
+    findings = reader_findings(annotations, options)
+    file = CocoFile(annotations, images, options, findings)
+    references: dict[Any, dict[str, Any]] = {}
+    rows = []
+    for image in file.images(need_files=False):
+        image_id = image.entry["id"] if isinstance(image.entry["id"], str) else image.id
+        references[image_id] = _reference(image, file) | _lvis_labels(image.entry, file.label_of)
+        rows.append({"image": str(image.path), "image_id": image_id})
+    if log:
+        findings.log()
+    category_ids: list[Any] = [None] * len(file.labels)
+    for category, label in reversed(file.label_of.items()):
+        category_ids[label] = file.ids[category]
     frequencies: list[str] = []
-    if any("frequency" in category for category in content["categories"]):
-        given = {category["id"]: str(category.get("frequency", "f")) for category in content["categories"]}
-        frequencies = [given[category] for category in names]
-    return GroundTruth(list(names.values()), references, rows, frequencies, list(names))
+    if any("frequency" in category for category in file.content["categories"]):
+        given = {id_key(entry.get("id")): str(entry.get("frequency", "f")) for entry in file.content["categories"]}
+        frequencies = [given[id_key(category)] for category in category_ids]
+    return GroundTruth(file.labels, references, rows, frequencies, category_ids, file.label_of)
 
 
 def rows_ground_truth(rows: Iterable[Mapping[str, Any]], labels: Sequence[str]) -> GroundTruth:
@@ -170,26 +187,12 @@ def _without_images(rows: Any) -> Any:
     return rows.remove_columns("image") if hasattr(rows, "remove_columns") else rows
 
 
-def _reference(annotations: Sequence[Mapping[str, Any]], number: Mapping[Any, int]) -> dict[str, Any]:
-    boxes, labels, crowd, areas = [], [], [], []
-    for annotation in annotations:
-        category, area = annotation.get("category_id"), annotation.get("area")
-        try:
-            boxes.append(parse_box(annotation.get("bbox"), "xywh"))
-            if not isinstance(category, (int, float)) or category not in number:
-                raise ValueError(f"category_id {shorten(category)} is not among the file's categories")
-            if area is not None and not (isinstance(area, (int, float)) and math.isfinite(area)):
-                raise ValueError(f"the area {shorten(area)} is not a finite number")
-        except ValueError as error:
-            raise ValueError(f"in annotation {shorten(annotation.get('id'))}, {error}") from None
-        labels.append(number[category])
-        crowd.append(bool(annotation.get("iscrowd", 0)))
-        areas.append(annotation["bbox"][2] * annotation["bbox"][3] if area is None else area)
+def _reference(image: CocoImage, file: CocoFile) -> dict[str, Any]:
     return {
-        "boxes": np.array(boxes, dtype=np.float64).reshape(-1, 4),
-        "labels": np.array(labels, dtype=np.int64),
-        "crowd": np.array(crowd, dtype=bool),
-        "area": np.array(areas, dtype=np.float64),
+        "boxes": np.array(image.boxes, dtype=np.float64).reshape(-1, 4),
+        "labels": np.array([file.label_of[category] for category in image.categories], dtype=np.int64),
+        "crowd": np.array(image.crowd, dtype=bool),
+        "area": np.array(image.areas, dtype=np.float64),
     }
 
 
@@ -199,7 +202,7 @@ def _lvis_labels(image: Mapping[str, Any], number: Mapping[Any, int]) -> dict[st
         return {}
     # A subset of LVIS may lack some of the categories.
     return {
-        name: [number[category] for category in image.get(key) or () if category in number]
+        name: [number[id_key(category)] for category in image.get(key) or () if id_key(category) in number]
         for name, key in (
             ("negative_labels", "neg_category_ids"),
             ("not_exhaustive_labels", "not_exhaustive_category_ids"),

@@ -5,18 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..data.annotation_options import DEFAULT_OPTIONS, AnnotationOptions
 from ..data.formats import annotation_file, annotation_format
 from ..data.odvg import has_captions, odvg_names, odvg_rows
 from .ground_truth import GroundTruth, coco_ground_truth, rows_ground_truth
 from .phrases import phrase_reference
 
 
-def open_ground_truth(path: str | Path, images: str | Path | None = None) -> GroundTruth:
+def open_ground_truth(
+    path: str | Path,
+    images: str | Path | None = None,
+    options: AnnotationOptions = DEFAULT_OPTIONS,
+    log: bool = True,
+) -> GroundTruth:
     """Open the ground truth of a COCO or LVIS json file, or of an ODVG json lines file.
 
     Args:
         path: The annotation file, or a folder that holds one; of several, the one named val is used.
         images: Folder of the images; found as `open_dataset` finds it by default.
+        options: Conventions of the file.
+        log: Whether to log what was turned, scaled or left out in a COCO file.
 
     Returns:
         The ground truth. For captions it has no labels, and its references hold "phrases".
@@ -26,9 +34,9 @@ def open_ground_truth(path: str | Path, images: str | Path | None = None) -> Gro
     """
     file = annotation_file(path, first_choice="val")
     if annotation_format(file) == "coco":
-        return coco_ground_truth(file, images)
+        return coco_ground_truth(file, images, options, log)
     # Missing images are reported when they are read; evaluating stored predictions needs no images.
-    rows = list(odvg_rows(file, images))
+    rows = list(odvg_rows(file, images, options))
     return captions_ground_truth(rows) if has_captions(file) else rows_ground_truth(rows, odvg_names(file) or [])
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from transformers import TrainingArguments
 
+from ..data.annotation_options import AnnotationOptions, BoxesFollow, Crowds, Groups, Sizes, Unreadable
 from ..evaluation.coco_results import METRICS
 from .parameter_groups import check_groups
 
@@ -43,19 +44,43 @@ class DataArguments:
         default=None, metadata={"help": "folder of the images; images/ beside the annotation file by default"}
     )
     val: str | None = field(
-        default=None, metadata={"help": "validation data; the split val beside the training file by default"}
+        default=None,
+        metadata={"help": "validation data, or none; the split val beside the training file by default"},
     )
     test: str | None = field(
         default=None,
-        metadata={"help": "test data for the final metrics; the split test beside the training file by default"},
+        metadata={
+            "help": "test data for the final metrics, or none; the split test beside the training file by default"
+        },
     )
     streaming: bool = field(
         default=False,
         metadata={"help": "read rows when needed, for data larger than memory; needs max_steps or minutes"},
     )
-    unreadable: Literal["stop", "skip"] = field(
+    unreadable: Unreadable = field(
         default="stop",
-        metadata={"help": "what to do about an image that cannot be read: stop the training, or skip the image"},
+        metadata={
+            "help": "what to do about an image that is missing or cannot be read: stop the training, or skip the image"
+        },
+    )
+    crowds: Crowds = field(
+        default="ignore",
+        metadata={"help": "boxes marked iscrowd: ignore them, or keep them as boxes like all others"},
+    )
+    boxes_follow: BoxesFollow = field(
+        default="auto",
+        metadata={
+            "help": "what boxes of pictures with an EXIF orientation are pixels of: the upright picture, the stored "
+            "one, or auto, by the annotated width and height"
+        },
+    )
+    sizes: Sizes = field(
+        default="stop",
+        metadata={"help": "annotated sizes that are the picture's in proportion only: stop, or scale the boxes"},
+    )
+    groups: Groups = field(
+        default="leave-out",
+        metadata={"help": "classes without boxes that only group others: leave-out, or keep"},
     )
     augment: Literal["photo", "any-way-up", "small-set", "none"] = field(
         default="photo",
@@ -106,6 +131,10 @@ class DataArguments:
                 raise ValueError(
                     f"least_labels and most_labels must be 1 <= least <= most, got {bounds[0]} and {bounds[1]}."
                 )
+
+    def annotation_options(self) -> AnnotationOptions:
+        """Return the conventions of the annotation files."""
+        return AnnotationOptions(self.crowds, self.boxes_follow, self.sizes, self.groups, self.unreadable)
 
     def prompt_length(self, names: int | None) -> tuple[int, int]:
         """Return the fewest and the most labels of a training prompt, before labels that do not fit are dropped.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from transformers import set_seed
 from ..data.collator import GDinoDataCollator
 from ..data.negatives import PromptSampler
 from ..data.reproducible_sampling import ReproducibleDataset, ReproducibleStream
+from ..error_text import reason
 from .arguments import DataArguments, GDinoTrainingArguments, ModelArguments
 from .lora import add_adapters, merge_adapters
 from .metrics import Measurement, measure
@@ -28,7 +30,11 @@ from .splits import Split, augmentation, find_split, read_split, split_file
 from .trainer import GDinoTrainer
 from .weight_interpolation import initial_weights, interpolate_weights
 
+logger = logging.getLogger(__name__)
+
 MODEL_FOLDER = "model"
+NO_SPLIT = "none"
+"""Value of `val` and `test` that stands for no data."""
 _BEFORE_FILE = "before.json"
 
 
@@ -42,6 +48,7 @@ class DataSets:
         test: Test data, measured before and after training; `val` takes its place if there is none.
         replay: Data mixed into training so that the model does not forget it.
         zero_shot: Data measured before and after training to see what the model has forgotten.
+        remarks: Splits that were found but cannot be used, one line each.
     """
 
     train: Split
@@ -49,6 +56,7 @@ class DataSets:
     test: Split | None = None
     replay: Split | None = None
     zero_shot: Split | None = None
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def final(self) -> Split | None:
@@ -93,13 +101,26 @@ def read_data(arguments: DataArguments) -> DataSets:
     if not arguments.data:
         raise ValueError("There is no data set to train on; name a COCO JSON file, or a folder with train.json.")
     train = split_file(arguments.data, "train", "DATA")
-    read = partial(read_split, unreadable=arguments.unreadable)
+    read = partial(read_split, options=arguments.annotation_options())
 
     def named_or_beside(named: str | None, split: str) -> Split | None:
         if named is not None:
+            if named == NO_SPLIT:
+                return None
             return read(split_file(named, split, f"--{split}"), arguments.images)
         beside = find_split(train, split)
-        return read(beside, arguments.images) if beside is not None and beside != train else None
+        if beside is None or beside == train:
+            return None
+        try:
+            return read(beside, arguments.images)
+        # Nobody asked for this file, so it must not stop the training.
+        except ValueError as error:
+            why = reason(error).removesuffix("; repair it")
+            unused.append(
+                f"{beside} was found as the {split} split and is not used, because {why}; --{split} names another "
+                f"file, and --{split} {NO_SPLIT} silences this"
+            )
+            return None
 
     def separate(named: str | None, split: str, option: str) -> Split | None:
         return None if named is None else read(split_file(named, split, option))
@@ -109,12 +130,14 @@ def read_data(arguments: DataArguments) -> DataSets:
         raise ValueError(
             f"--zero-shot {zero_shot.path} has captions, for which there is no AP; name a data set with labels."
         )
+    unused: list[str] = []
     return DataSets(
         train=read(train, arguments.images, arguments.streaming),
         val=named_or_beside(arguments.val, "val"),
         test=named_or_beside(arguments.test, "test"),
         replay=separate(arguments.replay, "train", "--replay"),
         zero_shot=zero_shot,
+        remarks=unused,
     )
 
 
@@ -169,6 +192,16 @@ def make_trainer(
         raise ValueError("eval_strategy needs validation data with labels; name some with --val.")
     if data.streaming and args.max_steps <= 0:
         raise ValueError("streaming needs an end, because the number of rows is unknown; give max_steps or minutes.")
+    num_queries = model.config.num_queries
+    for split in sets:
+        if split.most_boxes > num_queries:
+            logger.warning(
+                "%s has an image of %d boxes, but the model finds at most %d (num_queries) in one; the others cannot "
+                "be learned, so cut such images into parts.",
+                split.path,
+                split.most_boxes,
+                num_queries,
+            )
     size = processor.image_processor.size
 
     def collator(split: Split, replayed: bool = False) -> Collator:

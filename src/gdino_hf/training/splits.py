@@ -8,10 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..data.annotation_options import DEFAULT_OPTIONS, AnnotationOptions
 from ..data.augmentation import default_transform
-from ..data.checks import UNREADABLE, check_dataset
-from ..data.formats import annotation_file, open_dataset
-from ..data.reproducible_sampling import OnError
+from ..data.checks import check_dataset
+from ..data.faults import MISSING, UNREADABLE
+from ..data.formats import SPLIT_NAMES, annotation_file, open_dataset
 from ..data.transforms import (
     Compose,
     RandomColour,
@@ -23,8 +24,9 @@ from ..data.transforms import (
 from ..evaluation.ground_truth import GroundTruth
 from ..evaluation.open_ground_truth import open_ground_truth
 
+# The model is not known yet when data is checked; the trainer compares boxes with its queries.
+_UNLIMITED = 10**9
 _SUFFIXES = (".json", ".jsonl", ".odvg")
-_SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,18 @@ class Split:
         rows: Its rows, from `open_dataset`.
         labels: Its label names; empty for a data set of captions.
         remarks: Warnings about the data that do not prevent training, one line each.
+        most_boxes: Largest number of boxes in an image.
+        images: Folder of the images, if one was named.
+        options: Conventions of the annotation file.
     """
 
     path: Path
     rows: Any
     labels: list[str]
     remarks: tuple[str, ...] = ()
+    most_boxes: int = 0
+    images: str | Path | None = None
+    options: AnnotationOptions = DEFAULT_OPTIONS
 
     @property
     def name(self) -> str:
@@ -51,11 +59,14 @@ class Split:
     @cached_property
     def truth(self) -> GroundTruth:
         """Ground truth with the exact boxes of the annotation file and the areas of its segments."""
-        return replace(open_ground_truth(self.path), rows=self.rows)
+        return replace(open_ground_truth(self.path, self.images, self.options, log=False), rows=self.rows)
 
 
 def read_split(
-    path: str | Path, images: str | Path | None = None, streaming: bool = False, unreadable: OnError = "stop"
+    path: str | Path,
+    images: str | Path | None = None,
+    streaming: bool = False,
+    options: AnnotationOptions = DEFAULT_OPTIONS,
 ) -> Split:
     """Check and read an annotation file.
 
@@ -63,7 +74,8 @@ def read_split(
         path: COCO JSON or ODVG JSON lines.
         images: Folder of the images; `images/` beside the file by default.
         streaming: Read rows while iterating instead of all at once.
-        unreadable: With "skip", a damaged image is a remark; with "stop", an error.
+        options: Conventions of the file. If unreadable images are skipped, a missing or damaged one is a remark instead
+            of an error.
 
     Returns:
         The split.
@@ -71,15 +83,17 @@ def read_split(
     Raises:
         ValueError: The annotations have errors, or there is no image.
     """
-    report = check_dataset(path, images)
-    tolerated = (UNREADABLE,) if unreadable == "skip" else ()
+    report = check_dataset(path, images, options=options, num_queries=_UNLIMITED)
+    tolerated = (MISSING, UNREADABLE) if options.unreadable == "skip" else ()
     report.raise_for_errors(except_for=tolerated)
     if report.num_images == 0:
         raise ValueError(f"{path} has no images; give a data set that has some.")
-    rows, labels = open_dataset(path, images, streaming)
+    rows, labels = open_dataset(path, images, streaming, options, log=False)
     tolerable = [finding for finding in report.findings if not finding.is_error or finding.kind in tolerated]
     remarks = tuple(f"{path}: {finding}" for finding in tolerable)
-    return Split(Path(path), rows, labels or [], remarks)
+    if not streaming and len(rows) == 0:
+        raise ValueError(f"None of the {report.num_images} images of {path} can be read; pass --images FOLDER.")
+    return Split(Path(path), rows, labels or [], remarks, report.most_boxes, images, options)
 
 
 def find_split(place: str | Path, split: str) -> Path | None:
@@ -95,16 +109,18 @@ def find_split(place: str | Path, split: str) -> Path | None:
     folder = Path(place)
     is_folder = folder.is_dir()
     folder = folder if is_folder else folder.parent
-    names = [f"{name}{suffix}" for name in _SPLITS[split] for suffix in _SUFFIXES]
+    names = [f"{name}{suffix}" for name in SPLIT_NAMES[split] for suffix in _SUFFIXES]
     file = next((folder / name for name in names if (folder / name).is_file()), None)
     if file is not None:
         return file
     if not is_folder:
         # If the given file lies in a split's own folder, the other splits' folders are beside that one.
-        if not any(folder.name in own for own in _SPLITS.values()):
+        if not any(folder.name in own for own in SPLIT_NAMES.values()):
             return None
         folder = folder.parent
-    inside = next((folder / name for name in _SPLITS[split] if (folder / name).is_dir()), None)
+    beside = next((folder / name for name in SPLIT_NAMES[split] if (folder / name).is_dir()), None)
+    # A folder of one split, such as an export's train/, stands for that split.
+    inside = folder if beside is None and folder.name in SPLIT_NAMES[split] else beside
     try:
         return None if inside is None else annotation_file(inside, split)
     except ValueError:
@@ -133,7 +149,7 @@ def split_file(place: str | Path, split: str, option: str) -> Path:
         raise ValueError(f"{option} {place} does not exist; give an annotation file, or a folder with one.")
     found = find_split(path, split)
     if found is None:
-        wanted = " or ".join(f"{name}{suffix}" for name in _SPLITS[split] for suffix in _SUFFIXES[:2])
+        wanted = " or ".join(f"{name}{suffix}" for name in SPLIT_NAMES[split] for suffix in _SUFFIXES[:2])
         raise ValueError(f"{option} {place} has no {split} split; put {wanted} there, or name the file itself.")
     return found
 

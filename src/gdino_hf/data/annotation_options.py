@@ -1,0 +1,56 @@
+"""How to read annotation files whose conventions cannot be seen from their content."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Crowds = Literal["ignore", "keep"]
+BoxesFollow = Literal["auto", "upright", "stored"]
+Sizes = Literal["stop", "scale"]
+Groups = Literal["leave-out", "keep"]
+Unreadable = Literal["stop", "skip"]
+
+_KINDS = {
+    "crowds": Crowds,
+    "boxes_follow": BoxesFollow,
+    "sizes": Sizes,
+    "groups": Groups,
+    "unreadable": Unreadable,
+}
+
+
+@dataclass(frozen=True)
+class AnnotationOptions:
+    """Conventions of an annotation file; training, evaluation and checks take the same ones.
+
+    Attributes:
+        crowds: "ignore" takes boxes marked `iscrowd` as regions that neither teach nor count; "keep" takes them as
+            boxes like all others, for files whose marks are wrong.
+        boxes_follow: What the boxes of a picture with an EXIF orientation are pixels of: "upright" (the picture as it
+            is seen), "stored" (the picture as it lies in the file), or "auto", which decides by the annotated width and
+            height and takes "upright" where these fit both.
+        sizes: What to do about an annotated size that is the picture's in the same proportion: "stop" refuses the file,
+            "scale" scales the boxes to the picture.
+        groups: "leave-out" leaves out a category without boxes that is only the supercategory of others, "keep" keeps
+            it.
+        unreadable: What to do about an image file that is missing or damaged: "stop" refuses the file, "skip" leaves
+            the image out and counts it.
+
+    Raises:
+        ValueError: A value is not one of those listed.
+    """
+
+    crowds: Crowds = "ignore"
+    boxes_follow: BoxesFollow = "auto"
+    sizes: Sizes = "stop"
+    groups: Groups = "leave-out"
+    unreadable: Unreadable = "stop"
+
+    def __post_init__(self) -> None:
+        for name, kind in _KINDS.items():
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; give one of {', '.join(get_args(kind))}.")
+
+
+DEFAULT_OPTIONS = AnnotationOptions()

@@ -1,0 +1,349 @@
+"""A COCO file as training, evaluation and checks all read it: names, and images with boxes of the upright picture."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..error_text import reason
+from ..model.text_prompt import name_key, shorten
+from .annotation_options import DEFAULT_OPTIONS, AnnotationOptions
+from .coco_content import coco_image_path, first_existing, image_folders, load_coco
+from .faults import MISSING, UNREADABLE, Findings
+from .frames import Box, Frame, find_frame, read_header
+from .rows import LARGEST_SIDE, is_file, parse_box, parse_integer, parse_number, parse_text
+from .segments import segment_box
+
+
+@dataclass
+class CocoImage:
+    """An image of a COCO file with its annotations.
+
+    Attributes:
+        id: Its id: an integer, or text if the file has text.
+        path: Its file, which need not exist.
+        entry: Its entry in the file.
+        size: Width and height of the upright picture in pixels; None if neither the file nor the annotations tell.
+        boxes: Boxes as xyxy in pixels of the upright picture, neither clipped nor rounded.
+        categories: Category of each box, as a key of `CocoFile.names`.
+        crowd: Whether each box marks a crowd.
+        areas: Area of each box's segment in square pixels as annotated, or else that of the box.
+        places: Name of each annotation, for faults.
+    """
+
+    id: int | str
+    path: Path
+    entry: Mapping[str, Any]
+    size: tuple[int, int] | None
+    boxes: list[Box] = field(default_factory=list)
+    categories: list[int | str] = field(default_factory=list)
+    crowd: list[bool] = field(default_factory=list)
+    areas: list[float] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+
+
+class CocoFile:
+    """A COCO detection file with its conventions resolved.
+
+    Args:
+        annotations: The COCO json file.
+        images: Folder of the images; found as `read_coco` finds it by default.
+        options: The conventions to assume.
+        findings: Receives the faults of categories at once, and those of images as `images` is iterated.
+
+    Attributes:
+        names: Name of each category by its id, in ascending order; those left out as groups are not among them.
+        labels: The distinct names, in the order of `names`. Spellings that differ in case or blanks are one name.
+        label_of: Index in `labels` of each category id in `names`.
+        has_text_ids: Whether some image ids are text that is no number.
+
+    Raises:
+        ValueError: The file is not a COCO detection file.
+    """
+
+    def __init__(
+        self,
+        annotations: str | Path,
+        images: str | Path | None,
+        options: AnnotationOptions,
+        findings: Findings,
+    ) -> None:
+        self.annotations, self.options, self.findings = annotations, options or DEFAULT_OPTIONS, findings
+        self.content = load_coco(annotations)
+        self.folders = image_folders(annotations, images)
+        self.ids: dict[int | str, Any] = {}
+        self._all_names = self._read_names()
+        self._groups = set() if self.options.groups == "keep" else self._find_groups()
+        self.names = {number: name for number, name in self._all_names.items() if number not in self._groups}
+        places: dict[str, int] = {}
+        self.labels: list[str] = []
+        for name in self.names.values():
+            if name_key(name) not in places:
+                places[name_key(name)] = len(self.labels)
+                self.labels.append(name)
+        self.label_of = {number: places[name_key(name)] for number, name in self.names.items()}
+        self.has_text_ids = any(isinstance(image.get("id"), str) for image in self.content["images"])
+        if _is_normalized(self.content["annotations"]):
+            findings.add("normalized boxes", f"{len(self.content['annotations'])} boxes")
+
+    def _read_names(self) -> dict[int | str, str]:
+        names: dict[int | str, str] = {}
+        keys: set[str] = set()
+        for category in self.content["categories"]:
+            where = f"category {shorten(category.get('id'))}"
+            try:
+                number = read_id(category.get("id"))
+            except ValueError as error:
+                self.findings.add("broken entries", f"{where}: {error}")
+                continue
+            try:
+                name = parse_text(category.get("name"), "its name")
+            except ValueError as error:
+                self.findings.add("broken names", f"{where}: {error}")
+                name = ""
+            if number in names:
+                self.findings.add("repeated category ids", str(number))
+            elif name and name in keys:
+                self.findings.add("repeated names", shorten(name))
+            keys.add(name)
+            names[number] = name
+            self.ids[number] = category["id"]
+        return dict(sorted(names.items(), key=lambda item: (isinstance(item[0], str), item[0])))
+
+    def _find_groups(self) -> set[int | str]:
+        """Return the categories without boxes that are only the supercategory of others, such as exports add."""
+        used = {name_key(self._all_names.get(id_key(item.get("category_id")), "")) for item in self._annotations()}
+        parents = {
+            name_key(category["supercategory"])
+            for category in self.content["categories"]
+            if isinstance(category.get("supercategory"), str)
+            and name_key(category["supercategory"]) != name_key(str(category.get("name")))
+        }
+        unused = {number: name for number, name in self._all_names.items() if name and name_key(name) not in used}
+        groups = {number for number, name in unused.items() if name_key(name) in parents}
+        # A file without boxes shows nothing about its classes.
+        if not any(used):
+            return set()
+        for number in groups:
+            self.findings.add("grouping classes", shorten(self._all_names[number]))
+        return groups
+
+    def _annotations(self) -> list[dict[str, Any]]:
+        annotations: list[dict[str, Any]] = self.content["annotations"]
+        return annotations
+
+    def images(self, need_files: bool = True, keep_faulty: bool = False) -> Iterator[CocoImage]:
+        """Yield the images in file order with all boxes that can be used, and report the faults of the others.
+
+        Args:
+            need_files: Whether a missing or damaged image file is a fault, and the image left out; otherwise its boxes
+                are taken as annotated.
+            keep_faulty: Whether images with such a fault are yielded all the same.
+        """
+        by_image: dict[int | str, list[dict[str, Any]]] = defaultdict(list)
+        for annotation in self._annotations():
+            by_image[id_key(annotation.get("image_id"))].append(annotation)
+        listed: set[int | str] = set()
+        tally = _Tally()
+        for place, entry in enumerate(self.content["images"]):
+            try:
+                number = read_id(entry.get("id"))
+                path = first_existing([coco_image_path(entry, folder) for folder in self.folders])
+                size = _annotated_size(entry)
+            except ValueError as error:
+                self.findings.add("broken entries", f"image {place}: {error}")
+                continue
+            if number in listed:
+                self.findings.add("repeated image ids", str(number))
+            listed.add(number)
+            frame, is_usable = self._frame(path, size, need_files)
+            if not is_usable and not keep_faulty:
+                tally.skipped = True
+                continue
+            image = CocoImage(number, path, entry, (frame.width, frame.height) if frame else None)
+            self._add_boxes(image, by_image.get(number, []), frame or Frame(0, 0), tally)
+            yield image
+        for number in sorted(by_image.keys() - listed, key=str):
+            for annotation in by_image[number]:
+                self.findings.add(
+                    "unknown images", f"{_where(annotation)}: image_id {shorten(annotation.get('image_id'))}"
+                )
+        self._conclude(tally)
+
+    def _frame(self, path: Path, size: tuple[int, int] | None, need_files: bool) -> tuple[Frame | None, bool]:
+        """Return what an image's boxes are pixels of, if that is known, and whether its file can be used."""
+        annotated = None if size is None else Frame(*size)
+        name = shorten(path.name)
+        if is_file(path):
+            try:
+                stored, orientation = read_header(path)
+            # A damaged file makes the decoders raise exceptions of almost any type.
+            except Exception as error:
+                if need_files:
+                    self.findings.add(UNREADABLE, f"{name}: {reason(error)[:80]}")
+                    return annotated, False
+            else:
+                return find_frame(size, stored, orientation, self.options, name, self.findings.add), True
+        elif need_files:
+            self.findings.add(MISSING, str(path))
+            return annotated, False
+        return annotated, True
+
+    def _add_boxes(self, image: CocoImage, annotations: list[dict[str, Any]], frame: Frame, tally: _Tally) -> None:
+        singles = 0
+        for annotation in annotations:
+            where = _where(annotation)
+            category = id_key(annotation.get("category_id"))
+            name = self._all_names.get(category)
+            if name is None:
+                unknown = f"category_id {shorten(annotation.get('category_id'))} is not among the file's categories"
+                self.findings.add("unknown classes", f"{where}: {unknown}")
+                continue
+            crowd = self.options.crowds == "ignore" and is_marked(annotation.get("iscrowd", 0))
+            tally.used[name] += 0
+            try:
+                annotated = annotation_box(annotation)
+            except ValueError as error:
+                tally.broken = f"{where}: {error}"
+                self.findings.add("broken boxes", tally.broken)
+                continue
+            tally.boxes += 1
+            tally.crowds += crowd
+            tally.used[name] += not crowd
+            singles += not crowd
+            try:
+                area = _area(annotation, annotated)
+            except ValueError as error:
+                self.findings.add("broken entries", f"{where}: {error}")
+                continue
+            image.boxes.append(frame.box(annotated))
+            image.categories.append(category)
+            image.crowd.append(crowd)
+            image.areas.append(area * frame.scale[0] * frame.scale[1])
+            image.places.append(where)
+        if image.boxes and not singles:
+            self.findings.add("images of crowds", shorten(image.path.name))
+
+    def _conclude(self, tally: _Tally) -> None:
+        if tally.boxes and tally.boxes == tally.crowds:
+            self.findings.add("only crowds", f"{tally.boxes} boxes")
+        elif not tally.boxes and tally.broken and not tally.skipped:
+            self.findings.add("no usable boxes", f"such as {tally.broken}")
+        for name, count in tally.used.items():
+            if count == 0 and name and tally.boxes:
+                self.findings.add("classes of crowds", shorten(name))
+
+
+@dataclass
+class _Tally:
+    """What was read from a file: boxes, crowds among them, boxes by name, the last broken box."""
+
+    boxes: int = 0
+    crowds: int = 0
+    used: Counter[str] = field(default_factory=Counter)
+    broken: str = ""
+    skipped: bool = False
+
+
+def id_key(value: Any) -> int | str:
+    """Return the form in which ids are compared: 3, 3.0 and "3" are the same.
+
+    Args:
+        value: Id as in the file.
+
+    Returns:
+        An integer, or text for anything else.
+    """
+    try:
+        return read_id(value)
+    except ValueError:
+        return f"no id: {shorten(value)}"
+
+
+def read_id(value: Any) -> int | str:
+    """Check that a value from a file is an id, an integer or text.
+
+    Args:
+        value: The value.
+
+    Returns:
+        The integer, also if it is written as text without leading zeros; otherwise the text.
+
+    Raises:
+        ValueError: The value is neither an integer nor text.
+    """
+    if not isinstance(value, str):
+        if not isinstance(value, (int, float)):
+            raise ValueError(f"its id is {shorten(value)}, neither a whole number nor text")
+        return parse_integer(value, "its id", -(2**63))
+    number = parse_number(value)
+    return (
+        number
+        if isinstance(number, int) and str(number) == value and abs(number) < 2**63
+        else parse_text(value, "its id")
+    )
+
+
+def annotation_box(annotation: Mapping[str, Any]) -> Box:
+    """Return the box of an annotation, from its segment if it has no box of its own.
+
+    Args:
+        annotation: Entry of the file's "annotations".
+
+    Returns:
+        The box as annotated, xyxy in pixels.
+
+    Raises:
+        ValueError: There is neither a box nor a segment, or the box is broken.
+    """
+    given = annotation.get("bbox")
+    if given is None or given == []:
+        from_segment = segment_box(annotation.get("segmentation"))
+        if from_segment is not None:
+            return from_segment
+    return parse_box(given, "xywh")
+
+
+def is_marked(value: Any) -> bool:
+    """Return whether a flag of a file is set; 1, "1", true and "true" are."""
+    number = parse_number(value)
+    return number.strip().lower() == "true" if isinstance(number, str) else bool(number)
+
+
+def _annotated_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return width and height of an image's entry; None if it has none, as some tools write it."""
+    if entry.get("width") is None or entry.get("height") is None:
+        return None
+    width = parse_integer(entry["width"], "its width", 1, LARGEST_SIDE)
+    return width, parse_integer(entry["height"], "its height", 1, LARGEST_SIDE)
+
+
+def _area(annotation: Mapping[str, Any], box: Box) -> float:
+    area = parse_number(annotation.get("area"))
+    if area is None:
+        return (box[2] - box[0]) * (box[3] - box[1])
+    if not isinstance(area, (int, float)) or not math.isfinite(area):
+        raise ValueError(f"the area {shorten(area)} is not a finite number")
+    return float(area)
+
+
+def _where(annotation: Mapping[str, Any]) -> str:
+    return f"annotation {shorten(annotation.get('id'))}"
+
+
+def _is_normalized(annotations: list[dict[str, Any]]) -> bool:
+    """Whether every box lies within 0..1 and some number is a fraction."""
+    fraction = False
+    for annotation in annotations:
+        try:
+            box = annotation_box(annotation)
+        except ValueError:
+            continue
+        if min(box[0], box[1]) < 0 or max(box[2], box[3]) > 1.001:
+            return False
+        fraction = fraction or any(0 < value < 1 for value in box)
+    return fraction

@@ -1,0 +1,142 @@
+"""Kinds of fault that annotation files have, and what readers do when they meet one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+UNREADABLE = "unreadable files"
+"""Kind of fault of damaged images, which training can be told to skip."""
+
+MISSING = "missing files"
+"""Kind of fault of absent images, which training can be told to skip."""
+
+ERRORS = {
+    "broken entries": "cannot be parsed",
+    MISSING: "not found in the image folder, which --images sets",
+    UNREADABLE: "not an image, or damaged",
+    "wrong sizes": "differ in size from their annotation, so boxes may not fit; correct width and height, or pass "
+    "--sizes scale where the proportion is the same",
+    "normalized boxes": "all boxes lie within 0..1 and are probably normalized; multiply them by the width and height "
+    "of their picture",
+    "unknown classes": "have no name in the file",
+    "unknown images": "refer to an image that the file does not list",
+    "repeated image ids": "used for several images",
+    "repeated category ids": "used for several categories",
+    "broken phrases": "have no clear position in the caption",
+    "broken names": "empty or not text",
+    "only crowds": "every box is marked iscrowd, so nothing is left to train on or measure; pass --crowds keep if the "
+    "marks are wrong",
+    "no usable boxes": "none of the annotations has a box that can be used",
+}
+WARNINGS = {
+    "broken boxes": "neither four finite numbers nor taken from a segment, and left out",
+    "boxes turned": "have boxes in pixels of the stored picture, which were turned upright with it",
+    "boxes scaled": "have another size than their annotation, and their boxes were scaled to it",
+    "unclear orientations": "have an EXIF orientation that width and height do not tell; boxes are taken as those of "
+    "the upright picture, and --boxes-follow stored says otherwise",
+    "boxes outside": "extend beyond their image and are clipped to it, or dropped if nothing remains",
+    "boxes without area": "dropped",
+    "more boxes than queries": "have more boxes than a model of that many queries can find",
+    "images of crowds": "have only boxes marked iscrowd, which teach nothing; --crowds keep takes them as boxes",
+    "classes of crowds": "have only boxes marked iscrowd, which teach nothing; --crowds keep takes them as boxes",
+    "grouping classes": "have no box and only group other classes, and are left out; --groups keep keeps them",
+    "empty classes": "have no box",
+    "alike names": "differ only in case or blanks and are one name to the model",
+    "repeated names": "used for several categories and are one name to the model",
+    "names with marks": "contain a period or question mark, which is read as a blank",
+    "repeated files": "listed as several images",
+    "images without boxes": "provide negatives only",
+}
+# Faults that change what is read, which readers therefore log.
+_SPOKEN = (
+    "broken boxes",
+    "boxes turned",
+    "boxes scaled",
+    "unclear orientations",
+    "images of crowds",
+    "classes of crowds",
+    "grouping classes",
+)
+
+Report = Callable[[str, str], None]
+"""Function that is told the kind of a fault and where it is."""
+
+
+@dataclass
+class Finding:
+    """One kind of fault in a data set.
+
+    Attributes:
+        kind: Name of the kind, such as "missing files".
+        is_error: Whether the fault stops training; a warning does not.
+        count: Number of occurrences.
+        examples: Descriptions of the first occurrences.
+    """
+
+    kind: str
+    is_error: bool
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        examples = "; ".join(self.examples) + ("; ..." if self.count > len(self.examples) else "")
+        return f"{self.count} {self.kind}: {(ERRORS | WARNINGS)[self.kind]} ({examples})"
+
+
+class Findings:
+    """Counts faults by kind.
+
+    Args:
+        max_examples: Maximum number of examples kept for each kind.
+    """
+
+    def __init__(self, max_examples: int = 3) -> None:
+        self.max_examples = max_examples
+        self.by_kind: dict[str, Finding] = {}
+
+    def add(self, kind: str, example: str) -> None:
+        """Count one fault."""
+        finding = self.by_kind.setdefault(kind, Finding(kind, kind in ERRORS))
+        finding.count += 1
+        if len(finding.examples) < self.max_examples:
+            finding.examples.append(example)
+
+    def in_order(self) -> list[Finding]:
+        """Return the findings, errors first."""
+        order = [*ERRORS, *WARNINGS]
+        return sorted(self.by_kind.values(), key=lambda finding: order.index(finding.kind))
+
+
+class StrictFindings(Findings):
+    """Raises an exception at the first error, and logs warnings that change what is read.
+
+    Args:
+        path: The annotation file, for messages.
+        skip: Kinds of error that are only counted.
+    """
+
+    def __init__(self, path: str | Path, skip: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.path = path
+        self.skip = skip
+
+    def add(self, kind: str, example: str) -> None:
+        """Count one fault.
+
+        Raises:
+            ValueError: The fault is an error that is not skipped.
+        """
+        if kind in ERRORS and kind not in self.skip:
+            raise ValueError(f"{self.path} cannot be used: {kind}, {example} ({ERRORS[kind]}); repair it.")
+        super().add(kind, example)
+
+    def log(self) -> None:
+        """Log one line for each kind of fault that changed what was read."""
+        for finding in self.in_order():
+            if finding.is_error or finding.kind in _SPOKEN:
+                logger.warning("%s: %s", self.path, finding)

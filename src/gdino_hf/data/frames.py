@@ -1,0 +1,158 @@
+"""Sizes and EXIF orientations of image files, and boxes brought into pixels of the upright image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from ..model.text_prompt import shorten
+from .annotation_options import AnnotationOptions
+from .faults import Report
+
+# EXIF tag of the camera's orientation, and its values that swap width and height.
+_ORIENTATION = 0x0112
+_SWAPS_SIDES = (5, 6, 7, 8)
+
+Size = tuple[int, int]
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The upright image that boxes are brought into.
+
+    Attributes:
+        width, height: Size of the upright image in pixels; as annotated if there is no file.
+        orientation: EXIF orientation, 1..8, by which boxes are turned; 1 leaves them as they are.
+        scale: Factors of x and y from annotated pixels to those of the stored or upright image, before turning.
+        turned_from: Size of the stored image in pixels, which boxes are turned in.
+    """
+
+    width: int
+    height: int
+    orientation: int = 1
+    scale: tuple[float, float] = (1.0, 1.0)
+    turned_from: Size = (0, 0)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether boxes stay as they are."""
+        return self.orientation == 1 and self.scale == (1.0, 1.0)
+
+    def box(self, box: Box) -> Box:
+        """Return an annotated xyxy box in pixels of the upright image."""
+        if self.is_identity:
+            return box
+        x, y = self.scale
+        return turn_box((box[0] * x, box[1] * y, box[2] * x, box[3] * y), self.turned_from, self.orientation)
+
+
+def turn_box(box: Sequence[float], size: Size, orientation: int) -> Box:
+    """Turn a box together with its image, as EXIF's orientation asks for.
+
+    Args:
+        box: The box as xyxy in pixels of the stored image.
+        size: Width and height of the stored image in pixels.
+        orientation: EXIF orientation, 1..8.
+
+    Returns:
+        The box as xyxy in pixels of the upright image.
+    """
+    width, height = size
+    x1, y1, x2, y2 = box
+    if orientation in (2, 3, 7, 8):
+        x1, x2 = width - x2, width - x1
+    if orientation in (3, 4, 6, 7):
+        y1, y2 = height - y2, height - y1
+    return (y1, x1, y2, x2) if orientation in _SWAPS_SIDES else (x1, y1, x2, y2)
+
+
+def read_header(path: Path) -> tuple[Size, int]:
+    """Return the stored size of an image file and its EXIF orientation, reading only its header.
+
+    Args:
+        path: The image file.
+
+    Returns:
+        Width and height in pixels as stored, and the orientation, 1..8.
+
+    Raises:
+        Exception: The file is not an image or damaged; decoders raise exceptions of almost any type.
+    """
+    with Image.open(path) as picture:
+        orientation = picture.getexif().get(_ORIENTATION, 1)
+        return picture.size, orientation if orientation in range(1, 9) else 1
+
+
+def find_frame(
+    annotated: Size | None, stored: Size, orientation: int, options: AnnotationOptions, where: str, report: Report
+) -> Frame:
+    """Find out what the boxes of an image are pixels of.
+
+    Args:
+        annotated: Width and height in the annotation file; None if it gives none.
+        stored: Width and height of the image as stored.
+        orientation: EXIF orientation, 1..8.
+        options: The conventions to assume.
+        where: Name of the image, for faults.
+        report: Function that faults are passed to.
+
+    Returns:
+        The frame. If the sizes contradict each other, the fault is reported and boxes stay as they are.
+    """
+    upright = stored[::-1] if orientation in _SWAPS_SIDES else stored
+    follow = options.boxes_follow
+    given = annotated or (stored if follow == "stored" else upright)
+    fits = {name: fit for name, fit in (("upright", upright), ("stored", stored)) if given == fit}
+    # Another size in the same proportion, within one pixel of rounding.
+    near = {name: fit for name, fit in (("upright", upright), ("stored", stored)) if _same_shape(given, fit)}
+    chosen = fits or (near if options.sizes == "scale" else {})
+    if follow != "auto":
+        chosen = {name: fit for name, fit in chosen.items() if name == follow}
+    if not chosen:
+        how = ", turned by its EXIF orientation" if orientation in _SWAPS_SIDES else ""
+        report("wrong sizes", f"{where}: {upright[0]}x{upright[1]}{how}, not {given[0]}x{given[1]}")
+        return Frame(*upright)
+    name = "upright" if "upright" in chosen else "stored"
+    if orientation != 1 and len(chosen) > 1:
+        report("unclear orientations", where)
+    size = chosen[name]
+    scale = (size[0] / given[0], size[1] / given[1])
+    if size != given:
+        report("boxes scaled", f"{where}: {size[0]}x{size[1]}, not {given[0]}x{given[1]}")
+    if name == "upright" or orientation == 1:
+        return Frame(*upright, scale=scale)
+    report("boxes turned", f"{where}: orientation {orientation}")
+    return Frame(*upright, orientation=orientation, scale=scale, turned_from=stored)
+
+
+def frame_of_file(path: Path, annotated: Size, options: AnnotationOptions, report: Report) -> Frame:
+    """Find out what the boxes of an image file are pixels of, as `find_frame` does.
+
+    Args:
+        path: The image file.
+        annotated: Width and height in the annotation file.
+        options: The conventions to assume.
+        report: Function that faults are passed to; a missing or damaged file is none, since decoding it reports that.
+
+    Returns:
+        The frame.
+    """
+    try:
+        stored, orientation = read_header(path)
+    # A damaged file makes the decoders raise exceptions of almost any type.
+    except Exception:
+        return Frame(*annotated)
+    return find_frame(annotated, stored, orientation, options, shorten(path.name), report)
+
+
+def _same_shape(first: Size, second: Size) -> bool:
+    """Whether one size is the other scaled, up to the rounding of its sides to whole pixels."""
+    small, large = sorted((first, second), key=max)
+    if min(small) < 1:
+        return False
+    factor = max(large) / max(small)
+    return abs(small[0] * factor - large[0]) <= factor and abs(small[1] * factor - large[1]) <= factor
