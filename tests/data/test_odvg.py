@@ -150,8 +150,6 @@ def test_phrases_are_located_as_whole_words():
         ({"tokens_positive": [[17, 14]]}, "tokens_positive"),
         ({"tokens_positive": 3}, "tokens_positive"),
         ({"tokens_positive": []}, "stands 2 times"),
-        ({"bbox": [1, 2, 3]}, "four finite numbers"),
-        ({"bbox": [1, 2, float("nan"), 3]}, "four finite numbers"),
         ({"phrase": " "}, "a phrase"),
         ({"phrase": []}, "a phrase"),
         ({"phrase": ["cat", 3]}, "a phrase"),
@@ -179,3 +177,13 @@ def test_a_detection_line_in_a_grounding_file_has_no_caption(write):
 def test_an_invalid_label_map_is_rejected(write, label_map):
     with pytest.raises(ValueError, match="label map"):
         read_odvg(write(DETECTION, label_map))
+
+
+@pytest.mark.parametrize("bbox", [[1, 2, 3], [1, 2, float("nan"), 3]])
+def test_a_broken_box_is_left_out_with_a_count(write, caplog, bbox):
+    lines = json.loads(json.dumps(GROUNDING))
+    before = len(read_odvg(write(lines))[0]["boxes"])
+    lines[0]["grounding"]["regions"][0]["bbox"] = bbox
+    rows = read_odvg(write(lines))
+    assert len(rows[0]["boxes"]) < before
+    assert "1 broken boxes" in caplog.text
