@@ -128,7 +128,7 @@ class Outputs:
         return [detection for detection in every if detection.label not in settings.hidden]
 
     def best(self) -> Detection | None:
-        """Return the best candidate regardless of threshold, or None; an empty result mentions it as advice."""
+        """Return the best candidate, below the threshold too, or None; the page names it if it found nothing."""
         return next(iter(self.detections(Settings(threshold=0.0))), None)
 
     @property

@@ -251,7 +251,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image, dtype=np.float64)
         if not np.isfinite(values).all():
             raise ValueError("The picture has pixels that are not finite; replace NaN and infinity.")
-        # A 32-bit picture counts as 16-bit only if its values exceed bytes.
+        # A 32-bit picture counts as 16-bit only if it has values above 255.
         if image.mode == "F" and _is_unit(values):
             values = values * 255
         elif image.mode.startswith("I;16") or values.max(initial=0) > 255:

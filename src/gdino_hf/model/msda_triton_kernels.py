@@ -218,7 +218,7 @@ def backward_kernel(
             else:
                 grad_weights = tl.where((column == point)[None, :], grad_weight[:, None], grad_weights)
                 if GEOMETRY == 2:
-                    # Around a point, offsets and positions have the same unit, one cell.
+                    # If the reference is a point, offsets and positions are both measured in cells.
                     tl.store(grad_places + 2 * at, grad_x, mask=real)
                     tl.store(grad_places + 2 * at + 1, grad_y, mask=real)
                 else:

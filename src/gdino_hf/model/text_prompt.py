@@ -254,6 +254,6 @@ def shorten(value: object, limit: int = 40) -> str:
     try:
         text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     except (ValueError, RecursionError):
-        # An integer of thousands of digits has no decimal form in Python.
+        # Python refuses to print an integer of thousands of digits.
         text = f"a {type(value).__name__}"
     return text if len(text) <= limit else text[: limit - 3] + "..."
