@@ -16,7 +16,7 @@ _LARGEST_SHARE_OF_TIME = 0.05
 
 
 class ReportFile:
-    """A JSON file that always holds a complete report; an earlier run's report stays until the first write.
+    """A JSON file that always holds a complete report; an earlier report is kept until the first write.
 
     Args:
         path: Path of the file; its folder is made if it is missing.

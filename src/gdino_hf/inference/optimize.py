@@ -47,7 +47,7 @@ def optimize_for_inference(model: Any, int8: bool | None = None) -> Any:
         model: A `GDinoModel` or `GDinoForObjectDetection` on any device. It is changed in place.
         int8: True requires 8-bit products and False forbids them. None uses them for a bfloat16 model if this CPU has
             AVX-512 VNNI and multiplies float32 faster than bfloat16. On such a CPU a bfloat16 model is converted to
-            float32, and is then saved so; a log line says what was chosen.
+            float32, and is saved as float32; a log line says what was chosen.
 
     Returns:
         The model, in evaluation mode and without gradients. It cannot be trained any more. A second call changes

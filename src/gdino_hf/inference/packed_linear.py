@@ -2,7 +2,8 @@
 
 Most of a CPU's time goes into linear layers, and a weight in oneDNN's own layout makes them faster. The layout depends
 on the machine, so a layer makes its packed copy when it first runs and keeps the published weight beside it, which is
-what `state_dict` and `save_pretrained` see. Under autograd, a compiler or on a GPU, a packed layer is an ordinary one.
+what `state_dict` and `save_pretrained` see. Under autograd, a compiler or on a GPU, a packed layer behaves like an
+ordinary one.
 """
 
 from collections.abc import Sequence

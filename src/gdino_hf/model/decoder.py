@@ -138,8 +138,8 @@ class Decoder(nn.Module):
             text_mask: (B, T) bool, True on real tokens.
             query_mask: Bool mask that broadcasts to (B, 1, Q, Q), True = may attend. None lets all pairs attend.
             box_heads: One box head per layer. None leaves the boxes unchanged.
-            scale_positions: Whether the queries' position embedding is relative to the padded map, as in published
-                models, instead of the image.
+            scale_positions: Whether the queries' position embedding is relative to the padded map, as in the
+                published models, or else to the image itself.
 
         Returns:
             The states of every layer.

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+from ..error_text import reason
 from ..evaluation.evaluate import evaluate_predictions, write_csv
 from ..evaluation.evaluate import write_report as write_evaluation
 from ..evaluation.plots import plot_curves
@@ -143,8 +144,7 @@ def push(folder: Path, repository: str, private: bool | None = None, token: str 
         return str(api.upload_folder(repo_id=name, folder_path=folder / MODEL_FOLDER, commit_message="Fine-tuned"))
     # A failed connection can raise almost any exception in the Hub's client.
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise OSError(
-            f"the upload to {repository} failed: {reason}; log in with `hf auth login` and upload "
+            f"the upload to {repository} failed: {reason(error)}; log in with `hf auth login` and upload "
             f"{folder / MODEL_FOLDER}"
         ) from error

@@ -17,6 +17,8 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from ..error_text import reason
+
 UNFINISHED = "unfinished"
 # A disk with fewer free bytes than this is full: no checkpoint is that small.
 _FULL = 2**20
@@ -89,15 +91,15 @@ def saving(run: Path) -> Iterator[Path]:
         yield unfinished
     # A full disk is an OSError to Python, a SafetensorError to safetensors and a RuntimeError to torch.save.
     except (OSError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        cause = reason(error)
         if shutil.disk_usage(run).free < _FULL:
             # torch.save's own message would only mention file positions.
-            reason = "no space is left on the device"
+            cause = "no space is left on the device"
         shutil.rmtree(unfinished, ignore_errors=True)
         last = last_checkpoint(run)
         left = f"{last} is complete" if last is not None else "there is no earlier one"
         raise SavingError(
-            f"The checkpoint cannot be written to {run} ({reason}); {left}: free some space and continue with "
+            f"The checkpoint cannot be written to {run} ({cause}); {left}: free some space and continue with "
             f"--resume {run}."
         ) from error
 

@@ -1,4 +1,10 @@
-"""`GDinoTrainer`: the stock Trainer with learning rates per parameter group, an EMA, AP and safe checkpoints."""
+"""`GDinoTrainer`: the stock Trainer with learning rates per parameter group, an EMA, AP and safe checkpoints.
+
+This is the one file that overrides private methods of Trainer: _get_train_sampler, _run_epoch, _get_output_dir,
+_save_checkpoint, _load_best_model and _load_optimizer_and_scheduler (tried with transformers 5.20 and 5.23). Where
+transformers renames one, the stock behaviour returns in its place, and tests/training/test_trainer.py and
+test_resume.py fail.
+"""
 
 from __future__ import annotations
 
