@@ -112,12 +112,13 @@ def reader_findings(annotations: str | Path, options: AnnotationOptions) -> Stri
 
 def _read_rows(annotations: str, images: str | None, options: AnnotationOptions) -> Iterator[dict[str, Any]]:
     findings = reader_findings(annotations, options)
-    yield from _rows(CocoFile(annotations, images, options, findings))
+    # Without the option to skip it, a damaged image is yielded: whoever reads the stream names it or skips it.
+    yield from _rows(CocoFile(annotations, images, options, findings), check_damage=options.unreadable == "skip")
     findings.log()
 
 
-def _rows(file: CocoFile) -> Iterator[dict[str, Any]]:
-    for image in file.images():
+def _rows(file: CocoFile, check_damage: bool = True) -> Iterator[dict[str, Any]]:
+    for image in file.images(check_damage=check_damage):
         yield _row(image, file)
 
 

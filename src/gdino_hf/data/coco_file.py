@@ -136,13 +136,16 @@ class CocoFile:
         annotations: list[dict[str, Any]] = self.content["annotations"]
         return annotations
 
-    def images(self, need_files: bool = True, keep_faulty: bool = False) -> Iterator[CocoImage]:
+    def images(
+        self, need_files: bool = True, keep_faulty: bool = False, check_damage: bool = True
+    ) -> Iterator[CocoImage]:
         """Yield the images in file order with all boxes that can be used, and report the faults of the others.
 
         Args:
             need_files: Whether a missing or damaged image file is a fault, and the image left out; otherwise its boxes
                 are taken as annotated.
             keep_faulty: Whether images with such a fault are yielded all the same.
+            check_damage: Whether a damaged image file is such a fault; otherwise decoding the image reports it.
         """
         by_image: dict[int | str, list[dict[str, Any]]] = defaultdict(list)
         for annotation in self._annotations():
@@ -160,7 +163,7 @@ class CocoFile:
             if number in listed:
                 self.findings.add("repeated image ids", str(number))
             listed.add(number)
-            frame, is_usable = self._frame(path, size, need_files)
+            frame, is_usable = self._frame(path, size, need_files, check_damage)
             if not is_usable and not keep_faulty:
                 tally.skipped = True
                 continue
@@ -174,7 +177,9 @@ class CocoFile:
                 )
         self._conclude(tally)
 
-    def _frame(self, path: Path, size: tuple[int, int] | None, need_files: bool) -> tuple[Frame | None, bool]:
+    def _frame(
+        self, path: Path, size: tuple[int, int] | None, need_files: bool, check_damage: bool
+    ) -> tuple[Frame | None, bool]:
         """Return what an image's boxes are pixels of, if that is known, and whether its file can be used."""
         annotated = None if size is None else Frame(*size)
         name = shorten(path.name)
@@ -183,7 +188,7 @@ class CocoFile:
                 stored, orientation = read_header(path)
             # A damaged file makes the decoders raise exceptions of almost any type.
             except Exception as error:
-                if need_files:
+                if need_files and check_damage:
                     self.findings.add(UNREADABLE, f"{name}: {reason(error)[:80]}")
                     return annotated, False
             else:
