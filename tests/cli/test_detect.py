@@ -647,7 +647,7 @@ def test_int8_where_there_is_none_is_one_sentence(detect, photo, monkeypatch):
     monkeypatch.setattr(int8_linear, "find_compiled", lambda name: None)
     status, _, _, complaint = detect(photo, "--dtype", "int8", "--device", "cpu")
     assert status == 2
-    assert "--dtype int8 cannot be used (int8 needs the compiled layers" in complaint
+    assert "--dtype int8 cannot be used (int8 needs compiled layers" in complaint
     assert "Traceback" not in complaint
 
 
