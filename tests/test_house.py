@@ -19,7 +19,8 @@ MOST_LINES_OF_A_FILE = 450
 MOST_LINES_OF_A_FUNCTION = 80
 MOST_LINES_OF_THE_MODEL_FORWARD = 40
 
-SOURCES = sorted(PACKAGE.rglob("*.py"))
+# An installed package also holds a copy of demo/, as _demo.
+SOURCES = sorted(file for file in PACKAGE.rglob("*.py") if "_demo" not in file.parts)
 MODEL_FILES = [file for file in SOURCES if file.parent.name == "model"]
 # Folders of the repository outside the package whose prose follows the same rules.
 PROSE = SOURCES + sorted(

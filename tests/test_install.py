@@ -57,4 +57,4 @@ def test_without_a_compiler_it_installs_and_reports_its_backend(tmp_path):
     command += ["--dtype", "int8"]
     refused = subprocess.run(command, cwd=tmp_path, env=environment, check=False, capture_output=True, text=True)
     assert refused.returncode != 0
-    assert "install gdino-hf again where there is a C compiler" in refused.stderr
+    assert "reinstall gdino-hf on a machine with a C compiler" in refused.stderr
