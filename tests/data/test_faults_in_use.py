@@ -103,11 +103,12 @@ def test_boxes_in_stored_pixels_are_turned_in_training_and_evaluation(write, tmp
 
 def test_the_photograph_of_the_report_gets_its_box(write, tmp_path):
     save(tmp_path / "1.jpg", size=(300, 451), orientation=6)
-    bbox = (0, 9, 300, 428)
+    # Taken as pixels of the upright picture, this box would be .33 .54 .66 .93.
+    bbox = (0, 22, 298, 428)
     row = read_coco(write([box(bbox=bbox)], images=[{"id": 1, "file_name": "1.jpg", "width": 300, "height": 451}]))[0]
     x1, y1, x2, y2 = row["boxes"][0]
     target = [(x1 + x2) / 2 / 451, (y1 + y2) / 2 / 300, (x2 - x1) / 451, (y2 - y1) / 300]
-    assert target == pytest.approx([14 / 451 + 428 / 2 / 451, 0.5, 428 / 451, 1.0], abs=1e-6)
+    assert target == pytest.approx([0.48, 0.50, 0.95, 0.99], abs=0.005)
 
 
 @pytest.mark.parametrize("orientation", [2, 3, 4])
