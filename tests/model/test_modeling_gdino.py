@@ -315,8 +315,12 @@ def test_any_backbone_and_text_encoder(tiny_config, tiny_tokenizer, backbone, te
         outputs = model(**inputs)
         assert torch.isfinite(outputs.pred_boxes).all()
         model.save_pretrained(tmp_path)
-        again = GDinoForObjectDetection.from_pretrained(tmp_path).eval()(**inputs)
-    assert torch.equal(outputs.pred_boxes, again.pred_boxes)
+        again = GDinoForObjectDetection.from_pretrained(tmp_path).eval()
+        boxes = again(**inputs).pred_boxes
+    weights = again.state_dict()
+    assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
+    # The same weights at another address may take another path through the BLAS, which rounds differently.
+    torch.testing.assert_close(boxes, outputs.pred_boxes, rtol=0, atol=1e-6)
 
 
 def test_geometry_stays_float32_in_bfloat16(tiny_config, tiny_tokenizer):
