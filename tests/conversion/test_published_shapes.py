@@ -19,7 +19,7 @@ from gdino_hf.conversion.infer import check_preset, infer_config
 from gdino_hf.conversion.key_map import KeyMap
 from gdino_hf.conversion.layout_facts import facts_of_config, facts_of_source
 from gdino_hf.conversion.layouts import LAYOUTS, find_layout
-from gdino_hf.conversion.plan import plan_from_ours, plan_to_ours, shapes_in_ours
+from gdino_hf.conversion.plan import plan_from_ours, plan_to_ours, reader_in_ours, shapes_in_ours
 
 # The tests check where every number goes, for which bytes suffice. Tensors are views of one pool, so that even the
 # largest checkpoint takes no memory.
@@ -57,7 +57,8 @@ def test_published_checkpoint_converts_and_comes_back_bit_equal(name):
     dtypes = {key: stored(key, shape).dtype for key, shape in shapes.items()}
     assert find_layout(shapes, name) == (layout, "")
     facts = facts_of_source(layout, shapes, read)
-    config, _ = infer_config(shapes_in_ours(KeyMap(layout, facts), shapes), layout, facts, name)
+    inferred = KeyMap(layout, facts)
+    config, _ = infer_config(shapes_in_ours(inferred, shapes), layout, facts, name, read=reader_in_ours(inferred, read))
     check_preset(config, preset, layout, name)
     expected = shapes_of(config)
     key_map = KeyMap(layout, facts_of_config(config))

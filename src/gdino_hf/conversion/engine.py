@@ -22,7 +22,7 @@ from .key_map import KeyMap
 from .layout_facts import facts_of_config, facts_of_source
 from .layouts import LAYOUTS, TRANSFORMERS, Layout, find_layout
 from .peers import peer_config
-from .plan import Step, plan_from_ours, plan_to_ours, shapes_in_ours
+from .plan import Step, plan_from_ours, plan_to_ours, reader_in_ours, shapes_in_ours
 from .record import KEPT, RECORD, Report, read_record
 from .storage import Progress, check_target, staged, write_pickle, write_safetensors, write_shards
 
@@ -210,7 +210,15 @@ def _config(
         config = _read_config(checkpoint, source)
     else:
         facts = facts_of_source(layout, shapes, read)
-        config, assumed = infer_config(shapes_in_ours(KeyMap(layout, facts), shapes), layout, facts, source)
+        key_map = KeyMap(layout, facts)
+        config, assumed = infer_config(
+            shapes_in_ours(key_map, shapes),
+            layout,
+            facts,
+            source,
+            read=reader_in_ours(key_map, read),
+            given=options.overrides,
+        )
         # Without this, weights stored in half precision would also be computed in half precision, which is slow on a
         # CPU.
         config.dtype = "float32"

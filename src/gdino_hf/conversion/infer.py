@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from torch import Tensor
 from transformers import BertConfig, SwinConfig
 
 from gdino_hf.model.configuration_gdino import GDinoConfig
 
 from ..error_text import CONFIG_ERRORS, reason
+from .attention_sizes import attention_sizes
 from .conversion_error import ConversionError
 from .key_map import Facts
 from .layouts import Layout
@@ -22,9 +24,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 _SWIN = "model.backbone.conv_encoder.model."
 _BERT = "model.text_backbone."
 _ATTENTION = ".attention.self."
-_POINTS = 4
 _BERT_HEAD_WIDTH = 64
 _SMALL_BERT_HEADS = 4
+# Numbers of heads that every width allows.
+_FITTING_HEADS = {"encoder_attention_heads": 2, "decoder_attention_heads": 1}
 
 _ARCHITECTURE = (
     "d_model",
@@ -55,7 +58,15 @@ _BERT_ARCHITECTURE = (
 )
 
 
-def infer_config(shapes: Shapes, layout: Layout, facts: Facts, where: Any) -> tuple[GDinoConfig, list[str]]:
+def infer_config(
+    shapes: Shapes,
+    layout: Layout,
+    facts: Facts,
+    where: Any,
+    *,
+    read: Callable[[str], Tensor],
+    given: Mapping[str, Any] | None = None,
+) -> tuple[GDinoConfig, list[str]]:
     """Infer the configuration from the shapes of the tensors.
 
     A size that several tensors show is decided by the majority, so that a single tensor of a wrong shape is reported
@@ -66,6 +77,8 @@ def infer_config(shapes: Shapes, layout: Layout, facts: Facts, where: Any) -> tu
         layout: The checkpoint's layout; what no tensor shows is taken from its first preset.
         facts: The result of `facts_of_source`.
         where: File or folder of the checkpoint, for messages.
+        read: Returns the tensor of one of our keys.
+        given: Configuration fields that the user set; those of sub-configurations are not used here.
 
     Returns:
         The configuration, and one sentence for each assumption that was necessary.
@@ -93,20 +106,28 @@ def infer_config(shapes: Shapes, layout: Layout, facts: Facts, where: Any) -> tu
     }
     if not any(re.fullmatch(r".*class_embed.*\.bias", key) for key in shapes):
         fields["class_head"] = "dot"
-    for part, module in (("encoder", "deformable_layer.self_attn"), ("decoder", "encoder_attn")):
-        weights = find.size(rf"model\.{part}\.layers\.\d+\.{re.escape(module)}\.attention_weights\..+", 0)
-        if weights:
-            fields[f"{part}_attention_heads"] = max(1, weights // (levels * _POINTS))
-    assumed.append(
-        f"every attention head samples {_POINTS} points a level (tensors show only the product of heads and points)"
-    )
     preset = layout.presets[0]
+    fields.update({key: value for key, value in (given or {}).items() if key not in ("backbone_config", "text_config")})
+    fields = {key: value for key, value in fields.items() if value is not None}
+
     try:
-        return GDinoConfig.preset(preset, **{k: v for k, v in fields.items() if v is not None}), assumed
+        GDinoConfig.preset(preset, **{**fields, **_FITTING_HEADS})
+
+        def fits(part: str, heads: int) -> bool:
+            try:
+                GDinoConfig.preset(preset, **{**fields, **_FITTING_HEADS, f"{part}_attention_heads": heads})
+            except CONFIG_ERRORS:
+                return False
+            return True
+
+        sizes, split = attention_sizes(
+            shapes, read, levels=fields["num_feature_levels"], fits=fits, given=given or {}, where=where
+        )
+        return GDinoConfig.preset(preset, **{**fields, **sizes}), [*assumed, *split]
     except CONFIG_ERRORS as error:
         raise ConversionError(
-            f"No configuration fits the tensors of {where} ({reason(error)}); give the "
-            "checkpoint of a whole Grounding DINO."
+            f"No configuration fits the tensors of {where} ({reason(error)}); give --config the sizes that tensors do "
+            "not show, or the checkpoint of a whole Grounding DINO."
         ) from error
 
 

@@ -86,6 +86,16 @@ def shapes_in_ours(key_map: KeyMap, shapes: Shapes) -> dict[str, tuple[int, ...]
     return found
 
 
+def reader_in_ours(key_map: KeyMap, read: Reader) -> Reader:
+    """Return a function that reads a source's tensor by our key, for tensors that one of theirs holds alone."""
+
+    def read_in_ours(key: str) -> Tensor:
+        row, bindings = key_map.rows_of_ours(key)[0]
+        return row.carry(read(row.their_keys(bindings)[0]))[0]
+
+    return read_in_ours
+
+
 def plan_to_ours(
     key_map: KeyMap, shapes: Shapes, dtypes: DTypes, expected: Shapes, read: Reader, where: object
 ) -> Plan:
