@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from ..model.image_processing_gdino import target_size, to_rgb
+from ..model.image_processing_gdino import target_size
+from ..model.picture_pixels import to_rgb
 from .captions import swap_sides
 
 Example = dict[str, Any]

@@ -1,19 +1,18 @@
 """The image processor: photographs to pixel tensors with PIL and numpy, and COCO boxes to training labels."""
 
 import inspect
-import io
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_transforms import get_size_with_aspect_ratio
 
 from .box_ops import cxcywh_to_xyxy
+from .picture_pixels import in_unit_range, load_image
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -111,7 +110,7 @@ class GDinoImageProcessor(BaseImageProcessor):
             raise ValueError("The list of images is empty; give at least one.")
         pictures = [load_image(image) for image in images]
         arrays = [
-            _prepare(picture, options, unit=_in_unit_range(image))
+            _prepare(picture, options, unit=in_unit_range(image))
             for image, picture in zip(images, pictures, strict=True)
         ]
         sizes = [(array.shape[1], array.shape[2]) for array in arrays]
@@ -183,84 +182,6 @@ def check_options(names: Iterable[str]) -> None:
     unknown = sorted(set(names) - known - _WITHOUT_EFFECT)
     if unknown:
         raise TypeError(f"There is no option {unknown[0]!r}; the options of images are {', '.join(sorted(known))}.")
-
-
-def load_image(image: Any) -> Image.Image:
-    """Read any picture as an upright RGB PIL image.
-
-    Args:
-        image: PIL image, numpy array or torch tensor, path, bytes or open file.
-
-    Returns:
-        The picture in RGB, turned as its EXIF orientation says.
-
-    Raises:
-        ValueError: It cannot be read, is not a picture, or has values that are not finite.
-        TypeError: The value has none of these types.
-    """
-    if isinstance(image, (str, os.PathLike, bytes)) or hasattr(image, "read"):
-        is_path = isinstance(image, (str, os.PathLike))
-        name = _short(image) if is_path else "The file given"
-        try:
-            with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-                opened.load()
-                image = _upright(opened)
-        except UnidentifiedImageError as error:
-            raise ValueError(f"{name} is not a picture PIL can read; give PNG, JPEG or WebP.") from error
-        except FileNotFoundError as error:
-            raise ValueError(f"There is no file {name}; check the path.") from error
-        except Exception as error:  # decoders raise exceptions of any type on damaged files
-            raise ValueError(f"{name} cannot be decoded ({_short(error)}); save it again or leave it out.") from error
-        return to_rgb(image)
-    if isinstance(image, Image.Image):
-        try:
-            image.load()
-        except Exception as error:  # decoders, as above
-            name = getattr(image, "filename", "") or "The picture"
-            raise ValueError(f"{name} cannot be decoded ({_short(error)}); save it again or leave it out.") from error
-        return to_rgb(_upright(image))
-    if isinstance(image, Tensor):
-        image = image.detach().cpu()
-        image = (image.float() if image.is_floating_point() else image).numpy()
-    if isinstance(image, np.ndarray):
-        return _from_array(image)
-    raise TypeError(f"An image must be a PIL image, array, tensor, path, bytes or file, got {type(image).__name__}.")
-
-
-def _short(value: object, limit: int = 200) -> str:
-    """Return a path or message as text, cut because a picture passed as a path would fill the screen."""
-    text = str(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Return a copy turned by its EXIF orientation, or an unturned copy if its metadata cannot be read."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:
-        return image.copy()
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert palette, greyscale, 16-bit, CMYK and transparent pictures to RGB; transparent pixels become opaque."""
-    if image.width == 0 or image.height == 0:
-        raise ValueError(f"The picture is {image.width}x{image.height} pixels; it must have at least one.")
-    if image.mode == "RGB":
-        return image
-    if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I", "F"):
-        values = np.asarray(image, dtype=np.float64)
-        if not np.isfinite(values).all():
-            raise ValueError("The picture has pixels that are not finite; replace NaN and infinity.")
-        # A 32-bit picture counts as 16-bit only if it has values above 255.
-        if image.mode == "F" and _is_unit(values):
-            values = values * 255
-        elif image.mode.startswith("I;16") or values.max(initial=0) > 255:
-            values = values / 257
-        return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        # Via RGBA, because PIL's direct conversion warns about palettes with several transparent colours.
-        image = image.convert("RGBA")
-    return image.convert("RGB")
 
 
 def boxes_from_coco(annotation: dict[str, Any], image_size: tuple[int, int]) -> dict[str, Tensor]:
@@ -353,49 +274,6 @@ def as_list(images: Any) -> list[Any]:
     if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
         return list(images)
     return [images]
-
-
-def _from_array(array: np.ndarray) -> Image.Image:
-    if array.ndim == 2:
-        array = array[..., None]
-    if array.ndim != 3 or 0 in array.shape:
-        raise ValueError(f"An image array must be (H, W), (H, W, C) or (C, H, W), got {array.shape}.")
-    if array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
-        array = array.transpose(1, 2, 0)
-    if array.shape[-1] not in (1, 3, 4):
-        raise ValueError(f"An image array must have 1, 3 or 4 channels, got {array.shape}.")
-    if np.issubdtype(array.dtype, np.floating):
-        if not np.isfinite(array).all():
-            raise ValueError("The image has pixels that are not finite; replace NaN and infinity.")
-        if array.min() < -1e-3 or array.max() > 255:
-            raise ValueError(
-                f"Float pixels must lie in 0..1 or 0..255, got {array.min():.3g} to {array.max():.3g}; undo the "
-                "normalization first."
-            )
-        array = array * 255 if _is_unit(array) else array
-        array = np.rint(array).clip(0, 255)
-    elif array.dtype == np.bool_:
-        array = array * 255
-    elif array.dtype == np.uint16:
-        array = np.rint(array / 257)
-    elif array.min() < 0 or array.max() > 255:
-        raise ValueError(f"Integer pixels must lie in 0..255, got {array.min()} to {array.max()}; scale them.")
-    array = array.astype(np.uint8)
-    return to_rgb(Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array))
-
-
-def _in_unit_range(image: Any) -> bool:
-    """Return whether pixels were given as floats in 0..1, which `load_image` turns into bytes."""
-    if isinstance(image, Image.Image):
-        return image.mode == "F" and _is_unit(np.asarray(image))
-    if isinstance(image, Tensor):
-        return image.is_floating_point() and _is_unit(image.detach().float().cpu().numpy())
-    return isinstance(image, np.ndarray) and np.issubdtype(image.dtype, np.floating) and _is_unit(image)
-
-
-def _is_unit(values: np.ndarray) -> bool:
-    # Resampling filters overshoot a little.
-    return bool(values.min() >= -1e-3 and values.max() <= 1 + 1e-3)
 
 
 def _checked_size(size: Any) -> dict[str, int]:
