@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from transformers import AutoBackbone
 
 from .configuration_gdino import GDinoConfig
 from .swin_export import export_forward, knows
+from .transformers_internals import build_part
 
 # torch 2.6 has no is_exporting, so there compiling counts as exporting.
 is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
@@ -61,6 +63,11 @@ def freeze_batch_norm(module: nn.Module) -> None:
             freeze_batch_norm(child)
 
 
+def build_backbone(backbone_config: Any) -> Any:
+    """Build the AutoBackbone that a configuration describes; see `build_part` for its attention implementation."""
+    return build_part(lambda: AutoBackbone.from_config(backbone_config), backbone_config)
+
+
 def unused_parameters(config: GDinoConfig) -> list[str]:
     """Find parameters of the image backbone that no used feature map depends on, such as a final norm or mask tokens.
 
@@ -74,7 +81,7 @@ def unused_parameters(config: GDinoConfig) -> list[str]:
         Names of the parameters within the AutoBackbone.
     """
     with torch.device("meta"), torch.enable_grad():
-        probe = AutoBackbone.from_config(config.backbone_config)
+        probe = build_backbone(config.backbone_config)
         try:
             maps = probe(torch.empty(1, 3, 64, 64)).feature_maps
         except (NotImplementedError, RuntimeError):
@@ -90,7 +97,7 @@ class ConvEncoder(nn.Module):
 
     def __init__(self, config: GDinoConfig) -> None:
         super().__init__()
-        self.model = AutoBackbone.from_config(config.backbone_config)
+        self.model = build_backbone(config.backbone_config)
         for name in unused_parameters(config):
             self.model.get_parameter(name).requires_grad_(False)
         freeze_batch_norm(self.model)

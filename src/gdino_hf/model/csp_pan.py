@@ -148,6 +148,7 @@ class CspPanBackbone(BackboneMixin, PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     has_attentions = False
+    _supports_sdpa = True  # it has no attention, so any implementation suits it
 
     def __init__(self, config: CspPanConfig):
         super().__init__(config)

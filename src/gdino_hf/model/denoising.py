@@ -8,6 +8,7 @@ is the text feature of its label rather than a learned class embedding, so any v
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -98,12 +99,9 @@ def make_denoising_queries(
     slot = copy * most + place.repeat(copies)
     negative = copy % 2 == 1
 
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator, device=device)
-
-    flipped = uniform(num_rows) < 0.5 * label_noise
+    flipped = _uniform((num_rows,), device, generator) < 0.5 * label_noise
     num_labels = phrase_counts(phrase_ids)[batch_index]
-    any_label = (uniform(num_rows) * num_labels).long().clamp(max=num_labels - 1)
+    any_label = (_uniform((num_rows,), device, generator) * num_labels).long().clamp(max=num_labels - 1)
     labels = torch.where(flipped, any_label, targets.class_labels[target_index])
     num_slots = copies * most
     if label_embedding is None:
@@ -140,6 +138,14 @@ def make_denoising_queries(
     )
 
 
+def _uniform(shape: Sequence[int], device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """Draw numbers from [0, 1)."""
+    if generator is None:
+        # torch.compile cannot trace `generator=None` once a size is symbolic.
+        return torch.rand(tuple(shape), device=device)
+    return torch.rand(tuple(shape), device=device, generator=generator)
+
+
 def jitter_boxes(boxes: Tensor, negative: Tensor, box_noise: float, generator: torch.Generator | None = None) -> Tensor:
     """Move each corner coordinate of each box by a random share of the box's side, in a random direction.
 
@@ -155,8 +161,8 @@ def jitter_boxes(boxes: Tensor, negative: Tensor, box_noise: float, generator: t
         (R, 4) cxcywh in [0, 1]. A box whose corners moved past each other has a side of 0.
     """
     half = 0.5 * boxes[:, 2:].repeat(1, 2)
-    sign = 2.0 * (torch.rand(boxes.shape, generator=generator, device=boxes.device) < 0.5).to(boxes.dtype) - 1.0
-    share = torch.rand(boxes.shape, generator=generator, device=boxes.device) + negative[:, None]
+    sign = 2.0 * (_uniform(boxes.shape, boxes.device, generator) < 0.5).to(boxes.dtype) - 1.0
+    share = _uniform(boxes.shape, boxes.device, generator) + negative[:, None]
     corners = cxcywh_to_xyxy(boxes) + box_noise * sign * share * half
     return xyxy_to_cxcywh(corners.clamp(0, 1)).clamp(min=0)
 

@@ -11,6 +11,7 @@ from .fusion import FusionLayer
 from .heads import PRIOR_BIAS, BoxHead, ContrastiveHead
 from .ms_deform_attn import MSDeformAttn
 from .stored_model import StoredModel
+from .transformers_internals import own_attention
 
 
 class GDinoPreTrainedModel(StoredModel):
@@ -83,6 +84,28 @@ class GDinoPreTrainedModel(StoredModel):
         for name in core.unused_parameters:
             core.get_parameter(name).requires_grad_(False)
         return loaded
+
+    def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
+        """Select the attention implementation of the model and of its backbones, as in transformers.
+
+        Args:
+            attn_implementation: "sdpa" or "eager" for all parts, or a dictionary with the keys "" (all but the
+                backbones), "backbone_config" and "text_config". A backbone without the implementation requested for
+                all parts keeps its own.
+            *args: Arguments of transformers' `set_attn_implementation`.
+            **kwargs: Keyword arguments of transformers' `set_attn_implementation`.
+
+        Raises:
+            ValueError: The implementation does not exist, or the part that the dictionary names does not have it.
+        """
+        if isinstance(attn_implementation, str):
+            core = self.base_model
+            parts = {"backbone_config": core.backbone.conv_encoder.model, "text_config": core.text_backbone}
+            attn_implementation = {
+                "": attn_implementation,
+                **{name: own_attention(part, attn_implementation) for name, part in parts.items()},
+            }
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
     def optimize_for_inference(self, int8: bool | None = None) -> Any:
         """Rearrange the weights for this machine's CPU; a stub that `import gdino_hf` replaces by the implementation.

@@ -8,6 +8,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from .configuration_gdino import GDinoConfig
+from .transformers_internals import build_part
 
 # Encoders whose attention mask cannot keep phrases apart, with the reason that the error message gives.
 _REFUSED = {
@@ -43,7 +44,8 @@ def build_text_backbone(config: GDinoConfig) -> PreTrainedModel:
         )
     text_class = MODEL_MAPPING[type(text_config)]
     takes_pooler = "add_pooling_layer" in inspect.signature(text_class.__init__).parameters
-    model = AutoModel.from_config(text_config, **({"add_pooling_layer": False} if takes_pooler else {}))
+    arguments = {"add_pooling_layer": False} if takes_pooler else {}
+    model = build_part(lambda: AutoModel.from_config(text_config, **arguments), text_config)
     if getattr(model, "pooler", None) is not None:
         model.pooler.requires_grad_(False)
     return model

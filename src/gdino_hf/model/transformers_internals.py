@@ -13,6 +13,9 @@ from transformers import PreTrainedConfig, PreTrainedModel, SwinBackbone
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import PrefixChange, WeightConverter, WeightRenaming, rename_source_key
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 _SWIN_BLOCK = ("attention", "layernorm_before", "layernorm_after", "mlp", "shift_size", "window_size")
 _SWIN_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "relative_position_bias", "num_attention_heads")
@@ -37,6 +40,51 @@ def attention_function(config: PreTrainedConfig) -> Callable[..., Any] | None:
     """
     name = config._attn_implementation
     return None if name in (None, "eager") else ALL_ATTENTION_FUNCTIONS[name]
+
+
+def build_part(build: Callable[[], PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """Build a backbone with the attention implementation requested for the whole model, or else with its own.
+
+    A request for the whole model reaches the configurations of both backbones, and classes such as ResNetBackbone
+    refuse it in their constructor.
+
+    Args:
+        build: Function that builds the backbone from `config`.
+        config: The backbone's configuration; a request that its class refuses is removed from it.
+
+    Returns:
+        The backbone.
+    """
+    try:
+        return build()
+    except ValueError:
+        requested = config._attn_implementation
+        if requested in (None, "eager"):
+            raise
+        config._attn_implementation = None
+        model = build()
+        _report_own_attention(model, requested)
+        return model
+
+
+def own_attention(part: PreTrainedModel, requested: str) -> str:
+    """Return the requested attention implementation, or a backbone's present one if its class refuses the request."""
+    if not part._can_set_attn_implementation():
+        return part.config._attn_implementation
+    try:
+        return part.get_correct_attn_implementation(requested)
+    except ValueError:
+        _report_own_attention(part, requested)
+        return part.config._attn_implementation
+
+
+def _report_own_attention(part: PreTrainedModel, requested: str) -> None:
+    # Nothing is lost for a convolutional network, which has no attention.
+    if getattr(part, "has_attentions", True):
+        logger.warning_once(
+            f"{type(part).__name__} has no attention implementation {requested!r} and keeps "
+            f"{part.config._attn_implementation!r}; the rest of the model uses {requested!r}."
+        )
 
 
 def has_known_swin_parts(backbone: Any) -> bool:
