@@ -9,6 +9,7 @@ from transformers import AutoConfig, BertConfig, PreTrainedConfig, SwinConfig
 from transformers.activations import ACT2FN
 
 from .csp_pan import CspPanConfig
+from .size_limits import check_sizes
 
 # Model types of transformers whose config.json loads here, with the fields that reproduce their behaviour.
 _FOREIGN_MODEL_TYPES: dict[str, dict[str, Any]] = {
@@ -231,6 +232,7 @@ class GDinoConfig(PreTrainedConfig):
         for names, low, high in _LIMITS:
             for name in names:
                 _check_range(name, getattr(self, name), low, high)
+            check_sizes({name: getattr(self, name) for name in names})
         if self.fusion_droppath == 1:
             raise ValueError("fusion_droppath must be below 1, got 1: at 1 every fusion branch would be dropped.")
         if self.activation_function not in ACT2FN:
@@ -291,6 +293,7 @@ class GDinoConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build a configuration from a dictionary of model type gdino, grounding-dino or mm-grounding-dino."""
+        check_sizes(config_dict)
         return super().from_dict(_adopt(config_dict), **kwargs)
 
 
@@ -311,6 +314,7 @@ def _as_config(value: Any, default: PreTrainedConfig) -> PreTrainedConfig:
         return default
     if isinstance(value, PreTrainedConfig):
         return value
+    check_sizes(value)
     fields = {key: item for key, item in value.items() if key != "model_type"}
     model_type = value.get("model_type")
     if model_type is None:

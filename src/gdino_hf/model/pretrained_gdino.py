@@ -1,5 +1,7 @@
 """Base class of the models: weight initialization, and what transformers must know about the architecture."""
 
+import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,9 +11,13 @@ from transformers import initialization as init
 from .configuration_gdino import GDinoConfig
 from .fusion import FusionLayer
 from .heads import PRIOR_BIAS, BoxHead, ContrastiveHead
+from .load_errors import HeadMismatchError, check_finite, plain_load_errors, with_fields
 from .ms_deform_attn import MSDeformAttn
 from .stored_model import StoredModel
 from .transformers_internals import own_attention
+from .weight_files import check_shard_indices
+
+logger = logging.getLogger(__name__)
 
 
 class GDinoPreTrainedModel(StoredModel):
@@ -69,7 +75,10 @@ class GDinoPreTrainedModel(StoredModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load a model as transformers does, then freeze again the parameters that no output depends on.
+        """Load a model as transformers does, with checks of its files.
+
+        If the tensors of the heads show that config.json does not describe them, the configuration is changed to what
+        they show, and a warning says so. Parameters that no output depends on are frozen.
 
         Args:
             *args: Arguments of transformers' `from_pretrained`.
@@ -77,8 +86,28 @@ class GDinoPreTrainedModel(StoredModel):
 
         Returns:
             The model, or a pair of model and loading information if `output_loading_info` is True.
+
+        Raises:
+            OSError: A file is missing or cannot be read.
+            ValueError: The files are damaged, do not fit the configuration or each other, name files outside the
+                folder, or hold NaN or infinity.
         """
-        loaded = super().from_pretrained(*args, **kwargs)
+        where = str((args[0] if args else kwargs.get("pretrained_model_name_or_path")) or "The model")
+        with plain_load_errors(where):
+            folder = Path(where) / kwargs.get("subfolder", "")
+            if folder.is_dir():
+                check_shard_indices(folder)
+            load = super().from_pretrained
+            try:
+                loaded = load(*args, **kwargs)
+            except HeadMismatchError as error:
+                logger.warning(
+                    "%s: its weights have other heads than its config.json describes, so it is loaded with %s.",
+                    where,
+                    error.shown,
+                )
+                loaded = load(*args, **with_fields(kwargs, error.fields))
+            check_finite(loaded[0] if isinstance(loaded, tuple) else loaded, where)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         core = model.base_model
         for name in core.unused_parameters:

@@ -1,29 +1,51 @@
 """What saving and loading add to transformers: copies of heads, names in files, auto classes, the model card."""
 
 import logging
-import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from .configuration_gdino import GDinoConfig
+from .load_errors import HeadMismatchError
 from .model_card import write_model_card
 from .transformers_internals import PreTrainedModelHooks, rename_as_in_memory
+from .weight_files import (
+    check_amount,
+    differing_copies,
+    fitting_heads,
+    head_tensors,
+    read_all,
+    single_numbers,
+    stored_shapes,
+)
 
 logger = logging.getLogger(__name__)
-
-_HEAD = re.compile(r"^(?P<decoder>model\.decoder\.)?(?P<name>bbox|class)_embed\.(?P<layer>\d+)\.(?P<rest>.+)$")
 
 
 class StoredModel(PreTrainedModelHooks):
     """Base class for loading, saving and pushing Grounding DINO models."""
 
-    def check_checkpoint(self, state_dict: Mapping[str, Tensor] | None, files: list[str] | None) -> None:
-        """Warn if the checkpoint holds copies of a shared head whose values differ; see `differing_copies`."""
+    def check_checkpoint(
+        self, state_dict: dict[str, Tensor] | None, files: list[str] | None
+    ) -> tuple[dict[str, Tensor] | None, list[str] | None]:
+        """Check a checkpoint against the configuration before its weights are loaded.
+
+        Args:
+            state_dict: The weights by name, or None if they are in files.
+            files: Paths of the weight files, or None if there are none.
+
+        Returns:
+            Both, with tensors in the shapes that this model has.
+
+        Raises:
+            HeadMismatchError: The tensors show other heads than the configuration; `from_pretrained` adapts it.
+            ValueError: The weights cannot belong to this configuration.
+        """
+        stored = stored_shapes(files or ())
+        shapes = {**stored, **{key: tuple(tensor.shape) for key, tensor in (state_dict or {}).items()}}
+        check_amount(self, stored)
+        fields = fitting_heads(shapes, head_tensors(state_dict, files), self.config)
+        if fields:
+            raise HeadMismatchError(fields)
         differing = differing_copies(state_dict, files, self.config)
         if differing:
             logger.warning(
@@ -31,6 +53,11 @@ class StoredModel(PreTrainedModelHooks):
                 "both places and ignores the copies, so its results may differ from those of the code that trained it.",
                 ", ".join(differing),
             )
+        vectors = single_numbers(shapes)
+        if vectors:
+            state_dict, files = {**(state_dict or {}), **read_all(files or ())}, None
+            state_dict.update({key: state_dict[key].reshape(()) for key in vectors})
+        return state_dict, files
 
     def write_card(self, folder: Any, repository: str) -> None:
         """Replace transformers' placeholder card, but no other card, by the model card."""
@@ -70,33 +97,3 @@ class StoredModel(PreTrainedModelHooks):
         if is_main_process:
             write_model_card(save_directory, self.config)
         return result
-
-
-def differing_copies(
-    state_dict: Mapping[str, Tensor] | None, files: Sequence[str | Path] | None, config: GDinoConfig
-) -> list[str]:
-    """Find copies of shared heads, under the decoder or for every layer, whose values differ from the original.
-
-    Args:
-        state_dict: The weights by name, or None if they are in files.
-        files: Weight files; only safetensors files are read.
-        config: The model's configuration, which says whether the layers share their heads.
-
-    Returns:
-        Names of the copies that differ from the head used here, such as "model.decoder.bbox_embed.1".
-    """
-    heads = {key: tensor for key, tensor in (state_dict or {}).items() if _HEAD.match(key)}
-    for path in files or ():
-        if Path(path).suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                heads |= {key: file.get_tensor(key) for key in file.keys() if _HEAD.match(key)}  # noqa: SIM118
-    shared = {"bbox": config.decoder_bbox_embed_share, "class": config.decoder_cls_embed_share}
-    differing = set()
-    for key, tensor in heads.items():
-        match = _HEAD.match(key)
-        assert match is not None
-        name, layer = match["name"], match["layer"]
-        head = heads.get(f"{name}_embed.{0 if shared[name] else layer}.{match['rest']}")
-        if head is not None and not torch.equal(head, tensor):
-            differing.add(f"{match['decoder'] or ''}{name}_embed.{layer}")
-    return sorted(differing)

@@ -116,18 +116,24 @@ def has_known_swin_parts(backbone: Any) -> bool:
 class PreTrainedModelHooks(PreTrainedModel):
     """Overrides of private methods of PreTrainedModel, each of which calls a method that subclasses may override.
 
-    If transformers renames one of the private methods, the override is never called: differing copies of heads load
-    without a warning, box heads and deformable attention of a new model start from their layers' default
+    If transformers renames one of the private methods, the override is never called: files of weights load
+    without checks, box heads and deformable attention of a new model start from their layers' default
     initialization, or a pushed model keeps transformers' placeholder card. tests/model has a test of each.
     """
 
-    def check_checkpoint(self, state_dict: Mapping[str, Tensor] | None, files: list[str] | None) -> None:
+    def check_checkpoint(
+        self, state_dict: dict[str, Tensor] | None, files: list[str] | None
+    ) -> tuple[dict[str, Tensor] | None, list[str] | None]:
         """Look at a checkpoint before its weights are loaded.
 
         Args:
             state_dict: The weights by name, or None if they are in files.
             files: Paths of the weight files, or None if there are none.
+
+        Returns:
+            The weights to load, in the same two forms.
         """
+        return state_dict, files
 
     def write_card(self, folder: Any, repository: str) -> None:
         """Write the model card just before a folder is pushed to the Hub.
@@ -140,7 +146,7 @@ class PreTrainedModelHooks(PreTrainedModel):
     @staticmethod
     def _load_pretrained_model(model: Any, state_dict: Any, checkpoint_files: Any, *args: Any, **kwargs: Any) -> Any:
         # Only this method receives the paths of the files, in a local folder or in the Hub's cache.
-        model.check_checkpoint(state_dict, checkpoint_files)
+        state_dict, checkpoint_files = model.check_checkpoint(state_dict, checkpoint_files)
         return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
 
     def _initialize_weights(self, module: Any, *args: Any, **kwargs: Any) -> None:

@@ -1,0 +1,247 @@
+"""Checks of a model folder's weight files: where they lie, how much they hold, and which heads they belong to."""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from .configuration_gdino import GDinoConfig
+
+INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_HEAD = re.compile(r"^(?P<decoder>model\.decoder\.)?(?P<name>bbox|class)_embed\.(?P<layer>\d+)\.(?P<rest>.+)$")
+_CLASS_TENSOR = re.compile(r"(?:^|\.)(?:class_embed\.\d+|encoder_output_class_embed)\.(?P<rest>bias|log_temperature)$")
+# A model may lack some weights in its files, such as new heads, but not most of them.
+_MOST_MISSING, _SMALL = 2, 10_000_000
+
+
+def shard_names(index: Path) -> list[str]:
+    """Read the names of the weight files from the index of a sharded checkpoint.
+
+    Args:
+        index: Path of the index, a JSON file.
+
+    Returns:
+        The names in the order of the index, each once.
+
+    Raises:
+        ValueError: The index is damaged, names a file outside its folder, or a file is missing.
+    """
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{index} is not a JSON file that can be read; fetch it again.") from error
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index} has no weight_map that names a file for every tensor; fetch it again.")
+    folder = index.parent
+    names = list(dict.fromkeys(str(name) for name in weight_map.values()))
+    for name, original in zip(names, dict.fromkeys(map(repr, weight_map.values())), strict=False):
+        if original != repr(name):
+            raise ValueError(f"{index} gives {original} as the file of a tensor, not a name; fetch it again.")
+    for name in names:
+        if not _inside(folder, name):
+            raise ValueError(
+                f"{index} names {name!r}, which lies outside its folder; put every weight file into the folder itself."
+            )
+        if not (folder / name).is_file():
+            raise ValueError(f"{index} names {name}, which is not in the folder; fetch all of its files.")
+    return names
+
+
+def _inside(folder: Path, name: str) -> bool:
+    """Whether a file name stays in a folder; files of the Hub's cache may link to the cache's store of contents."""
+    if not name or "\0" in name or "\\" in name or Path(name).is_absolute():
+        return False
+    roots = [folder.resolve()]
+    if folder.parent.name == "snapshots":
+        roots.append((folder.parent.parent / "blobs").resolve())
+    path = folder / name
+    # The name itself must not lead out either, even if a link leads back in.
+    return ".." not in Path(name).parts and any(path.resolve().is_relative_to(root) for root in roots)
+
+
+def check_shard_indices(folder: Path) -> None:
+    """Check the index of every sharded checkpoint in a folder; see `shard_names`."""
+    for index in sorted({*(folder / name for name in INDEX_FILES), *folder.glob("*.index.*.json")}):
+        if index.is_file():
+            shard_names(index)
+
+
+def stored_shapes(files: Sequence[str | Path]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all tensors in weight files, without reading their values.
+
+    Args:
+        files: Safetensors or PyTorch files; files of other kinds are left out.
+
+    Returns:
+        Shapes by key.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in files:
+        if Path(path).suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        elif Path(path).suffix == ".bin":
+            content = torch.load(path, map_location="meta", weights_only=True)
+            shapes |= {key: tuple(value.shape) for key, value in content.items() if isinstance(value, Tensor)}
+    return shapes
+
+
+def check_amount(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a configuration that describes far more weights than the files hold, before memory is taken for them.
+
+    Args:
+        model: The model, whose weights may be on the meta device.
+        shapes: Shapes of the stored tensors.
+
+    Raises:
+        ValueError: The model has more than twice as many weights as the files.
+    """
+    stored = sum(math.prod(shape) for shape in shapes.values())
+    wanted = sum(parameter.numel() for parameter in model.parameters())
+    if shapes and wanted > _MOST_MISSING * stored + _SMALL:
+        raise ValueError(
+            f"config.json describes a model of {wanted:,} weights, but the files hold {stored:,}; take the config.json "
+            "that belongs to the weights."
+        )
+
+
+def fitting_heads(
+    shapes: Mapping[str, tuple[int, ...]], heads: Mapping[str, Tensor], config: GDinoConfig
+) -> dict[str, Any]:
+    """Find the configuration fields of the heads that the stored tensors contradict.
+
+    Args:
+        shapes: Shapes of the stored tensors.
+        heads: The stored tensors of box and class heads, as `head_tensors` returns them.
+        config: The configuration that came with them.
+
+    Returns:
+        The fields with the values that the tensors show; empty if the configuration describes them.
+
+    Raises:
+        ValueError: The configuration describes class heads with a bias, but the tensors have none.
+    """
+    fields: dict[str, Any] = {}
+    found = {match["rest"] for key in shapes if (match := _CLASS_TENSOR.search(key))}
+    kind = "cosine" if "log_temperature" in found else "scaled_bias" if "bias" in found else "dot"
+    detector = any(key.startswith("bbox_embed.") for key in shapes)
+    if kind == "dot" and detector and config.class_head != "dot":
+        raise ValueError(
+            f"config.json says class_head {config.class_head!r}, whose bias (class_embed.0.bias) the weights lack; "
+            "give from_pretrained class_head='dot' if they are a Grounding DINO's, otherwise fetch them again."
+        )
+    if found and kind != config.class_head:
+        fields["class_head"] = kind
+    for name, field in (("bbox", "decoder_bbox_embed_share"), ("class", "decoder_cls_embed_share")):
+        layers = {int(match["layer"]) for key in shapes if (match := _own_head(key)) and match["name"] == name}
+        each = layers >= set(range(config.decoder_layers)) and config.decoder_layers > 1
+        if getattr(config, field) and each and ("class_head" in fields or _differ(heads, name)):
+            fields[field] = False
+        elif not getattr(config, field) and layers == {0} and config.decoder_layers > 1:
+            fields[field] = True
+    if fields.get("decoder_bbox_embed_share") is False and config.two_stage_bbox_embed_share:
+        fields["two_stage_bbox_embed_share"] = False
+    return fields
+
+
+def _own_head(key: str) -> re.Match[str] | None:
+    """Match the key of a head that is not a copy under the decoder."""
+    match = _HEAD.match(key)
+    return match if match and not match["decoder"] else None
+
+
+def _differ(heads: Mapping[str, Tensor], name: str) -> bool:
+    """Whether the heads of two decoder layers hold different values."""
+    for key, tensor in heads.items():
+        match = _own_head(key)
+        if match and match["name"] == name:
+            first = heads.get(f"{name}_embed.0.{match['rest']}")
+            if first is not None and (first.shape != tensor.shape or not torch.equal(first, tensor)):
+                return True
+    return False
+
+
+def head_tensors(state_dict: Mapping[str, Tensor] | None, files: Sequence[str | Path] | None) -> dict[str, Tensor]:
+    """Read the box and class heads, and their copies under the decoder.
+
+    Args:
+        state_dict: The weights by name, or None if they are in files.
+        files: Weight files; only safetensors files are read.
+
+    Returns:
+        The tensors by key.
+    """
+    heads = {key: tensor for key, tensor in (state_dict or {}).items() if _HEAD.match(key)}
+    for path in files or ():
+        if Path(path).suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                heads |= {key: file.get_tensor(key) for key in file.keys() if _HEAD.match(key)}  # noqa: SIM118
+    return heads
+
+
+def differing_copies(
+    state_dict: Mapping[str, Tensor] | None, files: Sequence[str | Path] | None, config: GDinoConfig
+) -> list[str]:
+    """Find copies of shared heads, under the decoder or for every layer, whose values differ from the original.
+
+    Args:
+        state_dict: The weights by name, or None if they are in files.
+        files: Weight files; only safetensors files are read.
+        config: The model's configuration, which says whether the layers share their heads.
+
+    Returns:
+        Names of the copies that differ from the head used here, such as "model.decoder.bbox_embed.1".
+    """
+    heads = head_tensors(state_dict, files)
+    shared = {"bbox": config.decoder_bbox_embed_share, "class": config.decoder_cls_embed_share}
+    differing = set()
+    for key, tensor in heads.items():
+        match = _HEAD.match(key)
+        assert match is not None
+        name, layer = match["name"], match["layer"]
+        head = heads.get(f"{name}_embed.{0 if shared[name] else layer}.{match['rest']}")
+        if head is not None and not torch.equal(head.reshape(tensor.shape), tensor):
+            differing.add(f"{match['decoder'] or ''}{name}_embed.{layer}")
+    return sorted(differing)
+
+
+def single_numbers(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Return the keys of class head tensors that hold one number as a vector of length 1 instead of a scalar."""
+    return [key for key, shape in shapes.items() if shape == (1,) and _CLASS_TENSOR.search(key)]
+
+
+def read_all(files: Sequence[str | Path]) -> dict[str, Tensor]:
+    """Read all tensors of weight files, memory-mapped where the format allows it."""
+    tensors: dict[str, Tensor] = {}
+    for path in files:
+        if Path(path).suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        else:
+            tensors |= torch.load(path, map_location="cpu", weights_only=True)
+    return tensors
+
+
+def not_finite(model: nn.Module) -> list[str]:
+    """Return the names of a model's weights and stored buffers that hold NaN or infinity.
+
+    Args:
+        model: The model; weights on the meta device (offloaded to disk) and 8-bit ones are left out.
+    """
+    return [
+        name
+        for name, tensor in model.state_dict().items()
+        if tensor.is_floating_point() and tensor.itemsize > 1 and not tensor.is_meta and not _is_finite(tensor)
+    ]
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # One sum is fast and needs no second tensor; it may overflow in half precision though all numbers are finite.
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
