@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from gdino_hf.data.annotation_options import AnnotationOptions
 from gdino_hf.data.checks import check_dataset
 from gdino_hf.data.coco import category_names, read_coco
-from gdino_hf.data.coco_file import id_key
+from gdino_hf.data.coco_content import id_key
 from gdino_hf.data.formats import annotation_file, open_dataset
 from gdino_hf.data.frames import turn_box
 from gdino_hf.data.odvg import read_odvg

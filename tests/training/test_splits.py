@@ -5,10 +5,11 @@ import shutil
 
 import pytest
 
+from gdino_hf.data.annotation_files import find_split
 from gdino_hf.data.annotation_options import AnnotationOptions
 from gdino_hf.training.arguments import DataArguments
 from gdino_hf.training.fine_tuning import read_data
-from gdino_hf.training.splits import find_split, read_split, split_file
+from gdino_hf.training.splits import read_split, split_file
 
 
 @pytest.fixture

@@ -120,6 +120,13 @@ def _add_conventions(parser: argparse.ArgumentParser) -> None:
         default="leave-out",
         help="classes without boxes that only group others: leave-out, or keep (default: leave-out)",
     )
+    parser.add_argument(
+        "--paths",
+        choices=("inside", "anywhere"),
+        default="inside",
+        help="photographs whose path leads outside the data set's folder: refuse them, or take them from anywhere, for "
+        "files from people you trust (default: inside)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -176,7 +183,7 @@ def _open(args: argparse.Namespace, data: Any, images: Any, labels: Sequence[str
 
     # Labels that were asked for by name are kept.
     groups: Any = args.groups if labels is None else "keep"
-    options = AnnotationOptions(args.crowds, args.boxes_follow, args.sizes, groups)
+    options = AnnotationOptions(args.crowds, args.boxes_follow, args.sizes, groups, paths=args.paths)
     truth = open_ground_truth(data, images, options)
     if not truth.references:
         raise ValueError(f"{data} has no images; give a data set that has some")

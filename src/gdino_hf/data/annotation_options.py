@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -10,6 +11,7 @@ BoxesFollow = Literal["auto", "upright", "stored"]
 Sizes = Literal["stop", "scale"]
 Groups = Literal["leave-out", "keep"]
 Unreadable = Literal["stop", "skip"]
+Paths = Literal["inside", "anywhere"]
 
 _KINDS = {
     "crowds": Crowds,
@@ -17,6 +19,7 @@ _KINDS = {
     "sizes": Sizes,
     "groups": Groups,
     "unreadable": Unreadable,
+    "paths": Paths,
 }
 
 
@@ -36,6 +39,11 @@ class AnnotationOptions:
             it.
         unreadable: What to do about an image file that is missing or damaged: "stop" refuses the file, "skip" leaves
             the image out and counts it.
+        paths: "inside" refuses images whose path leads outside the data set's folder (and the image folder that was
+            given), as absolute paths and ".." can; "anywhere" takes them, for files from people you trust. Links are
+            followed in either case.
+        used: Names with boxes in other splits, which are not left out as groups. Splits beside the file are looked into
+            without being named here.
 
     Raises:
         ValueError: A value is not one of those listed.
@@ -46,6 +54,8 @@ class AnnotationOptions:
     sizes: Sizes = "stop"
     groups: Groups = "leave-out"
     unreadable: Unreadable = "stop"
+    paths: Paths = "inside"
+    used: Collection[str] = ()
 
     def __post_init__(self) -> None:
         for name, kind in _KINDS.items():

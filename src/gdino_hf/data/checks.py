@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +14,24 @@ from tqdm import tqdm
 
 from ..error_text import reason
 from ..model.text_prompt import name_key, shorten
+from .annotation_files import annotation_file, annotation_format
 from .annotation_options import DEFAULT_OPTIONS, AnnotationOptions
-from .coco_content import first_existing, image_folder, image_folders
 from .coco_file import CocoFile
-from .faults import MISSING, UNREADABLE, Finding, Findings
-from .formats import annotation_file, annotation_format
+from .faults import FEW, MISSING, OUTSIDE, UNREADABLE, Finding, Findings
 from .frames import Frame, find_frame, read_header
-from .odvg import (
+from .image_paths import ImagePaths, OutsideError, image_folder
+from .odvg_content import (
     MIXED,
+    UnknownLabelError,
     entry_boxes,
     entry_name,
     has_captions,
     line_entries,
     odvg_lines,
     odvg_names,
-    parse_line,
     read_label_map,
 )
-from .rows import LARGEST_SIDE, clip_box, image_path, is_file, parse_integer, parse_text
+from .rows import LARGEST_SIDE, clip_box, is_file, parse_integer, parse_line, parse_text
 
 # Pixels by which a box may extend beyond its image, for the rounding of annotation tools.
 _TOLERANCE = 1.0
@@ -52,6 +52,7 @@ class DatasetReport:
         boxes_per_name: Number of boxes by name, without crowds; by phrase in grounding data.
         findings: Faults, errors first.
         most_boxes: Largest number of boxes in an image, without crowds.
+        groups: Names that are left out because they only group others.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class DatasetReport:
     boxes_per_name: dict[str, int]
     findings: list[Finding]
     most_boxes: int = 0
+    groups: list[str] = field(default_factory=list)
 
     @property
     def errors(self) -> list[Finding]:
@@ -147,6 +149,7 @@ def check_dataset(
         boxes_per_name=dict(check.boxes_per_name),
         findings=check.findings.in_order(),
         most_boxes=check.most_boxes,
+        groups=check.groups,
     )
 
 
@@ -168,6 +171,9 @@ class _Check:
         self.boxes_per_name: Counter[str] = Counter()
         self.crowd_names: set[str] = set()
         self.are_phrases = False
+        self.broken_lines: set[str] = set()
+        self.unknown: list[str] = []
+        self.groups: list[str] = []
         self._files: set[str] = set()
 
     def file(self, path: Path) -> bool:
@@ -220,6 +226,11 @@ class _Check:
         if outside or clip_box(box, width, height) is None:
             self.add("boxes outside", f"{where}: {numbers} in {width}x{height}")
 
+    def broken(self, kind: str, where: str, error: ValueError) -> None:
+        """Report a line that cannot be used."""
+        self.broken_lines.add(where)
+        self.add(kind, f"{where}: {error}")
+
     def name(self, name: str, where: str) -> None:
         """Register a name of the data set; one that gets no box is reported by `finish_names`."""
         try:
@@ -245,6 +256,7 @@ class _Check:
 
 def _check_coco(check: _Check, path: Path, images: str | Path | None) -> None:
     file = CocoFile(path, images, check.options, check.findings)
+    check.groups = file.groups
     check.num_images, check.num_boxes = len(file.content["images"]), len(file.content["annotations"])
     for name in file.names.values():
         # Names that are not text were reported with their category.
@@ -269,7 +281,7 @@ def _check_coco(check: _Check, path: Path, images: str | Path | None) -> None:
 def _check_odvg(check: _Check, file: Path, images: str | Path | None) -> None:
     names, captions = read_label_map(file, None), has_captions(file)
     check.are_phrases = captions
-    folders = image_folders(file, images)
+    paths = ImagePaths(file, images, check.options)
     for name in odvg_names(file) or []:
         check.name(name, "label map")
     for name, count in Counter(names.values()).items():
@@ -285,16 +297,19 @@ def _check_odvg(check: _Check, file: Path, images: str | Path | None) -> None:
                 parse_integer(content.get(side), f"its {side}", 1, LARGEST_SIDE) for side in ("width", "height")
             )
         except ValueError as error:
-            check.add("broken entries", f"{where}: {error}")
+            check.broken("broken entries", where, error)
             continue
-        path = first_existing([image_path(folder, name) for folder in folders])
-        frame = check.frame(path, width, height)
+        try:
+            frame = check.frame(paths.find(name), width, height)
+        except OutsideError as error:
+            check.add(OUTSIDE, f"{where}: {error}")
+            continue
         try:
             entries, caption = line_entries(content)
             if caption is not None and not captions:
                 raise ValueError(MIXED)
         except ValueError as error:
-            check.add("broken entries", f"{where}: {error}")
+            check.broken("mixed lines" if str(error) == MIXED else "broken entries", where, error)
             continue
         if not entries:
             check.add("images without boxes", shorten(name))
@@ -302,6 +317,10 @@ def _check_odvg(check: _Check, file: Path, images: str | Path | None) -> None:
         for entry in entries:
             _check_entry(check, entry, names, caption, frame, where)
         check.count(check.num_boxes - before, where)
+    for example in check.unknown:
+        check.add("unknown classes" if len(check.unknown) > FEW * check.num_images else "few unknown classes", example)
+    if check.num_images and len(check.broken_lines) == check.num_images:
+        check.add("no usable entries", f"{check.num_images} lines")
 
 
 def _check_entry(
@@ -315,8 +334,11 @@ def _check_entry(
     label = None
     try:
         label, _ = entry_name(entry, names, caption)
+    except UnknownLabelError as error:
+        check.broken_lines.add(where)
+        check.unknown.append(f"{where}: {error}")
     except ValueError as error:
-        check.add("unknown classes" if caption is None else "broken phrases", f"{where}: {error}")
+        check.broken("broken entries" if caption is None else "broken phrases", where, error)
     try:
         boxes = entry_boxes(entry)
     except ValueError as error:

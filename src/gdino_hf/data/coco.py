@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .annotation_options import DEFAULT_OPTIONS, AnnotationOptions
 from .coco_file import CocoFile, CocoImage
-from .faults import MISSING, UNREADABLE, StrictFindings
+from .faults import MISSING, OUTSIDE, UNREADABLE, StrictFindings
 from .rows import clip_box, make_dataset, make_stream
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def reader_findings(annotations: str | Path, options: AnnotationOptions) -> Stri
         annotations: The file, for messages.
         options: Conventions of the file.
     """
-    skipped = (MISSING, UNREADABLE) if options.unreadable == "skip" else ()
+    skipped = (MISSING, UNREADABLE, OUTSIDE) if options.unreadable == "skip" else ()
     # Annotations of images that a file does not list are common in subsets, and harmless.
     return StrictFindings(annotations, skip=("unknown images", *skipped))
 

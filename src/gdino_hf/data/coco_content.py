@@ -1,59 +1,26 @@
-"""The content of a COCO file as it lies on disk, and the paths of its images."""
+"""The content of a COCO file as it lies on disk."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+import os
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from .rows import image_path, is_file, parse_text, read_json
+from ..model.text_prompt import name_key, shorten
+from .faults import Findings
+from .rows import parse_integer, parse_number, parse_text, read_json
 
-_LISTS = ("images", "annotations", "categories")
-
-
-def image_folder(annotations: str | Path, images: str | Path | None) -> Path:
-    """Return the folder that holds an annotation file's images.
-
-    Args:
-        annotations: The annotation file.
-        images: Folder given by the user, which takes precedence; None looks for one.
-
-    Returns:
-        The given folder, else `images` beside the annotation file if it exists, else the file's own folder.
-    """
-    if images is not None:
-        return Path(images)
-    beside = Path(annotations).parent / "images"
-    return beside if beside.is_dir() or not Path(annotations).parent.is_dir() else Path(annotations).parent
+# Each list of a COCO file, and the kind of fault of an entry that is no dict.
+_LISTS = {"images": "broken entries", "annotations": "broken boxes", "categories": "broken entries"}
 
 
-def image_folders(annotations: str | Path, images: str | Path | None) -> list[Path]:
-    """Return the folders in which an annotation file's images are looked for, one by one.
-
-    Args:
-        annotations: The annotation file.
-        images: Folder given by the user, which is then the only one.
-
-    Returns:
-        The folder of `image_folder`, and by default also the file's own folder and one beside it of the file's name.
-    """
-    first = image_folder(annotations, images)
-    if images is not None:
-        return [first]
-    path = Path(annotations)
-    return list(dict.fromkeys([first, path.parent, path.parent / path.stem]))
-
-
-def first_existing(paths: Sequence[Path]) -> Path:
-    """Return the first path that is a file, or the first one if none is."""
-    return next((path for path in paths if is_file(path)), paths[0])
-
-
-def load_coco(annotations: str | Path) -> dict[str, Any]:
-    """Load a COCO file and check that its three lists are lists of dicts; the entries themselves are not checked.
+def load_coco(annotations: str | Path, findings: Findings) -> dict[str, Any]:
+    """Load a COCO file; the entries of its three lists are dicts, whose content is not checked.
 
     Args:
         annotations: The COCO json file.
+        findings: Receives the entries that are no dicts, which are left out.
 
     Returns:
         The parsed content.
@@ -69,28 +36,82 @@ def load_coco(annotations: str | Path) -> dict[str, Any]:
     missing = [name for name in _LISTS if name not in content]
     if missing:
         raise ValueError(f"{annotations} is not a COCO detection file: it has no {', '.join(missing)}.")
-    for name in _LISTS:
-        if not isinstance(content[name], list) or not all(isinstance(item, dict) for item in content[name]):
+    for name, kind in _LISTS.items():
+        entries = content[name]
+        if not isinstance(entries, list) or (entries and not any(isinstance(entry, dict) for entry in entries)):
             raise ValueError(f"{annotations} is not a COCO detection file: its {name} are not a list of dicts.")
+        for place, entry in enumerate(entries):
+            if not isinstance(entry, dict):
+                findings.add(kind, f"{name}[{place}] is {shorten(entry)}, not a dict")
+        content[name] = [entry for entry in entries if isinstance(entry, dict)]
     return content
 
 
-def coco_image_path(image: Mapping[str, Any], folder: str | Path) -> Path:
-    """Return the path of an image of a COCO or LVIS file.
+def id_key(value: Any) -> int | str:
+    """Return the form in which ids are compared: 3, 3.0 and "3" are the same.
 
     Args:
-        image: Entry of the file's "images". LVIS has no "file_name" but a "coco_url", whose last two parts are COCO's
-            folder and file name.
-        folder: Folder of the images; they may lie in it directly or in COCO's sub-folders.
+        value: Id as in the file.
 
     Returns:
-        The path; the file need not exist.
+        An integer, or text for anything else.
+    """
+    try:
+        return read_id(value)
+    except ValueError:
+        return f"no id: {shorten(value)}"
+
+
+def read_id(value: Any) -> int | str:
+    """Check that a value from a file is an id, an integer or text.
+
+    Args:
+        value: The value.
+
+    Returns:
+        The integer, also if it is written as text without leading zeros; otherwise the text.
 
     Raises:
-        ValueError: The entry has neither a "file_name" nor a "coco_url".
+        ValueError: The value is neither an integer nor text.
     """
-    if "file_name" in image or not isinstance(image.get("coco_url"), str):
-        return image_path(folder, parse_text(image.get("file_name"), "its file_name"))
-    address = PurePosixPath(parse_text(image["coco_url"], "its coco_url"))
-    by_split = image_path(folder, str(PurePosixPath(address.parent.name, address.name)))
-    return by_split if is_file(by_split) else Path(folder) / address.name
+    if not isinstance(value, str):
+        if not isinstance(value, (int, float)):
+            raise ValueError(f"its id is {shorten(value)}, neither a whole number nor text")
+        return parse_integer(value, "its id", -(2**63))
+    number = parse_number(value)
+    return (
+        number
+        if isinstance(number, int) and str(number) == value and abs(number) < 2**63
+        else parse_text(value, "its id")
+    )
+
+
+def is_marked(value: Any) -> bool:
+    """Return whether a flag of a file is set; 1, "1", true and "true" are."""
+    number = parse_number(value)
+    return number.strip().lower() == "true" if isinstance(number, str) else bool(number)
+
+
+def names_with_boxes(annotations: str | Path) -> frozenset[str]:
+    """Return the names that annotations of a COCO file use, in the form of `name_key`.
+
+    Args:
+        annotations: The annotation file; one that cannot be read, or is no COCO file, has no names.
+    """
+    try:
+        status = os.stat(annotations)
+    except OSError:
+        return frozenset()
+    # Several readers of one data set ask for the same file, which may be large.
+    return _names_with_boxes(str(annotations), status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=16)
+def _names_with_boxes(annotations: str, changed: int, size: int) -> frozenset[str]:
+    try:
+        content = load_coco(annotations, Findings())
+    except ValueError:
+        return frozenset()
+    used = {id_key(annotation.get("category_id")) for annotation in content["annotations"]}
+    names = {category.get("name") for category in content["categories"] if id_key(category.get("id")) in used}
+    return frozenset(name_key(name) for name in names if isinstance(name, str))

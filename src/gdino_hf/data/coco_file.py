@@ -11,10 +11,12 @@ from typing import Any
 
 from ..error_text import reason
 from ..model.text_prompt import name_key, shorten
+from .annotation_files import other_splits
 from .annotation_options import DEFAULT_OPTIONS, AnnotationOptions
-from .coco_content import coco_image_path, first_existing, image_folders, load_coco
-from .faults import MISSING, UNREADABLE, Findings
+from .coco_content import id_key, is_marked, load_coco, names_with_boxes, read_id
+from .faults import FEW, MISSING, OUTSIDE, UNREADABLE, Findings
 from .frames import Box, Frame, find_frame, read_header
+from .image_paths import ImagePaths, OutsideError
 from .rows import LARGEST_SIDE, is_file, parse_box, parse_integer, parse_number, parse_text
 from .segments import segment_box
 
@@ -59,6 +61,7 @@ class CocoFile:
         names: Name of each category by its id, in ascending order; those left out as groups are not among them.
         labels: The distinct names, in the order of `names`. Spellings that differ in case or blanks are one name.
         label_of: Index in `labels` of each category id in `names`.
+        groups: The names left out because they only group others.
         has_text_ids: Whether some image ids are text that is no number.
 
     Raises:
@@ -73,12 +76,13 @@ class CocoFile:
         findings: Findings,
     ) -> None:
         self.annotations, self.options, self.findings = annotations, options or DEFAULT_OPTIONS, findings
-        self.content = load_coco(annotations)
-        self.folders = image_folders(annotations, images)
+        self.content = load_coco(annotations, findings)
+        self.paths = ImagePaths(annotations, images, self.options)
         self.ids: dict[int | str, Any] = {}
         self._all_names = self._read_names()
-        self._groups = set() if self.options.groups == "keep" else self._find_groups()
-        self.names = {number: name for number, name in self._all_names.items() if number not in self._groups}
+        groups = set() if self.options.groups == "keep" else self._find_groups()
+        self.groups = [name for number, name in self._all_names.items() if number in groups]
+        self.names = {number: name for number, name in self._all_names.items() if number not in groups}
         places: dict[str, int] = {}
         self.labels: list[str] = []
         for name in self.names.values():
@@ -87,8 +91,9 @@ class CocoFile:
                 self.labels.append(name)
         self.label_of = {number: places[name_key(name)] for number, name in self.names.items()}
         self.has_text_ids = any(isinstance(image.get("id"), str) for image in self.content["images"])
-        if _is_normalized(self.content["annotations"]):
-            findings.add("normalized boxes", f"{len(self.content['annotations'])} boxes")
+        if _is_normalized(self._annotations()):
+            findings.add("normalized boxes", f"{len(self._annotations())} boxes")
+        self._find_unknown()
 
     def _read_names(self) -> dict[int | str, str]:
         names: dict[int | str, str] = {}
@@ -106,8 +111,9 @@ class CocoFile:
                 self.findings.add("broken names", f"{where}: {error}")
                 name = ""
             if number in names:
-                self.findings.add("repeated category ids", str(number))
-            elif name and name in keys:
+                self.findings.add("repeated entries" if names[number] == name else "repeated category ids", where)
+                continue
+            if name and name in keys:
                 self.findings.add("repeated names", shorten(name))
             keys.add(name)
             names[number] = name
@@ -123,14 +129,36 @@ class CocoFile:
             if isinstance(category.get("supercategory"), str)
             and name_key(category["supercategory"]) != name_key(str(category.get("name")))
         }
-        unused = {number: name for number, name in self._all_names.items() if name and name_key(name) not in used}
-        groups = {number for number, name in unused.items() if name_key(name) in parents}
         # A file without boxes shows nothing about its classes.
         if not any(used):
             return set()
+        unused = {number: name for number, name in self._all_names.items() if name and name_key(name) not in used}
+        groups = {number for number, name in unused.items() if name_key(name) in parents}
+        if groups:
+            # A class that has boxes in another split only is none that groups others.
+            elsewhere = {name_key(name) for name in self.options.used}
+            elsewhere.update(*(names_with_boxes(path) for path in other_splits(self.annotations)))
+            groups = {number for number in groups if name_key(self._all_names[number]) not in elsewhere}
         for number in groups:
             self.findings.add("grouping classes", shorten(self._all_names[number]))
         return groups
+
+    def _find_unknown(self) -> None:
+        """Report annotations whose category or image is not in the file; a few of thousands are left out."""
+        categories: list[str] = []
+        images: list[str] = []
+        listed = {id_key(entry.get("id")) for entry in self.content["images"]}
+        for annotation in self._annotations():
+            category, image = annotation.get("category_id"), annotation.get("image_id")
+            if id_key(category) not in self._all_names:
+                unknown = f"category_id {shorten(category)} is not among the file's categories"
+                categories.append(f"{_where(annotation)}: {unknown}")
+            if id_key(image) not in listed:
+                images.append(f"{_where(annotation)}: image_id {shorten(image)}")
+        for kind, found in (("unknown classes", categories), ("unknown images", images)):
+            few = len(found) <= FEW * len(self._annotations())
+            for example in found:
+                self.findings.add(f"few {kind}" if few else kind, example)
 
     def _annotations(self) -> list[dict[str, Any]]:
         annotations: list[dict[str, Any]] = self.content["annotations"]
@@ -150,31 +178,34 @@ class CocoFile:
         by_image: dict[int | str, list[dict[str, Any]]] = defaultdict(list)
         for annotation in self._annotations():
             by_image[id_key(annotation.get("image_id"))].append(annotation)
-        listed: set[int | str] = set()
+        listed: dict[int | str, Path] = {}
         tally = _Tally()
         for place, entry in enumerate(self.content["images"]):
             try:
                 number = read_id(entry.get("id"))
-                path = first_existing([coco_image_path(entry, folder) for folder in self.folders])
-                size = _annotated_size(entry)
+                path = self.paths.find_coco(entry)
+            except OutsideError as error:
+                self.findings.add(OUTSIDE, f"image {place}: {error}")
+                tally.skipped = True
+                continue
             except ValueError as error:
-                self.findings.add("broken entries", f"image {place}: {error}")
+                tally.broken_image = f"image {place}: {error}"
+                self.findings.add("broken entries", tally.broken_image)
                 continue
             if number in listed:
-                self.findings.add("repeated image ids", str(number))
-            listed.add(number)
-            frame, is_usable = self._frame(path, size, need_files, check_damage)
+                is_same = listed[number] == path
+                self.findings.add("repeated entries" if is_same else "repeated image ids", f"image {number}")
+                if is_same:
+                    continue
+            listed[number] = path
+            frame, is_usable = self._frame(path, self._annotated_size(entry, path), need_files, check_damage)
             if not is_usable and not keep_faulty:
                 tally.skipped = True
                 continue
+            tally.images += 1
             image = CocoImage(number, path, entry, (frame.width, frame.height) if frame else None)
             self._add_boxes(image, by_image.get(number, []), frame or Frame(0, 0), tally)
             yield image
-        for number in sorted(by_image.keys() - listed, key=str):
-            for annotation in by_image[number]:
-                self.findings.add(
-                    "unknown images", f"{_where(annotation)}: image_id {shorten(annotation.get('image_id'))}"
-                )
         self._conclude(tally)
 
     def _frame(
@@ -196,6 +227,8 @@ class CocoFile:
         elif need_files:
             self.findings.add(MISSING, str(path))
             return annotated, False
+        else:
+            self.findings.add("trusted sizes", name)
         return annotated, True
 
     def _add_boxes(self, image: CocoImage, annotations: list[dict[str, Any]], frame: Frame, tally: _Tally) -> None:
@@ -204,9 +237,8 @@ class CocoFile:
             where = _where(annotation)
             category = id_key(annotation.get("category_id"))
             name = self._all_names.get(category)
+            # Annotations of unknown categories were reported when the file was opened.
             if name is None:
-                unknown = f"category_id {shorten(annotation.get('category_id'))} is not among the file's categories"
-                self.findings.add("unknown classes", f"{where}: {unknown}")
                 continue
             crowd = self.options.crowds == "ignore" and is_marked(annotation.get("iscrowd", 0))
             tally.used[name] += 0
@@ -223,8 +255,8 @@ class CocoFile:
             try:
                 area = _area(annotation, annotated)
             except ValueError as error:
-                self.findings.add("broken entries", f"{where}: {error}")
-                continue
+                self.findings.add("broken areas", f"{where}: {error}")
+                area = box_area(annotated)
             image.boxes.append(frame.box(annotated))
             image.categories.append(category)
             image.crowd.append(crowd)
@@ -233,7 +265,20 @@ class CocoFile:
         if image.boxes and not singles:
             self.findings.add("images of crowds", shorten(image.path.name))
 
+    def _annotated_size(self, entry: Mapping[str, Any], path: Path) -> tuple[int, int] | None:
+        """Return width and height of an image's entry; None if it has none that can be used, as some tools write it."""
+        if entry.get("width") is None or entry.get("height") is None:
+            return None
+        try:
+            width = parse_integer(entry["width"], "its width", 1, LARGEST_SIDE)
+            return width, parse_integer(entry["height"], "its height", 1, LARGEST_SIDE)
+        except ValueError as error:
+            self.findings.add("broken sizes", f"{shorten(path.name)}: {error}")
+            return None
+
     def _conclude(self, tally: _Tally) -> None:
+        if tally.broken_image and not tally.images and not tally.skipped:
+            self.findings.add("no usable entries", f"such as {tally.broken_image}")
         if tally.boxes and tally.boxes == tally.crowds:
             self.findings.add("only crowds", f"{tally.boxes} boxes")
         elif not tally.boxes and tally.broken and not tally.skipped:
@@ -245,52 +290,15 @@ class CocoFile:
 
 @dataclass
 class _Tally:
-    """What was read from a file: boxes, crowds among them, boxes by name, the last broken box."""
+    """What was read from a file: images, boxes, crowds among them, boxes by name, the last broken image and box."""
 
+    images: int = 0
     boxes: int = 0
     crowds: int = 0
     used: Counter[str] = field(default_factory=Counter)
     broken: str = ""
+    broken_image: str = ""
     skipped: bool = False
-
-
-def id_key(value: Any) -> int | str:
-    """Return the form in which ids are compared: 3, 3.0 and "3" are the same.
-
-    Args:
-        value: Id as in the file.
-
-    Returns:
-        An integer, or text for anything else.
-    """
-    try:
-        return read_id(value)
-    except ValueError:
-        return f"no id: {shorten(value)}"
-
-
-def read_id(value: Any) -> int | str:
-    """Check that a value from a file is an id, an integer or text.
-
-    Args:
-        value: The value.
-
-    Returns:
-        The integer, also if it is written as text without leading zeros; otherwise the text.
-
-    Raises:
-        ValueError: The value is neither an integer nor text.
-    """
-    if not isinstance(value, str):
-        if not isinstance(value, (int, float)):
-            raise ValueError(f"its id is {shorten(value)}, neither a whole number nor text")
-        return parse_integer(value, "its id", -(2**63))
-    number = parse_number(value)
-    return (
-        number
-        if isinstance(number, int) and str(number) == value and abs(number) < 2**63
-        else parse_text(value, "its id")
-    )
 
 
 def annotation_box(annotation: Mapping[str, Any]) -> Box:
@@ -313,24 +321,15 @@ def annotation_box(annotation: Mapping[str, Any]) -> Box:
     return parse_box(given, "xywh")
 
 
-def is_marked(value: Any) -> bool:
-    """Return whether a flag of a file is set; 1, "1", true and "true" are."""
-    number = parse_number(value)
-    return number.strip().lower() == "true" if isinstance(number, str) else bool(number)
-
-
-def _annotated_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Return width and height of an image's entry; None if it has none, as some tools write it."""
-    if entry.get("width") is None or entry.get("height") is None:
-        return None
-    width = parse_integer(entry["width"], "its width", 1, LARGEST_SIDE)
-    return width, parse_integer(entry["height"], "its height", 1, LARGEST_SIDE)
+def box_area(box: Box) -> float:
+    """Return the area of an xyxy box in square pixels."""
+    return (box[2] - box[0]) * (box[3] - box[1])
 
 
 def _area(annotation: Mapping[str, Any], box: Box) -> float:
     area = parse_number(annotation.get("area"))
     if area is None:
-        return (box[2] - box[0]) * (box[3] - box[1])
+        return box_area(box)
     if not isinstance(area, (int, float)) or not math.isfinite(area):
         raise ValueError(f"the area {shorten(area)} is not a finite number")
     return float(area)

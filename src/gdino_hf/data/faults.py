@@ -15,8 +15,16 @@ UNREADABLE = "unreadable files"
 MISSING = "missing files"
 """Kind of fault of absent images, which training can be told to skip."""
 
+OUTSIDE = "paths outside"
+"""Kind of fault of images whose path leads outside the data set's folder."""
+
+FEW = 0.01
+"""Share of annotations up to which unknown classes or images are left out instead of stopping the reading."""
+
 ERRORS = {
-    "broken entries": "cannot be parsed",
+    "no usable entries": "none of the entries can be used",
+    OUTSIDE: "lead outside the data set's folder and are not opened; --paths anywhere allows them in files from people "
+    "you trust",
     MISSING: "not found in the image folder, which --images sets",
     UNREADABLE: "not an image, or damaged",
     "wrong sizes": "differ in size from their annotation, so boxes may not fit; correct width and height, or pass "
@@ -27,13 +35,20 @@ ERRORS = {
     "unknown images": "refer to an image that the file does not list",
     "repeated image ids": "used for several images",
     "repeated category ids": "used for several categories",
-    "broken phrases": "have no clear position in the caption",
+    "mixed lines": "have captions where the first line has none, or the reverse; keep the two in separate files",
     "broken names": "empty or not text",
     "only crowds": "every box is marked iscrowd, so nothing is left to train on or measure; pass --crowds keep if the "
     "marks are wrong",
     "no usable boxes": "none of the annotations has a box that can be used",
 }
 WARNINGS = {
+    "broken entries": "cannot be used and are left out",
+    "broken phrases": "have no clear position in the caption, and their line is left out",
+    "broken sizes": "have an unusable width or height, and that of the picture is taken",
+    "broken areas": "have an unusable area, and that of the box is taken",
+    "repeated entries": "are listed several times alike, and taken once",
+    "few unknown classes": "have no name in the file, and their boxes are left out",
+    "few unknown images": "refer to an image that the file does not list, and are left out",
     "broken boxes": "neither four finite numbers nor taken from a segment, and left out",
     "boxes turned": "have boxes in pixels of the stored picture, which were turned upright with it",
     "boxes scaled": "have another size than their annotation, and their boxes were scaled to it",
@@ -44,6 +59,8 @@ WARNINGS = {
     "more boxes than queries": "have more boxes than a model of that many queries can find",
     "images of crowds": "have only boxes marked iscrowd, which teach nothing; --crowds keep takes them as boxes",
     "classes of crowds": "have only boxes marked iscrowd, which teach nothing; --crowds keep takes them as boxes",
+    "trusted sizes": "are not there, so their boxes are taken as annotated, without regard to EXIF orientations; "
+    "--images FOLDER says where they are",
     "grouping classes": "have no box and only group other classes, and are left out; --groups keep keeps them",
     "empty classes": "have no box",
     "alike names": "differ only in case or blanks and are one name to the model",
@@ -54,6 +71,10 @@ WARNINGS = {
 }
 # Faults that change what is read, which readers therefore log.
 _SPOKEN = (
+    "broken entries",
+    "broken sizes",
+    "trusted sizes",
+    "few unknown classes",
     "broken boxes",
     "boxes turned",
     "boxes scaled",
@@ -112,6 +133,23 @@ class Findings:
         return sorted(self.by_kind.values(), key=lambda finding: order.index(finding.kind))
 
 
+class FaultError(ValueError):
+    """An annotation file has a fault that stops the reading.
+
+    Attributes:
+        kind: Kind of the fault.
+        example: Where it is.
+    """
+
+    def __init__(self, path: str | Path, kind: str, example: str) -> None:
+        super().__init__(f"{path} cannot be used: {kind}, {example} ({ERRORS[kind]}); repair it.")
+        self.kind, self.example = kind, example
+
+    def __reduce__(self) -> tuple[type[ValueError], tuple[str]]:
+        # Worker processes of a data loader pass exceptions on; the message is what counts there.
+        return ValueError, (str(self),)
+
+
 class StrictFindings(Findings):
     """Raises an exception at the first error, and logs warnings that change what is read.
 
@@ -129,10 +167,10 @@ class StrictFindings(Findings):
         """Count one fault.
 
         Raises:
-            ValueError: The fault is an error that is not skipped.
+            FaultError: The fault is an error that is not skipped.
         """
         if kind in ERRORS and kind not in self.skip:
-            raise ValueError(f"{self.path} cannot be used: {kind}, {example} ({ERRORS[kind]}); repair it.")
+            raise FaultError(self.path, kind, example)
         super().add(kind, example)
 
     def log(self) -> None:

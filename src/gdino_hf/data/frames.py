@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from ..model.text_prompt import shorten
 from .annotation_options import AnnotationOptions
 from .faults import Report
 
@@ -17,6 +18,7 @@ _ORIENTATION = 0x0112
 _SWAPS_SIDES = (5, 6, 7, 8)
 
 Size = tuple[int, int]
+Header = tuple[Size, int]
 Box = tuple[float, float, float, float]
 
 
@@ -70,7 +72,20 @@ def turn_box(box: Sequence[float], size: Size, orientation: int) -> Box:
     return (y1, x1, y2, x2) if orientation in _SWAPS_SIDES else (x1, y1, x2, y2)
 
 
-def read_header(path: Path) -> tuple[Size, int]:
+_headers: ContextVar[dict[str, Header | Exception] | None] = ContextVar("headers", default=None)
+
+
+@contextmanager
+def remembered_headers() -> Iterator[None]:
+    """Inside the `with` block, read the header of each image file only once; checks and readers ask for it in turn."""
+    token = _headers.set({} if _headers.get() is None else _headers.get())
+    try:
+        yield
+    finally:
+        _headers.reset(token)
+
+
+def read_header(path: Path) -> Header:
     """Return the stored size of an image file and its EXIF orientation, reading only its header.
 
     Args:
@@ -82,6 +97,23 @@ def read_header(path: Path) -> tuple[Size, int]:
     Raises:
         Exception: The file is not an image or damaged; decoders raise exceptions of almost any type.
     """
+    known = _headers.get()
+    if known is None:
+        return _read_header(path)
+    key = str(path)
+    if key not in known:
+        try:
+            known[key] = _read_header(path)
+        # Kept to be raised again, since the same file is asked for several times.
+        except Exception as error:
+            known[key] = error.with_traceback(None)
+    header = known[key]
+    if isinstance(header, Exception):
+        raise header
+    return header
+
+
+def _read_header(path: Path) -> Header:
     with Image.open(path) as picture:
         orientation = picture.getexif().get(_ORIENTATION, 1)
         return picture.size, orientation if orientation in range(1, 9) else 1
@@ -127,26 +159,6 @@ def find_frame(
         return Frame(*upright, scale=scale)
     report("boxes turned", f"{where}: orientation {orientation}")
     return Frame(*upright, orientation=orientation, scale=scale, turned_from=stored)
-
-
-def frame_of_file(path: Path, annotated: Size, options: AnnotationOptions, report: Report) -> Frame:
-    """Find out what the boxes of an image file are pixels of, as `find_frame` does.
-
-    Args:
-        path: The image file.
-        annotated: Width and height in the annotation file.
-        options: The conventions to assume.
-        report: Function that faults are passed to; a missing or damaged file is none, since decoding it reports that.
-
-    Returns:
-        The frame.
-    """
-    try:
-        stored, orientation = read_header(path)
-    # A damaged file makes the decoders raise exceptions of almost any type.
-    except Exception:
-        return Frame(*annotated)
-    return find_frame(annotated, stored, orientation, options, shorten(path.name), report)
 
 
 def _same_shape(first: Size, second: Size) -> bool:

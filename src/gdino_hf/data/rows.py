@@ -112,6 +112,27 @@ def read_json(path: str | Path, what: str) -> Any:
         raise ValueError(f"{path} cannot be read as {what} ({reason(error)}).") from error
 
 
+def parse_line(line: bytes) -> dict[str, Any]:
+    """Parse one line of a json lines file.
+
+    Args:
+        line: The line as UTF-8 bytes.
+
+    Returns:
+        The parsed dict.
+
+    Raises:
+        ValueError: The line is not valid json, or not a dict.
+    """
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"it is not valid json ({reason(error)})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__}, not a dict")
+    return content
+
+
 def is_file(path: Path) -> bool:
     """Return whether a path is an existing file; False, not an exception, for names the file system does not allow.
 
@@ -125,26 +146,6 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):
         return False
-
-
-def image_path(folder: str | Path, name: str) -> Path:
-    """Return the path of an image named in an annotation file.
-
-    Args:
-        folder: Folder of the images.
-        name: The image's name in the annotations. Some tools put the folder's own name in front of it, or write
-            backslashes; both are resolved.
-
-    Returns:
-        The path; the file need not exist.
-    """
-    path = Path(folder) / name
-    if "\\" in name and not is_file(path):
-        return image_path(folder, name.replace("\\", "/"))
-    if Path(name).parts[:1] == (Path(folder).name,) and not is_file(path):
-        beside = Path(folder).parent / name
-        return beside if is_file(beside) else path
-    return path
 
 
 def parse_number(value: Any) -> Any:

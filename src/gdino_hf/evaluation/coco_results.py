@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.coco_file import id_key
+from ..data.coco_content import id_key
 from ..data.rows import parse_box, read_json
 from ..error_text import reason
 from ..model.text_prompt import shorten

@@ -12,7 +12,8 @@ import numpy as np
 
 from ..data.annotation_options import DEFAULT_OPTIONS, AnnotationOptions
 from ..data.coco import reader_findings
-from ..data.coco_file import CocoFile, CocoImage, id_key
+from ..data.coco_content import id_key
+from ..data.coco_file import CocoFile, CocoImage
 from ..model.text_prompt import name_key
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..data.annotation_files import annotation_file, annotation_format
 from ..data.annotation_options import DEFAULT_OPTIONS, AnnotationOptions
-from ..data.formats import annotation_file, annotation_format
-from ..data.odvg import has_captions, odvg_names, odvg_rows
+from ..data.odvg import odvg_rows
+from ..data.odvg_content import has_captions, odvg_names
 from .ground_truth import GroundTruth, coco_ground_truth, rows_ground_truth
 from .phrases import phrase_reference
 
@@ -21,7 +22,8 @@ def open_ground_truth(
     """Open the ground truth of a COCO or LVIS json file, or of an ODVG json lines file.
 
     Args:
-        path: The annotation file, or a folder that holds one; of several, the one named val is used.
+        path: The annotation file, or a folder that holds one; of several splits val is used, or else test, or else
+            train.
         images: Folder of the images; found as `open_dataset` finds it by default.
         options: Conventions of the file.
         log: Whether to log what was turned, scaled or left out in a COCO file.
@@ -32,7 +34,7 @@ def open_ground_truth(
     Raises:
         ValueError: The file cannot be read.
     """
-    file = annotation_file(path, first_choice="val")
+    file = annotation_file(path, "val", "test", "train")
     if annotation_format(file) == "coco":
         return coco_ground_truth(file, images, options, log)
     # Missing images are reported when they are read; evaluating stored predictions needs no images.

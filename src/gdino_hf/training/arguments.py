@@ -7,7 +7,7 @@ from typing import Literal
 
 from transformers import TrainingArguments
 
-from ..data.annotation_options import AnnotationOptions, BoxesFollow, Crowds, Groups, Sizes, Unreadable
+from ..data.annotation_options import AnnotationOptions, BoxesFollow, Crowds, Groups, Paths, Sizes, Unreadable
 from ..evaluation.coco_results import METRICS
 from .parameter_groups import check_groups
 
@@ -82,6 +82,13 @@ class DataArguments:
         default="leave-out",
         metadata={"help": "classes without boxes that only group others: leave-out, or keep"},
     )
+    paths: Paths = field(
+        default="inside",
+        metadata={
+            "help": "images whose path leads outside the data set's folder: refuse them, or take images from anywhere, "
+            "for annotation files from people you trust"
+        },
+    )
     augment: Literal["photo", "any-way-up", "small-set", "none"] = field(
         default="photo",
         metadata={
@@ -134,7 +141,7 @@ class DataArguments:
 
     def annotation_options(self) -> AnnotationOptions:
         """Return the conventions of the annotation files."""
-        return AnnotationOptions(self.crowds, self.boxes_follow, self.sizes, self.groups, self.unreadable)
+        return AnnotationOptions(self.crowds, self.boxes_follow, self.sizes, self.groups, self.unreadable, self.paths)
 
     def prompt_length(self, names: int | None) -> tuple[int, int]:
         """Return the fewest and the most labels of a training prompt, before labels that do not fit are dropped.

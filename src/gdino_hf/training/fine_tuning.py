@@ -6,8 +6,8 @@ import copy
 import json
 import logging
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,19 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
+from ..data.annotation_files import find_split
 from ..data.collator import GDinoDataCollator
 from ..data.negatives import PromptSampler
 from ..data.reproducible_sampling import ReproducibleDataset, ReproducibleStream
 from ..error_text import reason
+from ..model.text_prompt import name_key
 from .arguments import DataArguments, GDinoTrainingArguments, ModelArguments
 from .lora import add_adapters, merge_adapters
 from .metrics import Measurement, measure
 from .parameter_groups import count_parameters
 from .replay import Collator, ReplayCollator, RowsWithReplay
 from .saving import last_checkpoint
-from .splits import Split, augmentation, find_split, read_split, split_file
+from .splits import Split, augmentation, read_split, split_file
 from .trainer import GDinoTrainer
 from .weight_interpolation import initial_weights, interpolate_weights
 
@@ -102,43 +104,63 @@ def read_data(arguments: DataArguments) -> DataSets:
         raise ValueError("There is no data set to train on; name a COCO JSON file, or a folder with train.json.")
     train = split_file(arguments.data, "train", "DATA")
     read = partial(read_split, options=arguments.annotation_options())
+    measure = partial(read, measured=True)
+    unused: list[str] = []
 
     def named_or_beside(named: str | None, split: str) -> Split | None:
         if named is not None:
-            if named == NO_SPLIT:
-                return None
-            return read(split_file(named, split, f"--{split}"), arguments.images)
-        beside = find_split(train, split)
-        if beside is None or beside == train:
-            return None
+            return None if named == NO_SPLIT else measure(split_file(named, split, f"--{split}"), arguments.images)
+        beside = None
         try:
-            return read(beside, arguments.images)
+            beside = find_split(train, split)
+            return None if beside in (None, train) else measure(beside, arguments.images)
         # Nobody asked for this file, so it must not stop the training.
         except ValueError as error:
             why = reason(error).removesuffix("; repair it")
+            what = f"{beside} was found as the {split} split and" if beside else f"The {split} split"
             unused.append(
-                f"{beside} was found as the {split} split and is not used, because {why}; --{split} names another "
-                f"file, and --{split} {NO_SPLIT} silences this"
+                f"{what} is not used, because {why}; --{split} names another file, and --{split} {NO_SPLIT} silences "
+                "this"
             )
             return None
 
-    def separate(named: str | None, split: str, option: str) -> Split | None:
-        return None if named is None else read(split_file(named, split, option))
+    def separate(named: str | None, split: str, option: str, read: Callable[..., Split]) -> Split | None:
+        return None if named in (None, NO_SPLIT) else read(split_file(named, split, option))
 
-    zero_shot = separate(arguments.zero_shot, "val", "--zero-shot")
+    zero_shot = separate(arguments.zero_shot, "val", "--zero-shot", measure)
     if zero_shot is not None and not zero_shot.labels:
         raise ValueError(
             f"--zero-shot {zero_shot.path} has captions, for which there is no AP; name a data set with labels."
         )
-    unused: list[str] = []
-    return DataSets(
-        train=read(train, arguments.images, arguments.streaming),
-        val=named_or_beside(arguments.val, "val"),
-        test=named_or_beside(arguments.test, "test"),
-        replay=separate(arguments.replay, "train", "--replay"),
-        zero_shot=zero_shot,
-        remarks=unused,
-    )
+    splits = [
+        read(train, arguments.images, arguments.streaming),
+        named_or_beside(arguments.val, "val"),
+        named_or_beside(arguments.test, "test"),
+    ]
+    train_split, val, test = keep_used_groups(splits)
+    replay = separate(arguments.replay, "train", "--replay", read)
+    assert train_split is not None
+    return DataSets(train_split, val, test, replay, zero_shot, unused)
+
+
+def keep_used_groups(splits: Sequence[Split | None]) -> list[Split | None]:
+    """Read splits again whose left-out groups have boxes in another split, and are therefore classes.
+
+    Args:
+        splits: Splits of one data set, of which some may be absent.
+
+    Returns:
+        The splits in the same order.
+    """
+    used = {name_key(name): name for split in splits if split is not None for name in split.labels}
+    result = []
+    for split in splits:
+        if split is not None and any(name_key(name) in used for name in split.groups):
+            options = replace(split.options, used=tuple(used.values()))
+            streaming = not hasattr(split.rows, "__len__")
+            split = read_split(split.path, split.images, streaming, options, measured="truth" in vars(split))
+        result.append(split)
+    return result
 
 
 def fit_model(model: Any, processor: Any, arguments: ModelArguments) -> Any:

@@ -8,11 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..data.annotation_files import SPLIT_NAMES, SUFFIXES, find_split
 from ..data.annotation_options import DEFAULT_OPTIONS, AnnotationOptions
 from ..data.augmentation import default_transform
 from ..data.checks import check_dataset
-from ..data.faults import MISSING, UNREADABLE
-from ..data.formats import SPLIT_NAMES, annotation_file, open_dataset
+from ..data.faults import MISSING, OUTSIDE, UNREADABLE
+from ..data.formats import open_dataset
+from ..data.frames import remembered_headers
+from ..data.other_formats import describe_other_format
 from ..data.transforms import (
     Compose,
     RandomColour,
@@ -26,7 +29,6 @@ from ..evaluation.open_ground_truth import open_ground_truth
 
 # The model is not known yet when data is checked; the trainer compares boxes with its queries.
 _UNLIMITED = 10**9
-_SUFFIXES = (".json", ".jsonl", ".odvg")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Split:
         most_boxes: Largest number of boxes in an image.
         images: Folder of the images, if one was named.
         options: Conventions of the annotation file.
+        groups: Names that were left out because they only group others.
     """
 
     path: Path
@@ -50,6 +53,7 @@ class Split:
     most_boxes: int = 0
     images: str | Path | None = None
     options: AnnotationOptions = DEFAULT_OPTIONS
+    groups: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -67,6 +71,7 @@ def read_split(
     images: str | Path | None = None,
     streaming: bool = False,
     options: AnnotationOptions = DEFAULT_OPTIONS,
+    measured: bool = False,
 ) -> Split:
     """Check and read an annotation file.
 
@@ -76,6 +81,7 @@ def read_split(
         streaming: Read rows while iterating instead of all at once.
         options: Conventions of the file. If unreadable images are skipped, a missing or damaged one is a remark instead
             of an error.
+        measured: Whether the ground truth will be needed, which is then read while the images' headers are known.
 
     Returns:
         The split.
@@ -83,49 +89,22 @@ def read_split(
     Raises:
         ValueError: The annotations have errors, or there is no image.
     """
-    report = check_dataset(path, images, options=options, num_queries=_UNLIMITED)
-    tolerated = (MISSING, UNREADABLE) if options.unreadable == "skip" else ()
-    report.raise_for_errors(except_for=tolerated)
-    if report.num_images == 0:
-        raise ValueError(f"{path} has no images; give a data set that has some.")
-    rows, labels = open_dataset(path, images, streaming, options, log=False)
-    tolerable = [finding for finding in report.findings if not finding.is_error or finding.kind in tolerated]
-    remarks = tuple(f"{path}: {finding}" for finding in tolerable)
-    if not streaming and len(rows) == 0:
-        raise ValueError(f"None of the {report.num_images} images of {path} can be read; pass --images FOLDER.")
-    return Split(Path(path), rows, labels or [], remarks, report.most_boxes, images, options)
-
-
-def find_split(place: str | Path, split: str) -> Path | None:
-    """Find a split's annotation file: `train.json`, or the annotation file inside `train/`.
-
-    Args:
-        place: A folder of splits, or the annotation file of another split.
-        split: "train", "val" or "test".
-
-    Returns:
-        The file; None if there is none.
-    """
-    folder = Path(place)
-    is_folder = folder.is_dir()
-    folder = folder if is_folder else folder.parent
-    names = [f"{name}{suffix}" for name in SPLIT_NAMES[split] for suffix in _SUFFIXES]
-    file = next((folder / name for name in names if (folder / name).is_file()), None)
-    if file is not None:
-        return file
-    if not is_folder:
-        # If the given file lies in a split's own folder, the other splits' folders are beside that one.
-        if not any(folder.name in own for own in SPLIT_NAMES.values()):
-            return None
-        folder = folder.parent
-    beside = next((folder / name for name in SPLIT_NAMES[split] if (folder / name).is_dir()), None)
-    # A folder of one split, such as an export's train/, stands for that split.
-    inside = folder if beside is None and folder.name in SPLIT_NAMES[split] else beside
-    try:
-        return None if inside is None else annotation_file(inside, split)
-    except ValueError:
-        # A folder without annotations, for example one of images only.
-        return None
+    with remembered_headers():
+        report = check_dataset(path, images, options=options, num_queries=_UNLIMITED)
+        tolerated = (MISSING, UNREADABLE, OUTSIDE) if options.unreadable == "skip" else ()
+        report.raise_for_errors(except_for=tolerated)
+        if report.num_images == 0:
+            raise ValueError(f"{path} has no images; give a data set that has some.")
+        rows, labels = open_dataset(path, images, streaming, options, log=False)
+        tolerable = [finding for finding in report.findings if not finding.is_error or finding.kind in tolerated]
+        remarks = tuple(f"{path}: {finding}" for finding in tolerable)
+        if not streaming and len(rows) == 0:
+            raise ValueError(f"None of the {report.num_images} images of {path} can be read; pass --images FOLDER.")
+        groups = tuple(report.groups)
+        split = Split(Path(path), rows, labels or [], remarks, report.most_boxes, images, options, groups)
+        if measured and split.labels:
+            _ = split.truth
+    return split
 
 
 def split_file(place: str | Path, split: str, option: str) -> Path:
@@ -149,7 +128,10 @@ def split_file(place: str | Path, split: str, option: str) -> Path:
         raise ValueError(f"{option} {place} does not exist; give an annotation file, or a folder with one.")
     found = find_split(path, split)
     if found is None:
-        wanted = " or ".join(f"{name}{suffix}" for name in SPLIT_NAMES[split] for suffix in _SUFFIXES[:2])
+        other = describe_other_format(path)
+        if other is not None:
+            raise ValueError(f"{option}: {other}")
+        wanted = " or ".join(f"{name}{suffix}" for name in SPLIT_NAMES[split] for suffix in SUFFIXES[:2])
         raise ValueError(f"{option} {place} has no {split} split; put {wanted} there, or name the file itself.")
     return found
 
