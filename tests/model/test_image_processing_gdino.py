@@ -162,12 +162,12 @@ def test_cmyk_jpeg_and_transparent_palette_png_are_read():
         (Image.new("LA", (4, 4), (77, 0)), 77),
         (Image.new("1", (4, 4), 1), 255),
         (Image.fromarray(np.full((4, 4), 77 * 257, dtype=np.uint16)), 77),
-        (Image.fromarray(np.full((4, 4), 77, dtype=np.uint16)), 0),
+        (Image.fromarray(np.full((4, 4), 77, dtype=np.uint16)), 77),
         (Image.fromarray(np.full((4, 4), 77 * 257, dtype=np.int32)), 77),
         (Image.fromarray(np.full((4, 4), 77, dtype=np.int32)), 77),
         (Image.fromarray(np.full((4, 4), 77.0, dtype=np.float32)), 77),
     ],
-    ids=["grey", "grey-alpha", "bits", "16-bit", "16-bit-dark", "32-bit-wide", "32-bit-bytes", "float"],
+    ids=["grey", "grey-alpha", "bits", "16-bit", "8-of-16-bit", "32-bit-wide", "32-bit-bytes", "float"],
 )
 def test_grey_of_any_depth_keeps_its_brightness(image, value):
     assert np.asarray(load_image(image)).tolist() == np.full((4, 4, 3), value).tolist()
@@ -300,7 +300,7 @@ def test_damaged_bytes_give_a_picture_or_a_value_error(kind):
         (torch.full((3, 4, 4), torch.inf), "not finite"),
         (Image.fromarray(np.full((4, 4), np.nan, dtype=np.float32)), "not finite"),
         (torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0)), "undo the normalization"),
-        (np.full((4, 4, 3), 300, dtype=np.int32), "0..255"),
+        (np.full((4, 4, 3), 70_000, dtype=np.int32), "0..65535"),
         (np.zeros((5, 5, 2), dtype=np.uint8), "1, 3 or 4 channels"),
         (np.zeros((0, 4, 3), dtype=np.uint8), "must be"),
         (np.zeros(7, dtype=np.uint8), "must be"),

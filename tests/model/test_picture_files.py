@@ -17,40 +17,9 @@ from PIL import Image
 from gdino_hf.model.image_processing_gdino import load_image
 from gdino_hf.model.picture_files import MEGAPIXEL, PEAK_BYTES_PER_PIXEL, PictureError, PictureLimits, open_picture
 from gdino_hf.model.picture_formats import FORMAT_NAMES, PICTURE_SUFFIXES, foreign_format, picture_format
+from picture_bytes import chunk, encoded, many_scans, png, png16, qoi, smooth
 
 SMALL = PictureLimits(pixels=10_000, bytes=100_000, seconds=5)
-
-
-def smooth(height=40, width=60):
-    rows, columns = np.mgrid[:height, :width]
-    return np.stack([rows * 4, columns * 3, (rows + columns) * 2], -1).clip(0, 255).astype(np.uint8)
-
-
-def encoded(image, kind, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def chunk(kind, data):
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png(width, height, depth=8, colour=0, pixels=b""):
-    """A PNG with a given size in its header, whatever its pixel data."""
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-
-
-def many_scans(scans, size=(64, 64)):
-    data = encoded(Image.new("RGB", size, (90, 100, 110)), "JPEG", progressive=True)
-    last = data[data.rfind(b"\xff\xda") : -2]
-    return data[:-2] + scans * last + data[-2:]
-
-
-def qoi(width, height):
-    """A black QOI picture of single pixels, each a code of one byte."""
-    return b"qoif" + struct.pack(">IIBB", width, height, 3, 0) + b"\xc0" * (width * height) + b"\0" * 7 + b"\1"
 
 
 PICTURES = {
@@ -309,6 +278,7 @@ def test_peak_memory_is_what_the_limit_states(tmp_path):
     image.convert("RGBA").save(tmp_path / "alpha.png", compress_level=1)
     image.convert("CMYK").save(tmp_path / "cmyk.jpg", progressive=True)
     deep = pixels.astype(np.uint16) * 257
+    (tmp_path / "colour12.png").write_bytes(png16(deep >> 4))
     Image.fromarray(deep[..., 0]).save(tmp_path / "grey16.png", compress_level=1)
     Image.fromarray(deep[..., 0].astype(np.float32) / 65535).save(tmp_path / "float.tif")
     Image.fromarray(deep[..., 0].astype(np.int32)).save(tmp_path / "grey32.tif")
@@ -335,6 +305,6 @@ def test_peak_memory_is_what_the_limit_states(tmp_path):
         [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], capture_output=True, text=True, check=True
     )
     used = dict(line.split() for line in done.stdout.splitlines())
-    assert len(used) == 9
+    assert len(used) == 10
     # Half a byte per pixel for the decoder's and Python's own buffers, which do not grow with the picture.
     assert {name: value for name, value in used.items() if float(value) > PEAK_BYTES_PER_PIXEL + 0.5} == {}

@@ -23,7 +23,14 @@ from .picture_formats import (
     foreign_format,
     picture_format,
 )
+from .pixel_depth import join_bytes, low_bytes_mode, stated_depth, use_raw_mode
 from .printable import printable
+
+DEPTH_KEY = "gdino_bit_depth"
+"""Key of a picture's `info` with the bit depth that its file states."""
+
+# Of 16 bits, 14 leave the high byte below this.
+_HIGH_BYTE_IN_USE = 64
 
 MEGAPIXEL = 1_000_000
 MEGABYTE = 2**20
@@ -101,16 +108,20 @@ class PictureLimits:
         )
 
 
-def open_picture(source: Any, limits: PictureLimits | None = None, *, name: str | None = None) -> Image.Image:
+def open_picture(
+    source: Any, limits: PictureLimits | None = None, *, name: str | None = None, bit_depth: int | None = None
+) -> Image.Image:
     """Decode a picture of one of the formats of `PICTURE_FORMATS`, recognized by its content.
 
     Args:
         source: Path, content as bytes, or open binary file.
         limits: Limits to keep; None for those of the environment variables (see `PictureLimits`).
         name: Name of the picture for messages; None for the path.
+        bit_depth: Number of bits that colours of 16 bits use; None for the smallest usual depth that holds them.
 
     Returns:
-        The first picture of the file in its own mode, turned upright by its EXIF orientation.
+        The first picture of the file in its own mode, turned upright by its EXIF orientation. Colours have 8 bits;
+        `info[DEPTH_KEY]` has the bit depth of greyscale values if the file states one.
 
     Raises:
         PictureError: A ValueError with one sentence: the file is missing, not a picture that is read here, damaged, or
@@ -136,10 +147,14 @@ def open_picture(source: Any, limits: PictureLimits | None = None, *, name: str 
         _check_pixels(picture.size, _share(kind, data), limits, name)
         if kind == "JPEG" and _has_many_scans(data):
             raise _too_many_scans(name)
-        del data
+        picture.info[DEPTH_KEY] = stated_depth(kind, data, picture)
+        low, low_modes = None, low_bytes_mode(picture)
         picture.load()
-        # Turning and copying both leave the open file behind.
-        picture = upright(picture)
+        if low_modes is not None and (bit_depth or not _uses_16_bits(picture)):
+            low = opener(_TimedBytes(data, limits.seconds), "")
+            use_raw_mode(low, *low_modes)
+            low.load()
+        del data
     except PictureError:
         raise
     except Exception as error:  # decoders raise exceptions of any type on damaged files
@@ -148,7 +163,11 @@ def open_picture(source: Any, limits: PictureLimits | None = None, *, name: str 
         raise damaged(name, error) from error
     if timed.is_late:
         raise _too_slow(name, limits)
-    return picture
+    if low is not None and low_modes is not None:
+        picture = join_bytes(picture, low, grey=low_modes[1] == "RGBA", bit_depth=bit_depth)
+        del low
+    # Turning and copying both leave the open file behind.
+    return upright(picture)
 
 
 def upright(picture: Image.Image) -> Image.Image:
@@ -158,6 +177,19 @@ def upright(picture: Image.Image) -> Image.Image:
     except Exception:  # metadata may be damaged in any way
         turn = None
     return picture.copy() if turn is None else picture.transpose(turn)
+
+
+def content_of_deep(picture: Image.Image) -> bytes | None:
+    """Return the content of a colour file of 16 bits that the caller opened, of which Pillow would keep 8 bits.
+
+    Args:
+        picture: A picture.
+
+    Returns:
+        The content, or None if it is another kind of picture, or decoded already.
+    """
+    file = getattr(picture, "fp", None)
+    return None if file is None or _is_decoded(picture) or low_bytes_mode(picture) is None else _content(file)
 
 
 def check_opened(picture: Image.Image, limits: PictureLimits | None = None) -> None:
@@ -170,8 +202,7 @@ def check_opened(picture: Image.Image, limits: PictureLimits | None = None) -> N
     Raises:
         PictureError: It is not decoded yet, and of a format outside the list, or beyond the limit of pixels or scans.
     """
-    decoded = vars(picture).get("_im", vars(picture).get("im"))
-    if not isinstance(picture, ImageFile.ImageFile) or decoded is not None:
+    if not isinstance(picture, ImageFile.ImageFile) or _is_decoded(picture):
         return
     name = printable(getattr(picture, "filename", "") or "The picture", limit=200)
     kind = _PARENTS.get(picture.format or "", picture.format or "of no name")
@@ -180,13 +211,8 @@ def check_opened(picture: Image.Image, limits: PictureLimits | None = None) -> N
     is_plain = any(tile[0] == "ppm_plain" for tile in picture.tile)
     _check_pixels(picture.size, _share(kind, b"P3" if is_plain else b""), limits or PictureLimits.current(), name)
     file = getattr(picture, "fp", None)
-    if kind == "JPEG" and file is not None:
-        place = file.tell()
-        file.seek(0)
-        many = _has_many_scans(file.read())
-        file.seek(place)
-        if many:
-            raise _too_many_scans(name)
+    if kind == "JPEG" and file is not None and _has_many_scans(_content(file)):
+        raise _too_many_scans(name)
 
 
 def damaged(name: str, error: Exception) -> PictureError:
@@ -225,6 +251,24 @@ def _read(source: Any, limits: PictureLimits, name: str) -> bytes:
             "bytes",
         )
     return data
+
+
+def _content(file: Any) -> bytes:
+    """Return the content of an open file, and leave its position as it is."""
+    place = file.tell()
+    file.seek(0)
+    data = file.read()
+    file.seek(place)
+    return data
+
+
+def _is_decoded(picture: Image.Image) -> bool:
+    return vars(picture).get("_im", vars(picture).get("im")) is not None
+
+
+def _uses_16_bits(picture: Image.Image) -> bool:
+    extrema: Any = picture.getextrema()
+    return max(high for _, high in extrema[:3]) >= _HIGH_BYTE_IN_USE
 
 
 def _not_a_picture(data: bytes, name: str) -> PictureError:

@@ -7,81 +7,78 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from .picture_files import PictureLimits, check_opened, damaged, open_picture, upright
+from .picture_files import DEPTH_KEY, PictureLimits, check_opened, content_of_deep, damaged, open_picture, upright
+from .pixel_depth import check_depth, is_unit, to_bytes
 from .printable import printable
 
-# Resampling filters overshoot a little.
-_OVERSHOOT = 1e-3
-# Values that are converted at a time.
-_BAND = 2**20
 
-
-def load_image(image: Any, *, limits: PictureLimits | None = None) -> Image.Image:
+def load_image(image: Any, *, limits: PictureLimits | None = None, bit_depth: int | None = None) -> Image.Image:
     """Read any picture as an upright RGB PIL image.
 
     Args:
         image: PIL image, numpy array or torch tensor, path, bytes or open file.
         limits: Limits of a file's pixels, bytes and decoding time; None for those of the environment variables, see
             `PictureLimits`. Pictures in memory have no limits.
+        bit_depth: Number of bits that pixels of more than 8 bits use, such as 12 for values from 0 to 4095; None for
+            that of the environment variable GDINO_BIT_DEPTH, or else the smallest of 8, 10, 12, 14 and 16 that holds
+            the largest value. Floats in 0..1 are scaled by 255 if none is stated.
 
     Returns:
         The picture in RGB, turned as its EXIF orientation says; never the object given.
 
     Raises:
-        ValueError: It cannot be read, is not a picture, exceeds a limit, or has values that are not finite.
+        ValueError: It cannot be read, is not a picture, exceeds a limit, or has values that are negative, not finite or
+            beyond the bit depth.
         TypeError: The value has none of these types.
     """
+    bit_depth = check_depth(bit_depth)
     if isinstance(image, (str, os.PathLike, bytes, bytearray)) or hasattr(image, "read"):
-        return to_rgb(open_picture(image, limits))
+        return to_rgb(open_picture(image, limits, bit_depth=bit_depth), bit_depth)
     if isinstance(image, Image.Image):
         check_opened(image, limits)
+        deep = content_of_deep(image)
+        if deep is not None:
+            return to_rgb(open_picture(deep, limits, bit_depth=bit_depth))
         try:
             image.load()
         except Exception as error:  # decoders raise exceptions of any type on damaged files
             raise damaged(printable(getattr(image, "filename", "") or "The picture"), error) from error
-        return to_rgb(upright(image))
+        return to_rgb(upright(image), bit_depth)
     if isinstance(image, Tensor):
         image = image.detach().cpu()
         image = (image.float() if image.is_floating_point() else image).numpy()
     if isinstance(image, np.ndarray):
-        return _from_array(image)
+        return _from_array(image, bit_depth)
     raise TypeError(f"An image must be a PIL image, array, tensor, path, bytes or file, got {type(image).__name__}.")
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert palette, greyscale, 16-bit, CMYK and transparent pictures to RGB; transparent pixels become opaque."""
+def to_rgb(image: Image.Image, bit_depth: int | None = None) -> Image.Image:
+    """Convert a picture of any mode to RGB; transparent pixels become opaque.
+
+    Args:
+        image: Palette, greyscale, 16-bit, 32-bit, CMYK, transparent or RGB picture.
+        bit_depth: Number of bits that greyscale values of more than 8 bits use, as in `load_image`.
+
+    Returns:
+        The picture in RGB; an RGB picture itself.
+
+    Raises:
+        ValueError: It has no pixels, or values that are negative, not finite or beyond the bit depth.
+    """
     if image.width == 0 or image.height == 0:
         raise ValueError(f"The picture is {image.width}x{image.height} pixels; it must have at least one.")
     if image.mode == "RGB":
         return image
     if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I", "F"):
-        return Image.fromarray(_grey_bytes(np.asarray(image), image.mode)).convert("RGB")
+        grey = to_bytes(np.asarray(image), bit_depth or image.info.get(DEPTH_KEY))
+        return Image.fromarray(grey).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         # Via RGBA, because PIL's direct conversion warns about palettes with several transparent colours.
         image = image.convert("RGBA")
     return image.convert("RGB")
 
 
-def _grey_bytes(values: np.ndarray, mode: str) -> np.ndarray:
-    """Scale (H, W) greyscale values of 16 or 32 bits to bytes, a band of rows at a time to save memory."""
-    lowest, highest = values.min(), values.max()
-    if not (np.isfinite(lowest) and np.isfinite(highest)):
-        raise ValueError("The picture has pixels that are not finite; replace NaN and infinity.")
-    factor = 1.0
-    if mode == "F" and lowest >= -_OVERSHOOT and highest <= 1 + _OVERSHOOT:
-        factor = 255.0
-    elif mode.startswith("I;16") or highest > 255:
-        # A 32-bit picture counts as 16-bit only if it has values above 255.
-        factor = 1 / 257
-    bytes_ = np.empty(values.shape, dtype=np.uint8)
-    rows = max(1, _BAND // values.shape[1])
-    for top in range(0, len(values), rows):
-        band = values[top : top + rows].astype(np.float64) * factor
-        bytes_[top : top + rows] = band.round().clip(0, 255)
-    return bytes_
-
-
-def _from_array(array: np.ndarray) -> Image.Image:
+def _from_array(array: np.ndarray, bit_depth: int | None) -> Image.Image:
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or 0 in array.shape:
@@ -90,34 +87,15 @@ def _from_array(array: np.ndarray) -> Image.Image:
         array = array.transpose(1, 2, 0)
     if array.shape[-1] not in (1, 3, 4):
         raise ValueError(f"An image array must have 1, 3 or 4 channels, got {array.shape}.")
-    if np.issubdtype(array.dtype, np.floating):
-        if not np.isfinite(array).all():
-            raise ValueError("The image has pixels that are not finite; replace NaN and infinity.")
-        if array.min() < -1e-3 or array.max() > 255:
-            raise ValueError(
-                f"Float pixels must lie in 0..1 or 0..255, got {array.min():.3g} to {array.max():.3g}; undo the "
-                "normalization first."
-            )
-        array = array * 255 if _is_unit(array) else array
-        array = np.rint(array).clip(0, 255)
-    elif array.dtype == np.bool_:
-        array = array * 255
-    elif array.dtype == np.uint16:
-        array = np.rint(array / 257)
-    elif array.min() < 0 or array.max() > 255:
-        raise ValueError(f"Integer pixels must lie in 0..255, got {array.min()} to {array.max()}; scale them.")
-    array = array.astype(np.uint8)
-    return to_rgb(Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array))
+    # Without alpha, which would be scaled with the colours.
+    array = to_bytes(array[..., 0] if array.shape[-1] == 1 else array[..., :3], bit_depth)
+    return to_rgb(Image.fromarray(array))
 
 
 def in_unit_range(image: Any) -> bool:
     """Return whether pixels were given as floats in 0..1, which `load_image` turns into bytes."""
     if isinstance(image, Image.Image):
-        return image.mode == "F" and _is_unit(np.asarray(image))
+        return image.mode == "F" and is_unit(np.asarray(image))
     if isinstance(image, Tensor):
-        return image.is_floating_point() and _is_unit(image.detach().float().cpu().numpy())
-    return isinstance(image, np.ndarray) and np.issubdtype(image.dtype, np.floating) and _is_unit(image)
-
-
-def _is_unit(values: np.ndarray) -> bool:
-    return bool(values.min() >= -_OVERSHOOT and values.max() <= 1 + _OVERSHOOT)
+        return image.is_floating_point() and is_unit(image.detach().float().cpu().numpy())
+    return isinstance(image, np.ndarray) and np.issubdtype(image.dtype, np.floating) and is_unit(image)
