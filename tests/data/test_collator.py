@@ -264,7 +264,7 @@ def test_images_resized_by_a_transform_are_not_resized_again(tiny_processor):
         return transform(example, rng) if example["names"] else example
 
     batch = GDinoDataCollator(tiny_processor, labels=["dog", "cat", "cup"], transform=some)(ROWS)
-    assert batch["image_sizes"] == [(40, 48), (40, 48), (64, 85)]
+    assert batch["image_sizes"].tolist() == [[40, 48], [40, 48], [64, 85]]
 
 
 def test_a_model_trains_on_captions(tiny_config, tiny_processor):

@@ -185,7 +185,7 @@ def project(backbone: Backbone, projections: nn.ModuleList, pixel_values: Tensor
 
 
 def project_by_size(
-    backbone: Backbone, projections: nn.ModuleList, pixel_values: Tensor, image_sizes: Sequence[tuple[int, int]]
+    backbone: Backbone, projections: nn.ModuleList, pixel_values: Tensor, image_sizes: Sequence[Sequence[int]]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Run backbone and projections on images of one size at a time, so that padding has no effect.
 
@@ -243,11 +243,11 @@ def check_pixels(pixel_values: Tensor, pixel_mask: Tensor | None, channels: int)
         )
 
 
-def check_image_sizes(image_sizes: Sequence[tuple[int, int]], pixel_values: Tensor) -> bool:
+def check_image_sizes(image_sizes: Tensor | Sequence[Sequence[int]], pixel_values: Tensor) -> bool:
     """Check the image sizes of a padded batch; return whether no image has padding.
 
     Args:
-        image_sizes: (height, width) of each image in pixels.
+        image_sizes: (height, width) of each image in pixels, (B, 2) int64 or a list of pairs.
         pixel_values: (B, 3, H, W) pixels of the batch.
 
     Returns:

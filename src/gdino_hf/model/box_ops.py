@@ -6,6 +6,8 @@ coordinate is off by up to two pixels in an image 1000 wide, and areas and their
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -214,3 +216,24 @@ def _overlaps(rows: Tensor, columns: Tensor, boxes: Tensor, classes: Tensor | No
     if classes is not None:
         overlaps &= classes[rows][:, None] == classes[columns][None, :]
     return overlaps
+
+
+def box_scale(target_sizes: Tensor | Sequence[tuple[int, int]], boxes: Tensor) -> Tensor:
+    """Return the (B, 4) factors that scale xyxy boxes from 0..1 to pixels.
+
+    Args:
+        target_sizes: (height, width) of each image in pixels.
+        boxes: Boxes (B, Q, 4), which give the device and the number of images.
+
+    Returns:
+        (width, height, width, height) of each image.
+
+    Raises:
+        ValueError: The number of sizes is not the number of images.
+    """
+    if not isinstance(target_sizes, Tensor):
+        target_sizes = torch.stack([torch.as_tensor(size, dtype=torch.float32).cpu() for size in target_sizes])
+    sizes = target_sizes.to(boxes.device, torch.float32).reshape(-1, 2)
+    if sizes.shape[0] != boxes.shape[0]:
+        raise ValueError(f"There are {sizes.shape[0]} target_sizes for {boxes.shape[0]} images; give one each.")
+    return sizes.flip(-1).repeat(1, 2)

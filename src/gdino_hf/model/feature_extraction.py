@@ -51,7 +51,7 @@ class FeatureExtraction(GDinoPreTrainedModel):
         self,
         pixel_values: Tensor,
         pixel_mask: Tensor | None = None,
-        image_sizes: Sequence[tuple[int, int]] | None = None,
+        image_sizes: Tensor | Sequence[Sequence[int]] | None = None,
     ) -> GDinoImageFeatures:
         """Compute image features that can be used with any number of prompts.
 
@@ -61,8 +61,8 @@ class FeatureExtraction(GDinoPreTrainedModel):
         Args:
             pixel_values: (B, 3, H, W) normalized pixels.
             pixel_mask: (B, H, W) mask, nonzero on real pixels; None if all are real. Padding reaches the backbone.
-            image_sizes: (height, width) in pixels of each image, which must be at the top left of its padded batch.
-                If given, pixel_mask is ignored.
+            image_sizes: (B, 2) int64 tensor or list of pairs, the (height, width) in pixels of each image, which must
+                be at the top left of its padded batch. If given, pixel_mask is ignored.
 
         Returns:
             The feature maps, projected to the model's width, and their masks.
@@ -72,6 +72,9 @@ class FeatureExtraction(GDinoPreTrainedModel):
         """
         check_pixels(pixel_values, pixel_mask, getattr(self.config.backbone_config, "num_channels", 3))
         pixel_values = pixel_values.to(self.level_embed.dtype)
+        if isinstance(image_sizes, Tensor):
+            # One copy from the device, instead of one for each number.
+            image_sizes = image_sizes.tolist()
         if image_sizes is not None and not check_image_sizes(image_sizes, pixel_values):
             maps, maps_real = project_by_size(self.backbone, self.input_proj_vision, pixel_values, image_sizes)
             return GDinoImageFeatures(feature_maps=tuple(maps), masks=tuple(maps_real), padding_seen=False)

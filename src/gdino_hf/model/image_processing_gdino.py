@@ -9,21 +9,27 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
-from transformers.image_transforms import get_size_with_aspect_ratio
 
-from .box_ops import cxcywh_to_xyxy
+from .box_ops import box_scale, cxcywh_to_xyxy
+from .coco_labels import boxes_from_coco, labels_from_coco
+from .picture_files import check_opened, upright
 from .picture_pixels import in_unit_range, load_image
+from .pixel_layouts import channel_axis, checked_device, converted, moved, tensor_type, with_channels_last
+from .remote_pictures import downloaded
+from .resize_sizes import DEFAULT_SIZE, checked_size, target_size
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# Options of other image processors that have no effect here: the channel axis is detected, and PIL runs on the CPU.
-_WITHOUT_EFFECT = frozenset(
+# Options of a call that the constructor does not name.
+_CALL_OPTIONS = frozenset(
     {
-        *("data_format", "input_data_format", "device", "disable_grouping", "default_to_square", "do_convert_rgb"),
-        *("do_convert_annotations", "format"),
+        *("input_data_format", "data_format", "device", "do_convert_annotations", "do_convert_rgb", "format"),
+        *("max_size", "default_to_square", "pad_and_return_pixel_mask"),
     }
 )
+# Pictures are not grouped here, so this option has nothing to change.
+_WITHOUT_EFFECT = frozenset({"disable_grouping"})
 
 
 class GDinoImageProcessor(BaseImageProcessor):
@@ -31,7 +37,9 @@ class GDinoImageProcessor(BaseImageProcessor):
 
     Args:
         do_resize: Whether to resize.
-        size: {"shortest_edge", "longest_edge"} keeps the aspect ratio; {"height", "width"} does not.
+        size: {"shortest_edge", "longest_edge"} or one of the two keeps the aspect ratio, as does {"max_height",
+            "max_width"}; {"height", "width"} or a pair of numbers does not. A number is the shortest edge, with a
+            longest edge of 1333 or `max_size`.
         resample: Number of PIL's resampling filter; 2 is bilinear.
         do_rescale: Whether to multiply by rescale_factor. If not, bytes stay in 0..255 and floats in 0..1 stay there.
         rescale_factor: Factor from bytes to the model's range; 1 / 255 gives 0..1.
@@ -40,35 +48,40 @@ class GDinoImageProcessor(BaseImageProcessor):
         image_std: Standard deviation of each channel, after rescaling.
         do_pad: Whether to pad the images of a batch to one size.
         pad_size: {"height", "width"} to pad to; None pads to the largest image.
+
+    Raises:
+        TypeError: size has another type.
+        ValueError: size or image_std cannot be used.
     """
 
-    model_input_names = ["pixel_values", "pixel_mask"]
+    model_input_names = ["pixel_values", "pixel_mask", "image_sizes"]
 
     def __init__(
         self,
         do_resize: bool = True,
-        size: dict[str, int] | None = None,
+        size: dict[str, int] | int | None = None,
         resample: int = 2,
         do_rescale: bool = True,
         rescale_factor: float = 1 / 255,
         do_normalize: bool = True,
-        image_mean: Sequence[float] = IMAGENET_MEAN,
-        image_std: Sequence[float] = IMAGENET_STD,
+        image_mean: float | Sequence[float] = IMAGENET_MEAN,
+        image_std: float | Sequence[float] = IMAGENET_STD,
         do_pad: bool = True,
         pad_size: dict[str, int] | None = None,
         **kwargs: Any,
     ) -> None:
         kwargs.pop("image_processor_type", None)
+        max_size, pad = kwargs.pop("max_size", None), kwargs.pop("pad_and_return_pixel_mask", None)
         super().__init__(**kwargs)
         self.do_resize = do_resize
-        self.size = _checked_size(size if size is not None else {"shortest_edge": 800, "longest_edge": 1333})
+        self.size = checked_size(size if size is not None else DEFAULT_SIZE, max_size if size is not None else None)
         self.resample = int(resample)
         self.do_rescale = do_rescale
         self.rescale_factor = rescale_factor
         self.do_normalize = do_normalize
-        self.image_mean = list(image_mean)
-        self.image_std = list(image_std)
-        self.do_pad = do_pad
+        self.image_mean = _per_channel(image_mean)
+        self.image_std = _checked_std(image_std)
+        self.do_pad = do_pad if pad is None else bool(pad)
         self.pad_size = pad_size
 
     def preprocess(
@@ -82,64 +95,73 @@ class GDinoImageProcessor(BaseImageProcessor):
 
         Args:
             images: PIL image, numpy array or torch tensor ((H, W), (H, W, C) or (C, H, W); bytes, or floats in 0..1),
-                path, bytes, or a list of these.
+                path, http(s) or data address, bytes, or a list of these; lists inside the list are joined.
             annotations: COCO annotations of one image or a list of them, each {"annotations": [{"bbox": xywh in pixels,
-                "category_id": int}, ...]}; see `boxes_from_coco`.
-            return_tensors: "pt" or None; both give torch tensors.
-            **kwargs: Constructor arguments to override for this call.
+                "category_id": int}, ...]}; see `labels_from_coco`.
+            return_tensors: "pt" for torch tensors, "np" for numpy arrays, None for lists with one element per image,
+                which need no padding to one size.
+            **kwargs: Constructor arguments to override for this call, and: `input_data_format`, "channels_first",
+                "channels_last" or "none" (no channels), where the axis of a given array cannot be told from its length;
+                `data_format`, "channels_first" (the default) or "channels_last", that of pixel_values; `device` of the
+                tensors returned; `do_convert_annotations`, False for boxes as xyxy in pixels of the resized picture;
+                `do_convert_rgb`, False to keep the channels of arrays and of grey and transparent pictures.
 
         Returns:
-            "pixel_values" (B, 3, H, W) float32, "pixel_mask" (B, H, W) int64 with 1 on real pixels, and "labels" if
-            there are annotations. The attribute `image_sizes` has each image's (height, width) before padding,
-            `original_sizes` that of the upright photograph.
+            "pixel_values" (B, 3, H, W) float32, "pixel_mask" (B, H, W) int64 with 1 on real pixels, "image_sizes"
+            (B, 2) int64 with each image's (height, width) before padding, and "labels" if there are annotations. The
+            attribute `original_sizes` has the (height, width) of the upright photographs.
 
         Raises:
             TypeError: An option is unknown.
-            ValueError: An image cannot be read or has values that are not finite.
+            ValueError: An image cannot be read or has values that are not finite, or an option cannot be used.
         """
         check_options(kwargs)
-        if return_tensors not in (None, "pt"):
-            raise ValueError(
-                f"return_tensors must be 'pt', got {return_tensors!r}; this processor makes torch tensors."
-            )
-        options = {**vars(self), **{name: value for name, value in kwargs.items() if value is not None}}
-        if kwargs.get("size") is not None:
-            options["size"] = _checked_size(kwargs["size"])
+        kind = tensor_type(return_tensors)
+        options = self._options(kwargs)
+        device = checked_device(options.get("device"), kind)
         images = as_list(images)
         if not images:
             raise ValueError("The list of images is empty; give at least one.")
-        pictures = [load_image(image) for image in images]
+        keeps_channels, axis = options.get("do_convert_rgb") is False, options["input_data_format"]
+        images = [with_channels_last(downloaded(image), axis, any_number=keeps_channels) for image in images]
+        pictures = [_with_own_channels(image) if keeps_channels else load_image(image) for image in images]
         arrays = [
             _prepare(picture, options, unit=in_unit_range(image))
             for image, picture in zip(images, pictures, strict=True)
         ]
+        original_sizes = [_height_and_width(picture) for picture in pictures]
         sizes = [(array.shape[1], array.shape[2]) for array in arrays]
-        height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
-        if options["pad_size"] is not None:
-            pad = options["pad_size"]
-            if pad["height"] < height or pad["width"] < width:
-                raise ValueError(f"pad_size {pad} is smaller than an image of {height}x{width}; enlarge it or size.")
-            height, width = pad["height"], pad["width"]
-        elif not options["do_pad"] and len(set(sizes)) > 1:
-            raise ValueError(f"Images of sizes {sorted(set(sizes))} do not stack; set do_pad=True.")
-        pixel_values = torch.zeros(len(arrays), 3, height, width)
-        pixel_mask = torch.zeros(len(arrays), height, width, dtype=torch.int64)
-        for index, array in enumerate(arrays):
-            pixel_values[index, :, : array.shape[1], : array.shape[2]] = torch.from_numpy(array)
-            pixel_mask[index, : array.shape[1], : array.shape[2]] = 1
-        data: dict[str, Any] = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
-        original_sizes = [(picture.height, picture.width) for picture in pictures]
+        data = _batch(arrays, options, may_differ=kind is None)
         if annotations is not None:
-            annotations = [annotations] if isinstance(annotations, dict) else list(annotations)
+            annotations = [annotations] if isinstance(annotations, Mapping) else list(annotations)
             if len(annotations) != len(pictures):
                 raise ValueError(f"There are {len(annotations)} annotations for {len(pictures)} images; give one each.")
+            relative = options.get("do_convert_annotations") is not False
             data["labels"] = [
-                boxes_from_coco(annotation, size) for annotation, size in zip(annotations, original_sizes, strict=True)
+                labels_from_coco(annotation, size, resized, relative=relative)
+                for annotation, size, resized in zip(annotations, original_sizes, sizes, strict=True)
             ]
-        features = BatchFeature(data)
-        features.image_sizes = sizes
+        features = BatchFeature(converted(moved(data, device), kind))
         features.original_sizes = original_sizes
         return features
+
+    def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the processor's own options, replaced by those of a call that are not None, in their usual form."""
+        options = {**vars(self), **{name: value for name, value in given.items() if value is not None}}
+        if given.get("size") is not None or given.get("max_size") is not None:
+            # A longest edge of this call takes the place of the processor's own.
+            own = {name: value for name, value in self.size.items() if name != "longest_edge"}
+            size = given["size"] if given.get("size") is not None else own
+            options["size"] = checked_size(size, given.get("max_size"), square=bool(options.get("default_to_square")))
+        if given.get("pad_and_return_pixel_mask") is not None:
+            options["do_pad"] = given["pad_and_return_pixel_mask"]
+        options["image_std"] = _checked_std(options["image_std"])
+        options["input_data_format"] = channel_axis(options.get("input_data_format"), "input_data_format", ("none",))
+        options["data_format"] = channel_axis(options.get("data_format"), "data_format")
+        form = getattr(options.get("format"), "value", options.get("format"))
+        if form not in (None, "coco_detection"):
+            raise ValueError(f"format must be 'coco_detection', got {form!r}; panoptic annotations have no boxes.")
+        return options
 
     @staticmethod
     def boxes_from_coco(annotation: dict[str, Any], image_size: tuple[int, int]) -> dict[str, Tensor]:
@@ -179,123 +201,59 @@ def check_options(names: Iterable[str]) -> None:
         TypeError: An option is unknown.
     """
     known = set(inspect.signature(GDinoImageProcessor.__init__).parameters) - {"self", "kwargs"}
-    unknown = sorted(set(names) - known - _WITHOUT_EFFECT)
+    unknown = sorted(set(names) - known - _CALL_OPTIONS - _WITHOUT_EFFECT)
     if unknown:
-        raise TypeError(f"There is no option {unknown[0]!r}; the options of images are {', '.join(sorted(known))}.")
-
-
-def boxes_from_coco(annotation: dict[str, Any], image_size: tuple[int, int]) -> dict[str, Tensor]:
-    """Convert COCO annotations of one image to the model's labels, leaving out crowds and boxes without area.
-
-    Args:
-        annotation: {"annotations": [{"bbox": absolute xywh in pixels, "category_id": int, "iscrowd"?}, ...]}.
-        image_size: (height, width) of the photograph in pixels.
-
-    Returns:
-        "class_labels" (N,) int64 category ids, and "boxes" (N, 4) float32 cxcywh in [0, 1], clipped to the image.
-
-    Raises:
-        ValueError: The list "annotations" is missing, or an entry lacks a class or a box of four finite numbers.
-    """
-    if not isinstance(annotation, dict) or "annotations" not in annotation:
-        raise ValueError("An annotation must be a dict with the list 'annotations', as COCO has it.")
-    kept = [item for item in annotation["annotations"] if not item.get("iscrowd", 0)]
-    boxes, classes = [], []
-    height, width = image_size
-    for item in kept:
-        if item.get("bbox") is None:
-            raise ValueError(f"The annotation {dict(item)} has no bbox; give x, y, width, height.")
-        box = np.asarray(item["bbox"], dtype=np.float64)
-        if box.shape != (4,) or not np.isfinite(box).all():
-            raise ValueError(f"The bbox {item['bbox']} is not four finite numbers x, y, width, height; repair it.")
-        if box[2] < 0 or box[3] < 0:
-            raise ValueError(f"The bbox {item['bbox']} has a negative width or height; give x, y, width, height.")
-        left, top = box[0].clip(0, width), box[1].clip(0, height)
-        right, bottom = (box[0] + box[2]).clip(0, width), (box[1] + box[3]).clip(0, height)
-        if right > left and bottom > top:
-            boxes.append(
-                [
-                    (left + right) / 2 / width,
-                    (top + bottom) / 2 / height,
-                    (right - left) / width,
-                    (bottom - top) / height,
-                ]
-            )
-            classes.append(category_id(item))
-    return {
-        "class_labels": torch.tensor(classes, dtype=torch.int64),
-        "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-    }
-
-
-def category_id(item: Mapping[str, Any]) -> int:
-    """Return the category id of one annotation.
-
-    Args:
-        item: A dict with "category_id".
-
-    Returns:
-        The id.
-
-    Raises:
-        ValueError: It is missing or not a whole number.
-    """
-    number = item.get("category_id")
-    if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
-        raise ValueError(f"The category_id {number!r} is not a whole number; give the id of the annotation's class.")
-    return int(number)
-
-
-def box_scale(target_sizes: Tensor | Sequence[tuple[int, int]], boxes: Tensor) -> Tensor:
-    """Return the (B, 4) factors that scale xyxy boxes from 0..1 to pixels.
-
-    Args:
-        target_sizes: (height, width) of each image in pixels.
-        boxes: Boxes (B, Q, 4), which give the device and the number of images.
-
-    Returns:
-        (width, height, width, height) of each image.
-
-    Raises:
-        ValueError: The number of sizes is not the number of images.
-    """
-    if not isinstance(target_sizes, Tensor):
-        target_sizes = torch.stack([torch.as_tensor(size, dtype=torch.float32).cpu() for size in target_sizes])
-    sizes = target_sizes.to(boxes.device, torch.float32).reshape(-1, 2)
-    if sizes.shape[0] != boxes.shape[0]:
-        raise ValueError(f"There are {sizes.shape[0]} target_sizes for {boxes.shape[0]} images; give one each.")
-    return sizes.flip(-1).repeat(1, 2)
+        raise TypeError(
+            f"There is no option {unknown[0]!r}; the options of images are {', '.join(sorted(known))}, and those of a "
+            f"call {', '.join(sorted(_CALL_OPTIONS))}."
+        )
 
 
 def as_list(images: Any) -> list[Any]:
-    """Return one image or several as a list; a 4-D array or tensor is a batch."""
+    """Return one image or several as a flat list; a 4-D array or tensor is a batch, and lists in a list are joined."""
     if isinstance(images, (list, tuple)):
-        return list(images)
+        return [each for item in images for each in as_list(item)]
     if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
         return list(images)
     return [images]
 
 
-def _checked_size(size: Any) -> dict[str, int]:
-    if not isinstance(size, Mapping):
-        raise TypeError(
-            f"size must be a dict such as {{'shortest_edge': 800, 'longest_edge': 1333}}, got {size!r}; name the edges."
-        )
-    size = {name: int(value) for name, value in size.items() if value is not None}
-    known = ({"shortest_edge", "longest_edge"}, {"shortest_edge"}, {"height", "width"}, {"max_height", "max_width"})
-    if set(size) not in known or min(size.values()) < 1:
-        raise ValueError(
-            f"size must be positive shortest_edge and longest_edge, or height and width, got {size or 'nothing'}."
-        )
-    return size
+def _per_channel(values: float | Sequence[float]) -> list[float]:
+    return [float(values)] * 3 if isinstance(values, (int, float)) else list(values)
 
 
-def _prepare(picture: Image.Image, options: dict[str, Any], unit: bool) -> np.ndarray:
-    """Turn one RGB picture into a (3, H, W) float32 array; `unit` says its pixels were given in 0..1."""
+def _checked_std(values: float | Sequence[float]) -> list[float]:
+    checked = _per_channel(values)
+    if not all(np.isfinite(value) and value != 0 for value in checked):
+        raise ValueError(f"image_std is {checked}; pixels are divided by it, give numbers other than 0.")
+    return checked
+
+
+def _with_own_channels(image: Any) -> np.ndarray:
+    """Return a picture's bytes as (H, W, C) without converting them to RGB."""
+    if isinstance(image, Tensor):
+        image = image.detach().cpu()
+        image = (image.float() if image.is_floating_point() else image).numpy()
+    if isinstance(image, Image.Image) and image.mode in ("L", "LA", "RGBA"):
+        check_opened(image)
+        image = np.asarray(upright(image))
+    if not isinstance(image, np.ndarray):
+        return np.asarray(load_image(image))
+    image = image if image.ndim == 3 else image[..., None]
+    # Side by side, all channels are scaled to bytes alike, as one grey picture.
+    height, width, channels = image.shape
+    grey = np.asarray(load_image(image.reshape(height, width * channels)))[..., 0]
+    return grey.reshape(height, width, channels)
+
+
+def _height_and_width(picture: Image.Image | np.ndarray) -> tuple[int, int]:
+    return picture.shape[:2] if isinstance(picture, np.ndarray) else (picture.height, picture.width)
+
+
+def _prepare(picture: Image.Image | np.ndarray, options: dict[str, Any], unit: bool) -> np.ndarray:
+    """Turn one picture into a (C, H, W) float32 array; `unit` says its pixels were given in 0..1."""
     if options["do_resize"]:
-        height, width = target_size((picture.height, picture.width), options["size"])
-        if (width, height) != picture.size:
-            picture = picture.resize((width, height), resample=options["resample"])
+        picture = _resized(picture, target_size(_height_and_width(picture), options["size"]), options["resample"])
     pixels: np.ndarray = np.asarray(picture, dtype=np.float32)
     if options["do_rescale"]:
         pixels = pixels * np.float32(options["rescale_factor"])
@@ -303,25 +261,53 @@ def _prepare(picture: Image.Image, options: dict[str, Any], unit: bool) -> np.nd
         pixels = pixels / np.float32(255)
     if options["do_normalize"]:
         mean = np.asarray(options["image_mean"], dtype=np.float32)
-        pixels = (pixels - mean) / np.asarray(options["image_std"], dtype=np.float32)
+        std = np.asarray(options["image_std"], dtype=np.float32)
+        for name, values in (("image_mean", mean), ("image_std", std)):
+            if values.size not in (1, pixels.shape[2]):
+                raise ValueError(f"{name} has {values.size} numbers for pictures of {pixels.shape[2]} channels.")
+        pixels = (pixels - mean) / std
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def target_size(original: tuple[int, int], size: dict[str, int]) -> tuple[int, int]:
-    """Return (height, width) after resizing, at least one pixel each even for a very long and thin picture.
+def _resized(picture: Image.Image | np.ndarray, size: tuple[int, int], resample: int) -> Image.Image | np.ndarray:
+    """Resize a picture to (height, width), each channel by itself if it is an array."""
+    if size == _height_and_width(picture):
+        return picture
+    if isinstance(picture, Image.Image):
+        return picture.resize(size[::-1], resample=resample)
+    channels = (Image.fromarray(np.ascontiguousarray(picture[..., index])) for index in range(picture.shape[2]))
+    return np.stack([np.asarray(channel.resize(size[::-1], resample=resample)) for channel in channels], axis=-1)
 
-    Args:
-        original: (height, width) of the picture in pixels.
-        size: Target size as in `GDinoImageProcessor`.
-    """
-    if "height" in size:
-        return size["height"], size["width"]
-    if "max_height" in size:
-        scale = min(size["max_height"] / original[0], size["max_width"] / original[1])
-        return max(1, int(original[0] * scale)), max(1, int(original[1] * scale))
-    height, width = original
-    longest = size.get("longest_edge")
-    if longest is not None and longest * min(original) / max(original) < 0.5:
-        return (longest, 1) if height > width else (1, longest)
-    new_height, new_width = get_size_with_aspect_ratio((height, width), size["shortest_edge"], longest)
-    return max(1, new_height), max(1, new_width)
+
+def _batch(arrays: Sequence[np.ndarray], options: Mapping[str, Any], *, may_differ: bool) -> dict[str, Any]:
+    """Pad pictures to one size and stack them, or list them as they are if their sizes may and do differ."""
+    sizes = [(array.shape[1], array.shape[2]) for array in arrays]
+    channels = sorted({array.shape[0] for array in arrays})
+    if len(channels) > 1:
+        raise ValueError(f"Pictures of {' and '.join(map(str, channels))} channels do not stack; convert them to RGB.")
+    height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
+    is_last = options["data_format"] == "channels_last"
+    data: dict[str, Any] = {}
+    if options["pad_size"] is not None:
+        pad = options["pad_size"]
+        if pad["height"] < height or pad["width"] < width:
+            raise ValueError(f"pad_size {pad} is smaller than an image of {height}x{width}; enlarge it or size.")
+        height, width = pad["height"], pad["width"]
+    elif not options["do_pad"] and len(set(sizes)) > 1:
+        if not may_differ:
+            raise ValueError(f"Images of sizes {sorted(set(sizes))} do not stack; set do_pad=True.")
+        data["pixel_values"] = [torch.from_numpy(array) for array in arrays]
+        data["pixel_mask"] = [torch.ones(size, dtype=torch.int64) for size in sizes]
+    if not data:
+        data["pixel_values"] = torch.zeros(len(arrays), channels[0], height, width)
+        data["pixel_mask"] = torch.zeros(len(arrays), height, width, dtype=torch.int64)
+        for index, array in enumerate(arrays):
+            data["pixel_values"][index, :, : array.shape[1], : array.shape[2]] = torch.from_numpy(array)
+            data["pixel_mask"][index, : array.shape[1], : array.shape[2]] = 1
+    if is_last:
+        values = data["pixel_values"]
+        data["pixel_values"] = (
+            [x.permute(1, 2, 0) for x in values] if isinstance(values, list) else values.permute(0, 2, 3, 1)
+        )
+    data["image_sizes"] = torch.tensor(sizes, dtype=torch.int64)
+    return data

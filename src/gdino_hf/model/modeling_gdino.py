@@ -82,7 +82,7 @@ class GDinoModel(FeatureExtraction):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         pixel_mask: Tensor | None = None,
-        image_sizes: Sequence[tuple[int, int]] | None = None,
+        image_sizes: Tensor | Sequence[Sequence[int]] | None = None,
         image_features: GDinoImageFeatures | None = None,
         text_features: GDinoTextFeatures | None = None,
         image_indices: Tensor | None = None,
@@ -282,7 +282,7 @@ class GDinoForObjectDetection(GDinoPreTrainedModel):
         self,
         pixel_values: Tensor,
         pixel_mask: Tensor | None = None,
-        image_sizes: Sequence[tuple[int, int]] | None = None,
+        image_sizes: Tensor | Sequence[Sequence[int]] | None = None,
     ) -> GDinoImageFeatures:
         """Compute image features that can be used with any number of prompts; see `GDinoModel.get_image_features`."""
         return self.model.get_image_features(pixel_values, pixel_mask, image_sizes)
@@ -300,7 +300,7 @@ class GDinoForObjectDetection(GDinoPreTrainedModel):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         pixel_mask: Tensor | None = None,
-        image_sizes: Sequence[tuple[int, int]] | None = None,
+        image_sizes: Tensor | Sequence[Sequence[int]] | None = None,
         image_features: GDinoImageFeatures | None = None,
         text_features: GDinoTextFeatures | None = None,
         image_indices: Tensor | None = None,

@@ -46,6 +46,7 @@ _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _START_OF_SCAN, _END_OF_IMAGE, _WITHOUT_LENGTH = 0xDA, 0xD9, (0x01, 0xD8)
 
 _ORIENTATION = 0x0112
+_METADATA = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -176,7 +177,13 @@ def upright(picture: Image.Image) -> Image.Image:
         turn = _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
     except Exception:  # metadata may be damaged in any way
         turn = None
-    return picture.copy() if turn is None else picture.transpose(turn)
+    if turn is None:
+        return picture.copy()
+    turned = picture.transpose(turn)
+    # Pillow copies the metadata, which would turn the picture once more when it is read again.
+    for name in _METADATA:
+        turned.info.pop(name, None)
+    return turned
 
 
 def content_of_deep(picture: Image.Image) -> bytes | None:

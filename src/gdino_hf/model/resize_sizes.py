@@ -1,0 +1,73 @@
+"""Sizes of pictures: what the option `size` may be, and the size of each picture after resizing."""
+
+from collections.abc import Mapping
+from numbers import Integral
+from typing import Any
+
+from transformers.image_transforms import get_size_with_aspect_ratio
+
+DEFAULT_SIZE = {"shortest_edge": 800, "longest_edge": 1333}
+_KEYS = (
+    {"shortest_edge", "longest_edge"},
+    {"shortest_edge"},
+    {"longest_edge"},
+    {"height", "width"},
+    {"max_height", "max_width"},
+)
+
+
+def checked_size(size: Any, max_size: int | None = None, *, square: bool = False) -> dict[str, int]:
+    """Return the option `size` in its usual form.
+
+    Args:
+        size: A dict as for `GDinoImageProcessor`, or a whole number, the shortest edge.
+        max_size: Longest edge in pixels, which belongs to a number or to a shortest edge; 1333 by default for a number.
+        square: Whether a number is both height and width.
+
+    Returns:
+        One of {"shortest_edge", "longest_edge"}, {"shortest_edge"}, {"longest_edge"}, {"height", "width"} and
+        {"max_height", "max_width"}, in pixels.
+
+    Raises:
+        TypeError: The size has another type.
+        ValueError: The keys are others, a number is below 1, or max_size contradicts the size.
+    """
+    if isinstance(size, bool) or not isinstance(size, (Integral, Mapping)):
+        raise TypeError(
+            f"size must be a dict such as {{'shortest_edge': 800, 'longest_edge': 1333}}, got {size!r}; name the edges."
+        )
+    if isinstance(size, Integral):
+        longest = DEFAULT_SIZE["longest_edge"] if max_size is None else max_size
+        size = {"height": size, "width": size} if square else {"shortest_edge": size, "longest_edge": longest}
+        max_size = None
+    checked = {name: int(value) for name, value in size.items() if value is not None}
+    if max_size is not None and checked.setdefault("longest_edge", int(max_size)) != max_size:
+        raise ValueError(f"size {checked} and max_size {max_size} contradict each other; give one longest edge.")
+    if set(checked) not in _KEYS or min(checked.values()) < 1:
+        raise ValueError(
+            f"size must be positive shortest_edge and longest_edge, or height and width, got {checked or 'nothing'}."
+        )
+    return checked
+
+
+def target_size(original: tuple[int, int], size: Mapping[str, int]) -> tuple[int, int]:
+    """Return (height, width) after resizing, at least one pixel each even for a very long and thin picture.
+
+    Args:
+        original: (height, width) of the picture in pixels.
+        size: Target size as in `GDinoImageProcessor`.
+    """
+    if "height" in size:
+        return size["height"], size["width"]
+    if "max_height" in size:
+        scale = min(size["max_height"] / original[0], size["max_width"] / original[1])
+        return max(1, int(original[0] * scale)), max(1, int(original[1] * scale))
+    if "shortest_edge" not in size:
+        scale = size["longest_edge"] / max(original)
+        return max(1, round(original[0] * scale)), max(1, round(original[1] * scale))
+    height, width = original
+    longest = size.get("longest_edge")
+    if longest is not None and longest * min(original) / max(original) < 0.5:
+        return (longest, 1) if height > width else (1, longest)
+    new_height, new_width = get_size_with_aspect_ratio((height, width), size["shortest_edge"], longest)
+    return max(1, new_height), max(1, new_width)

@@ -1,0 +1,240 @@
+"""Options of the image processor that transformers' own has: layouts, sizes, devices, annotations, addresses."""
+
+from __future__ import annotations
+
+import base64
+import io
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers.image_utils import ChannelDimension
+from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
+
+from gdino_hf import GDinoImageProcessor
+from gdino_hf.model.picture_pixels import load_image
+
+SMALL = {"shortest_edge": 64, "longest_edge": 96}
+# The same operations in float32, in another order.
+ROUNDING = 1e-5
+
+
+def pixels(height=40, width=50, channels=3, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return GDinoImageProcessor(size=SMALL)
+
+
+@pytest.mark.parametrize("make", [np.array, torch.tensor], ids=["array", "tensor"])
+@pytest.mark.parametrize("shape", [(3, 5, 3), (4, 6, 3), (1, 3, 3), (3, 3, 3)])
+def test_input_data_format_says_where_channels_are(make, shape, small):
+    image = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
+    expected = small(Image.fromarray(image))["pixel_values"]
+    for axis in ("channels_last", ChannelDimension.LAST):
+        assert torch.equal(small(make(image), input_data_format=axis)["pixel_values"], expected)
+    first = np.ascontiguousarray(image.transpose(2, 0, 1))
+    for axis in ("channels_first", ChannelDimension.FIRST):
+        assert torch.equal(small(make(first), input_data_format=axis)["pixel_values"], expected)
+
+
+def test_input_data_format_that_does_not_fit_is_refused(small):
+    with pytest.raises(ValueError, match="input_data_format must be 'channels_first', 'channels_last', 'none'"):
+        small(pixels(), input_data_format="last")
+    with pytest.raises(ValueError, match=r"is 'none' but an image has the shape \(40, 50, 3\); give 2 axes"):
+        small(pixels(), input_data_format="none")
+    with pytest.raises(ValueError, match=r"puts 40 channels into an image of the shape \(40, 50, 3\)"):
+        small(pixels(), input_data_format="channels_first")
+    grey = small(pixels()[..., 0], input_data_format="none")["pixel_values"]
+    assert torch.equal(grey, small(Image.fromarray(pixels()[..., 0]))["pixel_values"])
+
+
+@pytest.mark.parametrize("kind", ["pt", "np", None])
+def test_data_format_moves_the_channels_of_the_result(kind, small):
+    images = [pixels(40, 50), pixels(60, 45, seed=1)]
+    first = small(images, data_format="channels_first", return_tensors=kind)["pixel_values"]
+    last = small(images, data_format="channels_last", return_tensors=kind)["pixel_values"]
+    for one, other in zip(first, last, strict=True):
+        assert np.array_equal(np.asarray(one).transpose(1, 2, 0), np.asarray(other))
+    with pytest.raises(ValueError, match="data_format must be 'channels_first', 'channels_last', got 'none'"):
+        small(images, data_format="none")
+
+
+def test_device_moves_every_tensor(small):
+    features = small(
+        pixels(),
+        device="meta",
+        annotations={"annotations": [{"bbox": [1, 2, 3, 4], "category_id": 0}]},
+    )
+    values = [features[name] for name in ("pixel_values", "pixel_mask", "image_sizes")]
+    assert {value.device.type for value in (*values, *features["labels"][0].values())} == {"meta"}
+    with pytest.raises(ValueError, match="device 'gpu' is not a device of torch"):
+        small(pixels(), device="gpu")
+    with pytest.raises(ValueError, match="device 'meta' needs return_tensors='pt', got 'np'"):
+        small(pixels(), device="meta", return_tensors="np")
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "expected"),
+    [
+        (42, {}, (42, 84)),
+        (42, {"max_size": 60}, (30, 60)),
+        (42, {"max_size": 1000}, (42, 84)),
+        ({"longest_edge": 100}, {}, (50, 100)),
+        ({"longest_edge": 49}, {}, (24, 49)),
+        ({"shortest_edge": 30}, {"max_size": 50}, (25, 50)),
+        (np.int64(42), {}, (42, 84)),
+    ],
+)
+def test_sizes_as_a_number_or_one_edge(size, options, expected):
+    image = pixels(200, 400)
+    by_call = GDinoImageProcessor()(image, size=size, **options)
+    by_constructor = GDinoImageProcessor(size=size, **options)
+    assert by_call["image_sizes"].tolist() == [list(expected)]
+    assert torch.equal(by_constructor(image)["pixel_values"], by_call["pixel_values"])
+    loaded = GDinoImageProcessor.from_dict(by_constructor.to_dict())
+    assert loaded.size == by_constructor.size
+
+
+def test_legacy_options_equal_transformers():
+    given = {"size": 42, "max_size": 84, "pad_and_return_pixel_mask": False}
+    ours, theirs = GDinoImageProcessor(**given), GroundingDinoImageProcessorPil(**given)
+    assert ours.size == dict(theirs.size) == {"shortest_edge": 42, "longest_edge": 84}
+    assert ours.do_pad is theirs.do_pad is False
+    assert GDinoImageProcessor()(pixels(40, 400), max_size=100)["image_sizes"].tolist() == [[10, 100]]
+
+
+def test_sizes_that_contradict_are_refused():
+    with pytest.raises(ValueError, match="contradict each other"):
+        GDinoImageProcessor(size=SMALL, max_size=100)
+    with pytest.raises(ValueError, match="contradict each other"):
+        GDinoImageProcessor()(pixels(), size=SMALL, max_size=100)
+
+
+def test_nested_lists_are_one_batch(small):
+    images = [pixels(40, 50), pixels(40, 50, seed=1), pixels(40, 50, seed=2)]
+    flat = small(images)["pixel_values"]
+    assert torch.equal(small([[images[0]], images[1:]])["pixel_values"], flat)
+    assert torch.equal(small([np.stack(images)])["pixel_values"], flat)
+    assert torch.equal(small([[image] for image in images])["pixel_values"], flat)
+
+
+ITEMS = [
+    {"bbox": [4, 6, 20, 16], "category_id": 3, "area": 200, "iscrowd": 0},
+    {"bbox": [0, 0, 50, 40], "category_id": 1, "area": 2000, "iscrowd": 1},
+    {"bbox": [30, 10, 90, 10], "category_id": 2, "area": 150, "iscrowd": 0},
+    {"bbox": [5, 5, 0, 10], "category_id": 2, "area": 0, "iscrowd": 0},
+]
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_labels_have_the_fields_of_transformers(relative, small):
+    annotation = {"image_id": 39769, "annotations": ITEMS}
+    given = {"annotations": annotation, "do_convert_annotations": relative, "return_tensors": "pt"}
+    (ours,) = small(pixels(), **given)["labels"]
+    (theirs,) = GroundingDinoImageProcessorPil(size=SMALL)(images=pixels(), **given)["labels"]
+    assert set(ours) == set(theirs)
+    for name, value in theirs.items():
+        assert ours[name].dtype == value.dtype, name
+        torch.testing.assert_close(
+            ours[name], value, rtol=ROUNDING, atol=ROUNDING, msg=lambda text, n=name: f"{n}: {text}"
+        )
+
+
+def test_labels_without_area_or_id(small):
+    items = [{"bbox": [4, 6, 20, 16], "category_id": 3}, {"bbox": [4, 6, 20, 16], "category_id": 3, "area": None}]
+    (label,) = small(pixels(), annotations={"annotations": items, "image_id": "a.jpg"})["labels"]
+    assert "image_id" not in label
+    assert label["size"].tolist() == [64, 80]
+    assert label["orig_size"].tolist() == [40, 50]
+    # The area of the box, grown with the picture by 1.6 a side.
+    torch.testing.assert_close(label["area"], torch.full((2,), 20 * 16 * 1.6**2))
+    (empty,) = small(pixels(), annotations={"annotations": []})["labels"]
+    assert (empty["boxes"].shape, empty["area"].shape, empty["iscrowd"].shape) == ((0, 4), (0,), (0,))
+
+
+def test_channels_are_kept_on_demand(small):
+    image = pixels(channels=4)
+    given = {"do_convert_rgb": False, "image_mean": [0.0] * 4, "image_std": [1.0] * 4}
+    kept = small(image, input_data_format="channels_last", **given)["pixel_values"]
+    assert kept.shape == (1, 4, 64, 80)
+    rgb = small(image[..., :3], do_normalize=False)["pixel_values"]
+    assert torch.equal(kept[:, :3], rgb)
+    assert torch.equal(small(Image.fromarray(image, "RGBA"), **given)["pixel_values"], kept)
+    assert small(image)["pixel_values"].shape == (1, 3, 64, 80)
+    with pytest.raises(ValueError, match="image_mean has 3 numbers for pictures of 4 channels"):
+        small(image, do_convert_rgb=False)
+    with pytest.raises(ValueError, match="Pictures of 3 and 4 channels do not stack"):
+        small([image, image[..., :3]], do_convert_rgb=False, do_normalize=False)
+
+
+@pytest.mark.parametrize("std", [0, [0.2, 0, 0.2], [float("nan")] * 3])
+def test_a_std_to_divide_by_is_not_zero(std):
+    with pytest.raises(ValueError, match="pixels are divided by it"):
+        GDinoImageProcessor(image_std=std)
+    with pytest.raises(ValueError, match="pixels are divided by it"):
+        GDinoImageProcessor()(pixels(), image_std=std)
+
+
+def test_panoptic_annotations_are_refused(small):
+    with pytest.raises(ValueError, match="format must be 'coco_detection', got 'coco_panoptic'"):
+        small(pixels(), format="coco_panoptic")
+
+
+class _Server(BaseHTTPRequestHandler):
+    def do_GET(self):
+        found = self.path == "/picture.png"
+        self.send_response(200 if found else 404)
+        self.end_headers()
+        self.wfile.write(self.server.content if found else b"")
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address():
+    """The address of a server on this machine that has one picture."""
+    file = io.BytesIO()
+    Image.fromarray(pixels()).save(file, "PNG")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Server)
+    server.content = file.getvalue()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_addresses_and_base64_are_pictures(address, small):
+    expected = small(pixels())["pixel_values"]
+    file = io.BytesIO()
+    Image.fromarray(pixels()).save(file, "PNG")
+    text = base64.b64encode(file.getvalue()).decode()
+    for image in (f"{address}/picture.png", f"HTTP{address[4:]}/picture.png", text, f"data:image/png;base64,{text}"):
+        assert torch.equal(small(image)["pixel_values"], expected)
+    batch = small([f"{address}/picture.png", pixels()])["pixel_values"]
+    assert torch.equal(batch, torch.cat((expected, expected)))
+
+
+def test_addresses_that_fail_are_named(address, small):
+    with pytest.raises(ValueError, match=r"/none\.png cannot be read \(HTTP Error 404"):
+        small(f"{address}/none.png")
+    with pytest.raises(ValueError, match="is not in base64"):
+        small("data:image/svg+xml,<svg/>")
+    with pytest.raises(ValueError, match="holds no base64"):
+        small("data:image/png;base64,%%%")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_picture_that_was_read_is_not_turned_again(kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    Image.fromarray(pixels(24, 40)).save(file, kind, exif=exif)
+    once = load_image(file.getvalue())
+    assert np.array_equal(np.asarray(load_image(once)), np.asarray(once))
