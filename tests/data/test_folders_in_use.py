@@ -4,8 +4,9 @@ import json
 import logging
 import os
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from gdino_hf.cli import main
 from gdino_hf.data.annotation_files import annotation_file, find_split, other_splits
@@ -16,6 +17,7 @@ from gdino_hf.data.formats import open_dataset
 from gdino_hf.data.odvg import odvg_names, read_odvg
 from gdino_hf.evaluation.ground_truth import coco_ground_truth
 from gdino_hf.evaluation.open_ground_truth import open_ground_truth
+from gdino_hf.model.picture_pixels import load_image
 from gdino_hf.training.arguments import DataArguments
 from gdino_hf.training.fine_tuning import read_data
 
@@ -355,3 +357,72 @@ def test_training_reads_the_header_of_each_picture_once(tmp_path, monkeypatch):
     train = str(root / "train")
     assert len({path for path in opened if not path.startswith(train)}) == 4
     assert len([path for path in opened if not path.startswith(train)]) == 4
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tiff"])
+def test_a_picture_of_a_row_is_turned_once_whatever_reads_it_next(tmp_path, tiny_processor, kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.new("RGB", (40, 30))
+    stored.paste((255, 255, 255), (0, 0, 20, 15))
+    stored.save(tmp_path / f"1.{kind}", exif=exif)
+    content = coco([f"1.{kind}"])
+    del content["images"][0]["width"]
+    picture = read_coco(write(tmp_path / "train.json", content))[0]["image"]
+    upright = ImageOps.exif_transpose(Image.open(tmp_path / f"1.{kind}"))
+    assert picture.size == load_image(picture).size == upright.size
+    again = np.asarray(load_image(load_image(picture)), dtype=int)
+    assert np.abs(again - np.asarray(upright.convert("RGB"), dtype=int)).max() < 60
+
+
+def test_an_orientation_behind_the_pixels_of_a_png_counts(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(tmp_path / "1.png", exif=exif)
+    content = (tmp_path / "1.png").read_bytes()
+    start = content.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+    last = content.index(b"IEND") - 4
+    moved = content[:start] + content[end:last] + content[start:end] + content[last:]
+    assert len(moved) == len(content)
+    (tmp_path / "1.png").write_bytes(moved)
+    row = read_coco(write(tmp_path / "train.json", coco(["1.png"])))[0]
+    assert row["image"].size == (row["width"], row["height"]) == (30, 40)
+
+
+def test_a_damaged_picture_is_named_by_whatever_reads_it(tmp_path):
+    for name in ("1.png", "2.png"):
+        picture(tmp_path / name)
+    path = write(tmp_path / "train.json", coco())
+    lines = [line(filename="1.png"), line(filename="2.png")]
+    (tmp_path / "lines.jsonl").write_text("\n".join(lines))
+    whole = (tmp_path / "2.png").read_bytes()
+    # Cut in the pixels, which only decoding notices.
+    (tmp_path / "2.png").write_bytes(whole[:60])
+    for file in (path, tmp_path / "lines.jsonl"):
+        for streaming in (False, True):
+            rows, _ = open_dataset(file, streaming=streaming)
+            with pytest.raises(ValueError, match=r"2\.png.*cannot be decoded"):
+                list(rows)
+    for content in (b"no picture", b"", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"):
+        (tmp_path / "2.png").write_bytes(content)
+        for file in (path, tmp_path / "lines.jsonl"):
+            with pytest.raises(ValueError, match=r"2\.png"):
+                open_dataset(file)
+            with pytest.raises(ValueError, match=r"2\.png"):
+                list(open_dataset(file, streaming=True)[0])
+            assert "unreadable files" in kinds(check_dataset(file))
+
+
+def test_rows_join_with_those_of_the_stock_image_column(tmp_path):
+    import datasets
+
+    picture(tmp_path / "1.png")
+    rows = read_coco(write(tmp_path / "train.json", coco(["1.png"])))
+    stock = rows.cast_column("image", datasets.Image())
+    assert rows.features == stock.features
+    assert len(datasets.concatenate_datasets([rows, stock])) == 2
+    assert rows.select([0]).map(lambda row: {"image_id": row["image_id"] + 1})[0]["image"].size == (40, 30)
+    rows.save_to_disk(tmp_path / "saved")
+    assert datasets.load_from_disk(tmp_path / "saved")[0]["image"].size == (40, 30)

@@ -17,7 +17,7 @@ from gdino_hf.data.transforms import (
     RandomScaleCrop,
     crop,
 )
-from gdino_hf.model.image_processing_gdino import to_rgb
+from gdino_hf.model.picture_pixels import to_rgb
 
 
 def marked(width=60, height=40, box=(10, 5, 25, 20), names=("cat",)):

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from ..error_text import reason
+from ..model.picture_files import open_picture
 from ..model.text_prompt import name_key, shorten
 from .annotation_files import annotation_file, annotation_format
 from .annotation_options import DEFAULT_OPTIONS, AnnotationOptions
@@ -185,8 +185,7 @@ class _Check:
         self._files.add(name)
         if self.decode and is_file(path):
             try:
-                with Image.open(path) as picture:
-                    ImageOps.exif_transpose(picture).load()
+                open_picture(path)
             # A damaged file makes the decoders raise exceptions of almost any type.
             except Exception as error:
                 self.add(UNREADABLE, f"{shorten(name)}: {reason(error)[:80]}")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 
+from ..model.picture_formats import END_BYTES, START_BYTES, decoder, picture_format
 from .annotation_options import AnnotationOptions
 from .faults import Report
 
@@ -114,9 +117,33 @@ def read_header(path: Path) -> Header:
 
 
 def _read_header(path: Path) -> Header:
-    with Image.open(path) as picture:
-        orientation = picture.getexif().get(_ORIENTATION, 1)
+    with path.open("rb") as file:
+        start = file.read(START_BYTES)
+        file.seek(max(0, file.seek(0, os.SEEK_END) - END_BYTES))
+        kind = picture_format(start, file.read())
+        file.seek(0)
+        if kind is None:
+            raise ValueError("it is not a picture that can be read here")
+        picture = decoder(kind)(file, "")
+        # A PNG may tell its orientation behind the pixels, for which Pillow decodes all of them.
+        is_told_early = kind == "PNG" and not _has_late_text(file)
+        exif = Image.Image.getexif(picture) if is_told_early else picture.getexif()
+        orientation = exif.get(_ORIENTATION, 1)
         return picture.size, orientation if orientation in range(1, 9) else 1
+
+
+def _has_late_text(file: BinaryIO) -> bool:
+    """Whether a PNG has metadata behind its pixels; the place in the file stays the same."""
+    place = file.tell()
+    file.seek(len(b"\x89PNG\r\n\x1a\n"))
+    pixels = late = False
+    while not late and len(head := file.read(8)) == 8:
+        pixels = pixels or head[4:] == b"IDAT"
+        late = pixels and head[4:] in (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
+        # The chunk's content and its checksum.
+        file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    file.seek(place)
+    return late
 
 
 def find_frame(

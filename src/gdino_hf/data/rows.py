@@ -34,10 +34,12 @@ def features(captions: bool, text_ids: bool = False) -> Features:
         (N) and `crowd` (N); for grounding also `caption` (None in rows without one) and `spans` (a list of [start, end)
         characters of the caption per box).
     """
-    from datasets import Features, Image, List, Value
+    from datasets import Features, List, Value
+
+    from .picture_column import PictureColumn
 
     columns = {
-        "image": Image(),
+        "image": PictureColumn(),
         "image_id": Value("string" if text_ids else "int64"),
         "width": Value("int32"),
         "height": Value("int32"),
