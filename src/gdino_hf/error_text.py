@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .model.printable import printable
+
 
 def __getattr__(name: str) -> Any:
     """CONFIG_ERRORS: the exceptions raised when a configuration is made from values it does not accept."""
@@ -31,6 +33,8 @@ def reason(error: BaseException, *, name_file: bool = False, most_lines: int = 1
     from huggingface_hub.errors import StrictDataclassError
     from PIL import UnidentifiedImageError
 
+    if hasattr(error, "without_name"):
+        return printable(error.without_name)
     if isinstance(error, UnidentifiedImageError):
         return "it is not a picture that can be read"
     cause = getattr(error, "reason", None)
@@ -38,11 +42,11 @@ def reason(error: BaseException, *, name_file: bool = False, most_lines: int = 1
         # A URLError wraps the connection's error, which has the cause.
         return reason(cause, most_lines=most_lines)
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if name_file and error.filename else error.strerror
+        return printable(f"{error.strerror}: {error.filename}" if name_file and error.filename else error.strerror)
     if isinstance(error, KeyError) and len(error.args) == 1:
         return f"the key {error.args[0]!r} is missing"
     text = str(error)
     lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()] or [type(error).__name__]
     cause_is_last = isinstance(error, StrictDataclassError) or "Traceback (most recent call last)" in text
     kept = lines[-1:] if cause_is_last else lines[:most_lines]
-    return " ".join(kept).removeprefix("ValueError: ").rstrip(".")
+    return printable(" ".join(kept).removeprefix("ValueError: ").rstrip("."))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import warnings
 import zlib
 
 import numpy as np
@@ -15,8 +16,9 @@ import pytest
 from PIL import Image
 
 from gdino_hf.model.image_processing_gdino import load_image
-from gdino_hf.model.picture_files import MEGAPIXEL, PEAK_BYTES_PER_PIXEL, PictureError, PictureLimits, open_picture
+from gdino_hf.model.picture_files import open_picture, read_header
 from gdino_hf.model.picture_formats import FORMAT_NAMES, PICTURE_SUFFIXES, foreign_format, picture_format
+from gdino_hf.model.picture_limits import MEGAPIXEL, PEAK_BYTES_PER_PIXEL, PictureError, PictureLimits
 from picture_bytes import chunk, encoded, many_scans, png, png16, qoi, smooth
 
 SMALL = PictureLimits(pixels=10_000, bytes=100_000, seconds=5)
@@ -162,7 +164,10 @@ def test_heic_is_read_where_its_decoder_is_installed():
 def test_too_many_pixels_are_refused_before_decoding(side, depth):
     data = png(side, side, depth, 0, zlib.compress(bytes(1000)))
     begin = time.thread_time()
-    for source in (data, Image.open(io.BytesIO(data)) if side < 13_377 else data):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        opened = Image.open(io.BytesIO(data)) if side < 13_377 else data
+    for source in (data, opened):
         with pytest.raises(PictureError, match=rf"{side} x {side} pixels; .* 80 million.*GDINO_MAX_MEGAPIXELS"):
             load_image(source)
     assert time.thread_time() - begin < 1
@@ -227,6 +232,32 @@ def test_decoding_stops_after_the_limit_of_time():
         with pytest.raises(PictureError, match=r"takes more than 0\.2 seconds to decode"):
             load_image(data, limits=PictureLimits(seconds=0.2))
     assert time.thread_time() - begin < 2
+
+
+def test_a_header_is_read_within_the_same_limits(picture, tmp_path):
+    _, data, pixels = picture
+    path = tmp_path / "it"
+    path.write_bytes(data)
+    for source in (path, data, io.BytesIO(data)):
+        assert read_header(source) == ((pixels.shape[1], pixels.shape[0]), 1)
+        with pytest.raises(PictureError, match="pixels; a picture"):
+            read_header(source, PictureLimits(pixels=100))
+    for wrong in (EPS, b"", data[:9]):
+        path.write_bytes(wrong)
+        with pytest.raises(PictureError, match=r"^it "):
+            read_header(path, name="it")
+    with pytest.raises(PictureError, match="There is no file absent"):
+        read_header(tmp_path / "absent", name="absent")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_a_picture_is_turned_upright_once(kind):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(Image.fromarray(smooth()), kind, exif=exif)
+    assert read_header(data) == ((60, 40), 6)
+    once = load_image(data)
+    assert once.size == load_image(once).size == (40, 60)
 
 
 def test_limits_come_from_the_environment(monkeypatch):

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
-from PIL import Image
-
-from ..model.picture_formats import END_BYTES, START_BYTES, decoder, picture_format
+from ..model import picture_files
 from .annotation_options import AnnotationOptions
 from .faults import Report
 
-# EXIF tag of the camera's orientation, and its values that swap width and height.
-_ORIENTATION = 0x0112
+# EXIF orientations that swap width and height.
 _SWAPS_SIDES = (5, 6, 7, 8)
 
 Size = tuple[int, int]
@@ -98,15 +93,15 @@ def read_header(path: Path) -> Header:
         Width and height in pixels as stored, and the orientation, 1..8.
 
     Raises:
-        Exception: The file is not an image or damaged; decoders raise exceptions of almost any type.
+        PictureError: A ValueError: the file is missing, not a picture that is read here, damaged or beyond a limit.
     """
     known = _headers.get()
     if known is None:
-        return _read_header(path)
+        return picture_files.read_header(path, name=path.name)
     key = str(path)
     if key not in known:
         try:
-            known[key] = _read_header(path)
+            known[key] = picture_files.read_header(path, name=path.name)
         # Kept to be raised again, since the same file is asked for several times.
         except Exception as error:
             known[key] = error.with_traceback(None)
@@ -114,36 +109,6 @@ def read_header(path: Path) -> Header:
     if isinstance(header, Exception):
         raise header
     return header
-
-
-def _read_header(path: Path) -> Header:
-    with path.open("rb") as file:
-        start = file.read(START_BYTES)
-        file.seek(max(0, file.seek(0, os.SEEK_END) - END_BYTES))
-        kind = picture_format(start, file.read())
-        file.seek(0)
-        if kind is None:
-            raise ValueError("it is not a picture that can be read here")
-        picture = decoder(kind)(file, "")
-        # A PNG may tell its orientation behind the pixels, for which Pillow decodes all of them.
-        is_told_early = kind == "PNG" and not _has_late_text(file)
-        exif = Image.Image.getexif(picture) if is_told_early else picture.getexif()
-        orientation = exif.get(_ORIENTATION, 1)
-        return picture.size, orientation if orientation in range(1, 9) else 1
-
-
-def _has_late_text(file: BinaryIO) -> bool:
-    """Whether a PNG has metadata behind its pixels; the place in the file stays the same."""
-    place = file.tell()
-    file.seek(len(b"\x89PNG\r\n\x1a\n"))
-    pixels = late = False
-    while not late and len(head := file.read(8)) == 8:
-        pixels = pixels or head[4:] == b"IDAT"
-        late = pixels and head[4:] in (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
-        # The chunk's content and its checksum.
-        file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
-    file.seek(place)
-    return late
 
 
 def find_frame(

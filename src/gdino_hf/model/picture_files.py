@@ -6,15 +6,14 @@ limits hold in Python, in the commands, in training, in evaluation and on the we
 
 import io
 import os
-import re
-import struct
-import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from PIL import Image, ImageFile
 
 from .picture_formats import (
+    END_BYTES,
     FORMAT_NAMES,
     PICTURE_FORMATS,
     PLAIN_PPM_SHARE,
@@ -22,6 +21,19 @@ from .picture_formats import (
     decoder,
     foreign_format,
     picture_format,
+)
+from .picture_limits import (
+    MEGABYTE,
+    PictureError,
+    PictureLimits,
+    TimedBytes,
+    TimedFile,
+    check_icon,
+    check_pixels,
+    damaged,
+    has_many_scans,
+    too_many_scans,
+    too_slow,
 )
 from .pixel_depth import join_bytes, low_bytes_mode, stated_depth, use_raw_mode
 from .printable import printable
@@ -32,20 +44,8 @@ DEPTH_KEY = "gdino_bit_depth"
 # Of 16 bits, 14 leave the high byte below this.
 _HIGH_BYTE_IN_USE = 64
 
-MEGAPIXEL = 1_000_000
-MEGABYTE = 2**20
-PEAK_BYTES_PER_PIXEL = 12
-"""Most memory that reading a picture takes per pixel that `PictureLimits.pixels` allows, beside the file itself."""
-
-MOST_SCANS = 100
-"""Most scans of a JPEG: progressive files have about ten, and decoding passes over all pixels once per scan."""
-
-_MOST_MARKERS = 10_000
-# In a scan's data, FF is followed by 0 or is a restart marker; FF may be repeated before a marker.
-_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
-_START_OF_SCAN, _END_OF_IMAGE, _WITHOUT_LENGTH = 0xDA, 0xD9, (0x01, 0xD8)
-
-_ORIENTATION = 0x0112
+# Tags of EXIF and TIFF.
+_WIDTH, _HEIGHT, _ORIENTATION = 0x0100, 0x0101, 0x0112
 _METADATA = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -56,57 +56,6 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-class PictureError(ValueError):
-    """A picture that cannot be read or exceeds a limit.
-
-    Args:
-        what: Name of the picture and what is wrong with it, with the limit.
-        remedy: What to do about it.
-        kind: "missing", "bytes", "pixels", "time", "format" or "damaged".
-    """
-
-    def __init__(self, what: str, remedy: str, kind: str) -> None:
-        super().__init__(f"{what}; {remedy}.")
-        self.what, self.remedy, self.kind = what, remedy, kind
-
-    def __reduce__(self) -> tuple:
-        return type(self), (self.what, self.remedy, self.kind)
-
-
-@dataclass(frozen=True)
-class PictureLimits:
-    """Limits of what is decoded.
-
-    The environment variables GDINO_MAX_MEGAPIXELS, GDINO_MAX_MEGABYTES and GDINO_MAX_SECONDS replace the defaults in a
-    process and in the workers it starts.
-
-    Attributes:
-        pixels: Most pixels of a picture. Reading takes at most `PEAK_BYTES_PER_PIXEL` bytes of memory for each, so the
-            default takes at most 960 MB. Formats whose decoders take more memory or time may have a part of these
-            pixels (`PictureFormat.share`): WebP, AVIF and HEIC more than half, JPEG 2000 a quarter, QOI and plain PPM a
-            fiftieth.
-        bytes: Most bytes of a file.
-        seconds: Most seconds of the processor's time that decoding may take.
-    """
-
-    pixels: int = 80 * MEGAPIXEL
-    bytes: int = 200 * MEGABYTE
-    seconds: float = 10.0
-
-    @classmethod
-    def current(cls) -> "PictureLimits":
-        """Return the limits that the environment variables set.
-
-        Raises:
-            ValueError: A variable is not a positive number.
-        """
-        return cls(
-            pixels=int(_environment("GDINO_MAX_MEGAPIXELS", cls.pixels / MEGAPIXEL) * MEGAPIXEL),
-            bytes=int(_environment("GDINO_MAX_MEGABYTES", cls.bytes / MEGABYTE) * MEGABYTE),
-            seconds=_environment("GDINO_MAX_SECONDS", cls.seconds),
-        )
 
 
 def open_picture(
@@ -129,46 +78,64 @@ def open_picture(
             beyond a limit.
     """
     limits = limits or PictureLimits.current()
-    is_path = isinstance(source, (str, os.PathLike))
-    name = printable(name if name is not None else source if is_path else "The file given", limit=200)
+    name = _name(source, name)
     data = _read(source, limits, name)
-    kind = picture_format(data[:100], data[-100:])
-    if kind is None:
-        raise _not_a_picture(data, name)
-    timed = _TimedBytes(data, limits.seconds)
-    try:
-        opener = decoder(kind)
-    except ImportError as error:
-        title = next(each.title for each in PICTURE_FORMATS if each.name == kind)
-        raise PictureError(f"{name} is a {title} picture", str(error), "format") from error
-    try:
-        if kind in ("ICO", "CUR"):
-            _check_icon(data, limits, name)
-        picture = opener(timed, "")
-        _check_pixels(picture.size, _share(kind, data), limits, name)
-        if kind == "JPEG" and _has_many_scans(data):
-            raise _too_many_scans(name)
+    timed = TimedBytes(data, limits.seconds)
+    with _one_sentence(name, timed, limits):
+        kind, picture = _opened(timed, limits, name)
+        if kind == "JPEG" and has_many_scans(data):
+            raise too_many_scans(name)
         picture.info[DEPTH_KEY] = stated_depth(kind, data, picture)
         low, low_modes = None, low_bytes_mode(picture)
         picture.load()
         if low_modes is not None and (bit_depth or not _uses_16_bits(picture)):
-            low = opener(_TimedBytes(data, limits.seconds), "")
+            low = decoder(kind)(TimedBytes(data, limits.seconds), "")
             use_raw_mode(low, *low_modes)
             low.load()
         del data
-    except PictureError:
-        raise
-    except Exception as error:  # decoders raise exceptions of any type on damaged files
-        if timed.is_late:
-            raise _too_slow(name, limits) from error
-        raise damaged(name, error) from error
-    if timed.is_late:
-        raise _too_slow(name, limits)
     if low is not None and low_modes is not None:
         picture = join_bytes(picture, low, grey=low_modes[1] == "RGBA", bit_depth=bit_depth)
         del low
     # Turning and copying both leave the open file behind.
     return upright(picture)
+
+
+def read_header(
+    source: Any, limits: PictureLimits | None = None, *, name: str | None = None
+) -> tuple[tuple[int, int], int]:
+    """Read the size of a picture and its orientation without decoding its pixels, where its format allows that.
+
+    Args:
+        source: Path, content as bytes, or open binary file.
+        limits: Limits to keep; None for those of the environment variables.
+        name: Name of the picture for messages; None for the path.
+
+    Returns:
+        Width and height in pixels as stored, and the EXIF orientation, 1 to 8.
+
+    Raises:
+        PictureError: As for `open_picture`.
+    """
+    limits = limits or PictureLimits.current()
+    name = _name(source, name)
+    if not isinstance(source, (str, os.PathLike)):
+        source = io.BytesIO(_read(source, limits, name))
+    try:
+        raw = io.FileIO(source) if isinstance(source, (str, os.PathLike)) else source
+        timed = TimedFile(raw, limits.seconds)
+    except FileNotFoundError as error:
+        raise PictureError(name, "is missing", "check the path", "missing") from error
+    except Exception as error:  # as in `_read`
+        raise damaged(name, error) from error
+    with timed, _one_sentence(name, timed, limits):
+        kind, picture = _opened(timed, limits, name)
+        # Pillow's size of a TIFF is that after turning.
+        size = (picture.tag_v2[_WIDTH], picture.tag_v2[_HEIGHT]) if kind == "TIFF" else picture.size
+        # A PNG may tell its orientation behind the pixels, for which Pillow decodes all of them.
+        is_told_early = kind == "PNG" and not _has_late_text(timed)
+        exif = Image.Image.getexif(picture) if is_told_early else picture.getexif()
+        orientation = exif.get(_ORIENTATION, 1)
+    return size, orientation if orientation in range(1, 9) else 1
 
 
 def upright(picture: Image.Image) -> Image.Image:
@@ -214,23 +181,59 @@ def check_opened(picture: Image.Image, limits: PictureLimits | None = None) -> N
     name = printable(getattr(picture, "filename", "") or "The picture", limit=200)
     kind = _PARENTS.get(picture.format or "", picture.format or "of no name")
     if kind not in FORMAT_NAMES:
-        raise PictureError(f"{name} is of the format {kind}, which is not read here", _GIVE, "format")
+        raise PictureError(name, f"is of the format {kind}, which is not read here", _GIVE, "format")
     is_plain = any(tile[0] == "ppm_plain" for tile in picture.tile)
-    _check_pixels(picture.size, _share(kind, b"P3" if is_plain else b""), limits or PictureLimits.current(), name)
+    check_pixels(picture.size, _share(kind, b"P3" if is_plain else b""), limits or PictureLimits.current(), name)
     file = getattr(picture, "fp", None)
-    if kind == "JPEG" and file is not None and _has_many_scans(_content(file)):
-        raise _too_many_scans(name)
-
-
-def damaged(name: str, error: Exception) -> PictureError:
-    """Return the error for a picture whose decoder failed."""
-    why = printable(" ".join(str(error).split()), limit=200) or type(error).__name__
-    return PictureError(f"{name} cannot be decoded ({why.rstrip('.')})", "save it again or leave it out", "damaged")
+    if kind == "JPEG" and file is not None and has_many_scans(_content(file)):
+        raise too_many_scans(name)
 
 
 _GIVE = f"give {READABLE}"
 # Formats of Pillow that are kinds of others.
 _PARENTS = {"MPO": "JPEG", "DIB": "BMP"}
+
+
+def _name(source: Any, name: str | None) -> str:
+    is_path = isinstance(source, (str, os.PathLike))
+    return printable(name if name is not None else source if is_path else "The file given", limit=200)
+
+
+def _opened(file: Any, limits: PictureLimits, name: str) -> tuple[str, Any]:
+    """Return the format of an open file, and the picture with its header read; its pixels are within the limits."""
+    start = file.read(1000)
+    length = file.seek(0, os.SEEK_END)
+    file.seek(max(0, length - END_BYTES))
+    kind = picture_format(start, file.read(END_BYTES))
+    if kind is None:
+        raise _not_a_picture(start, name)
+    file.seek(0)
+    if kind in ("ICO", "CUR"):
+        check_icon(file.read(), limits, name)
+        file.seek(0)
+    try:
+        opener = decoder(kind)
+    except ImportError as error:
+        title = next(each.title for each in PICTURE_FORMATS if each.name == kind)
+        raise PictureError(name, f"is a {title} picture", str(error), "format") from error
+    picture = opener(file, "")
+    check_pixels(picture.size, _share(kind, start), limits, name)
+    return kind, picture
+
+
+@contextmanager
+def _one_sentence(name: str, file: Any, limits: PictureLimits) -> Iterator[None]:
+    """Turn what decoders raise on damaged files, exceptions of any type, into a PictureError."""
+    try:
+        yield
+    except PictureError:
+        raise
+    except Exception as error:
+        if file.is_late:
+            raise too_slow(name, limits) from error
+        raise damaged(name, error) from error
+    if file.is_late:
+        raise too_slow(name, limits)
 
 
 def _read(source: Any, limits: PictureLimits, name: str) -> bytes:
@@ -246,18 +249,33 @@ def _read(source: Any, limits: PictureLimits, name: str) -> bytes:
                 source.seek(0)
             data = source.read(limits.bytes + 1)
     except FileNotFoundError as error:
-        raise PictureError(f"There is no file {name}", "check the path", "missing") from error
+        raise PictureError(name, "is missing", "check the path", "missing") from error
     except Exception as error:  # paths with a null character, files of any class
         raise damaged(name, error) from error
     if not isinstance(data, bytes):
-        raise PictureError(f"{name} was opened as text", "open it with mode 'rb'", "format")
+        raise PictureError(name, "was opened as text", "open it with mode 'rb'", "format")
     if len(data) > limits.bytes:
         raise PictureError(
-            f"{name} has more than {limits.bytes / MEGABYTE:g} MB, the limit of a picture",
+            name,
+            f"has more than {limits.bytes / MEGABYTE:g} MB, the limit of a picture",
             "make it smaller, or raise the limit with GDINO_MAX_MEGABYTES or PictureLimits(bytes=...)",
             "bytes",
         )
     return data
+
+
+def _has_late_text(file: Any) -> bool:
+    """Whether a PNG has metadata behind its pixels; the place in the file stays the same."""
+    place = file.tell()
+    file.seek(len(b"\x89PNG\r\n\x1a\n"))
+    pixels = late = False
+    while not late and len(head := file.read(8)) == 8:
+        pixels = pixels or head[4:] == b"IDAT"
+        late = pixels and head[4:] in (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
+        # The chunk's content and its checksum.
+        file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    file.seek(place)
+    return late
 
 
 def _content(file: Any) -> bytes:
@@ -280,11 +298,11 @@ def _uses_16_bits(picture: Image.Image) -> bool:
 
 def _not_a_picture(data: bytes, name: str) -> PictureError:
     if not data:
-        return PictureError(f"{name} is empty (0 bytes)", "get the picture again", "format")
+        return PictureError(name, "is empty (0 bytes)", "get the picture again", "format")
     foreign = foreign_format(data[:1000])
     if foreign:
-        return PictureError(f"{name} is {foreign}, which is not read here", f"save it as {READABLE}", "format")
-    return PictureError(f"{name} is not a picture that can be read here", _GIVE, "format")
+        return PictureError(name, f"is {foreign}, which is not read here", f"save it as {READABLE}", "format")
+    return PictureError(name, "is not a picture that can be read here", _GIVE, "format")
 
 
 def _share(kind: str, data: bytes) -> float:
@@ -292,99 +310,3 @@ def _share(kind: str, data: bytes) -> float:
     if kind == "PPM" and data[:2] in (b"P1", b"P2", b"P3"):
         return PLAIN_PPM_SHARE
     return next(each.share for each in PICTURE_FORMATS if each.name == kind)
-
-
-def _check_pixels(size: tuple[int, int], share: float, limits: PictureLimits, name: str) -> None:
-    width, height = size
-    most = int(limits.pixels * share)
-    if width * height > most:
-        of_its_kind = "" if share == 1 else " of its format"
-        raise PictureError(
-            f"{name} has {width} x {height} pixels; a picture{of_its_kind} may have {most / MEGAPIXEL:g} million",
-            "make it smaller, or raise the limit with GDINO_MAX_MEGAPIXELS or PictureLimits(pixels=...)",
-            "pixels",
-        )
-
-
-def _check_icon(data: bytes, limits: PictureLimits, name: str) -> None:
-    """Check the sizes of the pictures in an icon, which Pillow decodes when it opens the file."""
-    for entry in range(int.from_bytes(data[4:6], "little")):
-        at = 6 + 16 * entry
-        if len(data) < at + 16:
-            break
-        (start,) = struct.unpack_from("<I", data, at + 12)
-        if data[start : start + 8] == b"\x89PNG\r\n\x1a\n":
-            size = struct.unpack(">II", data[start + 16 : start + 24].ljust(8, b"\0"))
-        else:
-            size = struct.unpack("<ii", data[start + 4 : start + 12].ljust(8, b"\0"))
-        _check_pixels((abs(size[0]), abs(size[1])), 1.0, limits, name)
-
-
-def _has_many_scans(data: bytes) -> bool:
-    """Whether a JPEG's first picture has more scans than `MOST_SCANS`, or more segments than any real one."""
-    at, scans = 2, 0
-    for _ in range(_MOST_MARKERS):
-        found = _MARKER.search(data, at)
-        if found is None or data[found.end() - 1] == _END_OF_IMAGE:
-            return False
-        marker, at = data[found.end() - 1], found.end()
-        if marker == _START_OF_SCAN:
-            scans += 1
-            if scans > MOST_SCANS:
-                return True
-        if marker not in _WITHOUT_LENGTH:
-            at += max(int.from_bytes(data[at : at + 2], "big"), 2)
-    return True
-
-
-def _too_many_scans(name: str) -> PictureError:
-    return PictureError(
-        f"{name} is a JPEG of more than {MOST_SCANS} scans, which takes too long", "save it again", "time"
-    )
-
-
-def _too_slow(name: str, limits: PictureLimits) -> PictureError:
-    return PictureError(
-        f"{name} takes more than {limits.seconds:g} seconds to decode, the limit of a picture",
-        "save it again, or raise the limit with GDINO_MAX_SECONDS or PictureLimits(seconds=...)",
-        "time",
-    )
-
-
-class _TimedBytes(io.BytesIO):
-    """A file in memory that stops its reader after a time, for decoders cannot be stopped from outside.
-
-    The time is this thread's processor time, so that a busy machine does not make pictures fail.
-    """
-
-    def __init__(self, data: bytes, seconds: float) -> None:
-        super().__init__(data)
-        self._end = time.thread_time() + seconds
-        self.is_late = False
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        self._check()
-        return super().read(size)
-
-    def readline(self, size: int | None = -1, /) -> bytes:
-        self._check()
-        return super().readline(size)
-
-    def _check(self) -> None:
-        if time.thread_time() > self._end:
-            self.is_late = True
-            raise TimeoutError("it takes too long")
-
-
-def _environment(variable: str, default: float) -> float:
-    """Return a positive number from an environment variable."""
-    text = os.environ.get(variable, "")
-    if not text:
-        return default
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise ValueError(f"{variable} is {text!r}; it must be a positive number, or unset for {default:g}.")
-    return number

@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from .picture_files import DEPTH_KEY, PictureLimits, check_opened, content_of_deep, damaged, open_picture, upright
+from .picture_files import DEPTH_KEY, check_opened, content_of_deep, open_picture, upright
+from .picture_limits import PictureLimits, damaged
 from .pixel_depth import check_depth, is_unit, to_bytes
 from .printable import printable
 
