@@ -6,7 +6,8 @@ import io
 from typing import Any
 
 import gradio as gr
-from PIL import Image
+
+from gdino_hf.model.picture_formats import END_BYTES, picture_format
 
 from . import components, render
 from .components import EVERY, GROUND, PageState
@@ -16,7 +17,8 @@ from .request_limits import CheckedImage, CheckedSlider
 from .safety import Picture, Refused, read_picture
 
 _EMPTY = '<div class="gd-status"><p>Choose a picture, name what to look for, and press Detect.</p></div>'
-_EXTENSIONS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp"}
+# Formats that browsers show.
+_EXTENSIONS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "AVIF": ".avif"}
 
 
 # long: one tab, whose event functions use its components
@@ -155,8 +157,12 @@ def _settings(outputs: Outputs, threshold: float, nms: float, text_threshold: fl
 def _load(address: str) -> str:
     """Download the picture at an address and return the path of the file for the image field."""
     picture = read_picture(fetch(address), address.partition("?")[0])
-    kind = Image.open(io.BytesIO(picture.data)).format or ""
-    return components.write_file(f"{picture.name.rsplit('.', 1)[0]}{_EXTENSIONS[kind]}", picture.data)
+    extension, data = _EXTENSIONS.get(picture_format(picture.data, picture.data[-END_BYTES:]) or ""), picture.data
+    if extension is None:
+        buffer = io.BytesIO()
+        picture.image.save(buffer, "PNG")
+        extension, data = ".png", buffer.getvalue()
+    return components.write_file(f"{picture.name.rsplit('.', 1)[0]}{extension}", data)
 
 
 class _Download:

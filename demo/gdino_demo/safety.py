@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import os
 import unicodedata
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import gradio as gr
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from gdino_hf.model.image_processing_gdino import load_image
+from gdino_hf.model.picture_files import open_picture
+from gdino_hf.model.picture_limits import PictureError, PictureLimits
+from gdino_hf.model.picture_pixels import to_rgb
 from gdino_hf.model.text_prompt import split_labels
 
 MEGABYTE = 2**20
@@ -20,17 +20,21 @@ LARGEST_REQUEST = 100 * MEGABYTE
 """Largest size in bytes of one upload with all its files, and of one video."""
 LARGEST_PICTURE = 20 * MEGABYTE
 MOST_PIXELS = 40_000_000
-MOST_SCANS = 100
-"""Most scans of a JPEG: progressive files have about ten, and decoding passes over all pixels once per scan."""
+LIMITS = PictureLimits(pixels=MOST_PIXELS, bytes=LARGEST_PICTURE, seconds=10)
+"""Limits of a picture. Its formats are those of the package, `gdino_hf.model.picture_formats.PICTURE_FORMATS`."""
 MOST_PICTURES = 50
 MOST_LABELS = 100
 LONGEST_TEXT = 4_000
 KEPT_SECONDS = 600
 """How long files and model outputs are kept after their last use."""
 
-# Few decoders, since each is code that a crafted file could attack.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-_READABLE = "PNG, JPEG, WebP, GIF or BMP"
+# The package's own remedies name settings, which visitors do not have.
+_REMEDIES = {
+    "pixels": "make it smaller",
+    "bytes": "make it smaller",
+    "time": "save it again",
+    "damaged": "save it again",
+}
 
 
 class Refused(gr.Error):
@@ -75,31 +79,14 @@ def read_picture(source: str | os.PathLike | bytes, name: str = "picture") -> Pi
     """
     name = plain_name(name)
     data = source if isinstance(source, bytes) else _read_bytes(source, name)
-    if len(data) > LARGEST_PICTURE:
-        raise Refused(f"{name} has {len(data) // MEGABYTE} MB; a picture may have {LARGEST_PICTURE // MEGABYTE} MB.")
-    start = data[:1000].lstrip().lower()
-    if start.startswith((b"<svg", b"<?xml", b"<!doctype svg")) or b"<svg" in start:
-        raise Refused(f"{name} is an SVG drawing, which is not made of pixels; save it as {_READABLE}.")
     try:
-        with warnings.catch_warnings():
-            # PIL warns of sizes that are refused below.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except Image.DecompressionBombError as error:
-        raise Refused(_too_many_pixels(name)) from error
-    except UnidentifiedImageError as error:
-        raise Refused(f"{name} is not a picture that can be read here; give {_READABLE}.") from error
-    except Exception as error:  # decoders raise errors of many kinds for damaged files
-        raise Refused(f"{name} is damaged and cannot be decoded; save it again.") from error
-    if opened.width * opened.height > MOST_PIXELS:
-        raise Refused(_too_many_pixels(name, opened.size))
-    # The start-of-scan marker cannot occur inside a scan's data, so counting markers counts scans.
-    if opened.format == "JPEG" and data.count(b"\xff\xda") > MOST_SCANS:
-        raise Refused(f"{name} is a JPEG of more than {MOST_SCANS} scans, which takes too long; save it again.")
-    try:
-        return Picture(load_image(opened), data, name)
-    except ValueError as error:
-        raise Refused(f"{name} is damaged and cannot be decoded; save it again.") from error
+        return Picture(to_rgb(open_picture(data, LIMITS, name=name)), data, name)
+    except PictureError as error:
+        # What a decoder says about a damaged file helps no visitor.
+        what = "is damaged and cannot be decoded" if error.kind == "damaged" else error.what
+        raise Refused(f"{name} {what}; {_REMEDIES.get(error.kind, error.remedy)}.") from error
+    except ValueError as error:  # pixels that are not finite, negative or too large
+        raise Refused(f"{name} cannot be used: {error}") from error
 
 
 def _read_bytes(path: str | os.PathLike, name: str) -> bytes:
@@ -115,12 +102,6 @@ def _read_bytes(path: str | os.PathLike, name: str) -> bytes:
         raise Refused(
             f"{name} is no longer kept here; uploads are removed after some minutes, choose it again."
         ) from error
-
-
-def _too_many_pixels(name: str, size: tuple[int, int] | None = None) -> str:
-    """Return the message for a picture with too many pixels."""
-    found = f"{size[0]} x {size[1]} pixels" if size else "far too many pixels"
-    return f"{name} has {found}; a picture may have {MOST_PIXELS // 1_000_000} million, make it smaller."
 
 
 def plain_name(name: str) -> str:

@@ -349,8 +349,10 @@ def test_training_reads_the_header_of_each_picture_once(tmp_path, monkeypatch):
     from gdino_hf.data import frames
 
     opened = []
-    read = frames._read_header
-    monkeypatch.setattr(frames, "_read_header", lambda path: opened.append(str(path)) or read(path))
+    read = frames.picture_files.read_header
+    monkeypatch.setattr(
+        frames.picture_files, "read_header", lambda path, name: opened.append(str(path)) or read(path, name=name)
+    )
     root = export(tmp_path / "export", "train", "valid", "test")
     sets = read_data(DataArguments(data=str(root)))
     assert [len(split.truth.references) for split in sets] == [2, 2, 2]

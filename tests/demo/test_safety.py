@@ -50,14 +50,17 @@ def test_a_rotated_photograph_is_turned_upright(photograph):
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        (png(60_000, 60_000, zlib.compress(b"\0" * 1000)), "million, make it smaller"),
+        (png(60_000, 60_000, zlib.compress(b"\0" * 1000)), "million; make it smaller"),
         (png(8_000, 8_000, zlib.compress(b"\0" * 1000)), "8000 x 8000 pixels; a picture may have 40 million"),
         (png(100, 100, b"no pixels"), "damaged"),
         (b"these are only words", "not a picture that can be read"),
-        (b"", "not a picture that can be read"),
+        (b"", "is empty (0 bytes); get the picture again"),
         (b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
         (b"  \n<svg onload='alert(1)'></svg>", "SVG"),
-        (b"\x89PNG\r\n\x1a\n" + b"\0" * safety.LARGEST_PICTURE, "a picture may have 20 MB"),
+        (
+            b"\x89PNG\r\n\x1a\n" + b"\0" * safety.LARGEST_PICTURE,
+            "more than 20 MB, the limit of a picture; make it smaller",
+        ),
     ],
     ids=["bomb", "64 million", "damaged", "text", "empty", "svg", "svg without head", "21 MB"],
 )
@@ -78,10 +81,18 @@ def test_a_jpeg_of_a_thousand_scans_is_refused_before_it_is_decoded(photograph):
         read_picture(data[:-2] + 1000 * last + data[-2:], "it.jpg")
 
 
-def test_other_formats_of_pil_are_not_decoded(photograph):
-    for kind in ("EPS", "TIFF", "ICO", "PDF"):
-        with pytest.raises(Refused, match="not a picture"):
+def test_the_formats_are_those_of_the_package(photograph):
+    for kind in ("TIFF", "TGA", "PPM", "JPEG2000"):
+        assert read_picture(encoded(photograph, kind)).image.mode == "RGB"
+    for kind in ("EPS", "PDF", "IM"):
+        with pytest.raises(Refused, match=r"not a picture|not read here"):
             read_picture(encoded(photograph, kind))
+
+
+def test_pixels_that_mean_nothing_are_refused_in_one_sentence():
+    data = encoded(Image.fromarray(np.full((4, 4), np.nan, dtype=np.float32)), "TIFF")
+    with pytest.raises(Refused, match=r"it.tif cannot be used: .* not finite"):
+        read_picture(data, "it.tif")
 
 
 def test_a_file_that_was_removed_is_named(tmp_path):

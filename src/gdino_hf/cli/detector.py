@@ -39,15 +39,12 @@ def read_image(source: str) -> Any:
         The picture, turned by its EXIF orientation.
 
     Raises:
-        OSError: The source cannot be read or reached.
-        ValueError: The source is not an image.
+        OSError: The address cannot be reached.
+        ValueError: The source is missing, not an image, damaged or beyond a limit.
     """
-    from gdino_hf.model.image_processing_gdino import load_image
+    from gdino_hf.model.picture_pixels import load_image
 
-    data = read_url(source) if is_url(source) else Path(source).read_bytes()
-    if not data:
-        raise ValueError("the file is empty (0 bytes); get the picture again")
-    return load_image(data)
+    return load_image(read_url(source) if is_url(source) else Path(source))
 
 
 class Detector:
