@@ -25,6 +25,7 @@ except ImportError:
 import torch
 
 from gdino_hf.model.msda_backends import backend_for
+from gdino_hf.model.prompt_groups import forward_in_groups
 
 from .safety import KEPT_SECONDS, Picture, Refused
 
@@ -242,7 +243,7 @@ class Models:
         model = self._loaded[name][0]
         moved = {key: x.to(model.device) if isinstance(x, torch.Tensor) else x for key, x in inputs.items()}
         with torch.inference_mode():
-            outputs = model(**moved)
+            outputs = forward_in_groups(model, moved)
         logits, boxes = outputs.logits.float().cpu(), outputs.pred_boxes.float().cpu()
         return logits, boxes, _device_name(model.device), _backend(model)
 

@@ -134,9 +134,11 @@ class Detector:
         """
         import torch
 
+        from gdino_hf.model.prompt_groups import forward_in_groups
+
         inputs = self._prepare(image).to(self.device)
         with torch.inference_mode():
-            outputs = self.model(**inputs)
+            outputs = forward_in_groups(self.model, inputs)
         return self.processor.post_process_grounded_object_detection(
             outputs,
             inputs,

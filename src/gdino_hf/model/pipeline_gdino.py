@@ -1,32 +1,34 @@
 """`pipeline("zero-shot-object-detection")` with one forward pass for all labels."""
 
-import base64
 import copy
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel, ZeroShotObjectDetectionPipeline
-from transformers.image_utils import load_image as load_remote_image
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .image_processing_gdino import load_image
+from .picture_pixels import load_image
+from .pipeline_inputs import pipeline_inputs
 from .processing_gdino import GDinoProcessor
+from .prompt_groups import forward_in_groups
+from .remote_pictures import downloaded
 from .text_prompt import parse_labels
 
 _TASK = "zero-shot-object-detection"
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
-_REMOTE = ("http://", "https://", "data:image/")
-# Every picture needs more base64 characters than this; a shorter string is a path.
-_SHORTEST_PICTURE = 64
+_PREPROCESS = ("timeout", "negative_labels")
+_POSTPROCESS = ("threshold", "top_k", "nms_threshold", "text_threshold")
 
 
 class GDinoZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
     """Zero-shot detection that runs all labels of an image, or of a batch of images, in one forward pass.
 
-    Arguments and results are those of the stock pipeline. A call also takes `negative_labels` (labels that compete for
-    boxes but are left out of results), and `text_threshold` and `nms_threshold` as in
+    Labels that exceed one prompt share the image backbone's pass; see `forward_in_groups`. Arguments and results are
+    those of the stock pipeline, and boxes lie within the picture. A call also takes `negative_labels` (labels that
+    compete for boxes but are left out of results), and `text_threshold` and `nms_threshold` as in
     `GDinoProcessor.post_process_grounded_object_detection`. `candidate_labels` and `negative_labels` may be lists or
     text such as "cat, remote control", which `gdino_hf.model.text_prompt.split_labels` splits.
 
@@ -67,14 +69,48 @@ class GDinoZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
     def check_model_type(self, supported_models: Any) -> None:
         """Accept every gdino model."""
 
+    def __call__(self, image: Any, candidate_labels: Any = None, **kwargs: Any) -> Any:
+        """Detect objects in one picture or in several.
+
+        Args:
+            image: A picture (path, http(s) address, base64, bytes, PIL image, array, tensor or open file); a mapping
+                with "image" and "candidate_labels" (or "text_queries"); a list, 4-D array, data set or generator of
+                either.
+            candidate_labels: Labels as a list or text, for all pictures that have none of their own; or one list per
+                picture of a list.
+            **kwargs: `threshold`, `top_k`, `text_threshold`, `nms_threshold`, `negative_labels`, `timeout` in seconds
+                for addresses, `batch_size` and `num_workers`; `text_queries` is another name of candidate_labels.
+
+        Returns:
+            For one picture a list of {"score", "label", "box": {"xmin", "ymin", "xmax", "ymax"}}, best first; for a
+            list of pictures a list of such lists, for a data set or generator an iterator over them.
+
+        Raises:
+            TypeError: The input or an option has another type or is unknown.
+            ValueError: A picture or a label cannot be used, or a picture has no labels.
+        """
+        if "text_queries" in kwargs:
+            queries = kwargs.pop("text_queries")
+            if candidate_labels is not None and candidate_labels != queries:
+                raise ValueError("candidate_labels and text_queries differ; give candidate_labels only.")
+            candidate_labels = queries
+        inputs = pipeline_inputs(image, candidate_labels)
+        # The base class looks at the first of a list's elements.
+        return super().__call__(inputs, **kwargs) if not isinstance(inputs, list) or inputs else []
+
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
-        preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
-        if "negative_labels" in kwargs:
-            preprocess["negative_labels"] = kwargs["negative_labels"]
-        for name in ("nms_threshold", "text_threshold"):
-            if name in kwargs:
-                postprocess[name] = kwargs[name]
-        return preprocess, forward, postprocess
+        if "box_threshold" in kwargs:
+            threshold = kwargs.pop("box_threshold")
+            if kwargs.setdefault("threshold", threshold) != threshold:
+                raise ValueError(f"threshold {kwargs['threshold']} and box_threshold {threshold} differ; give one.")
+            warnings.warn("box_threshold is now called threshold; use that name.", FutureWarning, stacklevel=3)
+        unknown = sorted(set(kwargs) - {*_PREPROCESS, *_POSTPROCESS})
+        if unknown:
+            raise TypeError(
+                f"There is no option {unknown[0]!r}; the pipeline takes {', '.join((*_PREPROCESS, *_POSTPROCESS))}."
+            )
+        preprocess = {name: kwargs[name] for name in _PREPROCESS if name in kwargs}
+        return preprocess, {}, {name: kwargs[name] for name in _POSTPROCESS if name in kwargs}
 
     def preprocess(
         self,
@@ -83,14 +119,9 @@ class GDinoZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         negative_labels: str | Sequence[str] | None = None,
     ) -> Any:
         """Read one image and its labels. Tensors are made per batch, because images and prompts differ in size."""
-        image = inputs["image"]
-        if isinstance(image, str) and image.startswith(_REMOTE):
-            image = load_remote_image(image, timeout=timeout)
-        elif isinstance(image, str):
-            image = _decoded(image)
         yield {
             "is_last": True,
-            "image": load_image(image),
+            "image": load_image(downloaded(inputs["image"], timeout)),
             "labels": parse_labels(inputs["candidate_labels"]),
             "negative_labels": parse_labels(negative_labels) if negative_labels else [],
         }
@@ -101,7 +132,7 @@ class GDinoZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
             model_inputs[name] if batched else [model_inputs[name]] for name in ("image", "labels", "negative_labels")
         )
         inputs = self.processor(images=images, text=labels, negative_labels=negatives[0]).to(self.device)
-        outputs = self.model(**inputs)
+        outputs = forward_in_groups(self.model, inputs)
         # The chunks of one image's labels are adjacent, so each image is a slice of rows.
         rows = [len(prompt.chunks) for prompt in inputs.prompts or []]
         results: dict[str, Any] = {
@@ -134,9 +165,12 @@ class GDinoZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
             nms_threshold=nms_threshold,
             top_k=top_k or None,
         )[0]
+        height, width = output["target_size"]
+        # The model may place a side slightly outside of the picture.
+        boxes = found["boxes"].clamp(min=0).minimum(found["boxes"].new_tensor([width, height, width, height]))
         return [
             {"score": score, "label": label, "box": dict(zip(_SIDES, box.int().tolist(), strict=True))}
-            for score, label, box in zip(found["scores"].tolist(), found["text_labels"], found["boxes"], strict=True)
+            for score, label, box in zip(found["scores"].tolist(), found["text_labels"], boxes, strict=True)
         ]
 
 
@@ -166,13 +200,3 @@ def _saved_length(folder: str) -> dict[str, int]:
     except (OSError, ValueError):
         return {}
     return {"max_text_len": saved["max_text_len"]} if "max_text_len" in saved else {}
-
-
-def _decoded(image: str) -> str | bytes:
-    """Return a base64 picture as bytes and any other string, which is a path, unchanged."""
-    if len(image) < _SHORTEST_PICTURE or os.path.isfile(image):
-        return image
-    try:
-        return base64.b64decode("".join(image.split()), validate=True)
-    except ValueError:
-        return image
