@@ -122,7 +122,12 @@ def test_every_line_of_a_table_is_needed(layout):
     make = {"original": original, "mmdet": mmdet}[layout]
     shapes = {**make(SMALL), **(LLMDET_EXTRAS if layout == "mmdet" else {})}
     shapes.update(
-        {"label_enc.weight": (3, 64)}
+        {
+            "label_enc.weight": (3, 64),
+            "class_embed.0.bias": (1,),
+            "transformer.decoder.class_embed.0.bias": (1,),
+            "transformer.enc_out_class_embed.bias": (1,),
+        }
         if layout == "original"
         else {
             "ema_backbone_norm1_weight": (3,),

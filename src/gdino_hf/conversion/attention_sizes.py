@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -55,11 +56,12 @@ def attention_sizes(
     fields: dict[str, int] = {}
     assumed: list[str] = []
     for part, module in _MODULES.items():
-        prefix, suffix = f"model.{part}.layers.", f".{module}.attention_weights.bias"
-        layers = [key.removesuffix("attention_weights.bias") for key in shapes if _between(key, prefix, suffix)]
-        if not layers:
+        weights = re.compile(rf"(model\.{part}\.layers\.\d+\.{re.escape(module)}\.)attention_weights\.(weight|bias)")
+        found = {key: match[1] for key in shapes if (match := weights.fullmatch(key)) and shapes[key]}
+        if not found:
             continue
-        samples = Counter(shapes[f"{layer}attention_weights.bias"][0] for layer in layers).most_common(1)[0][0]
+        layers = list(dict.fromkeys(found.values()))
+        samples = Counter(shapes[key][0] for key in found).most_common(1)[0][0]
         names = (f"{part}_attention_heads", f"{part}_n_points")
         fitting = [split for split in _splits(samples, levels) if _agrees(split, names, given)]
         usable = [split for split in fitting if fits(part, split[0])]
@@ -79,11 +81,6 @@ def attention_sizes(
                 f"{' or '.join(map(_words, others[:2]))} would fit too, and --config changes it)"
             )
     return fields, assumed
-
-
-def _between(key: str, prefix: str, suffix: str) -> bool:
-    """Whether a key consists of a prefix, a number and a suffix."""
-    return key.startswith(prefix) and key.endswith(suffix) and key[len(prefix) : -len(suffix)].isdigit()
 
 
 def _splits(samples: int, levels: int) -> list[tuple[int, int]]:

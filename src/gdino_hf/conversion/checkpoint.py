@@ -17,6 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from gdino_hf.model.weight_files import INDEX_FILES, shard_names
+
 from ..error_text import reason
 from .conversion_error import ConversionError
 from .layouts import LAYOUTS
@@ -38,8 +40,7 @@ DTYPES = {
 """torch's dtypes by the names that safetensors files use."""
 
 _FURTHER_WRAPPERS = ("model_state_dict", "ema_state_dict")
-_INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "adapter_model.safetensors", "adapter_model.bin")
 _ZIP_MAGIC = b"PK\x03\x04"
 _DAMAGED = "is truncated or damaged; fetch it again and compare its size with the original's"
 
@@ -77,10 +78,26 @@ class Checkpoint:
         """Return one tensor as stored."""
         return self._readers[key]()
 
+    def reader(self, key: str) -> Callable[[], Tensor]:
+        """Return the function that reads one tensor."""
+        return self._readers[key]
+
     def add(self, key: str, tensor: Tensor) -> None:
         """Add a tensor that is already in memory."""
-        self.shapes[key], self.dtypes[key] = tuple(tensor.shape), tensor.dtype
-        self._readers[key] = lambda: tensor
+        self.add_reader(key, tuple(tensor.shape), tensor.dtype, lambda: tensor)
+
+    def add_reader(self, key: str, shape: tuple[int, ...], dtype: torch.dtype, reader: Callable[[], Tensor]) -> None:
+        """Add a tensor that a function reads or computes."""
+        self.shapes[key], self.dtypes[key], self._readers[key] = shape, dtype, reader
+
+    def replace(self, key: str, reader: Callable[[], Tensor]) -> None:
+        """Read a tensor from elsewhere, with its shape and dtype unchanged."""
+        dtype = self.dtypes[key]
+        self._readers[key] = lambda: reader().to(dtype)
+
+    def keep_open(self, other: Checkpoint) -> None:
+        """Close another checkpoint together with this one, which reads from it."""
+        self._open_files.enter_context(other)
 
     def add_safetensors(self, path: Path) -> None:
         """Add the tensors of a safetensors file, which stay on disk until they are read.
@@ -94,6 +111,11 @@ class Checkpoint:
             raise ConversionError(f"{path} {_DAMAGED} ({reason(error)}).") from error
         for key in file.keys():  # noqa: SIM118 the file is not a dictionary
             view = file.get_slice(key)
+            if view.get_dtype() not in DTYPES:
+                raise ConversionError(
+                    f"{key} of {path} is stored as {view.get_dtype()}, which is none of {', '.join(DTYPES)}; save the "
+                    "weights in one of them."
+                )
             self.shapes[key], self.dtypes[key] = tuple(view.get_shape()), DTYPES[view.get_dtype()]
             self._readers[key] = partial(file.get_tensor, key)
 
@@ -116,7 +138,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     checkpoint = Checkpoint(path)
     files = [path]
     if path.is_dir():
-        checkpoint.config = _read_json(path / "config.json") if (path / "config.json").is_file() else None
+        checkpoint.config = read_json(path / "config.json") if (path / "config.json").is_file() else None
         files = _weight_files(path)
     try:
         for file in files:
@@ -132,26 +154,28 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def _weight_files(folder: Path) -> list[Path]:
     """Return the files of weights in a model folder: the shards that the index names, or the one file."""
-    for name in _INDEX_FILES:
+    for name in INDEX_FILES:
         if (folder / name).is_file():
-            names = dict.fromkeys(_read_json(folder / name).get("weight_map", {}).values())
-            missing = [name for name in names if not (folder / name).is_file()]
-            if missing or not names:
-                raise ConversionError(
-                    f"{folder / name} names {missing[0] if missing else 'no weight file'}, which is not in the folder; "
-                    "fetch all shards."
-                )
-            return [folder / name for name in names]
+            try:
+                return [folder / shard for shard in shard_names(folder / name)]
+            except ValueError as error:
+                raise ConversionError(str(error)) from error
     for name in _WEIGHT_FILES:
         if (folder / name).is_file():
             return [folder / name]
     raise ConversionError(f"{folder} holds none of {', '.join(_WEIGHT_FILES)}; give the folder with a model's weights.")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file that must hold an object."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that must hold an object.
+
+    Raises:
+        ConversionError: The file cannot be read, or holds something else.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ConversionError(f"{path} nests its values too deeply to be read; fetch it again.") from error
     except (OSError, ValueError) as error:
         raise ConversionError(f"{path} {_DAMAGED} ({reason(error)}).") from error
     if not isinstance(content, dict):
@@ -176,9 +200,18 @@ def _add_pickle(checkpoint: Checkpoint, path: Path) -> None:
             "with weights."
         )
     for key, value in state.items():
+        if not isinstance(key, str):
+            raise ConversionError(
+                f"{path} names a tensor {key!r}, a {type(key).__name__}, not text; save a model's own state dict."
+            )
         if not isinstance(value, Tensor):
             raise ConversionError(
                 f"{key!r} of {path} is a {type(value).__name__}, not a tensor; save the state dict alone and give that."
+            )
+        if value.dtype not in DTYPES.values() or value.layout is not torch.strided:
+            raise ConversionError(
+                f"{key!r} of {path} is a tensor of {value.dtype} in the layout {value.layout}; save the weights as "
+                f"dense tensors of {', '.join(DTYPES)}."
             )
         checkpoint.add(key, value.detach())
     if wrapper is not None:
@@ -209,5 +242,6 @@ def _load_pickle(path: Path) -> Any:
             f"{path} needs {what} to be read, which could run any program, so it is refused; if you trust the file, "
             "load it with the code it came from and save its state dict alone."
         ) from error
-    except (EOFError, RuntimeError, ValueError, OSError, zipfile.BadZipFile) as error:
+    # Unpicklers raise errors of any kind for files that are none of theirs, such as text.
+    except Exception as error:
         raise ConversionError(f"{path} {_DAMAGED} ({reason(error)}).") from error

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..error_text import reason
 from .conversion_error import ConversionError
 from .layouts import LAYOUTS
 
@@ -55,6 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser, directions: Sequence[str] | N
         "--tokenizer",
         metavar="PATH_OR_ID",
         help="folder, vocab.txt or Hub id (default: the source's own, otherwise BERT's uncased one from the Hub)",
+    )
+    parser.add_argument(
+        "--base",
+        metavar="PATH_OR_ID",
+        help="model that SOURCE, a file or folder of low-rank adapters (LoRA), is merged into (default: the one that "
+        "its adapter_config.json names)",
     )
     parser.add_argument("--license", metavar="ID", help="licence of the weights, for the model card")
     parser.add_argument(
@@ -101,6 +108,7 @@ def run(args: argparse.Namespace, layout: str | None = None) -> int:
         licence=args.license,
         max_shard_size=args.max_shard_size,
         overwrite=args.overwrite,
+        base=args.base,
         # disable=None shows no bar if stderr is not a terminal.
         progress=lambda steps: tqdm(steps, desc="convert", unit="tensor", disable=None, leave=False),
     )
@@ -144,8 +152,8 @@ def _overrides(path: Path | None) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConversionError(f"--config {path} cannot be read ({error}); give a JSON file.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConversionError(f"--config {path} cannot be read ({reason(error)}); give a JSON file.") from error
     if not isinstance(content, dict):
         raise ConversionError(
             f"--config {path} holds a {type(content).__name__}; give an object with configuration fields."

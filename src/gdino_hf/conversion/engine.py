@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from gdino_hf.model.configuration_gdino import GDinoConfig
 
 from ..error_text import CONFIG_ERRORS, reason
 from . import companions
+from .adapters import has_adapters, merge
 from .architecture import stored_shapes
 from .checkpoint import Checkpoint, open_checkpoint
 from .conversion_error import ConversionError
@@ -28,8 +30,9 @@ from .storage import Progress, check_target, staged, write_pickle, write_safeten
 
 GIGABYTE = 10**9
 _MODEL_TYPES = ("gdino", "grounding-dino", "mm-grounding-dino")
+_NANO = Path(__file__).resolve().parents[1] / "checkpoints" / "gdino-nano"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILES = ["*.json", "*.txt", "*.safetensors", "pytorch_model*.bin", "README.md"]
+_HUB_FILES = ["*.json", "*.txt", "*.safetensors", "pytorch_model*.bin", "adapter_model.bin", "README.md"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Options:
             the layout's published weights.
         max_shard_size: Largest size of one safetensors file in bytes.
         overwrite: Whether to replace a model that the target holds.
+        base: Path or Hub id of the model that a file of low-rank adapters belongs to; None takes the one it names.
         progress: Wraps the sequence of tensors to write, for a progress bar.
     """
 
@@ -53,6 +57,7 @@ class Options:
     licence: str | None = None
     max_shard_size: int = GIGABYTE
     overwrite: bool = False
+    base: str | None = None
     progress: Progress = iter
 
 
@@ -80,36 +85,58 @@ def convert(
         ConversionError: The source or the target cannot be used; the message names key or file and the remedy.
     """
     options = options or Options()
-    path, target = _local(str(source)), Path(target).expanduser()
+    try:
+        return _convert(str(source), Path(target).expanduser(), layout, to, options)
+    except ConversionError:
+        raise
+    # Files can be damaged in more ways than are foreseen, and each raises another exception somewhere.
+    except Exception as error:
+        raise ConversionError(
+            f"{source} cannot be converted ({reason(error, name_file=True)}); fetch it again, or convert it as it was "
+            "published."
+        ) from error
+
+
+def _convert(source: str, target: Path, layout: str | None, to: str | None, options: Options) -> Report:
+    path = _local(source)
     check_target(target, path, to is not None and LAYOUTS[to].is_file, options.overwrite)
-    with open_checkpoint(path) as checkpoint:
+    with ExitStack() as stack:
+        checkpoint = stack.enter_context(open_checkpoint(path))
+        merged = has_adapters(checkpoint.shapes)
+        if merged:
+            checkpoint = stack.enter_context(merge(checkpoint, options.base, _open_base, source))
         found, prefix = find_layout(checkpoint.shapes, source)
         if to is None:
             if layout is not None and found.name != layout:
                 raise ConversionError(
                     f"{source} is in the {found.name} layout, not {layout}; use `gdino convert`, which recognizes it."
                 )
-            return _to_ours(checkpoint, found, prefix, str(source), target, options)
+            return _to_ours(checkpoint, found, prefix, source, target, options, merged)
         if found is not TRANSFORMERS:
             raise ConversionError(
                 f"{source} is in the {found.name} layout, and only models in our or transformers' layout can be "
                 f"converted to {to}; convert it to ours first, without --to-{to}."
             )
-        return _from_ours(checkpoint, LAYOUTS[to], str(source), target, options)
+        return _from_ours(checkpoint, LAYOUTS[to], source, target, options)
+
+
+def _open_base(base: str) -> Checkpoint:
+    """Open the model that low-rank adapters belong to."""
+    return open_checkpoint(_NANO if base == "nano" else _local(base))
 
 
 def _to_ours(
-    checkpoint: Checkpoint, layout: Layout, prefix: str, source: str, target: Path, options: Options
+    checkpoint: Checkpoint, layout: Layout, prefix: str, source: str, target: Path, options: Options, merged: bool
 ) -> Report:
-    """Convert a checkpoint of any layout to ours."""
-    names = {key.removeprefix(prefix): key for key in checkpoint.shapes}
+    """Convert a checkpoint of any layout to ours, or one of ours that adapters were merged into."""
+    names = {layout.spelled(key.removeprefix(prefix)): key for key in checkpoint.shapes}
     shapes = {key: checkpoint.shapes[name] for key, name in names.items()}
     dtypes = {key: checkpoint.dtypes[name] for key, name in names.items()}
 
     def read(key: str) -> Any:
         return checkpoint.read(names[key])
 
-    config, assumed = _config(checkpoint, layout, shapes, read, source, options)
+    config, assumed = _config(checkpoint, layout, shapes, read, source, options, merged)
     key_map = KeyMap(layout, facts_of_config(config))
     plan = plan_to_ours(key_map, shapes, dtypes, stored_shapes(config), read, source)
     report = Report(
@@ -125,6 +152,8 @@ def _to_ours(
         peer_config=checkpoint.config if layout is TRANSFORMERS else None,
         assumed=assumed,
     )
+    if merged:
+        report.notes["adapters"] = f"merged into the model of {checkpoint.path}"
     tokenizer = _tokenizer(checkpoint.path, config, report, options)
     ids = companions.delimiter_ids(tokenizer) if tokenizer is not None else None
     if ids is not None and layout is not TRANSFORMERS:
@@ -153,6 +182,11 @@ def _from_ours(checkpoint: Checkpoint, layout: Layout, source: str, target: Path
     )
     ours = {step.key: step for step in tidy.steps}
     record = read_record(checkpoint.path, layout.name) if checkpoint.path.is_dir() else None
+    if record is None and layout.is_file and config.class_head not in layout.class_heads:
+        raise ConversionError(
+            f"{layout.title}'s own code has no class head {config.class_head!r} and would leave out its bias; "
+            f"{_others(layout, config.class_head)}."
+        )
     plan = plan_from_ours(
         KeyMap(layout, facts),
         {key: step.shape for key, step in ours.items()},
@@ -192,6 +226,12 @@ def _from_ours(checkpoint: Checkpoint, layout: Layout, source: str, target: Path
     return report
 
 
+def _others(layout: Layout, class_head: str) -> str:
+    """Suggest the layouts whose code has a class head."""
+    able = [other.name for other in LAYOUTS.values() if class_head in other.class_heads and other is not layout]
+    return f"give {' or '.join(f'--to-{name}' for name in able)}" if able else "keep the model as it is"
+
+
 def _config(
     checkpoint: Checkpoint,
     layout: Layout,
@@ -199,11 +239,12 @@ def _config(
     read: Any,
     source: str,
     options: Options,
+    merged: bool,
 ) -> tuple[GDinoConfig, list[str]]:
     """Return the configuration, checked against the user's preset, and the assumptions it rests on."""
     assumed: list[str] = []
     if layout is TRANSFORMERS:
-        if _model_type(checkpoint) == "gdino":
+        if _model_type(checkpoint) == "gdino" and not merged:
             raise ConversionError(
                 f"{source} is already in our layout; give {' or '.join(f'--to-{name}' for name in LAYOUTS)}."
             )

@@ -17,7 +17,7 @@ from ..error_text import CONFIG_ERRORS, reason
 from .attention_sizes import attention_sizes
 from .conversion_error import ConversionError
 from .key_map import Facts
-from .layouts import Layout
+from .layouts import MMDET, ORIGINAL, Layout
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -104,9 +104,14 @@ def infer_config(
         "decoder_ffn_dim": find.size(r"model\.decoder\.layers\.\d+\.fc1\..+", 0),
         "denoising_label_embeddings": find.size(r"model\.denoising_label_embedding\.weight", 0) or 0,
     }
-    if not any(re.fullmatch(r".*class_embed.*\.bias", key) for key in shapes):
-        fields["class_head"] = "dot"
-    preset = layout.presets[0]
+    biased = any(re.fullmatch(r".*class_embed.*\.bias", key) for key in shapes)
+    fields["class_head"] = "scaled_bias" if biased else "dot"
+    if biased and "scaled_bias" not in layout.class_heads:
+        assumed.append(
+            "scores are divided by the square root of the width before their bias is added, as in MM-Grounding-DINO "
+            '(no tensor shows it; --config changes it with {"class_head": ...})'
+        )
+    preset = _preset_like(layout, fields["class_head"])
     fields.update({key: value for key, value in (given or {}).items() if key not in ("backbone_config", "text_config")})
     fields = {key: value for key, value in fields.items() if value is not None}
 
@@ -129,6 +134,15 @@ def infer_config(
             f"No configuration fits the tensors of {where} ({reason(error)}); give --config the sizes that tensors do "
             "not show, or the checkpoint of a whole Grounding DINO."
         ) from error
+
+
+def _preset_like(layout: Layout, class_head: str) -> str:
+    """Return the preset to take from what no tensor shows: the layout's first, or one with the same class head.
+
+    Weights of Grounding DINO are in use in the layout of mmdetection, too.
+    """
+    presets = [*layout.presets[:1], *ORIGINAL.presets[:1], *MMDET.presets[:1]]
+    return next((name for name in presets if GDinoConfig.preset(name).class_head == class_head), presets[0])
 
 
 def _swin(find: _Finder) -> SwinConfig:

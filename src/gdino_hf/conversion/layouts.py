@@ -13,8 +13,8 @@ from typing import Any
 
 from .conversion_error import ConversionError
 
-WRAPPING_PREFIXES = ("module.", "_orig_mod.", "model.")
-"""Prefixes that data-parallel, compiled and Lightning-style wrappers put before every key."""
+WRAPPING_PREFIXES = ("base_model.model.", "module.", "_orig_mod.", "model.")
+"""Prefixes that peft's, data-parallel, compiled and Lightning-style wrappers put before every key."""
 
 _TABLES = Path(__file__).with_name("keys")
 
@@ -36,6 +36,9 @@ class Layout:
             biases has the "dot" class head.
         source_url: Where checkpoints of this layout are published.
         licence: Licence of the weights published in this layout.
+        respelled: Pairs of prefixes: keys that begin with the first, as some programs write them, are read as if they
+            began with the second.
+        class_heads: Class heads that the project's own code can compute.
         is_file: Whether a checkpoint of this layout is written as one .pth file; False writes a model folder.
         table_folder: Folder of the key table NAME.txt.
     """
@@ -52,12 +55,21 @@ class Layout:
     source_url: str
     licence: str = "apache-2.0"
     is_file: bool = True
+    respelled: tuple[tuple[str, str], ...] = ()
+    class_heads: tuple[str, ...] = ("dot", "scaled_bias")
     table_folder: Path = _TABLES
 
     @property
     def table(self) -> str:
         """Text of the key table."""
         return (self.table_folder / f"{self.name}.txt").read_text(encoding="utf-8")
+
+    def spelled(self, key: str) -> str:
+        """Return a key as the key table spells it."""
+        for theirs, usual in self.respelled:
+            if key.startswith(theirs):
+                return usual + key.removeprefix(theirs)
+        return key
 
 
 ORIGINAL = Layout(
@@ -71,6 +83,8 @@ ORIGINAL = Layout(
     box_head=r"bbox_embed\.(\d+)\.(.+)",
     class_bias=r"class_embed\.(\d+)\.bias",
     source_url="https://github.com/IDEA-Research/GroundingDINO",
+    respelled=(("backbone.0.body.", "backbone.0."),),  # NVIDIA TAO
+    class_heads=("dot",),
 )
 MMDET = Layout(
     name="mmdet",

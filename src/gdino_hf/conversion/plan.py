@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from gdino_hf.model.weight_files import is_finite
+
 from .conversion_error import ConversionError
 from .key_map import Bindings, KeyMap, Row
 from .rules import FILLS
@@ -39,12 +41,17 @@ class Step:
     make: Callable[[Reader], Tensor]
 
     def build(self, read: Reader) -> Tensor:
-        """Compute the tensor and check it against the planned shape and dtype."""
+        """Compute the tensor, and check its numbers and the planned shape and dtype."""
         tensor = self.make(read)
         if tensor.shape != self.shape or tensor.dtype != self.dtype:
             raise RuntimeError(
                 f"{self.key} was planned as {self.shape} {self.dtype}, but is {tuple(tensor.shape)} {tensor.dtype}; "
                 "its line in the key table is wrong."
+            )
+        if tensor.is_floating_point() and tensor.itemsize > 1 and not is_finite(tensor):
+            raise ConversionError(
+                f"{' and '.join(self.sources) or self.key} holds NaN or infinity; fetch the checkpoint again, or "
+                "take one from before the training diverged."
             )
         return tensor
 

@@ -13,6 +13,7 @@ import torch
 from ..error_text import reason
 from .checkpoint import Checkpoint
 from .conversion_error import ConversionError
+from .layouts import LAYOUTS
 from .plan import Plan
 
 RECORD = "conversion.json"
@@ -171,7 +172,7 @@ def read_record(folder: Path, layout: str) -> Record | None:
             return None
         prefix = content["prefix"]
         dtypes = {key: getattr(torch, entry["dtype"]) for key, entry in content["derived"].items()}
-        full_keys = {key.removeprefix(prefix): key for key in content["keys"]}
+        full_keys = {LAYOUTS[layout].spelled(key.removeprefix(prefix)): key for key in content["keys"]}
         kept = Checkpoint(folder / KEPT) if content["kept"] else None
         if kept is not None:
             kept.add_safetensors(folder / KEPT)

@@ -313,6 +313,7 @@ def _as_config(value: Any, default: PreTrainedConfig) -> PreTrainedConfig:
     if value is None:
         return default
     if isinstance(value, PreTrainedConfig):
+        check_sizes(value.to_dict())
         return value
     check_sizes(value)
     fields = {key: item for key, item in value.items() if key != "model_type"}

@@ -238,10 +238,11 @@ def not_finite(model: nn.Module) -> list[str]:
     return [
         name
         for name, tensor in model.state_dict().items()
-        if tensor.is_floating_point() and tensor.itemsize > 1 and not tensor.is_meta and not _is_finite(tensor)
+        if tensor.is_floating_point() and tensor.itemsize > 1 and not tensor.is_meta and not is_finite(tensor)
     ]
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether all numbers of a floating-point tensor are finite."""
     # One sum is fast and needs no second tensor; it may overflow in half precision though all numbers are finite.
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())

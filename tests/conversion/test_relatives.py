@@ -1,0 +1,105 @@
+"""Grounding DINO in the files of other programs: NVIDIA TAO's, LLMDet's conversions, mmdetection's export, peft's."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from published import SMALL, mmdet, original
+from synthetic import assert_same, state_dict
+
+from gdino_hf import GDinoConfig, GDinoForObjectDetection
+from gdino_hf.conversion.conversion_error import ConversionError
+from gdino_hf.conversion.engine import convert
+
+
+def same_model(first, second):
+    """Check that two folders hold equal weights and equal configurations."""
+    first, second = (GDinoForObjectDetection.from_pretrained(folder) for folder in (first, second))
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name]), name
+    fields = [{k: v for k, v in x.config.to_dict().items() if k != "_name_or_path"} for x in (first, second)]
+    assert fields[0] == fields[1]
+
+
+def write(path, content):
+    torch.save(content, path)
+    return path
+
+
+def as_tao(state):
+    """Rename a state dict as NVIDIA TAO's Lightning module does."""
+    return {
+        "model.model." + (key.replace("backbone.0.", "backbone.0.body.", 1)): tensor
+        for key, tensor in state.items()
+        if key != "bert.embeddings.position_ids"
+    }
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "base_model.model."])
+def test_tao_converts_like_the_original_and_comes_back(prefix, tmp_path):
+    state = state_dict(original(SMALL))
+    tao = {prefix + key: tensor for key, tensor in as_tao(state).items()}
+    content = {"epoch": 3, "pytorch-lightning_version": "2.3.0", "state_dict": tao, "callbacks": {}}
+    report = convert(write(tmp_path / "tao.pth", content), tmp_path / "tao")
+    assert report.prefix == f"{prefix}model.model."
+    convert(write(tmp_path / "plain.pth", {"model": state}), tmp_path / "plain")
+    same_model(tmp_path / "tao", tmp_path / "plain")
+    convert(tmp_path / "tao", tmp_path / "back.pth", to="original")
+    assert_same(torch.load(tmp_path / "back.pth", weights_only=True)["state_dict"], tao)
+
+
+def with_biases(state, decoder=True):
+    """Add class heads with a bias, one for each decoder layer and one of the encoder."""
+    layers = range(SMALL.decoder_layers)
+    biases = {f"class_embed.{i}.bias": torch.tensor([-4.0 - 0.1 * i]) for i in layers}
+    copies = {f"transformer.decoder.{key}": tensor for key, tensor in biases.items()} if decoder else {}
+    return {**state, **biases, **copies, "transformer.enc_out_class_embed.bias": torch.tensor([-4.5])}
+
+
+@pytest.mark.parametrize("decoder", [True, False])
+@pytest.mark.parametrize("rename", [dict, as_tao])
+def test_biased_class_heads_in_the_original_layout_are_kept(rename, decoder, tmp_path):
+    state = rename(with_biases(state_dict(original(SMALL)), decoder))
+    report = convert(write(tmp_path / "theirs.pth", {"model": state}), tmp_path / "ours")
+    model = GDinoForObjectDetection.from_pretrained(tmp_path / "ours")
+    assert model.config.class_head == "scaled_bias"
+    assert [round(float(head.bias), 4) for head in model.class_embed] == [-4.0, -4.1, -4.2]
+    assert float(model.model.encoder_output_class_embed.bias) == -4.5
+    assert any("square root of the width" in sentence and "--config" in sentence for sentence in report.assumed)
+    convert(tmp_path / "ours", tmp_path / "back.pth", to="original")
+    assert_same(torch.load(tmp_path / "back.pth", weights_only=True)["model"], state)
+
+
+def test_a_bias_is_not_written_where_the_original_code_would_drop_it(tmp_path):
+    convert(write(tmp_path / "mm.pth", {"state_dict": state_dict(mmdet(SMALL))}), tmp_path / "ours")
+    with pytest.raises(ConversionError, match=r"no class head 'scaled_bias' and would leave out its bias.*--to-mmdet"):
+        convert(tmp_path / "ours", tmp_path / "back.pth", to="original")
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict"])
+def test_mmdetections_export_of_the_original_is_the_original(wrapper, tmp_path):
+    state = state_dict(original(SMALL))
+    convert(write(tmp_path / "plain.pth", {"model": state}), tmp_path / "plain")
+    convert(tmp_path / "plain", tmp_path / "mmdet.pth", to="mmdet")
+    exported = torch.load(tmp_path / "mmdet.pth", weights_only=True)["state_dict"]
+    # mmdetection's converter writes a bare state dict, with the pooler under BERT's name and no table of labels.
+    bert = "language_model.language_backbone.body.model"
+    exported |= {f"{bert}.pooler.dense.{x}": state[f"bert.pooler.dense.{x}"] for x in ("weight", "bias")}
+    exported = {key: tensor for key, tensor in exported.items() if "label_embedding" not in key}
+    assert not any("cls_branches" in key for key in exported)
+    convert(write(tmp_path / "export.pth", {wrapper: exported} if wrapper else exported), tmp_path / "ours")
+    same_model(tmp_path / "ours", tmp_path / "plain")
+    config = GDinoConfig.from_pretrained(tmp_path / "ours")
+    assert (config.class_head, config.inverse_sigmoid_eps, config.decoder_inverse_sigmoid_eps) == ("dot", 1e-3, 1e-3)
+
+
+def test_a_learned_scale_is_refused(tmp_path):
+    # mmdetection's contrastive head may have one; no published checkpoint does.
+    state = state_dict({**mmdet(SMALL), "bbox_head.cls_branches.0.log_scale": (1,)})
+    with pytest.raises(ConversionError, match="log_scale"):
+        convert(write(tmp_path / "mm.pth", {"state_dict": state}), tmp_path / "ours")
