@@ -252,6 +252,40 @@ def test_broken_images_are_named_and_the_rest_go_on(detect, photo, picture):
     assert "60 detections in 3 images; 5 inputs failed, see above" in printed
 
 
+def test_a_folder_of_every_format_is_done_and_the_rest_is_counted(detect, photo, picture):
+    for name in ("a.jp2", "b.ppm", "c.jpe", "d"):
+        picture.save(photo.parent / name, {"a.jp2": "JPEG2000", "b.ppm": "PPM"}.get(name, "JPEG"))
+    (photo.parent / "e.svg").write_text("<svg/>")
+    (photo.parent / "notes.txt").write_text("no picture")
+    status, report, _, complaints = detect(photo.parent)
+    assert status == 1
+    assert [Path(item["image"]).name for item in report["images"]] == ["a.jp2", "b.ppm", "c.jpe", "d", "photo.png"]
+    assert [Path(item["image"]).name for item in report["failed"]] == ["e.svg"]
+    assert f"gdino detect: {photo.parent}: 1 file left out: 1 is not a picture" in complaints.splitlines()
+
+
+def test_limits_and_bit_depth_are_options(detect, photo):
+    status, report, _, _ = detect(photo, "--max-megapixels", "0.001")
+    assert status == 1
+    assert "it has 120 x 80 pixels; a picture may have 0.001 million" in report["failed"][0]["error"]
+    assert detect(photo, "--max-megabytes", "0.0001")[0] == 1
+    assert detect(photo)[0] == 0
+    Image.fromarray(np.full((60, 90), 100, dtype=np.uint16)).save(photo)
+    _, report, _, _ = detect(photo, "--bit-depth", "6")
+    assert "pixels up to 100, but 6 bits hold at most 63" in report["failed"][0]["error"]
+    assert detect(photo, "--bit-depth", "12")[0] == 0
+    assert "GDINO_BIT_DEPTH" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--max-megapixels", "0"), ("--max-seconds", "x"), ("--bit-depth", "-3")]
+)
+def test_limits_that_are_no_numbers_are_usage_errors(detect, photo, option, value):
+    with pytest.raises(SystemExit) as stop:
+        detect(photo, option, value)
+    assert stop.value.code == 2
+
+
 def test_pictures_of_odd_sizes_are_done(detect, tmp_path):
     sizes = [(1, 1), (10_000, 8), (2, 2), (8, 3000)]
     paths = [tmp_path / f"{width}x{height}.png" for width, height in sizes]

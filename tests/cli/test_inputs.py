@@ -1,9 +1,11 @@
 """What the user typed: images out of files, folders, globs and addresses, labels out of text and files."""
 
 import pytest
+from PIL import Image
 
 from gdino_hf.cli.errors import UsageError
 from gdino_hf.cli.inputs import ImageInput, collect_images, read_labels
+from picture_bytes import encoded, smooth
 
 
 @pytest.fixture
@@ -26,6 +28,57 @@ def test_a_folder_yields_its_pictures_and_those_below_it(folder):
     assert [image.name for image in images] == ["B.PNG", "a.jpg", "deep/a.jpg"]
     assert sources(images) == [str(folder / image.name) for image in images]
     assert all(image.error is None for image in images)
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """A folder as people have them: pictures under many names, other kinds of pictures, other files."""
+    root = tmp_path / "mixed"
+    (root / "deep").mkdir(parents=True)
+    image = Image.fromarray(smooth())
+    for name, kind in {
+        "a.jpe": "JPEG",
+        "b.jp2": "JPEG2000",
+        "c.ppm": "PPM",
+        "d": "PNG",
+        "e.dat": "WEBP",
+        "f.tga": "TGA",
+        "deep/g.JFIF": "JPEG",
+    }.items():
+        (root / name).write_bytes(encoded(image, kind))
+    (root / "h.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
+    (root / "i.avif").write_bytes(b"damaged")
+    (root / "j.svg").write_bytes(b"<svg/>")
+    (root / "k.cr2").write_bytes(b"II*\0\x10\0\0\0CR" + bytes(40))
+    (root / "l.bin").write_bytes(b"8BPS\0\1" + bytes(40))
+    for name in ("notes.txt", "deep/labels.csv", "clip.mp4", "empty"):
+        (root / name).write_bytes(b"")
+    (root / ".DS_Store").write_bytes(b"")
+    return root
+
+
+def test_every_picture_of_a_folder_is_taken_by_its_content(mixed):
+    left_out = []
+    images = collect_images([str(mixed)], left_out=left_out)
+    assert [image.name for image in images if image.error is None] == [
+        *("a.jpe", "b.jp2", "c.ppm", "d", "deep/g.JFIF", "e.dat", "f.tga", "h.heic", "i.avif"),
+    ]
+    assert left_out == [f"{mixed}: 5 files left out: 4 are not pictures and 1 is hidden"]
+
+
+def test_pictures_of_kinds_that_are_not_read_are_named(mixed):
+    named = {image.name: image.error for image in collect_images([str(mixed)]) if image.error}
+    assert list(named) == ["j.svg", "k.cr2", "l.bin"]
+    for kind, error in zip(("an SVG drawing", "of the kind .cr2", "a Photoshop document"), named.values(), strict=True):
+        assert kind in error
+        assert "save it as JPEG" in error
+
+
+def test_one_file_left_out_is_said_in_the_singular(tmp_path):
+    (tmp_path / "notes.txt").write_text("no picture")
+    left_out = []
+    collect_images([str(tmp_path), str(tmp_path)], left_out=left_out)
+    assert left_out == [f"{tmp_path}: 1 file left out: 1 is not a picture"]
 
 
 def test_results_inside_the_folder_are_not_looked_at_again(folder):

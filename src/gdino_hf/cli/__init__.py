@@ -14,7 +14,9 @@ from importlib import import_module
 from gdino_hf.error_text import reason
 
 from .errors import INTERRUPTED, OutputError, UsageError
+from .picture_options import add_picture_options, picture_settings
 
+_OPENING_PICTURES = ("detect", "train", "eval")
 VERBS = ("detect", "train", "eval", "convert", "bench", "demo")
 
 
@@ -34,6 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
         own = getattr(verb, "READS_ITS_OPTIONS", False)
         child = verbs.add_parser(name, help=verb.HELP, description=verb.__doc__, add_help=not own)
         verb.add_arguments(child)
+        if name in _OPENING_PICTURES:
+            add_picture_options(child)
         child.set_defaults(run=verb.run, parser=child, reads_rest=own)
     return parser
 
@@ -59,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Characters that the terminal's encoding lacks are printed as escapes.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        status = args.run(args)
+        with picture_settings(args):
+            status = args.run(args)
         sys.stdout.flush()
         return status
     except UsageError as error:

@@ -86,7 +86,10 @@ def run(args: argparse.Namespace) -> int:
     for label in negative_labels:
         if label in labels:
             raise UsageError(f"{label!r} is in --labels and in --negative; leave it in one of them")
-    images = collect_images(args.images, exclude=args.out)
+    left_out: list[str] = []
+    images = collect_images(args.images, exclude=args.out, left_out=left_out)
+    for line in left_out:
+        print(f"gdino detect: {line}", file=sys.stderr)
     json_path = args.json or args.out / "detections.json"
     report: dict[str, Any] = {
         "model": args.model,

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from gdino_hf.error_text import reason
+from gdino_hf.model.picture_formats import READABLE
 from gdino_hf.model.text_prompt import split_labels
 
 from .errors import UsageError
+from .folder_files import sort_files
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif")
 LONGEST_NAME = 100
 URL_TIMEOUT_SECONDS = 30
 URL_LIMIT_BYTES = 200 * 2**20
@@ -41,7 +42,9 @@ def is_url(text: str) -> bool:
     return text.lower().startswith(("http://", "https://"))
 
 
-def collect_images(arguments: Sequence[str], exclude: Path | None = None) -> list[ImageInput]:
+def collect_images(
+    arguments: Sequence[str], exclude: Path | None = None, left_out: list[str] | None = None
+) -> list[ImageInput]:
     """Expand files, folders (with their sub-folders), globs and URLs into images, in the order given.
 
     Each image is listed once, also if it was named twice, for instance by its relative and its absolute path.
@@ -49,14 +52,19 @@ def collect_images(arguments: Sequence[str], exclude: Path | None = None) -> lis
     Args:
         arguments: The command line's image arguments.
         exclude: Folder of results to skip if it lies inside a folder argument.
+        left_out: List that gets a line for each folder with files that are not pictures, which are left out.
 
     Returns:
-        The images. An argument without any image appears as one entry with `error` set.
+        The images. An argument without any image appears as one entry with `error` set, and so does a picture of a kind
+        that is not read.
     """
     found: dict[str, ImageInput] = {}
+    lines: list[str] = []
     for argument in arguments:
-        for image in _expand(argument, exclude):
+        for image in _expand(argument, exclude, lines):
             found.setdefault(_identity(image), image)
+    if left_out is not None:
+        left_out += dict.fromkeys(lines)
     return list(found.values())
 
 
@@ -68,11 +76,11 @@ def _identity(image: ImageInput) -> str:
     return str(path.parent.resolve() / path.name)
 
 
-def _expand(argument: str, exclude: Path | None) -> list[ImageInput]:
+def _expand(argument: str, exclude: Path | None, left_out: list[str]) -> list[ImageInput]:
     if is_url(argument):
         return [ImageInput(argument, _name_of(argument))]
     try:
-        return _expand_path(argument, exclude)
+        return _expand_path(argument, exclude, left_out)
     except (OSError, RuntimeError, ValueError) as error:
         # A name too long for the file system, an unknown user after "~", or a null character.
         return [ImageInput(argument, "image", f"this path cannot be read ({reason(error)})")]
@@ -87,11 +95,11 @@ def _name_of(address: str) -> str:
     return re.sub(r"[^\w. -]", "_", name)[-LONGEST_NAME:].lstrip(". ") or "image"
 
 
-def _expand_path(argument: str, exclude: Path | None) -> list[ImageInput]:
+def _expand_path(argument: str, exclude: Path | None, left_out: list[str]) -> list[ImageInput]:
     path = Path(argument).expanduser()
     if path.is_dir():
-        images = [_image(file, file.relative_to(path)) for file in _files_below(path, exclude)]
-        return images or [ImageInput(argument, path.name, f"the folder has no images ({', '.join(IMAGE_SUFFIXES)})")]
+        images = _folder_images(path, path, exclude, left_out)
+        return images or [ImageInput(argument, path.name, f"the folder has no images ({READABLE})")]
     if path.exists():
         return [ImageInput(str(path), path.name)]
     matches = sorted(glob.glob(str(path), recursive=True))
@@ -99,36 +107,27 @@ def _expand_path(argument: str, exclude: Path | None) -> list[ImageInput]:
         why = "nothing matches this pattern" if glob.has_magic(argument) else "there is no such file or folder"
         return [ImageInput(argument, path.name, why)]
     images = []
-    for match in matches:
-        file = Path(match)
-        below = _files_below(file, exclude) if file.is_dir() else [file]
-        images += [_image(each, each.relative_to(file.parent)) for each in below]
+    for file in map(Path, matches):
+        if file.is_dir():
+            images += _folder_images(file, file.parent, exclude, left_out)
+        else:
+            images.append(_image(file, file.relative_to(file.parent)))
     return images or [ImageInput(argument, path.name, "the pattern matches folders without images")]
 
 
-def _image(file: Path, name: Path) -> ImageInput:
-    return ImageInput(str(file), str(name), None if file.exists() else f"this link leads nowhere ({os.readlink(file)})")
+def _folder_images(folder: Path, root: Path, exclude: Path | None, left_out: list[str]) -> list[ImageInput]:
+    """List the pictures in a folder and its sub-folders, filed under their paths inside `root`."""
+    files = sort_files(folder, exclude)
+    line = files.left_out(folder)
+    if line is not None:
+        left_out.append(line)
+    return [_image(file, file.relative_to(root), why) for file, why in files.pictures]
 
 
-def _files_below(folder: Path, exclude: Path | None) -> list[Path]:
-    """List the image files in a folder and its sub-folders, sorted, without hidden files and those in `exclude`.
-
-    Dangling links are listed too, so that the user is told about them.
-    """
-    skip = exclude.resolve() if exclude is not None and exclude.resolve() != folder.resolve() else None
-    files = []
-    for file in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        if hidden or file.suffix.lower() not in IMAGE_SUFFIXES or not (file.is_file() or _is_dangling(file)):
-            continue
-        place = file.parent.resolve()
-        if skip is None or skip not in (place, *place.parents):
-            files.append(file)
-    return files
-
-
-def _is_dangling(file: Path) -> bool:
-    return file.is_symlink() and not file.exists()
+def _image(file: Path, name: Path, error: str | None = None) -> ImageInput:
+    if not file.exists():
+        error = f"this link leads nowhere ({os.readlink(file)})"
+    return ImageInput(str(file), str(name), error)
 
 
 def read_url(address: str) -> bytes:

@@ -21,3 +21,21 @@ def fraction(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
     return value
+
+
+def positive_number(text: str) -> float:
+    """Return an option's number if it is finite and above 0.
+
+    Args:
+        text: Value of the option.
+
+    Returns:
+        The number.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number

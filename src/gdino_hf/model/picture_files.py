@@ -46,6 +46,8 @@ _HIGH_BYTE_IN_USE = 64
 
 # Tags of EXIF and TIFF.
 _WIDTH, _HEIGHT, _ORIENTATION = 0x0100, 0x0101, 0x0112
+# In the first picture of a raw file of most cameras.
+_SUBFILE_TYPE, _PREVIEW = 0x00FE, 1
 _METADATA = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -216,8 +218,15 @@ def _opened(file: Any, limits: PictureLimits, name: str) -> tuple[str, Any]:
     except ImportError as error:
         title = next(each.title for each in PICTURE_FORMATS if each.name == kind)
         raise PictureError(name, f"is a {title} picture", str(error), "format") from error
-    picture = opener(file, "")
+    picture: Any = opener(file, "")
     check_pixels(picture.size, _share(kind, start), limits, name)
+    if kind == "TIFF" and (start[8:10] == b"CR" or picture.tag_v2.get(_SUBFILE_TYPE, 0) == _PREVIEW):
+        raise PictureError(
+            name,
+            "is a camera's raw picture, of which only a small preview could be read",
+            f"develop it and save it as {READABLE}",
+            "format",
+        )
     return kind, picture
 
 
