@@ -387,10 +387,11 @@ def _write_table(
     folder: Path, rows: dict[str, dict[str, float]], average: dict[str, float], failed: dict[str, str], model: str
 ) -> None:
     from gdino_hf.evaluation.evaluate import write_csv
+    from gdino_hf.whole_files import write_whole_text
 
     content = {"model": model, "data sets": rows, "average": average, "failed": failed}
     try:
-        (folder / "table.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_whole_text(folder / "table.json", json.dumps(content, indent=2) + "\n")
         lines = [(name, row["images"], *(row[metric] for metric in _TABLE_METRICS)) for name, row in rows.items()]
         lines.append(("average", "", *average.values()))
         write_csv(folder / "table.csv", ("data set", "images", *_TABLE_METRICS), lines)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gdino_hf.error_text import reason
+from gdino_hf.whole_files import write_whole_text
 
 from .argparse_internals import long_options
 from .errors import OutputError, UsageError
@@ -46,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         from gdino_hf.training.fine_tuning import FineTuning, read_data
+        from gdino_hf.training.loggers import failed_logger
         from gdino_hf.training.run_report import push, summary, write_report
         from gdino_hf.training.saving import SavingError, last_checkpoint
     except ModuleNotFoundError as error:
@@ -96,6 +98,12 @@ def run(args: argparse.Namespace) -> int:
         ) from error
     except (ImportError, OSError, SafetensorError, ValueError) as error:
         raise OutputError(f"training stopped ({_one_line(error)}); {how_to_go_on()}") from error
+    except Exception as error:
+        logger = failed_logger(error)
+        if logger is None:
+            raise
+        offline = "; WANDB_MODE=offline logs without a network" if logger == "wandb" else ""
+        raise OutputError(f"{logger} failed ({_one_line(error)}){offline}; then {how_to_go_on()}") from error
     except KeyboardInterrupt:
         if training.should_save:
             print(f"\nstopped; {how_to_go_on()}", file=sys.stderr)
@@ -247,11 +255,8 @@ def _prepare_folder(options: _Options) -> Path:
     else:
         place = Path(os.path.abspath(options.data.data))
         folder = new_run_folder("train", options.name or (place.stem if place.is_file() else place.name), options.runs)
-    # Written under another name and renamed, so a killed process leaves no half-written file.
-    unfinished = folder / f"{ARGUMENTS_FILE}.unfinished"
     try:
-        unfinished.write_text(yaml.safe_dump(options.given, allow_unicode=True), encoding="utf-8")
-        os.replace(unfinished, folder / ARGUMENTS_FILE)
+        write_whole_text(folder / ARGUMENTS_FILE, yaml.safe_dump(options.given, allow_unicode=True))
     except OSError as error:
         raise UsageError(f"{folder} cannot be written to ({_one_line(error)}); make room, or choose another") from error
     return folder

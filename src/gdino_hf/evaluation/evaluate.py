@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ..model.image_processing_gdino import load_image
+from ..whole_files import whole_file, write_whole_text
 from .box_map import BoxMap, evaluate_boxes
 from .confusion import best_threshold, confusion_matrix
 from .ground_truth import GroundTruth
@@ -22,6 +23,8 @@ from .prediction_file import Predictions
 
 PROTOCOLS = ("coco", "lvis", "phrases", "referring")
 _MOSAIC_IMAGES = 8
+# Characters that make a spreadsheet take a cell for a formula.
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass
@@ -119,7 +122,7 @@ def write_report(folder: Path, evaluation: Evaluation, truth: GroundTruth, predi
         "failed": predictions.failed,
     }
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    (folder / "metrics.json").write_text(text, encoding="utf-8", errors="backslashreplace")
+    write_whole_text(folder / "metrics.json", text)
     write_csv(folder / "metrics.csv", ("metric", "value"), evaluation.figures.items())
     if evaluation.confusion is None:
         return []
@@ -139,17 +142,25 @@ def write_report(folder: Path, evaluation: Evaluation, truth: GroundTruth, predi
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write a table as CSV.
+    """Write a table as CSV, whole or not at all.
 
     Args:
         path: The file.
         header: Names of the columns.
-        rows: Values of each row, in the order of the columns.
+        rows: Values of each row, in the order of the columns. Text that a spreadsheet would take for a formula, such as
+            a label that begins with "=", is written with an apostrophe before it.
     """
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
+    with (
+        whole_file(path) as unfinished,
+        unfinished.open("w", newline="", encoding="utf-8", errors="backslashreplace") as f,
+    ):
+        writer = csv.writer(f)
+        writer.writerow([_harmless(value) for value in header])
+        writer.writerows([_harmless(value) for value in row] for row in rows)
+
+
+def _harmless(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
 
 
 def unique_names(labels: Sequence[str]) -> list[str]:

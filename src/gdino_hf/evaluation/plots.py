@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..visualize import draw_detections
+from ..whole_files import whole_file
 from .box_map import RECALL_POINTS
 
 _MOST_NAMED_CURVES = 10
@@ -152,7 +153,8 @@ def prediction_mosaic(
         top = header + place // columns * (_MOSAIC_TILE + _MARGIN)
         sheet.paste(truth, (left, top))
         sheet.paste(predicted, (left + _MOSAIC_TILE + _MARGIN, top))
-    sheet.save(path)
+    with whole_file(path) as unfinished:
+        sheet.save(unfinished)
 
 
 def _tile(image: Image.Image, boxes: Any, labels: Any, scores: Any, names: Sequence[str]) -> Image.Image:
@@ -203,5 +205,5 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _save(figure: Any, path: str | Path) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished)

@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 
 from ..data.annotation_options import AnnotationOptions, BoxesFollow, Crowds, Groups, Paths, Sizes, Unreadable
 from ..evaluation.coco_results import METRICS
+from .loggers import check_loggers
 from .parameter_groups import check_groups
 
 # Step limit if there is a time budget, which ends the run first.
@@ -207,6 +208,7 @@ class GDinoTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` with defaults for detectors, and options about parameter groups, EMA and time.
 
     Raises:
+        ImportError: A logger named by `report_to` is not installed.
         ValueError: A value is out of range.
     """
 
@@ -271,6 +273,7 @@ class GDinoTrainingArguments(TrainingArguments):
             # Each process reads streamed rows itself: images and boxes of different sizes cannot be sent as one tensor.
             self.accelerator_config = {"dispatch_batches": False}
         super().__post_init__()
+        check_loggers(self.report_to)
         self.freeze = check_groups(self.freeze)
         if self.device.type == "cpu":
             # Pinned memory speeds up copies to a GPU; without one, PyTorch warns about it in every epoch.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,6 +21,7 @@ from ..data.negatives import PromptSampler
 from ..data.reproducible_sampling import ReproducibleDataset, ReproducibleStream
 from ..error_text import reason
 from ..model.text_prompt import name_key
+from ..whole_files import whole_folder, write_whole_text
 from .arguments import DataArguments, GDinoTrainingArguments, ModelArguments
 from .lora import add_adapters, merge_adapters
 from .metrics import Measurement, measure
@@ -322,8 +322,9 @@ class FineTuning:
         if sets.zero_shot is not None:
             outcome.metrics["zero_shot_after"] = self._measure(detector, self.processor, sets.zero_shot).figures
         if args.should_save:
-            detector.save_pretrained(self.folder / MODEL_FOLDER)
-            self.processor.save_pretrained(self.folder / MODEL_FOLDER)
+            with whole_folder(self.folder / MODEL_FOLDER) as folder:
+                detector.save_pretrained(folder)
+                self.processor.save_pretrained(folder)
         outcome.history = trainer.state.log_history
         outcome.facts = {
             "steps": trainer.state.global_step,
@@ -354,10 +355,7 @@ class FineTuning:
             if split is not None
         }
         if self.args.should_save:
-            # Write to a temporary name and rename: a killed process must not leave half a file.
-            unfinished = path.with_suffix(".unfinished")
-            unfinished.write_text(json.dumps(metrics) + "\n", encoding="utf-8")
-            os.replace(unfinished, path)
+            write_whole_text(path, json.dumps(metrics) + "\n")
         return metrics
 
     def _measure(self, model: Any, processor: Any, split: Split) -> Measurement:

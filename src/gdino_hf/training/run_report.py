@@ -10,6 +10,7 @@ from ..error_text import reason
 from ..evaluation.evaluate import evaluate_predictions, write_csv
 from ..evaluation.evaluate import write_report as write_evaluation
 from ..evaluation.plots import plot_curves
+from ..whole_files import write_whole_text
 from .fine_tuning import MODEL_FOLDER, DataSets, Outcome
 
 EVALUATION_FOLDER = "evaluation"
@@ -32,7 +33,7 @@ def write_report(folder: Path, outcome: Outcome, sets: DataSets) -> list[str]:
         One line for each part of the report that could not be drawn, with the reason.
     """
     content = {**outcome.facts, "metrics": outcome.metrics}
-    (folder / "metrics.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole_text(folder / "metrics.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     names = list(dict.fromkeys(name for metrics in outcome.metrics.values() for name in metrics))
     figures = ((title, *(metrics[name] for name in names)) for title, metrics in outcome.metrics.items())
     write_csv(folder / "metrics.csv", ("measured", *names), figures)
@@ -92,6 +93,8 @@ def _complete_card(path: Path, outcome: Outcome, sets: DataSets) -> None:
         f"{', ...' if len(train.labels) > 20 else ''}), {facts['steps']} steps in {facts['minutes']:.1f} minutes, seed "
         f"{facts['seed']}.",
     ]
+    if train.groups:
+        section.append(f"Left out, because they only group other names: {', '.join(train.groups)}.")
     if sets.replay is not None:
         section.append(f"Images of {sets.replay.name} were mixed in (replay) to limit forgetting.")
     section += ["", summary(outcome, sets), ""]
@@ -110,14 +113,14 @@ def _complete_card(path: Path, outcome: Outcome, sets: DataSets) -> None:
             )
             for metric in _CARD_METRICS
         ]
-    path.write_text(str(card), encoding="utf-8")
+    write_whole_text(path, str(card))
 
 
 def _name_card(path: Path, name: str) -> None:
     """Replace the local folder by the repository's name, so that the example in the card runs anywhere."""
     text = path.read_text(encoding="utf-8").replace(f"\n# {MODEL_FOLDER}\n", f"\n# {name}\n", 1)
     text = text.replace(f'from_pretrained("{MODEL_FOLDER}"', f'from_pretrained("{name}"')
-    path.write_text(text, encoding="utf-8")
+    write_whole_text(path, text)
 
 
 def push(folder: Path, repository: str, private: bool | None = None, token: str | None = None) -> str:

@@ -5,7 +5,6 @@ The previous checkpoint is deleted only after the rename, so a killed process al
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from ..error_text import reason
+from ..whole_files import flush
 
 UNFINISHED = "unfinished"
 # A disk with fewer free bytes than this is full: no checkpoint is that small.
@@ -123,27 +123,15 @@ def publish(run: Path, step: int, state: TrainerState, save_total_limit: int | N
         state.best_model_checkpoint = str(best) if best.is_dir() or best == final else None
         state.save_to_json(str(written / _STATE_FILE))
     for path in written.iterdir():
-        _flush(path)
+        flush(path)
     if final.exists():
         # The step was saved before, for example by a resumed run with nothing left to do: move that one out of the way.
         shutil.rmtree(run / UNFINISHED / "old", ignore_errors=True)
         final.rename(run / UNFINISHED / "old")
     written.rename(final)
-    _flush(run)
+    flush(run)
     shutil.rmtree(run / UNFINISHED, ignore_errors=True)
     rotate_checkpoints(
         output_dir=str(run), save_total_limit=save_total_limit, best_model_checkpoint=state.best_model_checkpoint
     )
     return final
-
-
-def _flush(path: Path) -> None:
-    """Flush a file or folder to disk (fsync), so that the rename cannot become visible before the data."""
-    # Windows cannot open a folder for this.
-    if os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

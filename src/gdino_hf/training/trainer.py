@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, get_scheduler
@@ -24,6 +23,7 @@ from ..data.reproducible_sampling import ReproducibleDataset, ReproducibleSample
 from ..evaluation.ground_truth import GroundTruth
 from .arguments import GDinoTrainingArguments
 from .ema import EMA_FILE, ExponentialMovingAverage
+from .loss_record import LossRecord, mean_of_processes
 from .metrics import measure
 from .parameter_groups import freeze, optimizer_groups
 from .progress import ShortLog, ShortProgress
@@ -82,13 +82,14 @@ class GDinoTrainer(Trainer):
         self.row_weights = row_weights
         self.sampler: ReproducibleSampler | None = None
         self.time_budget = TimeBudget(args.minutes)
+        self.loss_record = LossRecord()
         self.ema = ExponentialMovingAverage(self.model, args.ema_decay) if args.ema_decay else None
         self.add_callback(_StepHooks(self))
         for kind, short in ((ProgressCallback, ShortProgress), (PrinterCallback, ShortLog)):
             if self.pop_callback(kind) is not None:
                 self.add_callback(short)
-        self._loss_terms: dict[str, Tensor] = {}
-        self._num_losses = 0
+        self.loss_terms: dict[str, Tensor] = {}
+        self.num_losses = 0
         # Weights of the batches accumulated in the current step; empty if the step is a single batch.
         self._batch_weights: Iterator[float] = iter(())
 
@@ -110,6 +111,11 @@ class GDinoTrainer(Trainer):
             multiple=1 if args.dataloader_drop_last else step,
         )
         return self.sampler
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as the stock Trainer does; the loss that is returned is the mean of all steps, also after resuming."""
+        result = super().train(*args, **kwargs)
+        return result._replace(training_loss=result.metrics.get("train_loss", result.training_loss))
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Create the optimizer with the learning rates and weight decays of `optimizer_groups`."""
@@ -197,19 +203,19 @@ class GDinoTrainer(Trainer):
         loss, terms, outputs = self.detection_loss(model, inputs, **kwargs)
         weight = next(self._batch_weights, 1.0)
         for name, value in terms.items():
-            self._loss_terms[name] = self._loss_terms.get(name, 0.0) + weight * value.detach()
-        self._num_losses += 1
+            self.loss_terms[name] = self.loss_terms.get(name, 0.0) + weight * value.detach()
+        self.num_losses += 1
         return (weight * loss, outputs) if return_outputs else weight * loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log, adding the mean loss terms since the last log and the minutes spent."""
-        if self._num_losses and "loss" in logs:
-            means = {name: float(total) / self._num_losses for name, total in self._loss_terms.items()}
-            self._loss_terms, self._num_losses = {}, 0
-            everywhere = gather_object([means])
-            # A process whose batches had no box has no denoising terms, so the processes' names may differ.
-            names = sorted({name for each in everywhere for name in each})
-            logs |= {name: sum(each.get(name, 0.0) for each in everywhere) / len(everywhere) for name in names}
+        if self.num_losses and "loss" in logs:
+            means = {name: float(total) / self.num_losses for name, total in self.loss_terms.items()}
+            self.loss_terms, self.num_losses = {}, 0
+            logs |= mean_of_processes(means)
+        if "train_loss" in logs and self.loss_record.is_complete:
+            # The stock mean is that of the steps since training was resumed.
+            logs["train_loss"] = self._total_loss_scalar / max(1, self.state.global_step)
         super().log({**logs, "minutes": round(self.time_budget.seconds / 60, 3)}, *args, **kwargs)
 
     @contextmanager
@@ -273,8 +279,10 @@ class GDinoTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
             finally:
                 self._is_saving = False
+            losses = self.loss_record.content(self)
             if self.args.should_save:
                 written = unfinished / f"checkpoint-{step}"
+                self.loss_record.save(losses, written)
                 if self.ema is not None:
                     self.ema.save(written)
                 self.time_budget.save(written)
@@ -292,6 +300,7 @@ class GDinoTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             self.time_budget.load(Path(checkpoint))
+            self.loss_record.load(Path(checkpoint))
             if self.ema is not None:
                 self.ema.load(Path(checkpoint))
             elif (Path(checkpoint) / EMA_FILE).is_file():
@@ -307,6 +316,7 @@ class _StepHooks(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.time_budget.start()
+        self.trainer.loss_record.restore(self.trainer)
         if args.should_save:
             # Remove what a killed run left, or its files would get into the next checkpoint.
             shutil.rmtree(Path(args.output_dir) / UNFINISHED, ignore_errors=True)
