@@ -120,4 +120,6 @@ def _status(results: list[tuple[Outputs, list[Detection]]], failed: list[tuple[s
     text = f"{number} detection{'s' * (number != 1)} in {len(results)} picture{'s' * (len(results) != 1)}"
     lines = "".join(f"<li>{html.escape(name)}: {html.escape(reason)}</li>" for name, reason in failed)
     skipped = f"<p>Skipped:</p><ul>{lines}</ul>" if failed else ""
-    return f'<div class="gd-status" role="status"><p><strong>{text}</strong></p>{skipped}</div>'
+    # All pictures have the same labels.
+    odd = render.remarks(results[0][0]) if results else ""
+    return f'<div class="gd-status" role="status"><p><strong>{text}</strong></p>{skipped}{odd}</div>'

@@ -24,8 +24,10 @@ except ImportError:
 
 import torch
 
+from gdino_hf.model.label_faults import label_remarks
 from gdino_hf.model.msda_backends import backend_for
 from gdino_hf.model.prompt_groups import forward_in_groups
+from gdino_hf.model.text_prompt import build_prompt
 
 from .safety import KEPT_SECONDS, Picture, Refused
 
@@ -85,6 +87,7 @@ class Outputs:
         seconds: Duration of preprocessing and forward pass.
         device: Name of the device that ran the model.
         backend: Name of the implementation of deformable attention.
+        remarks: What is odd about the labels, one sentence each.
         grounding: Whether to show only the best box of every label, as for the phrases of a sentence.
     """
 
@@ -100,6 +103,7 @@ class Outputs:
     seconds: float
     device: str
     backend: str
+    remarks: tuple[str, ...] = ()
     grounding: bool = False
 
     def detections(self, settings: Settings) -> list[Detection]:
@@ -218,6 +222,7 @@ class Models:
             seconds=time.perf_counter() - start,
             device=device,
             backend=_BACKENDS[backend],
+            remarks=tuple(label_remarks(inputs.prompts[0], self._loaded[name][1].tokenizer)),
             grounding=grounding,
         )
 
@@ -229,9 +234,10 @@ class Models:
         for label in negatives:
             if label.casefold() in asked:
                 raise Refused(f"{label!r} is a label and a negative label; leave it in one of them.")
+        processor = self._loaded[name][1]
         try:
-            # One list per image: labels that end in a period could mean one prompt per image otherwise.
-            return self._loaded[name][1](images=image, text=[list(labels)], negative_labels=list(negatives) or None)
+            prompt = build_prompt(list(labels), processor.tokenizer, processor.max_text_len, list(negatives))
+            return processor(images=image, text=[prompt])
         except (TypeError, ValueError) as error:
             raise Refused(str(error)) from error
 

@@ -125,7 +125,13 @@ def status(outputs: Outputs, detections: Sequence[Detection], settings: Settings
             parts.append(f"<p>No box above the threshold: {html.escape(', '.join(missing))}</p>")
     if not detections:
         parts.append(f"<p>{html.escape(advice(outputs, settings))}</p>")
+    parts.append(remarks(outputs))
     return f'<div class="gd-status" role="status">{"".join(parts)}</div>'
+
+
+def remarks(outputs: Outputs) -> str:
+    """Return what is odd about the labels as HTML paragraphs, empty if there is nothing."""
+    return "".join(f"<p>{html.escape(remark)}</p>" for remark in getattr(outputs, "remarks", ()))
 
 
 def advice(outputs: Outputs, settings: Settings) -> str:
@@ -154,8 +160,10 @@ def report(outputs: Outputs, detections: Sequence[Detection], settings: Settings
         settings: The thresholds.
 
     Returns:
-        The settings, "width" and "height" in pixels, and "detections" with xyxy boxes in pixels.
+        The settings, "width" and "height" in pixels, "detections" with xyxy boxes in pixels, and "remarks" if there is
+        something odd about the labels.
     """
+    odd = list(getattr(outputs, "remarks", ()))
     return {
         "image": outputs.name,
         "width": outputs.size[0],
@@ -171,6 +179,7 @@ def report(outputs: Outputs, detections: Sequence[Detection], settings: Settings
         "device": outputs.device,
         "backend": outputs.backend,
         "detections": [detection.as_json() for detection in detections],
+        **({"remarks": odd} if odd else {}),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ def build(state: PageState) -> None:
             text += (
                 f"<p>The video is longer, but at most {MOST_FRAMES} frames are searched; choose a larger stride.</p>"
             )
+        text += "".join(f"<p>{html.escape(remark)}</p>" for remark in data.get("remarks", ()))
         path = components.write_file("frames.json", render.to_text(data))
         return f'<div class="gd-status" role="status">{text}</div>', str(target), path
 
@@ -93,13 +95,14 @@ def _run(
     writer = Writer(target, reader.rate / reader.stride) if target is not None else None
     frames: list[dict[str, Any]] = []
     size = (0, 0)
+    odd: tuple[str, ...] = ()
     try:
         for frame in reader:
             if progress is not None:
                 progress((len(frames), reader.expected), desc="Detecting", unit="frames")
             outputs = state.models.run(model, Picture(frame.image, b"", "frame"), wanted, competing)
             detections = outputs.detections(settings)
-            size = outputs.size
+            size, odd = outputs.size, outputs.remarks
             frames.append(
                 {
                     "frame": frame.number,
@@ -124,4 +127,5 @@ def _run(
         "stopped_early": reader.stopped,
         "box_format": "xyxy",
         "frames": frames,
+        **({"remarks": list(odd)} if odd else {}),
     }

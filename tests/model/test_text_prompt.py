@@ -151,10 +151,10 @@ def test_special_tokens_spelled_out_in_a_label_are_left_out(tiny_tokenizer):
     assert tiny_tokenizer.decode(chunk.input_ids) == "[CLS] cat dog. hat. [SEP]"
 
 
-def test_unknown_characters_are_still_a_label(tiny_tokenizer):
-    (chunk,) = build_prompt(["🐈", "cat"], tiny_tokenizer).chunks
+def test_unknown_characters_beside_words_are_still_a_label(tiny_tokenizer):
+    (chunk,) = build_prompt(["🐈 cat", "cat"], tiny_tokenizer).chunks
     assert chunk.input_ids[1] == UNK
-    assert chunk.spans == ((1, 2), (3, 4))
+    assert chunk.spans == ((1, 3), (4, 5))
 
 
 def test_accents_and_case_follow_the_tokenizer(tiny_tokenizer):
@@ -233,7 +233,7 @@ def test_vocabulary_without_question_mark_keeps_unknown_words():
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "cat"]
     tokenizer = BertTokenizerFast(vocab={word: index for index, word in enumerate(words)})
     assert special_token_ids(tokenizer) == [2, 3, 5]
-    assert build_prompt(["zebra"], tokenizer).chunks[0].input_ids == (2, 1, 5, 3)
+    assert build_prompt(["zebra cat"], tokenizer).chunks[0].input_ids == (2, 1, 6, 5, 3)
 
 
 def test_vocabulary_without_period_is_refused():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import socket
+import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from gdino_hf.error_text import reason
+from gdino_hf.model.printable import printable
 
 from .errors import UsageError
 from .inputs import is_url, read_url
@@ -89,7 +91,7 @@ class Detector:
             # Labels that exceed the model's prompt length go into further prompts.
             self.processor.max_text_len = min(self.processor.max_text_len, config.max_text_len)
             # The tokenizer loads quickly: check the labels with it before the weights are loaded or downloaded.
-            self._prepare(None)
+            self._prompt = self.check_labels(self.labels, self.negative_labels)
             weights = "float32" if dtype == "int8" else dtype
             self.model, loading = GDinoForObjectDetection.from_pretrained(
                 where, config=config, dtype=weights, output_loading_info=True, **local
@@ -136,7 +138,7 @@ class Detector:
 
         from gdino_hf.model.prompt_groups import forward_in_groups
 
-        inputs = self._prepare(image).to(self.device)
+        inputs = self.processor(images=image, text=[self._prompt]).to(self.device)
         with torch.inference_mode():
             outputs = forward_in_groups(self.model, inputs)
         return self.processor.post_process_grounded_object_detection(
@@ -148,16 +150,30 @@ class Detector:
             nms_threshold=nms_threshold,
         )[0]
 
-    def _prepare(self, image: Any) -> Any:
-        """Make the model's inputs for a picture, or for the labels only."""
+    def check_labels(self, labels: Sequence[str], negative_labels: Sequence[str] = ()) -> Any:
+        """Build the prompt of some labels, and print on stderr what is odd about them.
+
+        Args:
+            labels: What to look for.
+            negative_labels: Labels that compete for boxes but are left out of the results.
+
+        Returns:
+            The prompt, for the processor's `text`.
+
+        Raises:
+            UsageError: A label cannot be used.
+        """
+        from gdino_hf.model.label_faults import label_remarks
+        from gdino_hf.model.text_prompt import build_prompt
+
+        tokenizer, most = self.processor.tokenizer, self.processor.max_text_len
         try:
-            # A nested list, because the processor reads a flat list of strings that end in periods as one prompt per
-            # image.
-            return self.processor(images=image, text=[self.labels], negative_labels=self.negative_labels or None)
+            prompt = build_prompt(labels, tokenizer, most, negative_labels)
         except (TypeError, ValueError) as error:
-            if image is None:
-                raise UsageError(reason(error)) from error
-            raise
+            raise UsageError(reason(error)) from error
+        for remark in label_remarks(prompt, tokenizer):
+            print(f"warning: {printable(remark)}", file=sys.stderr)
+        return prompt
 
 
 def _check_int8(device: Any, optimize: bool) -> None:

@@ -279,6 +279,7 @@ def _run_table(args: argparse.Namespace) -> int:
         try:
             task = _open(args, entry.annotations, entry.images, entry.labels)
             task.prompts = entry.prompts_of(task.truth.labels)
+            detector.check_labels(task.prompts or task.truth.labels)
             (folder / entry.name).mkdir(exist_ok=True)
             predictions = _predict(args, detector, task, folder / entry.name)
             if predictions is None:

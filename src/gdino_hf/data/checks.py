@@ -20,6 +20,7 @@ from .coco_file import CocoFile
 from .faults import FEW, MISSING, OUTSIDE, UNREADABLE, Finding, Findings
 from .frames import Frame, find_frame, read_header
 from .image_paths import ImagePaths, OutsideError, image_folder
+from .name_tokens import check_name_tokens
 from .odvg_content import (
     MIXED,
     UnknownLabelError,
@@ -114,6 +115,7 @@ def check_dataset(
     max_examples: int = 3,
     options: AnnotationOptions = DEFAULT_OPTIONS,
     num_queries: int = PUBLISHED_QUERIES,
+    tokenizer: Any = None,
 ) -> DatasetReport:
     """Check annotations and images for faults that would stop or harm training.
 
@@ -126,6 +128,7 @@ def check_dataset(
         options: Conventions of the file.
         num_queries: Number of boxes that the model can find in an image, its config's `num_queries`; images with more
             are listed.
+        tokenizer: The model's tokenizer, which names are checked against; None for that of the published models.
 
     Returns:
         The report.
@@ -140,7 +143,7 @@ def check_dataset(
         _check_coco(check, file, images)
     else:
         _check_odvg(check, file, images)
-    check.finish_names()
+    check.finish_names(tokenizer)
     return DatasetReport(
         path=file,
         format=form,
@@ -239,7 +242,7 @@ class _Check:
             return
         self.boxes_per_name.setdefault(name, 0)
 
-    def finish_names(self) -> None:
+    def finish_names(self, tokenizer: Any) -> None:
         """Check the registered names, once all boxes have been counted."""
         alike: dict[str, list[str]] = {}
         for name, count in self.boxes_per_name.items():
@@ -251,6 +254,8 @@ class _Check:
         for spellings in alike.values():
             if len(spellings) > 1 and not self.are_phrases:
                 self.add("alike names", " = ".join(map(shorten, spellings)))
+        if not self.are_phrases:
+            check_name_tokens(list(self.boxes_per_name), tokenizer, self.add)
 
 
 def _check_coco(check: _Check, path: Path, images: str | Path | None) -> None:

@@ -64,6 +64,10 @@ WARNINGS = {
     "grouping classes": "have no box and only group other classes, and are left out; --groups keep keeps them",
     "empty classes": "have no box",
     "alike names": "differ only in case or blanks and are one name to the model",
+    "unknown names": "have no word that the tokenizer knows, so the model cannot learn or find them; rename them",
+    "half-known names": "have words that the tokenizer does not know, of which the model reads only the rest; rename "
+    "them",
+    "names of equal tokens": "are one name to the model, because the tokenizer cannot tell them apart; rename them",
     "repeated names": "used for several categories and are one name to the model",
     "names with marks": "contain a period or question mark, which is read as a blank",
     "repeated files": "listed as several images",

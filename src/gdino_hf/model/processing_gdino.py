@@ -12,6 +12,7 @@ from .box_ops import box_scale
 from .coco_labels import category_names, label_of_prompt
 from .grounded_results import LabelledRows, Selection, are_prompts_of, rows_of_prompts, rows_of_tokens
 from .image_processing_gdino import GDinoImageProcessor, as_list, check_options
+from .label_faults import warn_of_labels
 from .pixel_layouts import checked_device, converted, moved
 from .processor_options import PromptLayout, call_options
 from .text_prompt import Prompt, build_prompt
@@ -109,6 +110,8 @@ class GDinoProcessor(ProcessorMixin):
         Raises:
             TypeError: text or an image has another type, or an option is unknown.
             ValueError: A label, an image or an option cannot be used, or the numbers of images and texts differ.
+
+        Labels that the tokenizer cannot tell apart or does not know in full are named in a `LabelWarning`.
         """
         if images is None and text is None:
             raise ValueError("There is nothing to prepare; give images, text or both.")
@@ -168,6 +171,9 @@ class GDinoProcessor(ProcessorMixin):
             else build_prompt(entry, self.tokenizer, self.max_text_len, negative_labels)
             for entry in entries
         ]
+        for entry, prompt in zip(entries, built, strict=True):
+            if not isinstance(entry, Prompt):
+                warn_of_labels(prompt, self.tokenizer, stacklevel=3)
         return built * count if len(built) == 1 else built
 
     def _tokens(self, prompts: list[Prompt], layout: PromptLayout, kind: str | None) -> dict[str, Any]:

@@ -137,15 +137,15 @@ def build_prompt(
 
     Raises:
         TypeError: A label is not a string.
-        ValueError: There is no label, or a label is empty, has no letters, or is too long for a prompt that also holds
-            the negative labels.
+        ValueError: There is no label, or a label is empty, has no letters, has no word that the tokenizer knows, or is
+            too long for a prompt that also holds the negative labels.
     """
     positives = parse_labels(labels)
     negatives = parse_labels(negative_labels) if len(negative_labels) > 0 else []
     every = positives + negatives
     special = special_token_ids(tokenizer)
     start, end, period = special[:3]
-    words = [" ".join(label.replace(".", " ").replace("?", " ").split()) for label in every]
+    words = [_words(label) for label in every]
     room = max_text_len - 2
     # Some tokenizers make one unknown token of an endless word, so characters have a limit too.
     most = CHARACTERS_PER_TOKEN * max_text_len
@@ -156,8 +156,8 @@ def build_prompt(
                 f"at most {most}; shorten it."
             )
     tokenized = []
-    for label, tokens in zip(every, tokenizer(words, add_special_tokens=False)["input_ids"], strict=True):
-        tokenized.append([token for token in tokens if token not in special] + [period])
+    for label, tokens in zip(every, label_tokens(every, tokenizer), strict=True):
+        tokenized.append([*tokens, period])
         if len(tokenized[-1]) == 1:
             raise ValueError(f"The label {shorten(label)} has nothing to look for in it; use words.")
         if len(tokenized[-1]) > room:
@@ -165,6 +165,13 @@ def build_prompt(
                 f"The label {shorten(label)} has {len(tokenized[-1]) - 1} tokens but a prompt of {max_text_len} takes "
                 f"at most {room - 1}; shorten it."
             )
+    unknown = [shorten(label) for label, tokens in zip(every, tokenized, strict=True) if is_unknown(tokens, tokenizer)]
+    if unknown:
+        more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
+        raise ValueError(
+            f"The tokenizer knows no word of the label{'s' * (len(unknown) > 1)} {', '.join(unknown[:10])}{more}; use "
+            "words of its vocabulary, which is English in the published models."
+        )
     taken = sum(len(tokens) for tokens in tokenized[len(positives) :])
     longest = max(range(len(positives)), key=lambda index: len(tokenized[index]))
     if taken + len(tokenized[longest]) > room:
@@ -184,6 +191,40 @@ def build_prompt(
     negative_indices = list(range(len(positives), len(every)))
     chunks = tuple(_chunk([*group, *negative_indices], tokenized, start, end) for group in groups)
     return Prompt(tuple(every), len(negatives), chunks)
+
+
+def _words(label: str) -> str:
+    """Return a label without the marks that would end it inside a prompt."""
+    return " ".join(label.replace(".", " ").replace("?", " ").split())
+
+
+def label_tokens(labels: Sequence[str], tokenizer: Any) -> list[list[int]]:
+    """Return the tokens of labels as prompts hold them, without the periods that close them.
+
+    Args:
+        labels: At least one label.
+        tokenizer: Tokenizer of the model's text encoder.
+
+    Returns:
+        The tokens of each label; none for a label of marks only.
+    """
+    special = special_token_ids(tokenizer)
+    tokenized = tokenizer([_words(label) for label in labels], add_special_tokens=False, verbose=False)["input_ids"]
+    return [[token for token in tokens if token not in special] for tokens in tokenized]
+
+
+def is_unknown(tokens: Sequence[int], tokenizer: Any) -> bool:
+    """Return whether a label is one or more unknown tokens, at most with punctuation around them.
+
+    Args:
+        tokens: The label's tokens.
+        tokenizer: The tokenizer that made them.
+    """
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown not in tokens:
+        return False
+    known = tokenizer.convert_ids_to_tokens([token for token in tokens if token != unknown])
+    return not any(character.isalnum() for token in known for character in token)
 
 
 def _chunk(indices: list[int], tokenized: Sequence[Sequence[int]], start: int, end: int) -> PromptChunk:

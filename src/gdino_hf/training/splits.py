@@ -15,6 +15,7 @@ from ..data.checks import check_dataset
 from ..data.faults import MISSING, OUTSIDE, UNREADABLE
 from ..data.formats import open_dataset
 from ..data.frames import remembered_headers
+from ..data.name_tokens import EQUAL_TOKENS, HALF_KNOWN, UNKNOWN
 from ..data.other_formats import describe_other_format
 from ..data.transforms import (
     Compose,
@@ -97,7 +98,9 @@ def read_split(
             raise ValueError(f"{path} has no images; give a data set that has some.")
         rows, labels = open_dataset(path, images, streaming, options, log=False)
         tolerable = [finding for finding in report.findings if not finding.is_error or finding.kind in tolerated]
-        remarks = tuple(f"{path}: {finding}" for finding in tolerable)
+        # The command checks names against the tokenizer of the model that it trains.
+        told = (UNKNOWN, HALF_KNOWN, EQUAL_TOKENS)
+        remarks = tuple(f"{path}: {finding}" for finding in tolerable if finding.kind not in told)
         if not streaming and len(rows) == 0:
             raise ValueError(f"None of the {report.num_images} images of {path} can be read; pass --images FOLDER.")
         groups = tuple(report.groups)
