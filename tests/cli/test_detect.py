@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import http.server
-import io
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from detect_command import EVERYTHING, LABELS, make_picture, run_detect
 from gdino_hf import GDinoForObjectDetection
 from gdino_hf.cli import main
 from gdino_hf.inference import int8_linear
@@ -29,46 +29,6 @@ from gdino_hf.visualize import draw_detections
 # Sides are written with two digits behind the point, scores with four.
 BOX_ROUNDING = 0.0051
 SCORE_ROUNDING = 0.000051
-# The random model scores near zero; with these every query is a result.
-EVERYTHING = ["--threshold", "0", "--text-threshold", "0"]
-LABELS = ["cat", "remote control", "dog"]
-
-
-def run_detect(model, out, *arguments, labels=None, json_path=None):
-    """Run the verb: its status, the JSON if written, what it printed and complained."""
-    options = ["--labels", ", ".join(LABELS) if labels is None else labels, "--model", str(model), "--out", str(out)]
-    options += ["--json", str(json_path)] if json_path is not None else []
-    printed, complained = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(complained):
-        status = main(["detect", *map(str, arguments), *options])
-    path = json_path or out / "detections.json"
-    report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    return status, report, printed.getvalue(), complained.getvalue()
-
-
-@pytest.fixture
-def detect(tmp_path, tiny_folder):
-    """`run_detect` with the tiny model and a folder of its own."""
-    return functools.partial(run_detect, tiny_folder, tmp_path / "out")
-
-
-def make_picture():
-    """A photograph's worth of smooth random colours, 120 wide and 80 high."""
-    pixels = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
-    return Image.fromarray(pixels).resize((120, 80), Image.Resampling.BICUBIC)
-
-
-@pytest.fixture
-def picture():
-    return make_picture()
-
-
-@pytest.fixture
-def photo(tmp_path, picture):
-    path = tmp_path / "photos" / "photo.png"
-    path.parent.mkdir()
-    picture.save(path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -636,6 +596,7 @@ def earlier_report(tmp_path):
 
 def test_results_are_on_disk_before_the_last_image_is_done(detect, photo, earlier_report, tmp_path, monkeypatch):
     monkeypatch.setattr("gdino_hf.cli.report_file.WRITE_EVERY_SECONDS", 0)
+    monkeypatch.setattr("gdino_hf.cli.report_file._LARGEST_SHARE_OF_TIME", float("inf"))
     first, last = tmp_path / "first.png", tmp_path / "last.png"
     seen = []
     with at_pipes(lambda: seen.append(json.loads(earlier_report.read_text())), first, last):
@@ -655,7 +616,8 @@ def test_an_earlier_report_stays_until_there_are_new_results(detect, photo, earl
 
 
 def test_results_that_can_no_longer_be_written_are_one_sentence(detect, photo, tmp_path):
-    with at_pipes((tmp_path / "out" / "detections.json").mkdir, tmp_path / "pipe.png"):
+    path = tmp_path / "out" / "detections.json"
+    with at_pipes(lambda: (path.unlink(), path.mkdir()), tmp_path / "pipe.png"):
         status, _, _, complaint = detect(photo, tmp_path / "pipe.png")
     assert status == 1
     assert "the results cannot be written" in complaint.splitlines()[-1]

@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
         # Subcommands whose options are declared in modules that import torch parse their own arguments, including
         # --help.
         own = getattr(verb, "READS_ITS_OPTIONS", False)
-        child = verbs.add_parser(name, help=verb.HELP, description=verb.__doc__, add_help=not own)
+        child = verbs.add_parser(name, help=verb.HELP, description=verb.__doc__, add_help=not own, allow_abbrev=not own)
         verb.add_arguments(child)
         if name in _OPENING_PICTURES:
             add_picture_options(child)

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from gdino_hf.error_text import reason
+from gdino_hf.model.printable import printable
 
+from .annotated_files import OutputNames, is_disk_error, save_whole
 from .detector import Detector, add_dtype
 from .errors import INTERRUPTED, OutputError, UsageError
 from .inputs import ImageInput, collect_images, read_labels
 from .numbers import fraction
+from .progress_file import ProgressFile, file_stamp
 from .report_file import ReportFile
 
 HELP = "find the objects that labels name in photographs"
 TEXT_THRESHOLD = 0.25
-_SAVED_AS_THEY_ARE = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,6 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder for the annotated pictures (default: %(default)s)",
     )
     parser.add_argument("--json", type=Path, metavar="PATH", help="file for the results (default: DIR/detections.json)")
+    parser.add_argument(
+        "--restart",
+        action="store_true",
+        help="start from zero; otherwise the same command goes on with a run that was stopped or killed",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         UsageError: The labels, the model, the device or the output folder cannot be used.
-        OutputError: The results cannot be written any more at the end.
+        OutputError: The results cannot be written any more.
     """
     labels = read_labels(args.labels)
     if args.text_threshold is None:
@@ -103,21 +110,48 @@ def run(args: argparse.Namespace) -> int:
         "images": [],
         "failed": [],
     }
-    # If there is no image at all, saying so needs no model.
-    detector = _load(args, labels, negative_labels) if any(image.error is None for image in images) else None
+    progress, earlier = _earlier_progress(args, json_path, report, images)
+    # If there is no image to detect anything in, saying so needs no model.
+    to_do = any(image.error is None and image.source not in earlier for image in images)
+    detector = _load(args, labels, negative_labels) if to_do else None
     report_file = _prepare_output(args.out, json_path, images)
-    report["finished"] = _detect_all(args, detector, images, report, report_file)
     try:
+        report["finished"] = _detect_all(args, detector, images, earlier, report, report_file, progress)
         report_file.write(report)
     except OSError as error:
-        raise OutputError(f"{json_path}: the results cannot be written ({reason(error)})") from error
+        raise OutputError(
+            f"{json_path}: the results cannot be written ({reason(error, name_file=True)}); make room and repeat the "
+            "command, which goes on where it stopped"
+        ) from error
+    finally:
+        progress.close(finished=False)
+    if report["finished"]:
+        progress.close(finished=True)
     print(_table(report["images"]))
     print(f"\n{_count(report)}")
-    print(f"results: {json_path}")
+    print(f"results: {printable(json_path)}")
     if not report["finished"]:
-        print("stopped; the results so far are written", file=sys.stderr)
+        print("stopped; the results so far are written, and the same command goes on from there", file=sys.stderr)
         return INTERRUPTED
     return 1 if report["failed"] else 0
+
+
+def _earlier_progress(
+    args: argparse.Namespace, json_path: Path, report: dict[str, Any], images: list[ImageInput]
+) -> tuple[ProgressFile, dict[str, dict[str, Any]]]:
+    """Return the progress file and the results, by image, that an unfinished run of this command left in it."""
+    settings = {name: value for name, value in report.items() if name not in ("finished", "images", "failed")}
+    settings |= {"out": str(args.out.resolve()), "dtype": args.dtype, "bit_depth": args.bit_depth}
+    progress = ProgressFile(json_path.with_name(json_path.name + ".progress"), settings)
+    if args.restart:
+        progress.forget()
+    if progress.had_other_settings:
+        print("gdino detect: an unfinished run with other settings is replaced", file=sys.stderr)
+    earlier = {image.source: result for image in images if (result := progress.result(image.source)) is not None}
+    if earlier:
+        done = f"{len(earlier)} of {len(images)} images are done"
+        print(f"gdino detect: an unfinished run goes on, {done}; --restart starts from zero", file=sys.stderr)
+    return progress, earlier
 
 
 def _load(args: argparse.Namespace, labels: list[str], negative_labels: list[str]) -> Any:
@@ -142,12 +176,23 @@ def _prepare_output(out: Path, json_path: Path, images: list[ImageInput]) -> Rep
 
 
 def _detect_all(
-    args: argparse.Namespace, detector: Any, images: list[ImageInput], report: dict[str, Any], report_file: ReportFile
+    args: argparse.Namespace,
+    detector: Any,
+    images: list[ImageInput],
+    earlier: dict[str, dict[str, Any]],
+    report: dict[str, Any],
+    report_file: ReportFile,
+    progress: ProgressFile,
 ) -> bool:
-    """Fill the report image by image; return False if the user stopped it."""
+    """Fill the report image by image; return False if the user stopped it.
+
+    Raises:
+        OSError: The disk is full or cannot be written to.
+    """
     from tqdm import tqdm
 
-    names = _OutputNames(args.out, images)
+    names = OutputNames(args.out, images, [result["annotated"] for result in earlier.values()])
+    is_new = True
     try:
         # disable=None: no bar if stderr is not a terminal
         for image in tqdm(images, desc="detect", unit="image", disable=None, leave=False):
@@ -155,26 +200,44 @@ def _detect_all(
             if image.error is not None:
                 _fail(report, image, image.error)
                 continue
-            try:
-                report["images"].append(_detect_one(args, detector, image, names))
+            if image.source in earlier:
+                report["images"].append(earlier[image.source])
+                continue
+            stamp = file_stamp(image.source)
             # In bulk work a broken image of any kind must not stop the others.
+            try:
+                result, annotated = _detect_one(args, detector, image)
             except Exception as error:
                 _fail(report, image, reason(error, name_file=True, most_lines=3))
+                continue
+            if is_new:
+                # The next picture is this run's, and so must be the report beside it.
+                report_file.write(report)
+                is_new = False
+            target = names(image.name)
+            try:
+                save_whole(annotated, target)
+            except Exception as error:
+                if is_disk_error(error):
+                    raise
+                _fail(report, image, reason(error, name_file=True, most_lines=3))
+                continue
+            result["annotated"] = str(target)
+            progress.add(result, stamp)
+            report["images"].append(result)
     except KeyboardInterrupt:
         return False
     return True
 
 
-def _detect_one(args: argparse.Namespace, detector: Any, image: ImageInput, names: _OutputNames) -> dict[str, Any]:
+def _detect_one(args: argparse.Namespace, detector: Any, image: ImageInput) -> tuple[dict[str, Any], Any]:
+    """Return the result for one image, and its annotated picture."""
     from gdino_hf.visualize import draw_detections
 
     from .detector import read_image
 
     picture = read_image(image.source)
     result = detector(picture, threshold=args.threshold, text_threshold=args.text_threshold, nms_threshold=args.nms)
-    target = names(image.name)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draw_detections(picture, result).save(target, quality=92)
     detections = [
         {
             "label": label,
@@ -186,13 +249,8 @@ def _detect_one(args: argparse.Namespace, detector: Any, image: ImageInput, name
             result["text_labels"], result["labels"], result["scores"], result["boxes"], strict=True
         )
     ]
-    return {
-        "image": image.source,
-        "width": picture.width,
-        "height": picture.height,
-        "annotated": str(target),
-        "detections": detections,
-    }
+    entry = {"image": image.source, "width": picture.width, "height": picture.height, "detections": detections}
+    return entry, draw_detections(picture, result)
 
 
 def _inside(box: Any, size: tuple[int, int]) -> list[float]:
@@ -200,36 +258,12 @@ def _inside(box: Any, size: tuple[int, int]) -> list[float]:
     return [round(min(max(float(side), 0.0), limit), 2) for side, limit in zip(box, size * 2, strict=True)]
 
 
-class _OutputNames:
-    """Chooses a path for each annotated picture, never that of an input and never the same one twice."""
-
-    def __init__(self, folder: Path, images: list[ImageInput]) -> None:
-        self.folder = folder
-        self.taken = {self._key(Path(image.source)) for image in images}
-
-    def __call__(self, name: str) -> Path:
-        path = self.folder / name
-        if path.suffix.lower() not in _SAVED_AS_THEY_ARE:
-            path = path.with_name(path.name + ".png")
-        stem, number = path.stem, 2
-        while self._key(path) in self.taken:
-            path = path.with_name(f"{stem}-{number}{path.suffix}")
-            number += 1
-        self.taken.add(self._key(path))
-        return path
-
-    @staticmethod
-    def _key(path: Path) -> str:
-        # Names that differ only in case are the same file on some file systems.
-        return str(path.resolve()).lower()
-
-
 def _fail(report: dict[str, Any], image: ImageInput, why: str) -> None:
     """Report a failed input on stderr, in one line, and in the JSON."""
     from tqdm import tqdm
 
     report["failed"].append({"image": image.source, "error": why})
-    tqdm.write(f"gdino detect: {image.source}: {why}", file=sys.stderr)
+    tqdm.write(f"gdino detect: {printable(image.source)}: {printable(why)}", file=sys.stderr)
 
 
 def _table(images: list[dict[str, Any]]) -> str:
@@ -238,9 +272,9 @@ def _table(images: list[dict[str, Any]]) -> str:
     for image in images:
         for found in image["detections"]:
             box = " ".join(str(round(side)) for side in found["box"])
-            rows.append((image["image"], found["label"], f"{found['score']:.2f}", box))
+            rows.append((printable(image["image"]), printable(found["label"]), f"{found['score']:.2f}", box))
         if not image["detections"]:
-            rows.append((image["image"], "-", "", ""))
+            rows.append((printable(image["image"]), "-", "", ""))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,11 @@ class ReportFile:
         """
         text = json.dumps(report, ensure_ascii=False, indent=2) + "\n"
         # backslashreplace: a file name that is not UTF-8 is written with JSON escapes
-        self._partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+        with open(self._partial, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+            file.flush()
+            # The rename must not become visible before the text.
+            os.fsync(file.fileno())
         self._partial.replace(self.path)
 
     def write_if_due(self, report: dict[str, Any]) -> None:

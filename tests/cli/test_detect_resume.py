@@ -1,0 +1,156 @@
+"""`gdino detect` that was stopped, killed or met a full disk: nothing is lost, doubled or half written."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detect_command import EVERYTHING
+
+needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Four small pictures."""
+    return make_pictures(tmp_path / "photos", 4)
+
+
+def make_pictures(folder, number):
+    folder.mkdir()
+    chance = np.random.default_rng(0)
+    for index in range(number):
+        pixels = chance.integers(0, 256, (6, 9, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((90, 60)).save(folder / f"{index}.png")
+    return folder
+
+
+def names(report):
+    return [Path(item["image"]).name for item in report["images"]]
+
+
+@pytest.fixture
+def stopped(detect, folder, tmp_path):
+    """A run that stopped at the third of four pictures, because its annotated picture met a full disk."""
+    full = tmp_path / "out" / ".2.png.part"
+    full.parent.mkdir()
+    full.symlink_to("/dev/full")
+    status, report, _, complaint = detect(folder, *EVERYTHING)
+    full.unlink(missing_ok=True)
+    return status, report, complaint
+
+
+@needs_full
+def test_a_full_disk_is_one_sentence_and_leaves_no_half_picture(stopped, tmp_path):
+    status, report, complaint = stopped
+    assert status == 1
+    assert complaint.count("\n") == 1
+    assert "the results cannot be written (No space left on device" in complaint
+    assert complaint.endswith("make room and repeat the command, which goes on where it stopped\n")
+    assert report["finished"] is False
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["0.png", "1.png"]
+    assert list((tmp_path / "out").glob(".*")) == []
+
+
+@needs_full
+def test_the_same_command_goes_on(stopped, detect, folder, tmp_path):
+    before = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in ("0.png", "1.png")}
+    status, report, printed, said = detect(folder, *EVERYTHING)
+    assert status == 0
+    assert "an unfinished run goes on, 2 of 4 images are done; --restart starts from zero" in said
+    assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in before} == before
+    assert names(report) == ["0.png", "1.png", "2.png", "3.png"]
+    assert "80 detections in 4 images" in printed
+    assert not (tmp_path / "out" / "detections.json.progress").exists()
+    _, again, _, said = detect(folder, *EVERYTHING)
+    assert "unfinished" not in said
+    assert again == report
+
+
+@needs_full
+def test_a_line_that_was_cut_is_written_again(stopped, detect, folder, tmp_path):
+    path = tmp_path / "out" / "detections.json.progress"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    _, report, _, said = detect(folder, *EVERYTHING)
+    assert "1 of 4 images are done" in said
+    assert names(report) == ["0.png", "1.png", "2.png", "3.png"]
+    assert len({item["annotated"] for item in report["images"]}) == 4
+
+
+@needs_full
+def test_pictures_that_changed_or_whose_results_are_gone_are_done_again(stopped, detect, folder, tmp_path):
+    Image.new("RGB", (50, 40)).save(folder / "0.png")
+    (tmp_path / "out" / "1.png").unlink()
+    _, report, _, said = detect(folder, *EVERYTHING)
+    assert "unfinished" not in said
+    assert [(item["width"], item["height"]) for item in report["images"]] == [(50, 40), *[(90, 60)] * 3]
+    assert (tmp_path / "out" / "1.png").is_file()
+
+
+@needs_full
+def test_other_settings_and_restart_begin_from_zero(stopped, detect, folder, tmp_path):
+    first = (tmp_path / "out" / "0.png").stat().st_mtime_ns
+    _, report, _, said = detect(folder, "--threshold", "1")
+    assert "an unfinished run with other settings is replaced" in said
+    assert len(report["images"]) == 4
+    assert all(item["detections"] == [] for item in report["images"])
+    second = (tmp_path / "out" / "0.png").stat().st_mtime_ns
+    assert second > first
+
+
+@needs_full
+def test_restart_begins_from_zero(stopped, detect, folder, tmp_path):
+    before = (tmp_path / "out" / "0.png").stat().st_mtime_ns
+    _, report, _, said = detect(folder, *EVERYTHING, "--restart")
+    assert "unfinished" not in said
+    assert len(report["images"]) == 4
+    assert (tmp_path / "out" / "0.png").stat().st_mtime_ns > before
+
+
+@needs_full
+def test_an_old_finished_report_does_not_stand_beside_new_pictures(detect, folder, tmp_path):
+    _, report, _, _ = detect(folder, *EVERYTHING)
+    assert report["finished"] is True
+    full = tmp_path / "out" / ".1.png.part"
+    full.symlink_to("/dev/full")
+    _, report, _, _ = detect(folder, "--threshold", "1")
+    assert (report["finished"], report["threshold"]) == (False, 1)
+
+
+@pytest.mark.slow
+def test_five_kills_lose_and_double_nothing(tmp_path, tiny_folder, detect):
+    folder = make_pictures(tmp_path / "many", 30)
+    environment = {**os.environ, "PYTHONPATH": str(Path(sys.modules["gdino_hf"].__file__).parents[1])}
+    options = ["--labels", "cat, remote control, dog", "--model", str(tiny_folder), "--out", str(tmp_path / "killed")]
+    command = [sys.executable, "-m", "gdino_hf", "detect", str(folder), *options, *EVERYTHING]
+    out = tmp_path / "killed"
+    for kill in range(1, 6):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wanted = kill * 5
+        while len(list(out.glob("*.png"))) < wanted and process.poll() is None:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
+        report = json.loads((out / "detections.json").read_text())
+        assert report["finished"] is False
+        for path in out.glob("*.png"):
+            with Image.open(path) as picture:
+                picture.load()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "an unfinished run goes on" in done.stderr
+    report = json.loads((out / "detections.json").read_text())
+    _, whole, _, _ = detect(folder, *EVERYTHING)
+    assert [{**item, "annotated": None} for item in report["images"]] == [
+        {**item, "annotated": None} for item in whole["images"]
+    ]
+    assert len({item["annotated"] for item in report["images"]}) == 30
+    assert sorted(path.name for path in out.iterdir()) == sorted([*(f"{n}.png" for n in range(30)), "detections.json"])
