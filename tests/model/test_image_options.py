@@ -109,6 +109,17 @@ def test_legacy_options_equal_transformers():
     assert GDinoImageProcessor()(pixels(40, 400), max_size=100)["image_sizes"].tolist() == [[10, 100]]
 
 
+def test_sizes_of_transformers_own_processor_are_read():
+    theirs = GroundingDinoImageProcessorPil(size=SMALL, pad_size={"height": 100, "width": 120})
+    ours = GDinoImageProcessor(size=theirs.size, pad_size=theirs.pad_size)
+    assert (ours.size, ours.pad_size) == (SMALL, {"height": 100, "width": 120})
+    assert ours(pixels())["pixel_values"].shape == (1, 3, 100, 120)
+    assert GDinoImageProcessor()(pixels(), size=theirs.size)["image_sizes"].tolist() == [[64, 80]]
+    for pad_size in (100, {"height": 100}, {"height": 0, "width": 9}):
+        with pytest.raises(ValueError, match="pad_size must be"):
+            GDinoImageProcessor(pad_size=pad_size)
+
+
 def test_sizes_that_contradict_are_refused():
     with pytest.raises(ValueError, match="contradict each other"):
         GDinoImageProcessor(size=SMALL, max_size=100)

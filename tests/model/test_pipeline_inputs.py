@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
@@ -129,10 +130,13 @@ def test_data_sets_of_every_kind(detector, expected, paths):
     assert list(detector(own, **ALL)) == expected
 
 
-def test_batches_of_arrays_are_lists_of_pictures(detector, expected):
+def test_batches_of_arrays_are_lists_of_pictures(detector, expected, paths):
     arrays = np.stack([np.asarray(picture(seed)) for seed in range(3)])
     assert detector(arrays, candidate_labels=LABELS, **ALL) == expected
     assert detector(torch.from_numpy(arrays).permute(0, 3, 1, 2), candidate_labels=LABELS, **ALL) == expected
+    names = [str(path) for path in paths]
+    for given in (np.array(names), pandas.Series(names, index=[7, 8, 9])):
+        assert detector(given, candidate_labels=LABELS, **ALL) == expected
     batched = detector(arrays, candidate_labels=LABELS, batch_size=3, **ALL)
     assert [len(result) for result in batched] == [len(result) for result in expected]
     assert detector([], candidate_labels=LABELS) == []

@@ -154,6 +154,33 @@ def test_plain_lists_need_no_common_size(tiny_processor):
         tiny_processor(**given, padding=False)
 
 
+def test_labels_carry_sizes_and_areas(tiny_processor):
+    items = [
+        {"bbox": [8, 16, 40, 32], "label": "dog", "area": 640},
+        {"bbox": [0, 0, 80, 64], "label": "cat", "iscrowd": 1},
+    ]
+    given = {"images": picture(160, 128), "text": ["cat", "dog"], "annotations": {"image_id": 5, "annotations": items}}
+    (label,) = tiny_processor(**given)["labels"]
+    assert {name: value.tolist() for name, value in label.items() if name != "boxes"} == {
+        "class_labels": [1],
+        "area": [160.0],
+        "iscrowd": [0],
+        "orig_size": [128, 160],
+        "size": [64, 80],
+        "image_id": [5],
+    }
+    assert label["boxes"].tolist() == [[0.175, 0.25, 0.25, 0.25]]
+    (label,) = tiny_processor(**given, do_convert_annotations=False)["labels"]
+    assert label["boxes"].tolist() == [[4.0, 8.0, 24.0, 24.0]]
+
+
+def test_nested_pictures_are_one_batch(tiny_processor):
+    images = [picture(seed=1), picture(seed=2)]
+    nested = tiny_processor(images=[[images[0]], [images[1]]], text=[["cat"], ["dog"]])
+    flat = tiny_processor(images=images, text=[["cat"], ["dog"]])
+    assert all(torch.equal(nested[name], value) for name, value in flat.items())
+
+
 def test_box_threshold_is_a_deprecated_name(tiny_processor):
     inputs = tiny_processor(text=["cat"])
     outputs = SimpleNamespace(logits=torch.full((1, 2, 4), -9.0), pred_boxes=torch.full((1, 2, 4), 0.5))

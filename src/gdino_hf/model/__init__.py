@@ -12,7 +12,8 @@ Reading order:
 8. targets, denoising, matcher, losses: training (3.5).
 
 Around the paper: configuration_gdino names every variant; text_prompt, caption_prompt, image_processing_gdino,
-processing_gdino and pipeline_gdino turn labels and photographs into tensors and back; pretrained_gdino, stored_model
+processing_gdino and pipeline_gdino turn labels and photographs into tensors and back, with coco_labels,
+grounded_results and the files of their options; prompt_groups runs long lists of labels; pretrained_gdino, stored_model
 and model_card load and save; csp_pan is the small backbone of gdino-nano; the msda files compute deformable attention;
 transformers_internals holds every use of transformers' private parts.
 

@@ -16,7 +16,7 @@ from .picture_files import check_opened, upright
 from .picture_pixels import in_unit_range, load_image
 from .pixel_layouts import channel_axis, checked_device, converted, moved, tensor_type, with_channels_last
 from .remote_pictures import downloaded
-from .resize_sizes import DEFAULT_SIZE, checked_size, target_size
+from .resize_sizes import DEFAULT_SIZE, checked_pad_size, checked_size, target_size
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -82,7 +82,7 @@ class GDinoImageProcessor(BaseImageProcessor):
         self.image_mean = _per_channel(image_mean)
         self.image_std = _checked_std(image_std)
         self.do_pad = do_pad if pad is None else bool(pad)
-        self.pad_size = pad_size
+        self.pad_size = checked_pad_size(pad_size)
 
     def preprocess(
         self,
@@ -155,6 +155,7 @@ class GDinoImageProcessor(BaseImageProcessor):
             options["size"] = checked_size(size, given.get("max_size"), square=bool(options.get("default_to_square")))
         if given.get("pad_and_return_pixel_mask") is not None:
             options["do_pad"] = given["pad_and_return_pixel_mask"]
+        options["pad_size"] = checked_pad_size(options["pad_size"])
         options["image_std"] = _checked_std(options["image_std"])
         options["input_data_format"] = channel_axis(options.get("input_data_format"), "input_data_format", ("none",))
         options["data_format"] = channel_axis(options.get("data_format"), "data_format")

@@ -33,7 +33,8 @@ def pipeline_inputs(image: Any, labels: Any) -> Any:
         if per_picture and len(labels) == 1:
             labels = labels[0]
         return _row(image, labels)
-    if isinstance(image, (np.ndarray, Tensor)):
+    # Columns of tables count by place, not by their index.
+    if isinstance(image, (np.ndarray, Tensor)) or hasattr(image, "iloc"):
         image = list(image)
     if isinstance(image, (list, tuple)):
         if per_picture and len(labels) != len(image):
@@ -52,6 +53,9 @@ def pipeline_inputs(image: Any, labels: Any) -> Any:
 
 def is_picture(value: Any) -> bool:
     """Return whether a value is one picture, by its type alone."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "OSU":
+        # An array of paths or of pictures.
+        return False
     if isinstance(value, (np.ndarray, Tensor)):
         return value.ndim < 4
     return isinstance(value, (str, os.PathLike, bytes, bytearray, Image.Image)) or hasattr(value, "read")

@@ -5,6 +5,7 @@ from numbers import Integral
 from typing import Any
 
 from transformers.image_transforms import get_size_with_aspect_ratio
+from transformers.image_utils import SizeDict
 
 DEFAULT_SIZE = {"shortest_edge": 800, "longest_edge": 1333}
 _KEYS = (
@@ -20,7 +21,7 @@ def checked_size(size: Any, max_size: int | None = None, *, square: bool = False
     """Return the option `size` in its usual form.
 
     Args:
-        size: A dict as for `GDinoImageProcessor`, or a whole number, the shortest edge.
+        size: A dict as for `GDinoImageProcessor`, transformers' SizeDict, or a whole number, the shortest edge.
         max_size: Longest edge in pixels, which belongs to a number or to a shortest edge; 1333 by default for a number.
         square: Whether a number is both height and width.
 
@@ -32,6 +33,7 @@ def checked_size(size: Any, max_size: int | None = None, *, square: bool = False
         TypeError: The size has another type.
         ValueError: The keys are others, a number is below 1, or max_size contradicts the size.
     """
+    size = dict(size) if isinstance(size, SizeDict) else size
     if isinstance(size, bool) or not isinstance(size, (Integral, Mapping)):
         raise TypeError(
             f"size must be a dict such as {{'shortest_edge': 800, 'longest_edge': 1333}}, got {size!r}; name the edges."
@@ -47,6 +49,27 @@ def checked_size(size: Any, max_size: int | None = None, *, square: bool = False
         raise ValueError(
             f"size must be positive shortest_edge and longest_edge, or height and width, got {checked or 'nothing'}."
         )
+    return checked
+
+
+def checked_pad_size(size: Any) -> dict[str, int] | None:
+    """Return the option `pad_size` in its usual form.
+
+    Args:
+        size: {"height", "width"} in pixels, transformers' SizeDict, or None.
+
+    Returns:
+        {"height", "width"}, or None.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if size is None:
+        return None
+    given = dict(size) if isinstance(size, (Mapping, SizeDict)) else {}
+    checked = {name: int(value) for name, value in given.items() if value is not None}
+    if set(checked) != {"height", "width"} or min(checked.values()) < 1:
+        raise ValueError(f"pad_size must be {{'height': ..., 'width': ...}} in pixels, got {size!r}.")
     return checked
 
 
