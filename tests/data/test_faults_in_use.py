@@ -17,6 +17,7 @@ from gdino_hf.data.odvg import read_odvg
 from gdino_hf.data.segments import segment_box
 from gdino_hf.evaluation.coco_results import coco_predictions
 from gdino_hf.evaluation.ground_truth import coco_ground_truth
+from gdino_hf.evaluation.open_ground_truth import open_ground_truth
 
 ORIENTATION = 0x0112
 
@@ -324,3 +325,35 @@ def test_a_yolo_export_is_recognized(tmp_path):
     (tmp_path / "labels").mkdir()
     with pytest.raises(ValueError, match="YOLO"):
         open_dataset(tmp_path)
+
+
+def test_stored_predictions_of_turned_pictures_that_are_absent_are_refused(write, tmp_path, caplog):
+    save(tmp_path / "1.jpg", orientation=6)
+    path = write([box()], images=[{"id": 1, "file_name": "1.jpg", "width": 40, "height": 30}])
+    found = {"image_id": 1, "width": 30, "height": 40, "boxes": np.zeros((0, 4)), "scores": [], "labels": []}
+    coco_ground_truth(path).paired_with([found])
+    (tmp_path / "1.jpg").unlink()
+    with caplog.at_level(logging.WARNING):
+        truth = coco_ground_truth(path)
+    assert "without regard to EXIF" in caplog.text
+    with pytest.raises(ValueError, match=r"image 1 is 30x40 there and 40x30 here.*--images"):
+        truth.paired_with([found])
+    # Where the sizes agree, nothing is turned in a way that matters, and results without sizes are taken as they are.
+    assert truth.paired_with([{**found, "width": 40, "height": 30}])[1][0]["boxes"].tolist() == [[4, 3, 14, 9]]
+    results = [{"image_id": 1, "category_id": 1, "bbox": [4, 3, 10, 6], "score": 0.5}]
+    assert truth.paired_with(coco_predictions(results, truth).images)[1][0]["boxes"].tolist() == [[4, 3, 14, 9]]
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_odvg_evaluation_turns_boxes_or_says_that_it_cannot(tmp_path, orientation, caplog):
+    save(tmp_path / "a.jpg", orientation=orientation)
+    line = {"filename": "a.jpg", "width": 40, "height": 30}
+    line["detection"] = {"instances": [{"bbox": [4, 3, 14, 9], "label": 0, "category": "cat"}]}
+    (tmp_path / "train.jsonl").write_text(json.dumps(line))
+    truth = open_ground_truth(tmp_path / "train.jsonl")
+    assert truth.references[0]["boxes"].tolist() == [list(turn_box((4, 3, 14, 9), (40, 30), orientation))]
+    assert truth.sizes == {0: (30, 40)}
+    (tmp_path / "a.jpg").unlink()
+    with caplog.at_level(logging.WARNING):
+        assert open_ground_truth(tmp_path / "train.jsonl").sizes == {0: (40, 30)}
+    assert "without regard to EXIF" in caplog.text

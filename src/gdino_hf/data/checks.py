@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from ..model.picture_files import open_picture
 from ..model.text_prompt import name_key, shorten
 from .annotation_files import annotation_file, annotation_format
 from .annotation_options import DEFAULT_OPTIONS, AnnotationOptions
+from .coco_content import id_key
 from .coco_file import CocoFile
+from .duplicates import photographs_of_other_splits, twins
 from .faults import FEW, MISSING, OUTSIDE, UNREADABLE, Finding, Findings
-from .frames import Frame, find_frame, read_header
+from .frames import Box, Frame, find_frame, read_header
 from .image_paths import ImagePaths, OutsideError, image_folder
 from .name_tokens import check_name_tokens
 from .odvg_content import (
@@ -144,6 +146,7 @@ def check_dataset(
     else:
         _check_odvg(check, file, images)
     check.finish_names(tokenizer)
+    check.photographs(file, images)
     return DatasetReport(
         path=file,
         format=form,
@@ -177,6 +180,7 @@ class _Check:
         self.broken_lines: set[str] = set()
         self.unknown: list[str] = []
         self.groups: list[str] = []
+        self.paths: list[Path] = []
         self._files: set[str] = set()
 
     def file(self, path: Path) -> bool:
@@ -186,6 +190,7 @@ class _Check:
             self.add("repeated files", shorten(name))
             return False
         self._files.add(name)
+        self.paths.append(path)
         if self.decode and is_file(path):
             try:
                 open_picture(path)
@@ -210,6 +215,19 @@ class _Check:
             self.add(UNREADABLE, f"{name}: {reason(error)[:80]}")
             return Frame(width, height)
         return find_frame((width, height), stored, orientation, self.options, name, self.add)
+
+    def boxes_of_image(self, boxes: Iterable[tuple[Box, Hashable]], path: Path) -> None:
+        """Check that no box of an image is marked twice with the same category or phrase."""
+        for box, count in Counter(boxes).items():
+            if count > 1:
+                self.add("repeated boxes", f"{shorten(path.name)}: {count} times {', '.join(f'{x:g}' for x in box[0])}")
+
+    def photographs(self, file: Path, images: str | Path | None) -> None:
+        """Check that no photograph is listed under two names or in two splits."""
+        within, across = twins(self.paths, photographs_of_other_splits(file, images, self.options))
+        for kind, pairs in (("repeated photographs", within), ("shared photographs", across)):
+            for pair in pairs:
+                self.add(kind, " = ".join(shorten(path.name) for path in pair))
 
     def count(self, number: int, where: str) -> None:
         """Compare the number of boxes of an image with the model's queries."""
@@ -266,9 +284,11 @@ def _check_coco(check: _Check, path: Path, images: str | Path | None) -> None:
         # Names that are not text were reported with their category.
         if name:
             check.name(name, "category")
+    _check_annotation_ids(check, file)
     bar = tqdm(file.images(keep_faulty=True), "check pictures", check.num_images, disable=None, leave=False)
     for image in bar:
         check.file(image.path)
+        check.boxes_of_image(zip(image.boxes, image.categories, strict=True), image.path)
         for box, category, crowd, where in zip(image.boxes, image.categories, image.crowd, image.places, strict=True):
             name = file.names[category]
             if crowd:
@@ -280,6 +300,17 @@ def _check_coco(check: _Check, path: Path, images: str | Path | None) -> None:
         check.count(len(image.boxes) - sum(image.crowd), shorten(image.path.name))
         if not image.boxes:
             check.add("images without boxes", str(image.id))
+
+
+def _check_annotation_ids(check: _Check, file: CocoFile) -> None:
+    """Check that no id stands for several annotations; those of unknown classes are left out anyway."""
+    used = [
+        annotation for annotation in file.content["annotations"] if id_key(annotation.get("category_id")) in file.ids
+    ]
+    ids = Counter(id_key(annotation["id"]) for annotation in used if annotation.get("id") is not None)
+    for number, count in ids.items():
+        if count > 1:
+            check.add("repeated annotation ids", f"id {shorten(number)}: {count} annotations")
 
 
 def _check_odvg(check: _Check, file: Path, images: str | Path | None) -> None:
@@ -318,8 +349,10 @@ def _check_odvg(check: _Check, file: Path, images: str | Path | None) -> None:
         if not entries:
             check.add("images without boxes", shorten(name))
         before = check.num_boxes
+        boxes: list[tuple[Box, str]] = []
         for entry in entries:
-            _check_entry(check, entry, names, caption, frame, where)
+            boxes += _check_entry(check, entry, names, caption, frame, where)
+        check.boxes_of_image(boxes, Path(name))
         check.count(check.num_boxes - before, where)
     for example in check.unknown:
         check.add("unknown classes" if len(check.unknown) > FEW * check.num_images else "few unknown classes", example)
@@ -334,7 +367,8 @@ def _check_entry(
     caption: str | None,
     frame: Frame,
     where: str,
-) -> None:
+) -> list[tuple[Box, str]]:
+    """Check an instance or region, and return its boxes as annotated with its name, if it has one."""
     label = None
     try:
         label, _ = entry_name(entry, names, caption)
@@ -347,9 +381,10 @@ def _check_entry(
         boxes = entry_boxes(entry)
     except ValueError as error:
         check.add("broken boxes", f"{where}: {error}")
-        return
+        return []
     for box in boxes:
         check.num_boxes += 1
         if label is not None:
             check.boxes_per_name[label] += 1
         check.box(frame.box(box), frame.width, frame.height, where)
+    return [] if label is None else [(box, label) for box in boxes]

@@ -20,6 +20,9 @@ from .image_paths import ImagePaths, OutsideError
 from .rows import LARGEST_SIDE, is_file, parse_box, parse_integer, parse_number, parse_text
 from .segments import segment_box
 
+# Boxes outside of their picture that make it likely that all boxes are corners.
+_FEWEST_OUTSIDE = 3
+
 
 @dataclass
 class CocoImage:
@@ -255,8 +258,12 @@ class CocoFile:
             try:
                 area = _area(annotation, annotated)
             except ValueError as error:
-                self.findings.add("broken areas", f"{where}: {error}")
+                tally.broken_areas += 1
+                tally.broken_area = f"{where}: {error}"
+                self.findings.add("broken areas", tally.broken_area)
                 area = box_area(annotated)
+            if image.size is not None and not crowd:
+                tally.compare_corners(annotated, frame, annotation.get("bbox"))
             image.boxes.append(frame.box(annotated))
             image.categories.append(category)
             image.crowd.append(crowd)
@@ -283,6 +290,10 @@ class CocoFile:
             self.findings.add("only crowds", f"{tally.boxes} boxes")
         elif not tally.boxes and tally.broken and not tally.skipped:
             self.findings.add("no usable boxes", f"such as {tally.broken}")
+        if tally.boxes and tally.broken_areas == tally.boxes:
+            self.findings.add("no usable areas", f"such as {tally.broken_area}")
+        if tally.as_corners and tally.outside >= max(_FEWEST_OUTSIDE, tally.boxes / 4):
+            self.findings.add("corner boxes", f"{tally.outside} of {tally.boxes} boxes")
         for name, count in tally.used.items():
             if count == 0 and name and tally.boxes:
                 self.findings.add("classes of crowds", shorten(name))
@@ -298,7 +309,21 @@ class _Tally:
     used: Counter[str] = field(default_factory=Counter)
     broken: str = ""
     broken_image: str = ""
+    broken_area: str = ""
+    broken_areas: int = 0
     skipped: bool = False
+    # Boxes that end outside of their picture, and whether all boxes would be inside of it if they were corners.
+    outside: int = 0
+    as_corners: bool = True
+
+    def compare_corners(self, box: Box, frame: Frame, given: Any) -> None:
+        """Compare a box with the picture both as x, y, width, height and as two corners."""
+        if not given:
+            return
+        width, height = frame.annotated
+        x1, y1, x2, y2 = box[0], box[1], box[2] - box[0], box[3] - box[1]
+        self.outside += box[2] > width + 1 or box[3] > height + 1
+        self.as_corners = self.as_corners and 0 <= x1 < x2 <= width + 1 and 0 <= y1 < y2 <= height + 1
 
 
 def annotation_box(annotation: Mapping[str, Any]) -> Box:
@@ -347,7 +372,8 @@ def _is_normalized(annotations: list[dict[str, Any]]) -> bool:
             box = annotation_box(annotation)
         except ValueError:
             continue
-        if min(box[0], box[1]) < 0 or max(box[2], box[3]) > 1.001:
+        # Boxes may extend beyond their picture by the rounding of tools.
+        if min(box[0], box[1]) < -0.02 or max(box[2], box[3]) > 1.02:
             return False
         fraction = fraction or any(0 < value < 1 for value in box)
     return fraction

@@ -31,6 +31,8 @@ ERRORS = {
     "--sizes scale where the proportion is the same",
     "normalized boxes": "all boxes lie within 0..1 and are probably normalized; multiply them by the width and height "
     "of their picture",
+    "corner boxes": "end outside of their picture as x, y, width, height but lie inside as x1, y1, x2, y2, which they "
+    "probably are; write width and height",
     "unknown classes": "have no name in the file",
     "unknown images": "refer to an image that the file does not list",
     "repeated image ids": "used for several images",
@@ -39,6 +41,7 @@ ERRORS = {
     "broken names": "empty or not text",
     "only crowds": "every box is marked iscrowd, so nothing is left to train on or measure; pass --crowds keep if the "
     "marks are wrong",
+    "no usable areas": "none of the areas is a number",
     "no usable boxes": "none of the annotations has a box that can be used",
 }
 WARNINGS = {
@@ -71,6 +74,10 @@ WARNINGS = {
     "repeated names": "used for several categories and are one name to the model",
     "names with marks": "contain a period or question mark, which is read as a blank",
     "repeated files": "listed as several images",
+    "repeated photographs": "are the same picture under two names",
+    "shared photographs": "are in another split too, so that metrics on it are too good",
+    "repeated annotation ids": "are used for several annotations, of which some tools read only the last",
+    "repeated boxes": "are marked several times with the same name",
     "images without boxes": "provide negatives only",
 }
 # Faults that change what is read, which readers therefore log.

@@ -42,6 +42,12 @@ class Frame:
         """Whether boxes stay as they are."""
         return self.orientation == 1 and self.scale == (1.0, 1.0)
 
+    @property
+    def annotated(self) -> tuple[float, float]:
+        """Width and height that annotated boxes are pixels of."""
+        width, height = self.turned_from if self.orientation != 1 else (self.width, self.height)
+        return width / self.scale[0], height / self.scale[1]
+
     def box(self, box: Box) -> Box:
         """Return an annotated xyxy box in pixels of the upright image."""
         if self.is_identity:

@@ -32,8 +32,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from ..error_text import reason
-from ..model.picture_files import PictureError
-from ..model.printable import printable
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +164,7 @@ class ReproducibleDataset(torch.utils.data.Dataset[dict[str, Any]]):
                 return dict(self.rows[place])
             # A damaged file makes the decoders raise exceptions of almost any type.
             except Exception as error:
-                fault = _fault(error, self._name(place))
+                fault = f"The image {self._name(place)} cannot be read ({reason(error)})"
                 if self.on_error == "stop":
                     raise ValueError(f"{fault}; repair it, or skip such images.") from error
                 if place not in self._named:
@@ -249,22 +247,13 @@ class ReproducibleStream(torch.utils.data.IterableDataset[dict[str, Any]]):
                 image = decoder.decode_example(row["image"])
             # A damaged file makes the decoders raise exceptions of almost any type.
             except Exception as error:
-                fault = _fault(error, row["image"].get("path"))
+                fault = f"The image {row['image'].get('path')} cannot be read ({reason(error)})"
                 if self.on_error == "stop":
                     raise ValueError(f"{fault}; repair it, or skip such images.") from error
                 logger.warning("%s; it is skipped.", fault)
                 yield None
                 continue
             yield {**row, "image": image, "sample_key": SampleKey(epoch, row["image_id"])}
-
-
-def _fault(error: Exception, name: Any) -> str:
-    """Say which image cannot be read and why."""
-    why = reason(error)
-    if isinstance(error, PictureError):
-        # Such an error begins with the name of the file, which stands here already.
-        why = "it does not exist" if error.kind == "missing" else f"it{error.what.removeprefix(printable(name))}"
-    return f"The image {name} cannot be read ({why})"
 
 
 def row_random(row: Mapping[str, Any], seed: int) -> random.Random | None:

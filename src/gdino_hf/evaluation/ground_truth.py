@@ -30,6 +30,7 @@ class GroundTruth:
         category_ids: Category id of each label of a COCO file; empty for other data sets. Of several ids with one name
             it is the first.
         label_of: Label number of each category id of a COCO file, in the form of `id_key`; empty for other data sets.
+        sizes: Width and height in pixels of the upright pictures that the boxes are in, by image id, as far as known.
     """
 
     labels: list[str]
@@ -38,6 +39,7 @@ class GroundTruth:
     frequencies: list[str] = field(default_factory=list)
     category_ids: list[Any] = field(default_factory=list)
     label_of: dict[int | str, int] = field(default_factory=dict)
+    sizes: dict[Any, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def is_federated(self) -> bool:
@@ -61,7 +63,7 @@ class GroundTruth:
             Predictions and references, equally many.
 
         Raises:
-            ValueError: A prediction is of an image that the data set does not have.
+            ValueError: A prediction is of an image that the data set does not have, or of a picture of another size.
         """
         by_image = {self.find_image(prediction["image_id"]): prediction for prediction in predictions}
         unknown = [image for image in by_image if image not in self.references]
@@ -70,9 +72,24 @@ class GroundTruth:
                 f"The predictions are of image {unknown[0]!r}, which the data set does not have; give the data set "
                 "they were made on."
             )
+        self._check_sizes(by_image)
         # Some files mix numbers and text as ids; numbers come first.
         order = sorted(by_image, key=lambda image: (isinstance(image, str), image))
         return [by_image[image] for image in order], [self.references[image] for image in order]
+
+    def _check_sizes(self, by_image: Mapping[Any, Mapping[str, Any]]) -> None:
+        """Check that the predictions' pictures have the sizes that the boxes are in."""
+        differing = []
+        for image, prediction in by_image.items():
+            own, true = (prediction.get("width"), prediction.get("height")), self.sizes.get(image)
+            if true is not None and None not in own and own != true:
+                differing.append(f"image {image!r} is {own[0]}x{own[1]} there and {true[0]}x{true[1]} here")
+        if differing:
+            raise ValueError(
+                f"The predictions of {len(differing)} images are of pictures of other sizes than the boxes "
+                f"({differing[0]}), which happens where EXIF turns a picture whose file is not here to tell; name the "
+                "folder of the pictures (--images)."
+            )
 
     def find_image(self, image_id: Any) -> Any:
         """Return an image id as `references` has it, where 7 and "7" are the same; as it is if there is none."""
@@ -108,6 +125,7 @@ class GroundTruth:
             references={image: kept(reference) for image, reference in self.references.items()},
             rows=self.rows,
             frequencies=[frequency.get(label, "f") for label in range(len(labels))] if self.frequencies else [],
+            sizes=self.sizes,
         )
 
 
@@ -138,10 +156,13 @@ def coco_ground_truth(
     file = CocoFile(annotations, images, options, findings)
     references: dict[Any, dict[str, Any]] = {}
     rows = []
+    sizes: dict[Any, tuple[int, int]] = {}
     for image in file.images(need_files=False):
         image_id = image.entry["id"] if isinstance(image.entry["id"], str) else image.id
         references[image_id] = _reference(image, file) | _lvis_labels(image.entry, file.label_of)
         rows.append({"image": str(image.path), "image_id": image_id})
+        if image.size is not None:
+            sizes[image_id] = image.size
     if log:
         findings.log()
     category_ids: list[Any] = [None] * len(file.labels)
@@ -151,7 +172,7 @@ def coco_ground_truth(
     if any("frequency" in category for category in file.content["categories"]):
         given = {id_key(entry.get("id")): str(entry.get("frequency", "f")) for entry in file.content["categories"]}
         frequencies = [given[id_key(category)] for category in category_ids]
-    return GroundTruth(file.labels, references, rows, frequencies, category_ids, file.label_of)
+    return GroundTruth(file.labels, references, rows, frequencies, category_ids, file.label_of, sizes)
 
 
 def rows_ground_truth(rows: Iterable[Mapping[str, Any]], labels: Sequence[str]) -> GroundTruth:

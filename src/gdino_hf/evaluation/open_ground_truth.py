@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def open_ground_truth(
         return coco_ground_truth(file, images, options, log)
     # Missing images are reported when they are read; evaluating stored predictions needs no images.
     rows = list(odvg_rows(file, images, options))
-    return captions_ground_truth(rows) if has_captions(file) else rows_ground_truth(rows, odvg_names(file) or [])
+    truth = captions_ground_truth(rows) if has_captions(file) else rows_ground_truth(rows, odvg_names(file) or [])
+    return replace(truth, sizes={row["image_id"]: (row["width"], row["height"]) for row in rows})
 
 
 def captions_ground_truth(rows: Any) -> GroundTruth:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..error_text import reason
 from ..model.image_processing_gdino import load_image
+from ..model.picture_limits import PictureError
 from ..model.text_prompt import Prompt, build_prompt
 from .prediction_file import PredictionFile, Predictions
 
@@ -191,7 +192,8 @@ def record(entry: dict[str, Any], results: Predictions, store: PredictionFile | 
 
 def record_failure(image_id: Any, error: Exception, results: Predictions, store: PredictionFile | None) -> None:
     """Report on the terminal that an image is left out, and record it in the results and the store."""
-    why = reason(error, most_lines=3)
+    # Such an error's own text names the file.
+    why = str(error).rstrip(".") if isinstance(error, PictureError) else reason(error, most_lines=3)
     tqdm.write(f"image {image_id} is left out: {why}", file=sys.stderr)
     entry = {"image_id": image_id, "error": why}
     results.failed.append(entry)
