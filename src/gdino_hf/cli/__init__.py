@@ -15,6 +15,7 @@ from gdino_hf.error_text import reason
 
 from .errors import INTERRUPTED, OutputError, UsageError
 from .picture_options import add_picture_options, picture_settings
+from .terminal import safe_terminal
 
 _OPENING_PICTURES = ("detect", "train", "eval")
 VERBS = ("detect", "train", "eval", "convert", "bench", "demo")
@@ -52,16 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0; 1 if an input or the output failed; 2 if the command line cannot be used, in which case
         nothing was done; 130 if the user stopped the command.
     """
-    # If the caller closed a stream, Python sets it to None.
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  as long-lived as the process
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    with safe_terminal():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     args, rest = build_parser().parse_known_args(argv)
     if rest and not args.reads_rest:
         args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.rest = rest
-    if hasattr(sys.stdout, "reconfigure"):
-        # Characters that the terminal's encoding lacks are printed as escapes.
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with picture_settings(args):
             status = args.run(args)

@@ -1,11 +1,14 @@
 """Text from outside, such as file names and labels, made safe to print in a terminal."""
 
+import re
 import unicodedata
 
 # Control characters, direction marks and other invisible characters, lone surrogates, private use, line separators.
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 # Invisible characters that scripts and emoji are written with.
 _JOINERS = "\u200c\u200d"
+# Line breaks, tabs, and the cursor's movements to the start of a line and to the line above, which tqdm writes.
+_MOVEMENT = re.compile(r"([\n\r\t]|\x1b\[A)")
 
 
 def printable(value: object, limit: int | None = None) -> str:
@@ -27,6 +30,22 @@ def printable(value: object, limit: int | None = None) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(_escaped(character) for character in text)
+
+
+def printable_lines(text: str) -> str:
+    """Return text for a terminal with its line breaks, tabs and the movements of progress bars, and nothing else.
+
+    Args:
+        text: What a command prints.
+
+    Returns:
+        The text with other control characters written as escapes, as in `printable`.
+    """
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(
+        piece if _MOVEMENT.fullmatch(piece) else printable(piece) for piece in _MOVEMENT.split(text) if piece
+    )
 
 
 def _escaped(character: str) -> str:
