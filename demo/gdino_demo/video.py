@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ class Reader:
                         return
                     if frame.width * frame.height > MOST_PIXELS:
                         raise Refused(_DAMAGED)
-                    image = frame.to_image()
+                    image = upright(frame)
                     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
                     yield Frame(number, float(frame.time or number / self.rate), image)
                     given += 1
@@ -118,6 +119,34 @@ class Reader:
                 stream = container.streams.video[0]
                 stream.thread_type = "AUTO"
                 yield container, stream
+
+
+def upright(frame: Any) -> Image.Image:
+    """Return a frame as a picture, turned and mirrored as the video's display matrix says.
+
+    Phones store portrait videos lying, with such a matrix, which players apply and decoders do not.
+
+    Args:
+        frame: An `av.VideoFrame`.
+
+    Returns:
+        The RGB picture. A matrix that turns by another angle than 90, 180 or 270 degrees is ignored.
+    """
+    image: Image.Image = frame.to_image()
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return image
+    # A picture's x becomes xx * x + yx * y, its y becomes xy * x + yy * y; the rest moves and scales it.
+    xx, xy, _, yx, yy, *_ = struct.unpack("=9i", bytes(data))
+    if xx == yy == 0 and xy and yx:
+        image = image.transpose(Image.Transpose.TRANSPOSE)
+        flips = yx < 0, xy < 0
+    elif xy == yx == 0 and xx and yy:
+        flips = xx < 0, yy < 0
+    else:
+        return image
+    image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flips[0] else image
+    return image.transpose(Image.Transpose.FLIP_TOP_BOTTOM) if flips[1] else image
 
 
 def _decode(container: Any, stream: Any) -> Iterator[Any]:

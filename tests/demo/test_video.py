@@ -1,5 +1,6 @@
 """Reading and writing videos, and files that only look like videos."""
 
+import struct
 from fractions import Fraction
 
 import av
@@ -55,6 +56,61 @@ def test_written_videos_have_a_codec_that_browsers_play(clip):
         assert stream.codec_context.name in ("h264", "mpeg4")
         assert stream.codec_context.pix_fmt == "yuv420p"
         assert float(container.duration / av.time_base) == pytest.approx(1.0, abs=0.11)
+
+
+CORNER = (250, 20, 20)
+
+
+def phone_video(path, matrix):
+    """A video of 64x48 pixels that is dark but for its top left quarter, with the display matrix that phones write."""
+    image = Image.new("RGB", (64, 48), (20, 20, 20))
+    image.paste(CORNER, (0, 0, 32, 24))
+    writer = Writer(path, Fraction(10))
+    for _ in range(4):
+        writer.add(image)
+    writer.close()
+    data = path.read_bytes()
+    header = data.index(b"tkhd") + 4
+    identity = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    place = data.index(identity, header)
+    xx, xy, yx, yy = matrix
+    turned = struct.pack(">9i", xx << 16, xy << 16, 0, yx << 16, yy << 16, 0, 0, 0, 1 << 30)
+    path.write_bytes(data[:place] + turned + data[place + 36 :])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("matrix", "size", "corner", "rotation"),
+    [
+        ((1, 0, 0, 1), (64, 48), (0, 0), 0),
+        ((0, 1, -1, 0), (48, 64), (1, 0), -90),
+        ((-1, 0, 0, -1), (64, 48), (1, 1), 180),
+        ((0, -1, 1, 0), (48, 64), (0, 1), 90),
+        ((-1, 0, 0, 1), (64, 48), (1, 0), None),
+        ((0, 1, 1, 0), (48, 64), (0, 0), None),
+    ],
+    ids=["as stored", "90 degrees", "180 degrees", "270 degrees", "mirrored", "mirrored, 90 degrees"],
+)
+def test_phone_videos_are_turned_upright(tmp_path, matrix, size, corner, rotation):
+    path = phone_video(tmp_path / "phone.mp4", matrix)
+    with av.open(str(path)) as container:
+        frame = next(container.decode(video=0))
+        # PyAV 14 has no such attribute.
+        assert rotation is None or (getattr(frame, "rotation", rotation) - rotation) % 360 == 0
+    frames = list(Reader(str(path), 1))
+    assert len(frames) == 4
+    for frame in frames:
+        assert frame.image.size == size
+        pixels = np.asarray(frame.image, dtype=float)
+        quarters = {
+            (right, below): pixels[
+                below * size[1] // 2 : (below + 1) * size[1] // 2, right * size[0] // 2 : (right + 1) * size[0] // 2, 0
+            ].mean()
+            for right in (0, 1)
+            for below in (0, 1)
+        }
+        assert max(quarters, key=quarters.get) == corner
+        assert quarters[corner] > 150
 
 
 def test_odd_frame_sizes_are_made_even(tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from gdino_hf.error_text import reason
 from gdino_hf.model.picture_formats import READABLE
-from gdino_hf.model.text_prompt import split_labels
+from gdino_hf.model.text_prompt import shorten, split_labels
 
 from .errors import UsageError
 from .folder_files import sort_files
@@ -172,15 +172,15 @@ def read_labels(text: str, option: str = "--labels") -> list[str]:
             lines = Path(text[1:]).expanduser().read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(
-                f"{option} {text}: the label file cannot be read ({reason(error)}); give UTF-8 text"
+                f"{option} {shorten(text, 200)}: the label file cannot be read ({reason(error)}); give UTF-8 text"
             ) from error
         labels = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     else:
         labels = split_labels(text)
     if not labels:
-        raise UsageError(f'{option} {text!r} holds no label; write for instance {option} "cat, remote control"')
+        raise UsageError(f'{option} {shorten(text)} holds no label; write for instance {option} "cat, remote control"')
     for label in labels:
         # Bytes of the command line that are not in the locale's encoding arrive as lone surrogates.
         if any("\ud800" <= character <= "\udfff" for character in label):
-            raise UsageError(f"{option}: the label {label!r} holds bytes that are not UTF-8; write it in UTF-8")
+            raise UsageError(f"{option}: the label {shorten(label)} holds bytes that are not UTF-8; write it in UTF-8")
     return labels
