@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import http.client
 import ipaddress
+import os
 import socket
 import ssl
 import threading
@@ -17,10 +18,35 @@ from .safety import LARGEST_PICTURE, MEGABYTE, Refused
 
 SECONDS = 15.0
 MOST_REDIRECTS = 5
+PORTS = (80, 443)
+"""Ports that are connected to; the environment variable GDINO_DEMO_PORTS adds others, such as "8080, 8443"."""
 LONGEST_ADDRESS = 2_000
 
 # A DNS lookup cannot be interrupted, but waiting for its thread can.
 _LOOKUPS = concurrent.futures.ThreadPoolExecutor(max_workers=4, thread_name_prefix="lookup")
+# Blocks that Python's ipaddress takes for global, though no web server of the public internet is there: relays of 6to4
+# and AMT, AS112's name servers, ORCHID's identifiers, documentation, segment routing, and local NAT64.
+_SPECIAL = tuple(
+    ipaddress.ip_network(block)
+    for block in (
+        "192.0.0.0/24",
+        "192.31.196.0/24",
+        "192.52.193.0/24",
+        "192.88.99.0/24",
+        "192.175.48.0/24",
+        "64:ff9b:1::/48",
+        "2001::/23",
+        "2001:db8::/32",
+        "2002::/16",
+        "2620:4f:8000::/48",
+        "3fff::/20",
+        "5f00::/16",
+    )
+)
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# The part of an address that ISATAP puts before an IPv4 address.
+_ISATAP = (0x00005EFE, 0x02005EFE)
 _NOT_PUBLIC = (
     "This address leads to a machine that is not on the public internet; give an address that anyone can open."
 )
@@ -62,19 +88,29 @@ def is_public(address: str) -> bool:
         address: IPv4 or IPv6 address in its usual notation, with or without a zone.
 
     Returns:
-        False for loopback, private, link-local, shared, reserved, multicast and unspecified addresses, and for IPv6
-        addresses that embed such an IPv4 address.
+        False for loopback, private, link-local, site-local, shared, reserved, multicast, documentation and unspecified
+        addresses, for those of relays and tunnels (6to4, Teredo, AMT), and for IPv6 addresses that embed an IPv4
+        address of these kinds.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        inside = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
-        if ip in ipaddress.ip_network("64:ff9b::/96") or int(ip) >> 32 == 0:
-            inside.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
-        if any(each is not None and not is_public(str(each)) for each in inside):
+        embedded = ip.ipv4_mapped
+        if ip in _NAT64 or (int(ip) >> 32) & 0xFFFFFFFF in _ISATAP:
+            embedded = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if embedded is not None and not is_public(str(embedded)):
             return False
-        if ip.ipv4_mapped is not None:
+        if ip.ipv4_mapped is not None or ip in _NAT64:
             return True
-    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
+        if ip not in _GLOBAL_UNICAST:
+            return False
+    special = any(ip in block for block in _SPECIAL)
+    return ip.is_global and not (special or ip.is_multicast or ip.is_reserved or ip.is_unspecified)
+
+
+def allowed_ports() -> set[int]:
+    """Return the ports that may be connected to: `PORTS`, and those of the environment variable GDINO_DEMO_PORTS."""
+    given = os.environ.get("GDINO_DEMO_PORTS", "").replace(",", " ").split()
+    return {*PORTS, *(int(port) for port in given if port.isdigit())}
 
 
 def _split(address: str) -> urllib.parse.SplitResult:
@@ -88,6 +124,11 @@ def _split(address: str) -> urllib.parse.SplitResult:
         raise Refused("This is not a web address; give one that begins with https://.") from None
     if parts.scheme not in ("http", "https"):
         raise Refused("Only addresses that begin with http:// or https:// are opened; upload the file instead.")
+    if usable and parts.port is not None and parts.port not in allowed_ports():
+        allowed = ", ".join(map(str, sorted(allowed_ports())))
+        raise Refused(
+            f"The address names the port {parts.port}; only {allowed} are connected to, upload the file instead."
+        )
     if not usable or parts.username is not None or any(c.isspace() or ord(c) < 33 for c in address):
         raise Refused("This is not a web address; give one like https://example.org/cat.jpg.")
     return parts

@@ -11,6 +11,9 @@ import contextlib
 import logging
 import os
 import tempfile
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +67,62 @@ def files_of_page(app: gr.Blocks) -> set[str]:
     """
     kept = (getattr(block, "keep_in_cache", None) or () for block in getattr(app, "blocks", {}).values())
     return {str(Path(path)) for paths in kept for path in paths}
+
+
+def functions_of_page(app: Any) -> dict[int, tuple[str | None, int]]:
+    """Return the functions that the API can call: by number, the name and the least number of values to send.
+
+    Relies on `fns` of Blocks, and on `api_name` and `inputs` of its functions. Without them, a request for a function
+    that does not exist gets gradio's own answer, status 500.
+
+    Args:
+        app: gradio's FastAPI application.
+    """
+    try:
+        functions = dict(app.get_blocks().fns)
+        # Clients leave out states, which the server keeps.
+        return {
+            number: (
+                function.api_name if isinstance(function.api_name, str) else None,
+                sum(not isinstance(block, gr.State) for block in function.inputs),
+            )
+            for number, function in functions.items()
+        }
+    except AttributeError:
+        return {}
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A connection of a client to the page's server.
+
+    Attributes:
+        state: Changes whenever a request on this connection was answered.
+        waits: Whether the server waits for the client: to complete a request, or to end the connection.
+        close: Ends the connection, from any thread.
+    """
+
+    state: Hashable
+    waits: bool
+    close: Callable[[], Any]
+
+
+def connections_of(app: gr.Blocks) -> list[Connection]:
+    """Return the open connections of the page's server.
+
+    Relies on `Blocks.server`, and on what uvicorn keeps of a connection: `cycle` (the last request), `transport` and
+    `loop`. Without them, connections that send nothing stay open.
+    """
+    state = getattr(getattr(app, "server", None), "server_state", None)
+    found = []
+    # Other threads open and close connections meanwhile.
+    for protocol in list(getattr(state, "connections", ())):
+        with contextlib.suppress(AttributeError):
+            cycle, transport = protocol.cycle, protocol.transport
+            waits = cycle is None or cycle.response_complete or transport.is_closing()
+            close = partial(protocol.loop.call_soon_threadsafe, transport.abort)
+            found.append(Connection((id(protocol), id(cycle)), waits, close))
+    return found
 
 
 class PlainErrorBlocks(gr.Blocks):

@@ -16,6 +16,7 @@ from starlette.middleware import Middleware
 
 from . import batch_tab, compare_tab, detect_tab, video_tab
 from .components import PageState
+from .connection_limits import ConnectionWatcher
 from .engine import Models
 from .gradio_internals import PlainErrorBlocks
 from .request_limits import RequestLimits, Sweeper
@@ -53,6 +54,7 @@ class Page:
         self.state = PageState(self.models, threshold, _NMS, examples=_find_examples())
         self.blocks = self._lay_out()
         self.sweeper = Sweeper(self.folder, self.blocks, files_kept, also=self.state.kept.sweep)
+        self.watcher = ConnectionWatcher(self.blocks)
 
     def _lay_out(self) -> gr.Blocks:
         with PlainErrorBlocks(title=TITLE, analytics_enabled=False, delete_cache=None) as blocks:
@@ -87,6 +89,7 @@ class Page:
             # Hosts stop a server with SIGTERM; turned into KeyboardInterrupt, it lets `close` remove the files.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         self.sweeper.start()
+        self.watcher.start()
         _, address, _ = self.blocks.launch(
             server_port=port,
             share=share,
@@ -109,6 +112,7 @@ class Page:
     def close(self) -> None:
         """Stop the server and remove its files."""
         self.sweeper.stop()
+        self.watcher.stop()
         self.blocks.close(verbose=False)
         shutil.rmtree(self.folder, ignore_errors=True)
 

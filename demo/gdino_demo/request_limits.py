@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import json
 import math
 import os
+import re
 import threading
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from .gradio_internals import NOT_UPLOADED, ShownAsOriginal, UploadsOnly, files_of_page, upload_folder
+from .connection_limits import (
+    MESSAGE_SECONDS,
+    UPLOAD_SECONDS,
+    Message,
+    Receive,
+    Send,
+    TooSlowError,
+    accepted,
+    within,
+)
+from .gradio_internals import (
+    NOT_UPLOADED,
+    ShownAsOriginal,
+    UploadsOnly,
+    files_of_page,
+    functions_of_page,
+    upload_folder,
+)
 from .safety import KEPT_SECONDS, LARGEST_REQUEST, MEGABYTE, Refused, read_picture
 
 MOST_STORED = 2 * 2**30
@@ -23,10 +43,6 @@ _SWEEP_SECONDS = 20
 _LARGEST_MESSAGE = MEGABYTE
 # A multipart body is a little larger than the file in it.
 _MARGIN = 64 * 1024
-
-_Message = MutableMapping[str, Any]
-_Receive = Callable[[], Awaitable[_Message]]
-_Send = Callable[[_Message], Awaitable[None]]
 
 
 class RequestLimits:
@@ -42,32 +58,81 @@ class RequestLimits:
     def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
         self.app = app
 
-    async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Refuse a request that exceeds the limits, or pass it on to the application."""
-        refusal = self._refusal(scope) if scope["type"] == "http" else None
-        if refusal is None:
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        status, sentence = refusal
-        await self._drain(scope, receive)
+        refusal = self._refusal(scope)
+        if refusal is not None:
+            await self._drain(scope, within(receive, MESSAGE_SECONDS))
+            await self._answer(send, *refusal)
+            return
+        is_upload = scope["path"].rstrip("/").endswith("/upload")
+        receive, send = within(receive, UPLOAD_SECONDS if is_upload else MESSAGE_SECONDS), accepted(send)
+        answered = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal answered
+            answered = True
+            await send(message)
+
+        try:
+            if scope["method"] == "POST" and not is_upload:
+                body = await self._body(receive)
+                is_json = b"json" in dict(scope["headers"]).get(b"content-type", b"json").lower()
+                refusal = faulty_call(scope.get("app"), scope["path"], body) if is_json else None
+                if refusal is not None:
+                    await self._answer(send, *refusal)
+                    return
+                receive = self._replay(body, receive)
+            await self.app(scope, receive, send_and_note)
+        except TooSlowError:
+            if not answered:
+                await self._answer(send, 408, "The request arrives too slowly; send it again on a faster connection.")
+
+    @staticmethod
+    async def _body(receive: Receive) -> bytes:
+        """Read the body of a message, whose declared size was checked."""
+        parts = []
+        while True:
+            message = await receive()
+            parts.append(message.get("body", b""))
+            if message["type"] != "http.request" or not message.get("more_body"):
+                return b"".join(parts)
+
+    @staticmethod
+    def _replay(body: bytes, receive: Receive) -> Receive:
+        """Return a `receive` that hands out a body that was read, and then what the client does."""
+        first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> Message:
+            return first.pop() if first else await receive()
+
+        return replay
+
+    @staticmethod
+    async def _answer(send: Send, status: int, sentence: str) -> None:
+        """Answer with a sentence and close the connection."""
         body = sentence.encode()
         headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": status, "headers": [*headers, (b"connection", b"close")]})
         await send({"type": "http.response.body", "body": body})
 
     @staticmethod
-    async def _drain(scope: _Message, receive: _Receive) -> None:
+    async def _drain(scope: Message, receive: Receive) -> None:
         """Discard a body of up to four times the limit, so that the client gets the response and not a broken pipe."""
         size = int(dict(scope["headers"]).get(b"content-length", b"0") or 0)
         if size > 4 * LARGEST_REQUEST:
             return
-        while size > 0:
-            message = await receive()
-            if message["type"] != "http.request" or not message.get("more_body"):
-                return
+        with contextlib.suppress(TooSlowError):
+            while size > 0:
+                message = await receive()
+                if message["type"] != "http.request" or not message.get("more_body"):
+                    return
 
     @staticmethod
-    def _refusal(scope: _Message) -> tuple[int, str] | None:
+    def _refusal(scope: Message) -> tuple[int, str] | None:
         """Return status and message for a request that is refused, or None."""
         path: str = scope["path"]
         for fetched in ("/file=http:", "/file=https:", "/proxy=", "/process_recording"):
@@ -86,6 +151,46 @@ class RequestLimits:
         if size > limit:
             return 413, f"The request has {size // MEGABYTE} MB; at most {limit // MEGABYTE} MB are taken at once."
         return None
+
+
+_CALL = re.compile(r"/(?:queue/join|(?:run|api|call)(?:/v\d+)?/(?P<name>[^/]+))/?")
+
+
+def faulty_call(app: Any, path: str, body: bytes) -> tuple[int, str] | None:
+    """Return status and message for a message that calls no function of the page, or None.
+
+    Args:
+        app: gradio's FastAPI application.
+        path: Path of the request.
+        body: Its body; other bodies than JSON are left to the application.
+    """
+    try:
+        content = json.loads(body or b"null")
+        # JSON has no infinity, but a number such as 1e400 is read as one.
+        json.dumps(content, allow_nan=False)
+    except (ValueError, RecursionError):
+        return 400, "The message is not JSON with finite numbers; send a JSON object."
+    call = re.search(_CALL.pattern + "$", path)
+    functions = functions_of_page(app) if call else {}
+    if call is None or not functions:
+        return None
+    if not isinstance(content, dict):
+        return 422, "The message is not a JSON object; send one with the list data."
+    number = content.get("fn_index")
+    if number is None:
+        names = {name: other for other, (name, _) in functions.items() if name is not None}
+        if call["name"] is None or call["name"] not in names:
+            return (
+                404,
+                f"This page has no function {call['name'] or 'without fn_index'!r}; /gradio_api/info lists them.",
+            )
+        number = names[call["name"]]
+    elif isinstance(number, bool) or not isinstance(number, int) or number not in functions:
+        return 404, f"This page has no function with the fn_index {str(number)[:20]!r}; /gradio_api/info lists them."
+    data, least = content.get("data"), functions[number][1]
+    if isinstance(data, list) and len(data) < least:
+        return 422, f"The function takes {least} values in data, but the message has {len(data)}; send all of them."
+    return None
 
 
 class CheckedSlider(ShownAsOriginal, gr.Slider):
@@ -134,6 +239,13 @@ def _own(path: str | None) -> str:
     if not Path(path).resolve().is_relative_to(upload_folder()):
         raise Refused(NOT_UPLOADED)
     return path
+
+
+def return_free_memory() -> None:
+    """Have the C library return freed memory to the system; it keeps pieces of every thread's requests otherwise."""
+    # Only glibc has this function.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 class Sweeper:
@@ -194,3 +306,4 @@ class Sweeper:
         while not self._stop.wait(min(_SWEEP_SECONDS, self.seconds)):
             self.sweep()
             self.also()
+            return_free_memory()

@@ -118,7 +118,7 @@ def test_too_many_redirects_are_refused(web):
     "address",
     [
         "http://127.0.0.1/",
-        "http://127.1:8080/",
+        "http://127.1:80/",
         "http://2130706433/",
         "http://0x7f000001/",
         "http://0177.0.0.1/",
@@ -139,6 +139,25 @@ def test_too_many_redirects_are_refused(web):
         "http://100.64.0.1/",
         "http://224.0.0.1/",
         "http://255.255.255.255/",
+        "http://[fec0::1]/",
+        "http://[feff::1]/",
+        "http://[4000::1]/",
+        "http://[64:ff9b:1::1]/",
+        "http://[64:ff9b::192.88.99.1]/",
+        "http://[2002:808:808::1]/",
+        "http://[2001::1]/",
+        "http://[2001:20::1]/",
+        "http://[3fff::1]/",
+        "http://[5f00::1]/",
+        "http://[100::1]/",
+        "http://[2606:4700::5efe:10.0.0.1]/",
+        "http://[::8.8.8.8]/",
+        "http://192.88.99.1/",
+        "http://192.0.0.9/",
+        "http://192.175.48.1/",
+        "http://198.18.0.1/",
+        "http://203.0.113.5/",
+        "http://240.0.0.1/",
         "https://127.0.0.1/",
     ],
 )
@@ -146,6 +165,24 @@ def test_addresses_that_are_not_public_are_refused(web, address):
     with pytest.raises(Refused, match=NOT_PUBLIC):
         fetch(address)
     assert web.reached == []
+
+
+@pytest.mark.parametrize("port", [1, 22, 25, 79, 81, 444, 3306, 6379, 8080, 8443, 65535])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_other_ports_are_refused(web, scheme, port):
+    with pytest.raises(Refused, match=f"names the port {port}; only 80, 443 are connected to"):
+        fetch(f"{scheme}://example.org:{port}/")
+    with pytest.raises(Refused, match=f"names the port {port}"):
+        fetch(f"http://example.org/to/{scheme}://example.org:{port}/")
+    assert len(web.reached) == 1
+
+
+def test_other_ports_are_connected_to_if_the_host_allows_them(web, monkeypatch):
+    monkeypatch.setenv("GDINO_DEMO_PORTS", "8080, 8443 no 99999999")
+    assert fetch("http://example.org:8080/cat.jpg") == b"data"
+    assert fetch("http://example.org:80/cat.jpg") == b"data"
+    with pytest.raises(Refused, match="names the port 8081; only 80, 443, 8080, 8443"):
+        fetch("http://example.org:8081/")
 
 
 def test_a_name_with_one_private_address_is_refused(web):
