@@ -6,6 +6,8 @@ from typing import Any
 
 from .model.printable import printable
 
+_LONGEST = 400
+
 
 def __getattr__(name: str) -> Any:
     """CONFIG_ERRORS: the exceptions raised when a configuration is made from values it does not accept."""
@@ -47,6 +49,13 @@ def reason(error: BaseException, *, name_file: bool = False, most_lines: int = 1
         return f"the key {error.args[0]!r} is missing"
     text = str(error)
     lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    # Messages such as "Error(s) in loading state_dict for X:" announce the cause, which follows.
+    while len(lines) > 1 and lines[0].endswith(":"):
+        lines.pop(0)
     cause_is_last = isinstance(error, StrictDataclassError) or "Traceback (most recent call last)" in text
     kept = lines[-1:] if cause_is_last else lines[:most_lines]
-    return printable(" ".join(kept).removeprefix("ValueError: ").rstrip("."))
+    cause = " ".join(kept).removeprefix("ValueError: ").removeprefix("TypeError: ")
+    if len(cause) > _LONGEST:
+        # The first sentence has the cause; what follows may list hundreds of accepted names.
+        cause = cause.partition(". ")[0][:_LONGEST]
+    return printable(cause.rstrip("."))

@@ -62,29 +62,30 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         path: The folder. An earlier one is replaced as a whole, or kept if the block raises an exception.
 
     Yields:
-        An empty folder beside it.
+        An empty folder of the same name.
 
     Raises:
         OSError: The folder cannot be written.
     """
     path = Path(path)
-    unfinished, old = (path.with_name(f"{path.name}{mark}") for mark in (_MARK, f"{_MARK}-old"))
-    shutil.rmtree(unfinished, ignore_errors=True)
+    around = path.with_name(f"{path.name}{_MARK}")
+    # Called like its place, because some files name the folder that they are written to.
+    unfinished, old = around / path.name, around / "old"
+    shutil.rmtree(around, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
         yield unfinished
         for file in unfinished.iterdir():
             flush(file)
-        shutil.rmtree(old, ignore_errors=True)
         if path.exists():
             path.rename(old)
         unfinished.rename(path)
     except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
         if old.exists() and not path.exists():
             old.rename(path)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(around, ignore_errors=True)
 
 
 def flush(path: Path) -> None:

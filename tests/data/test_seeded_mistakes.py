@@ -204,6 +204,15 @@ def name_with_a_mark(data):
     data.rng.choice(data.content["categories"])["name"] += "?"
 
 
+def name_without_a_known_word(data):
+    data.rng.choice(data.content["categories"])["name"] = "\u2766\u2767"
+
+
+def names_of_equal_tokens(data):
+    first, second = data.rng.sample(data.content["categories"], 2)
+    first["name"], second["name"] = "安全帽", "安全帶"
+
+
 def grouping_class(data):
     data.content["categories"].append({"id": 5000, "name": "things", "supercategory": "none"})
     for entry in data.content["categories"][:-1]:
@@ -298,6 +307,8 @@ MISTAKES = {
     empty_name: "broken names",
     name_is_a_number: "broken names",
     name_with_a_mark: "names with marks",
+    name_without_a_known_word: "unknown names",
+    names_of_equal_tokens: "names of equal tokens",
     grouping_class: "grouping classes",
     class_without_boxes: "empty classes",
     entry_without_a_file_name: "broken entries",

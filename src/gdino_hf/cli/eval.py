@@ -178,13 +178,18 @@ def _open(args: argparse.Namespace, data: Any, images: Any, labels: Sequence[str
     Raises:
         ValueError: The data set cannot be read, or not be evaluated with the given protocol.
     """
+    from gdino_hf.data.annotation_files import annotation_file
     from gdino_hf.data.annotation_options import AnnotationOptions
-    from gdino_hf.evaluation.open_ground_truth import open_ground_truth
+    from gdino_hf.evaluation.open_ground_truth import EVALUATED_SPLITS, open_ground_truth
 
     # Labels that were asked for by name are kept.
     groups: Any = args.groups if labels is None else "keep"
     options = AnnotationOptions(args.crowds, args.boxes_follow, args.sizes, groups, paths=args.paths)
-    truth = open_ground_truth(data, images, options)
+    file = annotation_file(data, *EVALUATED_SPLITS)
+    if Path(data).expanduser().is_dir():
+        # Which split of a folder that is.
+        print(f"gdino eval: {file}", file=sys.stderr)
+    truth = open_ground_truth(file, images, options)
     if not truth.references:
         raise ValueError(f"{data} has no images; give a data set that has some")
     captions = truth.has_captions

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gdino_hf.model.configuration_gdino import GDinoConfig
+from gdino_hf.model.load_errors import failure_cause
 
 from ..error_text import CONFIG_ERRORS, reason
 from . import companions
@@ -92,8 +93,7 @@ def convert(
     # Files can be damaged in more ways than are foreseen, and each raises another exception somewhere.
     except Exception as error:
         raise ConversionError(
-            f"{source} cannot be converted ({reason(error, name_file=True)}); fetch it again, or convert it as it was "
-            "published."
+            f"{source} cannot be converted ({failure_cause(error)}); fetch it again, or convert it as it was published."
         ) from error
 
 

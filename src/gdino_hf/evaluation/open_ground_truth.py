@@ -13,6 +13,9 @@ from ..data.odvg_content import has_captions, odvg_names
 from .ground_truth import GroundTruth, coco_ground_truth, rows_ground_truth
 from .phrases import phrase_reference
 
+EVALUATED_SPLITS = ("val", "test", "train")
+"""Splits of a folder to evaluate, the preferred one first."""
+
 
 def open_ground_truth(
     path: str | Path,
@@ -35,7 +38,7 @@ def open_ground_truth(
     Raises:
         ValueError: The file cannot be read.
     """
-    file = annotation_file(path, "val", "test", "train")
+    file = annotation_file(path, *EVALUATED_SPLITS)
     if annotation_format(file) == "coco":
         return coco_ground_truth(file, images, options, log)
     # Missing images are reported when they are read; evaluating stored predictions needs no images.

@@ -5,6 +5,7 @@ import math
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, BertConfig, PreTrainedConfig, SwinConfig
 from transformers.activations import ACT2FN
 
@@ -294,7 +295,14 @@ class GDinoConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build a configuration from a dictionary of model type gdino, grounding-dino or mm-grounding-dino."""
         check_sizes(config_dict)
-        return super().from_dict(_adopt(config_dict), **kwargs)
+        try:
+            return super().from_dict(_adopt(config_dict), **kwargs)
+        except StrictDataclassError as error:
+            # The last line has the cause; the lines above announce it.
+            cause = str(error).splitlines()[-1].strip().removeprefix("TypeError: ").removeprefix("ValueError: ")
+            raise ValueError(
+                f"The configuration cannot be used: {cause.partition('. Errors:')[0].rstrip('.')}."
+            ) from error
 
 
 def _adopt(config_dict: dict[str, Any]) -> dict[str, Any]:

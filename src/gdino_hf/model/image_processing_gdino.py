@@ -79,8 +79,13 @@ class GDinoImageProcessor(BaseImageProcessor):
         self.do_rescale = do_rescale
         self.rescale_factor = rescale_factor
         self.do_normalize = do_normalize
-        self.image_mean = _per_channel(image_mean)
+        self.image_mean = _per_channel(image_mean, "image_mean")
         self.image_std = _checked_std(image_std)
+        if len(self.image_mean) != len(self.image_std):
+            raise ValueError(
+                f"image_mean has {len(self.image_mean)} numbers and image_std {len(self.image_std)}; give each one for "
+                "every channel."
+            )
         self.do_pad = do_pad if pad is None else bool(pad)
         self.pad_size = checked_pad_size(pad_size)
 
@@ -219,13 +224,17 @@ def as_list(images: Any) -> list[Any]:
     return [images]
 
 
-def _per_channel(values: float | Sequence[float]) -> list[float]:
-    return [float(values)] * 3 if isinstance(values, (int, float)) else list(values)
+def _per_channel(values: float | Sequence[float], name: str) -> list[float]:
+    given = [values] * 3 if isinstance(values, (int, float)) else values
+    numbers = isinstance(given, (list, tuple, np.ndarray)) and len(given) > 0
+    if not numbers or not all(isinstance(x, (int, float, np.number)) and np.isfinite(x) for x in given):
+        raise ValueError(f"{name} is {values!r}; give one finite number for each channel, or one for all.")
+    return [float(x) for x in given]
 
 
 def _checked_std(values: float | Sequence[float]) -> list[float]:
-    checked = _per_channel(values)
-    if not all(np.isfinite(value) and value != 0 for value in checked):
+    checked = _per_channel(values, "image_std")
+    if 0 in checked:
         raise ValueError(f"image_std is {checked}; pixels are divided by it, give numbers other than 0.")
     return checked
 

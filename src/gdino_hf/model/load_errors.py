@@ -1,9 +1,13 @@
 """What `from_pretrained` raises for a model folder that cannot be used: OSError or ValueError, with the cause."""
 
 import copy
+import json
 import logging
+import pickle
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +18,24 @@ from .weight_files import not_finite
 
 logger = logging.getLogger(__name__)
 
-_DOCUMENTED = (OSError, ValueError, TypeError, ImportError)
-# The device's memory is not the file's fault.
-_NOT_OF_THE_FILE = (torch.OutOfMemoryError, MemoryError)
+# The device's memory and missing packages are not the folder's fault.
+_NOT_OF_THE_FOLDER = (torch.OutOfMemoryError, MemoryError, ImportError)
+_LONGEST_CAUSE = 300
+
+
+class ModelFolderError(ValueError):
+    """A model's folder cannot be used.
+
+    Args:
+        where: Folder or Hub id.
+        cause: What is wrong with it, without a period.
+        remedy: What to do about it, without a period.
+    """
+
+    def __init__(self, where: str, cause: str, remedy: str) -> None:
+        super().__init__(f"{where} cannot be loaded ({cause}); {remedy}.")
+        self.without_name = cause
+        """The cause alone, for messages that name the folder themselves."""
 
 
 class HeadMismatchError(ValueError):
@@ -40,26 +59,56 @@ def plain_load_errors(where: str) -> Iterator[None]:
         where: Folder or Hub id, for the message.
 
     Raises:
-        OSError: As raised inside; so are TypeError and ImportError.
-        ValueError: As raised inside, or for any other exception.
+        OSError: As raised inside; so are ImportError, TypeError for unknown arguments, and errors of memory.
+        ValueError: For any other exception; those raised inside with one line of text are passed on.
     """
     try:
         yield
-    except (*_DOCUMENTED, *_NOT_OF_THE_FILE):
+    except _NOT_OF_THE_FOLDER:
         raise
     except Exception as error:
-        raise ValueError(f"{where} cannot be loaded ({_cause(error)}); fetch its files again.") from error
+        text = str(error)
+        passed_on = isinstance(error, OSError) or (type(error) is ValueError and 0 < len(text) <= _LONGEST_CAUSE)
+        if passed_on or isinstance(error, (ModelFolderError, HeadMismatchError)) or "unexpected keyword" in text:
+            raise
+        damaged = _damaged_json(Path(where))
+        cause = f"{damaged} is not valid JSON" if damaged else failure_cause(error)
+        raise ModelFolderError(where, cause, "fetch its files again, or correct the one that is named") from error
 
 
-def _cause(error: BaseException) -> str:
-    """Return the lines of a message that say what is wrong, joined, or the exception's type if it has none."""
+def _damaged_json(folder: Path) -> str | None:
+    """Return the name of a file in a folder that should hold JSON but does not."""
+    for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return path.name
+    return None
+
+
+def failure_cause(error: BaseException) -> str:
+    """Return the sentence of a message that says what is wrong, or the exception's type if it has none."""
+    if isinstance(error, pickle.UnpicklingError):
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+        return f"its weights need {wanted[1] if wanted else 'more than tensors'}, which could run any program"
     if isinstance(error, KeyError) and len(error.args) == 1:
         return f"the key {error.args[0]!r} is missing"
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
-    # Messages such as "Error(s) in loading state_dict for X:" announce the cause, which follows.
+    # Messages such as "Validation error for field 'x':" announce the cause, which follows.
     while len(lines) > 1 and lines[0].endswith(":"):
         lines.pop(0)
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    if type(error) is Exception:
+        # Of all libraries involved, only the one of the tokenizer raises the base class itself.
+        lines[0] = f"tokenizer.json: {lines[0]}"
+    elif isinstance(error, (TypeError, AttributeError, IndexError)):
+        lines[0] = f"one of its JSON files has a value of the wrong kind: {lines[0]}"
+    elif isinstance(error, ArithmeticError):
+        lines[0] = f"one of the sizes in config.json cannot be used: {lines[0]}"
+    cause = lines[0].removeprefix("TypeError: ").removeprefix("ValueError: ")
+    # What follows may list hundreds of accepted names.
+    return (cause if len(cause) <= _LONGEST_CAUSE else cause.partition(". ")[0])[:_LONGEST_CAUSE].rstrip(".")
 
 
 def with_fields(options: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,7 +140,8 @@ def check_finite(model: nn.Module, where: str) -> None:
     """
     names = not_finite(model)
     if names:
-        raise ValueError(
-            f"{where} cannot be used: {len(names)} of its tensors hold NaN or infinity, for instance {names[0]}; fetch "
-            "the weights again, or take a checkpoint from before the training diverged."
+        raise ModelFolderError(
+            where,
+            f"{len(names)} of its tensors hold NaN or infinity, for instance {names[0]}",
+            "fetch the weights again, or take a checkpoint from before the training diverged",
         )

@@ -188,6 +188,11 @@ def _find_processor(model: PreTrainedModel, image_processor: Any, tokenizer: Any
     try:
         return GDinoProcessor.from_pretrained(model.name_or_path)
     except (OSError, ValueError) as error:
+        files = (
+            os.path.join(model.name_or_path, name) for name in ("processor_config.json", "preprocessor_config.json")
+        )
+        if isinstance(error, ValueError) and any(map(os.path.isfile, files)):
+            raise
         raise ValueError(
             f"The model {model.name_or_path or 'in memory'} has no processor beside it; pass processor=."
         ) from error

@@ -15,7 +15,7 @@ from .load_errors import HeadMismatchError, check_finite, plain_load_errors, wit
 from .ms_deform_attn import MSDeformAttn
 from .stored_model import StoredModel
 from .transformers_internals import own_attention
-from .weight_files import check_shard_indices
+from .weight_files import check_weight_files
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class GDinoPreTrainedModel(StoredModel):
         with plain_load_errors(where):
             folder = Path(where) / kwargs.get("subfolder", "")
             if folder.is_dir():
-                check_shard_indices(folder)
+                check_weight_files(folder)
             load = super().from_pretrained
             try:
                 loaded = load(*args, **kwargs)

@@ -13,6 +13,7 @@ from .coco_labels import category_names, label_of_prompt
 from .grounded_results import LabelledRows, Selection, are_prompts_of, rows_of_prompts, rows_of_tokens
 from .image_processing_gdino import GDinoImageProcessor, as_list, check_options
 from .label_faults import warn_of_labels
+from .load_errors import plain_load_errors
 from .pixel_layouts import checked_device, converted, moved
 from .processor_options import PromptLayout, call_options
 from .text_prompt import Prompt, build_prompt
@@ -67,6 +68,16 @@ class GDinoProcessor(ProcessorMixin):
         if image_processor is not None and not isinstance(image_processor, GDinoImageProcessor):
             image_processor = GDinoImageProcessor.from_dict(image_processor.to_dict())
         super().__init__(image_processor, tokenizer, **kwargs)
+        if isinstance(max_text_len, bool) or not isinstance(max_text_len, int) or max_text_len < 1:
+            raise ValueError(
+                f"max_text_len is {max_text_len!r}; give the number of tokens of the longest prompt, 1 or more."
+            )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load image processor and tokenizer as transformers does; damaged files raise a ValueError with the cause."""
+        with plain_load_errors(str(pretrained_model_name_or_path)):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def __call__(
         self,

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from .load_errors import HeadMismatchError
 from .model_card import write_model_card
-from .transformers_internals import PreTrainedModelHooks, rename_as_in_memory
+from .transformers_internals import PreTrainedModelHooks, rename_as_in_memory, tensors_as_stored
 from .weight_files import (
     check_amount,
+    check_shapes,
     differing_copies,
     fitting_heads,
     head_tensors,
@@ -25,13 +26,14 @@ class StoredModel(PreTrainedModelHooks):
     """Base class for loading, saving and pushing Grounding DINO models."""
 
     def check_checkpoint(
-        self, state_dict: dict[str, Tensor] | None, files: list[str] | None
+        self, state_dict: dict[str, Tensor] | None, files: list[str] | None, exact: bool
     ) -> tuple[dict[str, Tensor] | None, list[str] | None]:
         """Check a checkpoint against the configuration before its weights are loaded.
 
         Args:
             state_dict: The weights by name, or None if they are in files.
             files: Paths of the weight files, or None if there are none.
+            exact: Whether all tensors must have the shapes that the configuration describes.
 
         Returns:
             Both, with tensors in the shapes that this model has.
@@ -42,10 +44,13 @@ class StoredModel(PreTrainedModelHooks):
         """
         stored = stored_shapes(files or ())
         shapes = {**stored, **{key: tuple(tensor.shape) for key, tensor in (state_dict or {}).items()}}
-        check_amount(self, stored)
+        if exact:
+            check_amount(self, stored)
         fields = fitting_heads(shapes, head_tensors(state_dict, files), self.config)
         if fields:
             raise HeadMismatchError(fields)
+        if exact:
+            check_shapes(shapes, {name: tuple(tensor.shape) for name, tensor in tensors_as_stored(self).items()})
         differing = differing_copies(state_dict, files, self.config)
         if differing:
             logger.warning(

@@ -11,7 +11,13 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, SwinBackbone
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import PrefixChange, WeightConverter, WeightRenaming, rename_source_key
+from transformers.core_model_loading import (
+    PrefixChange,
+    WeightConverter,
+    WeightRenaming,
+    rename_source_key,
+    revert_weight_conversion,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 
@@ -122,13 +128,14 @@ class PreTrainedModelHooks(PreTrainedModel):
     """
 
     def check_checkpoint(
-        self, state_dict: dict[str, Tensor] | None, files: list[str] | None
+        self, state_dict: dict[str, Tensor] | None, files: list[str] | None, exact: bool
     ) -> tuple[dict[str, Tensor] | None, list[str] | None]:
         """Look at a checkpoint before its weights are loaded.
 
         Args:
             state_dict: The weights by name, or None if they are in files.
             files: Paths of the weight files, or None if there are none.
+            exact: Whether all tensors must have the shapes that the configuration describes.
 
         Returns:
             The weights to load, in the same two forms.
@@ -146,7 +153,10 @@ class PreTrainedModelHooks(PreTrainedModel):
     @staticmethod
     def _load_pretrained_model(model: Any, state_dict: Any, checkpoint_files: Any, *args: Any, **kwargs: Any) -> Any:
         # Only this method receives the paths of the files, in a local folder or in the Hub's cache.
-        state_dict, checkpoint_files = model.check_checkpoint(state_dict, checkpoint_files)
+        # Quantized files and `ignore_mismatched_sizes` have tensors of other shapes.
+        options = args[0] if args else kwargs.get("load_config")
+        exact = not (getattr(options, "ignore_mismatched_sizes", False) or getattr(options, "hf_quantizer", None))
+        state_dict, checkpoint_files = model.check_checkpoint(state_dict, checkpoint_files, exact)
         return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
 
     def _initialize_weights(self, module: Any, *args: Any, **kwargs: Any) -> None:
@@ -159,6 +169,15 @@ class PreTrainedModelHooks(PreTrainedModel):
         # At this point transformers has already overwritten the card with its placeholder.
         self.write_card(working_dir, repo_id)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+
+
+def tensors_as_stored(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return a model's tensors under their names in memory and, where they differ, in files.
+
+    If transformers moves `revert_weight_conversion`, importing this file raises ImportError.
+    """
+    tensors = model.state_dict()
+    return {**tensors, **revert_weight_conversion(model, dict(tensors))}
 
 
 def rename_as_in_memory(model: PreTrainedModel, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,13 +2,14 @@
 
 import json
 import math
+import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .configuration_gdino import GDinoConfig
@@ -73,24 +74,91 @@ def check_shard_indices(folder: Path) -> None:
             shard_names(index)
 
 
+def check_weight_files(folder: Path) -> None:
+    """Open the weight files that a folder's model is loaded from, without reading their values.
+
+    Args:
+        folder: A model's folder.
+
+    Raises:
+        ValueError: An index or a weight file is damaged, or an index names a file outside the folder.
+    """
+    check_shard_indices(folder)
+    for name in ("model.safetensors", INDEX_FILES[0], "pytorch_model.bin", INDEX_FILES[1]):
+        path = folder / name
+        if path.is_file():
+            stored_shapes([folder / shard for shard in shard_names(path)] if path.suffix == ".json" else [path])
+            return
+
+
 def stored_shapes(files: Sequence[str | Path]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of all tensors in weight files, without reading their values.
 
     Args:
-        files: Safetensors or PyTorch files; files of other kinds are left out.
+        files: Safetensors or PyTorch files; GGUF files are left out.
 
     Returns:
         Shapes by key.
+
+    Raises:
+        ValueError: A file is damaged, or holds something other than tensors by name.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for path in files:
         if Path(path).suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+            try:
+                with safe_open(path, framework="pt") as file:
+                    shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"{path} is truncated or damaged ({error}); fetch it again.") from error
         elif Path(path).suffix == ".bin":
-            content = torch.load(path, map_location="meta", weights_only=True)
-            shapes |= {key: tuple(value.shape) for key, value in content.items() if isinstance(value, Tensor)}
+            shapes |= {key: tuple(tensor.shape) for key, tensor in _pickled_tensors(path, "meta").items()}
+        elif Path(path).suffix != ".gguf":
+            raise ValueError(f"{path} is not a file of weights, which end in .safetensors or .bin; fetch it again.")
     return shapes
+
+
+def _pickled_tensors(path: str | Path, device: str) -> dict[str, Tensor]:
+    """Read a PyTorch file without running code in it."""
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if wanted is None:
+            raise ValueError(f"{path} is not a file that torch.save wrote; fetch it again.") from error
+        raise ValueError(
+            f"{path} needs {wanted[1]} to be read, which could run any program, so it is refused; take weights as "
+            "safetensors."
+        ) from error
+    # Unpicklers raise errors of any kind for files that are none of theirs, such as text.
+    except Exception as error:
+        raise ValueError(f"{path} is truncated or damaged, or torch.save did not write it; fetch it again.") from error
+    named = isinstance(content, Mapping) and all(isinstance(key, str) for key in content)
+    other = next((repr(key) for key, value in content.items() if not isinstance(value, Tensor)), None) if named else ""
+    if other is not None:
+        what = f"{other}, which is no tensor" if other else f"a {type(content).__name__} instead of tensors by name"
+        raise ValueError(f"{path} holds {what}; save a model's own state dict, or convert the file by `gdino convert`.")
+    return dict(content)
+
+
+def check_shapes(shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse tensors that have another shape than the configuration describes.
+
+    Args:
+        shapes: Shapes of the stored tensors.
+        expected: Shapes of the model's tensors, under their names in files and in memory.
+
+    Raises:
+        ValueError: A shape differs; the message names the first.
+    """
+    vectors = single_numbers(shapes)
+    other = [key for key in shapes if expected.get(key, shapes[key]) != shapes[key] and key not in vectors]
+    if other:
+        more = f" and {len(other) - 1} more" if len(other) > 1 else ""
+        raise ValueError(
+            f"The files hold {other[0]} of shape {shapes[other[0]]}, but config.json describes {expected[other[0]]}"
+            f"{more}; take the config.json that belongs to the weights."
+        )
 
 
 def check_amount(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -225,7 +293,7 @@ def read_all(files: Sequence[str | Path]) -> dict[str, Tensor]:
             with safe_open(path, framework="pt") as file:
                 tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         else:
-            tensors |= torch.load(path, map_location="cpu", weights_only=True)
+            tensors |= _pickled_tensors(path, "cpu")
     return tensors
 
 

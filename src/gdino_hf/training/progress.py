@@ -9,6 +9,8 @@ from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback
 
+from ..whole_files import write_whole_text
+
 _SHOWN = ("loss", "learning_rate", "eval_AP", "eval_AP50", "train_loss")
 
 
@@ -61,6 +63,12 @@ class JsonLog(TrainerCallback):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take out what a killed run logged after the checkpoint that training resumes from; it is logged again."""
+        if state.is_world_process_zero and self.path.exists():
+            known = [{"step": entry["step"], **entry} for entry in state.log_history]
+            write_whole_text(self.path, "".join(json.dumps(entry) + "\n" for entry in known))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Append a line."""

@@ -1,0 +1,92 @@
+"""`gdino train` and `gdino eval` on data as people have it: what is left out is said, and the rest is used."""
+
+import json
+import shutil
+
+import pytest
+
+from gdino_hf.cli import main
+
+
+@pytest.fixture
+def grouped(drawn):
+    """The drawn data with a class that only groups the others."""
+    for split in ("train", "val"):
+        path = drawn / f"{split}.json"
+        content = json.loads(path.read_text())
+        for category in content["categories"]:
+            category["supercategory"] = "animals"
+        content["categories"].append({"id": 9, "name": "animals", "supercategory": "none"})
+        path.write_text(json.dumps(content))
+    return drawn
+
+
+def test_a_grouping_class_is_left_out_of_prompts_metrics_and_card_with_a_line(options, grouped, tmp_path, capsys):
+    assert main([*options, "--max_steps", "1", "--name", "left-out"]) == 0
+    assert capsys.readouterr().err.count("'animals'") == 2
+    run = tmp_path / "runs" / "train" / "left-out"
+    card = (run / "model" / "README.md").read_text()
+    assert "with 2 names (cat, dog)" in card
+    assert "Left out, because they only group other names: animals." in card
+    assert json.loads((run / "metrics.json").read_text())["labels"] == ["cat", "dog"]
+    assert "animals" not in (run / "evaluation" / "labels.csv").read_text()
+    assert main([*options, "--max_steps", "1", "--name", "kept", "--groups", "keep"]) == 0
+    assert json.loads((tmp_path / "runs/train/kept/metrics.json").read_text())["labels"] == ["cat", "dog", "animals"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        '{"a": 1}',
+        '{"images": [], "annotations": [], "categories": []}',
+        '{"images": [{"id": 1, "file_name": "gone.jpg"}], "annotations": [], "categories": []}',
+    ],
+)
+def test_a_split_found_by_itself_never_stops_training(options, drawn, content, capsys):
+    (drawn / "val.json").write_text(content)
+    (drawn / "test").mkdir()
+    (drawn / "test" / "_annotations.coco.json").write_text(content)
+    assert main([*options, "--max_steps", "1"]) == 0
+    errors = capsys.readouterr().err
+    assert "Traceback" not in errors
+    # What is no annotation file at all is no split.
+    assert "not used" in errors or content in ("{", '{"a": 1}')
+    assert main([*options, "--max_steps", "1", "--val", "none", "--test", "none"]) == 0
+    assert "not used" not in capsys.readouterr().err
+
+
+def test_evaluation_takes_a_root_without_valid_and_says_which_split(drawn, tiny_folder, tmp_path, capsys):
+    export = tmp_path / "export"
+    for folder, split in (("train", "train"), ("test", "val")):
+        place = export / folder
+        place.mkdir(parents=True)
+        for image in json.loads((drawn / f"{split}.json").read_text())["images"]:
+            shutil.copy(drawn / "images" / image["file_name"], place)
+        shutil.copy(drawn / f"{split}.json", place / "_annotations.coco.json")
+    common = ["--model", str(tiny_folder), "--runs", str(tmp_path / "runs"), "--device", "cpu"]
+    for place, images in ((export, 4), (export / "train", 12), (export / "test", 4)):
+        assert main(["eval", str(place), *common]) == 0
+        captured = capsys.readouterr()
+        assert f"{images} images judged" in captured.out
+        assert "_annotations.coco.json" in captured.err
+    shutil.rmtree(export / "test")
+    assert main(["eval", str(export), *common]) == 0
+    assert "12 images judged" in capsys.readouterr().out
+
+
+def test_missing_and_broken_photographs_are_skipped_if_asked_for(options, drawn, tmp_path, capsys):
+    (drawn / "images" / "train1.png").unlink()
+    (drawn / "images" / "train2.png").write_bytes(b"")
+    content = json.loads((drawn / "train.json").read_text())
+    content["images"] += [None, {"id": 99}]
+    content["annotations"][0]["bbox"] = [1, None, 2, 3]
+    content["annotations"][1]["area"] = "large"
+    content["annotations"][2]["bbox"] = [str(value) for value in content["annotations"][2]["bbox"]]
+    (drawn / "train.json").write_text(json.dumps(content))
+    assert main([*options, "--max_steps", "1"]) == 2
+    assert "train1.png" in capsys.readouterr().err
+    assert main([*options, "--max_steps", "4", "--unreadable", "skip"]) == 0
+    errors = capsys.readouterr().err
+    for count in ("1 missing files", "1 unreadable files", "2 broken entries", "1 broken boxes", "1 broken areas"):
+        assert count in errors
