@@ -21,7 +21,7 @@ from gdino_hf.inference.onednn import can_pack
 from gdino_hf.inference.packed_attention import PackedMSDeformAttn
 from gdino_hf.inference.packed_linear import PackedLinear, share_state
 from gdino_hf.inference.packed_swin import PackedSwin
-from gdino_hf.model.heads import BoxHead
+from gdino_hf.model.heads import BoxHead, Float32Linear
 from gdino_hf.model.ms_deform_attn import MSDeformAttn
 from random_models import make_random_model
 
@@ -101,7 +101,7 @@ def test_every_box_head_of_a_packed_bfloat16_model_computes_deltas_in_float32(ti
     assert "model.encoder_output_bbox_embed" in heads
     queries = torch.randn(1, 8, tiny_config.d_model, generator=torch.Generator().manual_seed(0)).bfloat16()
     for name, head in heads.items():
-        assert [type(layer) for layer in head.layers] == [PackedLinear, PackedLinear, nn.Linear], name
+        assert [type(layer) for layer in head.layers] == [PackedLinear, PackedLinear, Float32Linear], name
         with torch.no_grad():
             deltas = head(queries)
         assert (deltas != deltas.bfloat16().float()).any(), name

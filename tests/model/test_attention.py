@@ -56,7 +56,7 @@ def test_attend_equals_the_formula_with_a_mask_per_pair(implementation, value_si
     mask = torch.rand(2, 1, 3, 5, generator=generator) > 0.4
     mask[..., 0] = True
     module = make_attention("eager")
-    found = attend(module, make_config(implementation), query, key, value, mask)
+    found, _ = attend(module, make_config(implementation), query, key, value, mask)
     assert found.shape == (2, 3, HEADS * value_size)
     for b in range(2):
         expected = looped(query[b], key[b], value[b], mask[b, 0])
@@ -69,7 +69,7 @@ def test_multihead_attention_equals_the_formula(implementation, masked):
     attention = make_attention(implementation)
     queries, keys, values = make_inputs()
     keep = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 1, 0]]).bool()
-    found = attention(queries, keys, values, keep[:, None, None, :] if masked else None)
+    found, _ = attention(queries, keys, values, keep[:, None, None, :] if masked else None)
 
     def project(layer, x):
         rows = [layer.weight.detach() @ row + layer.bias.detach() for row in x]
@@ -91,7 +91,7 @@ def test_implementations_agree_in_value_and_gradient():
     for implementation in IMPLEMENTATIONS:
         attention, inputs = make_attention(implementation), [x.requires_grad_() for x in make_inputs()]
         mask = torch.tensor([1, 1, 0, 1, 1]).bool()[None, None, None]
-        output = attention(*inputs, mask)
+        output, _ = attention(*inputs, mask)
         results.append([output, *torch.autograd.grad(output.square().sum(), [*inputs, *attention.parameters()])])
     for eager, sdpa in zip(*results, strict=True):
         assert torch.allclose(eager, sdpa, rtol=0, atol=TOLERANCE)
@@ -101,10 +101,10 @@ def test_implementations_agree_in_value_and_gradient():
 def test_masked_keys_have_no_influence(implementation):
     attention, (queries, keys, values) = make_attention(implementation), make_inputs()
     mask = torch.tensor([1, 1, 1, 0, 0]).bool()[None, None, None]
-    found = attention(queries, keys, values, mask)
+    found, _ = attention(queries, keys, values, mask)
     keys[:, 3:], values[:, 3:] = 30.0, -1000.0
-    assert torch.equal(found, attention(queries, keys, values, mask))
-    short = attention(queries, keys[:, :3], values[:, :3])
+    assert torch.equal(found, attention(queries, keys, values, mask)[0])
+    short, _ = attention(queries, keys[:, :3], values[:, :3])
     assert torch.allclose(found, short, rtol=0, atol=TOLERANCE)
 
 
@@ -112,16 +112,16 @@ def test_masked_keys_have_no_influence(implementation):
 def test_one_visible_key_is_copied(implementation):
     generator = torch.Generator().manual_seed(3)
     query, key, value = (torch.randn(1, HEADS, 4, 4, generator=generator) for _ in range(3))
-    found = attend(make_attention("eager"), make_config(implementation), query, key, value, torch.eye(4).bool())
+    found, _ = attend(make_attention("eager"), make_config(implementation), query, key, value, torch.eye(4).bool())
     assert torch.allclose(found, value.transpose(1, 2).flatten(2), atol=1e-6)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_dropout_acts_in_training_only(implementation):
     attention, inputs = make_attention(implementation, attention_dropout=0.5), make_inputs()
-    assert torch.equal(attention(*inputs), attention(*inputs))
+    assert torch.equal(attention(*inputs)[0], attention(*inputs)[0])
     attention.train()
-    assert not torch.equal(attention(*inputs), attention(*inputs))
+    assert not torch.equal(attention(*inputs)[0], attention(*inputs)[0])
 
 
 def test_published_models_have_eight_heads_of_32():

@@ -63,7 +63,7 @@ def test_compiles_to_one_graph_with_image_sizes(model, tiny_tokenizer):
         assert_same(compiled(**inputs), model(**inputs))
 
 
-def test_matching_is_the_only_graph_break_with_labels(model, tiny_tokenizer):
+def test_labels_are_the_only_graph_breaks(model, tiny_tokenizer):
     torch._dynamo.reset()
     model.train()
     inputs = make_inputs(tiny_tokenizer)
@@ -74,12 +74,54 @@ def test_matching_is_the_only_graph_break_with_labels(model, tiny_tokenizer):
     explanation = torch._dynamo.explain(model)(**inputs, labels=labels)
     reasons = [reason.reason for reason in explanation.break_reasons]
     assert reasons
-    assert all("hungarian_match" in reason for reason in reasons), reasons
+    known = ("_targets", "_denoising_queries", "_loss")
+    assert all(any(name in reason for name in known) for reason in reasons), reasons
     compiled = torch.compile(model, backend="aot_eager")
     torch.manual_seed(0)
     ours = compiled(**inputs, labels=labels).loss
     torch.manual_seed(0)
     torch.testing.assert_close(ours, model(**inputs, labels=labels).loss, rtol=1e-4, atol=1e-4)
+
+
+# Images with no, one and several boxes in many combinations, each of which would have a graph of its own.
+COUNTS = [(1, 1), (3, 0), (2, 5), (0, 0), (7, 1), (1, 12), (0, 2), (1, 0), (4, 4)]
+
+
+@pytest.mark.parametrize(
+    ("backend", "counts"),
+    [
+        ("eager", COUNTS),
+        pytest.param("aot_eager", COUNTS, marks=pytest.mark.slow),
+        pytest.param("inductor", COUNTS, marks=pytest.mark.slow),
+    ],
+)
+def test_training_with_changing_numbers_of_boxes_compiles_only_in_the_first_steps(
+    tiny_config, tiny_tokenizer, backend, counts
+):
+    torch._dynamo.reset()
+    config = copy.deepcopy(tiny_config)
+    config.encoder_layers = config.decoder_layers = 1
+    model = make_random_model(config).train()
+    compiled = torch.compile(model, backend=backend)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-5)
+    inputs, generator = make_inputs(tiny_tokenizer, height=32, width=32), torch.Generator().manual_seed(0)
+    graphs = []
+    for step, numbers in enumerate(counts):
+        boxes = [torch.rand(n, 4, generator=generator) * 0.3 + 0.3 for n in numbers]
+        labels = [{"class_labels": torch.zeros(len(x), dtype=torch.int64), "boxes": x} for x in boxes]
+        losses = []
+        for each in (model, compiled):
+            torch.manual_seed(step)
+            losses.append(each(**inputs, labels=labels).loss)
+        torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-4)
+        losses[1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    # A first batch, batches of other sizes, and a batch without boxes.
+    assert graphs[3] > graphs[1] > graphs[0] > 0
+    assert graphs[1] == graphs[2]
+    assert len(set(graphs[3:])) == 1
 
 
 @pytest.mark.slow

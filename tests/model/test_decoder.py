@@ -53,6 +53,10 @@ def make_inputs(ratios=(1.0, 1.0)):
     }
 
 
+def by(heads):
+    return lambda index, queries: heads[index](queries)
+
+
 def logit(x, eps):
     x = x.clamp(0, 1)
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
@@ -66,12 +70,12 @@ def test_a_layer_is_self_then_text_then_image_attention_then_feed_forward():
     position = torch.randn(2, QUERIES, WIDTH)
     references = inputs["references"][:, :, None].expand(-1, -1, len(SHAPES), -1)
     mask = torch.ones(1, 1, QUERIES, QUERIES).bool().tril()
-    found = layer(queries, position, references, vision, text, SHAPES, None, inputs["text_mask"], mask)
+    found, _ = layer(queries, position, references, vision, text, SHAPES, None, inputs["text_mask"], mask)
     x = queries
-    x = layer.self_attn_layer_norm(x + layer.self_attn(x + position, x + position, x, mask))
-    seen = layer.encoder_attn_text(x + position, text, text, inputs["text_mask"][:, None, None])
+    x = layer.self_attn_layer_norm(x + layer.self_attn(x + position, x + position, x, mask)[0])
+    seen = layer.encoder_attn_text(x + position, text, text, inputs["text_mask"][:, None, None])[0]
     x = layer.encoder_attn_text_layer_norm(x + seen)
-    x = layer.encoder_attn_layer_norm(x + layer.encoder_attn(x + position, vision, references, SHAPES, None))
+    x = layer.encoder_attn_layer_norm(x + layer.encoder_attn(x + position, vision, references, SHAPES, None)[0])
     x = layer.final_layer_norm(x + layer.fc2(layer.fc1(x).relu()))
     torch.testing.assert_close(found, x, rtol=0, atol=TOLERANCE)
 
@@ -81,9 +85,9 @@ def test_each_layer_refines_the_boxes_of_the_one_before_from_its_unnormalized_st
     decoder, heads = make_decoder(decoder_inverse_sigmoid_eps=eps, inverse_sigmoid_eps=1e-5)
     raw = []
     for layer in decoder.layers:
-        layer.register_forward_hook(lambda module, args, output: raw.append(output))
+        layer.register_forward_hook(lambda module, args, output: raw.append(output[0]))
     inputs = make_inputs()
-    states = decoder(**inputs, box_heads=heads)
+    states = decoder(**inputs, box_deltas=by(heads))
     references = inputs["references"]
     for index in range(LAYERS):
         torch.testing.assert_close(states.input_references[index], references, rtol=0, atol=TOLERANCE)
@@ -98,13 +102,13 @@ def test_the_decoder_eps_defaults_to_the_models():
     one, heads = make_decoder(**changes, decoder_inverse_sigmoid_eps=None)
     two, _ = make_decoder(**changes, decoder_inverse_sigmoid_eps=0.25)
     inputs = make_inputs()
-    for x, y in zip(*(d(**inputs, box_heads=heads).output_references for d in (one, two)), strict=True):
+    for x, y in zip(*(d(**inputs, box_deltas=by(heads)).output_references for d in (one, two)), strict=True):
         assert torch.equal(x, y)
 
 
 def test_gradient_reaches_the_previous_head_through_input_references():
     decoder, heads = make_decoder()
-    states = decoder(**make_inputs(), box_heads=heads)
+    states = decoder(**make_inputs(), box_deltas=by(heads))
     assert not states.input_references[0].requires_grad
     for index in (1, 2):
         parameters = [[*head.parameters()] for head in heads]
@@ -118,7 +122,7 @@ def test_gradient_reaches_the_previous_head_through_input_references():
 
 def test_output_references_have_no_gradient():
     decoder, heads = make_decoder()
-    states = decoder(**make_inputs(), box_heads=heads)
+    states = decoder(**make_inputs(), box_deltas=by(heads))
     assert not any(x.requires_grad for x in states.output_references)
     for index in (1, 2):
         assert torch.equal(states.output_references[index - 1], states.input_references[index])
@@ -126,7 +130,7 @@ def test_output_references_have_no_gradient():
 
 def test_hidden_states_do_not_depend_on_earlier_heads_for_the_gradient():
     decoder, heads = make_decoder()
-    states = decoder(**make_inputs(), box_heads=heads)
+    states = decoder(**make_inputs(), box_deltas=by(heads))
     parameters = [p for head in heads for p in head.parameters()]
     gradients = torch.autograd.grad(states.last_hidden_state.square().sum(), parameters, allow_unused=True)
     assert all(x is None for x in gradients)
@@ -161,9 +165,9 @@ def test_masked_queries_do_not_affect_each_other():
     inputs = make_inputs()
     mask = torch.zeros(1, 1, QUERIES, QUERIES).bool()
     mask[..., :2, :2], mask[..., 2:, 2:] = True, True
-    found = decoder(**inputs, query_mask=mask, box_heads=heads)
+    found = decoder(**inputs, query_mask=mask, box_deltas=by(heads))
     inputs["queries"] = torch.cat((inputs["queries"][:, :2], -inputs["queries"][:, 2:]), dim=1)
-    again = decoder(**inputs, query_mask=mask, box_heads=heads)
+    again = decoder(**inputs, query_mask=mask, box_deltas=by(heads))
     torch.testing.assert_close(found.last_hidden_state[:, :2], again.last_hidden_state[:, :2], rtol=0, atol=TOLERANCE)
     assert not torch.allclose(found.last_hidden_state[:, 2:], again.last_hidden_state[:, 2:], atol=1e-2)
 
@@ -174,6 +178,6 @@ def test_references_stay_float32_in_bfloat16():
     inputs = make_inputs()
     for name in ("queries", "vision", "text"):
         inputs[name] = inputs[name].bfloat16()
-    states = decoder(**inputs, box_heads=heads)
+    states = decoder(**inputs, box_deltas=by(heads))
     assert states.last_hidden_state.dtype == torch.bfloat16
     assert all(x.dtype == torch.float32 for x in (*states.input_references, *states.output_references))

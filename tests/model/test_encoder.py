@@ -58,17 +58,17 @@ def test_text_layer_is_self_attention_then_feed_forward_each_normalized_after():
     layer, inputs = lively(TextEnhancerLayer(make_config())), make_inputs()
     text, position, mask = inputs["text"], inputs["text_position_embedding"], inputs["phrase_mask"]
     placed = text + position
-    x = layer.layer_norm_before(text + layer.self_attn(placed, placed, text, mask[:, None]))
+    x = layer.layer_norm_before(text + layer.self_attn(placed, placed, text, mask[:, None])[0])
     x = layer.layer_norm_after(x + layer.fc2(layer.fc1(x).relu()))
-    torch.testing.assert_close(layer(text, position, mask), x, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(layer(text, position, mask)[0], x, rtol=0, atol=TOLERANCE)
 
 
 def test_phrases_do_not_affect_each_other():
     layer, inputs = lively(TextEnhancerLayer(make_config())), make_inputs()
     text, position, mask = inputs["text"], inputs["text_position_embedding"], inputs["phrase_mask"]
-    found = layer(text, position, mask)
+    found, _ = layer(text, position, mask)
     text[:, 2:] = 9.0
-    again = layer(text, position, mask)
+    again, _ = layer(text, position, mask)
     torch.testing.assert_close(found[:, :2], again[:, :2], rtol=0, atol=1e-6)
 
 
@@ -76,9 +76,9 @@ def test_image_layer_is_deformable_attention_then_feed_forward():
     layer, inputs = lively(DeformableLayer(make_config())), make_inputs()
     vision, position, mask = inputs["vision"], inputs["vision_position_embedding"], inputs["vision_mask"]
     references = grid_reference_points(SHAPES, torch.ones(2, 2, 2))
-    x = layer.self_attn_layer_norm(vision + layer.self_attn(vision + position, vision, references, SHAPES, mask))
+    x = layer.self_attn_layer_norm(vision + layer.self_attn(vision + position, vision, references, SHAPES, mask)[0])
     x = layer.final_layer_norm(x + layer.fc2(layer.fc1(x).relu()))
-    torch.testing.assert_close(layer(vision, position, references, SHAPES, mask), x, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(layer(vision, position, references, SHAPES, mask)[0], x, rtol=0, atol=TOLERANCE)
 
 
 def test_a_layer_fuses_before_either_side_attends_to_itself():
@@ -86,35 +86,36 @@ def test_a_layer_fuses_before_either_side_attends_to_itself():
     references = grid_reference_points(SHAPES, torch.ones(2, 2, 2))
     found = layer(reference_points=references, **inputs)
     masks = inputs["vision_mask"], inputs["text_mask"]
-    vision, text = layer.fusion_layer(inputs["vision"], inputs["text"], *masks)
-    text = layer.text_enhancer_layer(text, inputs["text_position_embedding"], inputs["phrase_mask"])
+    vision, text, _ = layer.fusion_layer(inputs["vision"], inputs["text"], *masks)
+    text, _ = layer.text_enhancer_layer(text, inputs["text_position_embedding"], inputs["phrase_mask"])
     position = inputs["vision_position_embedding"]
-    vision = layer.deformable_layer(vision, position, references, SHAPES, inputs["vision_mask"])
+    vision, _ = layer.deformable_layer(vision, position, references, SHAPES, inputs["vision_mask"])
     torch.testing.assert_close(found[0], vision, rtol=0, atol=TOLERANCE)
     torch.testing.assert_close(found[1], text, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("layers", [1, 3])
-def test_states_are_the_features_before_each_layer(layers):
+def test_states_are_the_features_before_each_layer_and_after_the_last(layers):
     encoder, inputs = lively(Encoder(make_config(layers))), make_inputs()
-    vision, text, vision_states, text_states = encoder(
+    vision_states, text_states, attentions = encoder(
         reference_points=grid_reference_points(SHAPES, torch.ones(2, 2, 2)), **inputs
     )
-    assert len(vision_states) == len(text_states) == layers
+    assert len(vision_states) == len(text_states) == layers + 1
+    assert attentions is None
     assert torch.equal(vision_states[0], inputs["vision"])
     assert torch.equal(text_states[0], inputs["text"])
-    last = dict(inputs, vision=vision_states[-1], text=text_states[-1])
+    last = dict(inputs, vision=vision_states[-2], text=text_states[-2])
     found = encoder.layers[-1](reference_points=grid_reference_points(SHAPES, torch.ones(2, 2, 2)), **last)
-    assert torch.equal(found[0], vision)
-    assert torch.equal(found[1], text)
+    assert torch.equal(found[0], vision_states[-1])
+    assert torch.equal(found[1], text_states[-1])
 
 
 def test_padding_does_not_affect_real_tokens():
     encoder, inputs = lively(Encoder(make_config())), make_inputs()
     references = grid_reference_points(SHAPES, torch.ones(2, 2, 2))
-    found = encoder(reference_points=references, **inputs)
+    found = [states[-1] for states in encoder(reference_points=references, **inputs)[:2]]
     mask = inputs["vision_mask"]
     inputs["vision"] = inputs["vision"].masked_fill(~mask[..., None], 40.0)
-    again = encoder(reference_points=references, **inputs)
+    again = [states[-1] for states in encoder(reference_points=references, **inputs)[:2]]
     torch.testing.assert_close(found[0][mask], again[0][mask], rtol=0, atol=TOLERANCE)
     torch.testing.assert_close(found[1], again[1], rtol=0, atol=TOLERANCE)

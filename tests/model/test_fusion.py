@@ -89,7 +89,7 @@ def test_bi_attention_equals_its_equations(implementation):
     layer = make_layer()
     layer.attn.config._attn_implementation = implementation
     vision, text, vision_mask, text_mask = make_inputs()
-    found = layer(vision, text, vision_mask, text_mask)
+    found = layer(vision, text, vision_mask, text_mask)[:2]
     for b in range(2):
         v = torch.stack([normalize(layer.layer_norm_vision, x) for x in vision[b]])
         t = torch.stack([normalize(layer.layer_norm_text, x) for x in text[b]])
@@ -102,7 +102,7 @@ def test_bi_attention_equals_its_equations(implementation):
 def test_gated_fusion_equals_its_equations_in_both_directions():
     layer = make_layer(fusion_type="gated")
     vision, text, vision_mask, text_mask = make_inputs()
-    found = layer(vision, text, vision_mask, text_mask)
+    found = layer(vision, text, vision_mask, text_mask)[:2]
 
     def mix(gate, own, other):
         first, second = gate[0], gate[2]
@@ -129,8 +129,8 @@ def test_an_extreme_gate_selects_one_side(logit, side):
             gate[2].bias.fill_(logit)
     vision, text, vision_mask, text_mask = make_inputs()
     own = layer.layer_norm_vision(vision), layer.layer_norm_text(text)
-    other = layer.attn(*own, vision_mask, text_mask)
-    found = layer(vision, text, vision_mask, text_mask)
+    other = layer.attn(*own, vision_mask, text_mask)[:2]
+    found = layer(vision, text, vision_mask, text_mask)[:2]
     for x, mine, theirs in zip(found, own, other, strict=True):
         expected = {"own": mine, "other": theirs, "half": (mine + theirs) / 2}[side]
         assert torch.allclose(x, expected, rtol=0, atol=TOLERANCE)
@@ -141,7 +141,7 @@ def test_scale_of_zero_leaves_the_normalized_features():
     torch.nn.init.zeros_(layer.vision_param)
     torch.nn.init.zeros_(layer.text_param)
     vision, text, vision_mask, text_mask = make_inputs()
-    new_vision, new_text = layer(vision, text, vision_mask, text_mask)
+    new_vision, new_text, _ = layer(vision, text, vision_mask, text_mask)
     assert torch.equal(new_vision, layer.layer_norm_vision(vision))
     assert torch.equal(new_text, layer.layer_norm_text(text))
 
@@ -150,12 +150,12 @@ def test_scale_of_zero_leaves_the_normalized_features():
 def test_padding_does_not_affect_real_tokens(kind):
     layer = make_layer(fusion_type=kind)
     vision, text, vision_mask, text_mask = make_inputs()
-    found = layer(vision, text, vision_mask, text_mask)
+    found = layer(vision, text, vision_mask, text_mask)[:2]
     vision[~vision_mask], text[~text_mask] = 50.0, -70.0
-    again = layer(vision, text, vision_mask, text_mask)
+    again = layer(vision, text, vision_mask, text_mask)[:2]
     assert torch.equal(found[0][vision_mask], again[0][vision_mask])
     assert torch.equal(found[1][text_mask], again[1][text_mask])
-    unmasked = layer(vision[:1], text[:1], None, text_mask[:1])
+    unmasked = layer(vision[:1], text[:1], None, text_mask[:1])[:2]
     assert torch.allclose(unmasked[0], again[0][:1], rtol=0, atol=TOLERANCE)
     assert torch.allclose(unmasked[1], again[1][:1], rtol=0, atol=TOLERANCE)
 
@@ -195,7 +195,7 @@ def test_drop_path_does_nothing_outside_of_training_or_at_zero():
 def test_a_dropped_branch_leaves_the_normalized_features():
     layer = make_layer(fusion_droppath=0.5).train()
     vision, text, vision_mask, text_mask = (x[:1].expand(64, *x.shape[1:]) for x in make_inputs())
-    new_vision, new_text = layer(vision, text, vision_mask, text_mask)
+    new_vision, new_text, _ = layer(vision, text, vision_mask, text_mask)
     normal = F.layer_norm(vision, (WIDTH,), layer.layer_norm_vision.weight, layer.layer_norm_vision.bias)
     same_vision = (new_vision - normal).abs().amax((1, 2)) < TOLERANCE
     same_text = (new_text - layer.layer_norm_text(text)).abs().amax((1, 2)) < TOLERANCE
@@ -222,12 +222,12 @@ class Adapter(nn.Module):
 def test_a_projection_that_was_replaced_is_called():
     attn = make_layer().attn
     inputs = make_inputs()
-    before = attn(*inputs)
+    before = attn(*inputs)[:2]
     adapter = Adapter(attn.vision_proj)
     attn.vision_proj = adapter
     for parameter in (*adapter.down.parameters(), *adapter.up.parameters()):
         nn.init.zeros_(parameter)
-    for ours, theirs in zip(attn(*inputs), before, strict=True):
+    for ours, theirs in zip(attn(*inputs)[:2], before, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
     nn.init.ones_(adapter.up.bias)
     nn.init.ones_(adapter.down.bias)
@@ -241,11 +241,11 @@ def test_dropout_of_fusion_keeps_the_mean():
     """The attention weights that dropout keeps are scaled up, and the bias of the values with them."""
     attn = make_layer(fusion_dropout=0.3).attn
     inputs = make_inputs()
-    expected = attn(*inputs)
+    expected = attn(*inputs)[:2]
     attn.train()
     torch.manual_seed(0)
     with torch.no_grad():
-        runs = [attn(*inputs) for _ in range(3000)]
+        runs = [attn(*inputs)[:2] for _ in range(3000)]
     for side in (0, 1):
         mean = torch.stack([run[side] for run in runs]).mean(0)
         # Standard error of the mean of 3000 runs whose standard deviation is below 1.

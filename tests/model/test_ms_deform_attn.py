@@ -184,7 +184,7 @@ def test_module_equals_the_equation_with_points_and_boxes(numbers, reference_bac
     references = torch.rand(2, 3, len(SHAPES), numbers, generator=generator)
     mask = torch.ones(2, TOKENS).bool()
     mask[1, 9:] = False
-    found = module(queries, values, references, SHAPES, mask)
+    found, _ = module(queries, values, references, SHAPES, mask)
 
     value = linear(module.value_proj, values)
     value[~mask] = 0.0
@@ -216,7 +216,9 @@ def test_masked_values_count_as_zero_and_not_as_the_bias(reference_backend):
     module = make_module()
     references = torch.rand(1, 3, len(SHAPES), 2, generator=torch.Generator().manual_seed(2))
     queries = torch.randn(1, 3, HEADS * SIZE, generator=torch.Generator().manual_seed(3))
-    nothing = module(queries, torch.randn(1, TOKENS, HEADS * SIZE), references, SHAPES, torch.zeros(1, TOKENS).bool())
+    nothing, _ = module(
+        queries, torch.randn(1, TOKENS, HEADS * SIZE), references, SHAPES, torch.zeros(1, TOKENS).bool()
+    )
     assert torch.equal(nothing, module.output_proj.bias.expand(1, 3, -1))
 
 

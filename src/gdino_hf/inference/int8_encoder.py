@@ -32,17 +32,20 @@ class Int8DeformableLayer(DeformableLayer):
         reference_points: Tensor,
         spatial_shapes: Sequence[tuple[int, int]],
         vision_mask: Tensor | None,
-    ) -> Tensor:
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
         """Compute what `DeformableLayer.forward` computes."""
         attention = self.self_attn
-        library = attention.library_for(vision)
+        library = None if output_attentions else attention.library_for(vision)
         weights = weights_for(vision, self.fc1, self.fc2, attention.output_proj)
         if library is None or weights is None:
-            return super().forward(vision, position_embedding, reference_points, spatial_shapes, vision_mask)
+            return super().forward(
+                vision, position_embedding, reference_points, spatial_shapes, vision_mask, output_attentions
+            )
         first, second, project = weights
         projected = attention.joint_projection()(vision, position_embedding)
         sampled = attention.sample(library, projected, vision, reference_points, spatial_shapes, vision_mask)
-        return first.library.feed_forward(
+        enhanced = first.library.feed_forward(
             vision,
             first,
             second,
@@ -51,3 +54,4 @@ class Int8DeformableLayer(DeformableLayer):
             before=self.self_attn_layer_norm,
             after=self.final_layer_norm,
         )
+        return enhanced, None

@@ -42,13 +42,15 @@ class PackedMSDeformAttn(MSDeformAttn):
         reference_points: Tensor,
         spatial_shapes: Sequence[tuple[int, int]],
         value_mask: Tensor | None = None,
-    ) -> Tensor:
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
         """Compute what `MSDeformAttn.forward` computes."""
-        library = self.library_for(queries)
+        library = None if output_attentions else self.library_for(queries)
         if library is None:
-            return super().forward(queries, values, reference_points, spatial_shapes, value_mask)
+            return super().forward(queries, values, reference_points, spatial_shapes, value_mask, output_attentions)
         projected = self.joint_projection()(queries)
-        return self.output_proj(self.sample(library, projected, values, reference_points, spatial_shapes, value_mask))
+        sampled = self.sample(library, projected, values, reference_points, spatial_shapes, value_mask)
+        return self.output_proj(sampled), None
 
     def sample(
         self,

@@ -15,7 +15,8 @@ def attend(
     value: Tensor,
     mask: Tensor | None,
     dropout: float = 0.0,
-) -> Tensor:
+    output_attentions: bool = False,
+) -> tuple[Tensor, Tensor | None]:
     """Compute softmax(q k^T / sqrt(Dh)) v by the selected implementation (SDPA by default).
 
     Args:
@@ -26,29 +27,32 @@ def attend(
         value: (B, M, N, Dv) values.
         mask: Bool mask that broadcasts to (B, M, Q, N), True = may attend. None lets all pairs attend.
         dropout: Probability in [0, 1] of dropping an attention weight during training.
+        output_attentions: Whether to return the attention weights, too. They are then computed by the equation above,
+            whatever the selected implementation, since SDPA does not return them.
 
     Returns:
-        (B, Q, M * Dv) attended values, heads side by side.
+        (B, Q, M * Dv) attended values, heads side by side, and the (B, M, Q, N) attention weights before dropout, or
+        None unless asked for.
     """
-    function = attention_function(config)
+    function = None if output_attentions else attention_function(config)
     if function is None:
         scores = (query @ key.transpose(-1, -2)) * query.shape[-1] ** -0.5
         if mask is not None:
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        weights = nn.functional.dropout(scores.softmax(-1), dropout, module.training)
-        output = (weights @ value).transpose(1, 2)
-    else:
-        output, _ = function(
-            module,
-            query,
-            key,
-            value,
-            attention_mask=mask,
-            dropout=dropout if module.training else 0.0,
-            scaling=query.shape[-1] ** -0.5,
-            is_causal=False,
-        )
-    return output.flatten(2)
+        weights = scores.softmax(-1)
+        output = (nn.functional.dropout(weights, dropout, module.training) @ value).transpose(1, 2)
+        return output.flatten(2), weights if output_attentions else None
+    output, _ = function(
+        module,
+        query,
+        key,
+        value,
+        attention_mask=mask,
+        dropout=dropout if module.training else 0.0,
+        scaling=query.shape[-1] ** -0.5,
+        is_causal=False,
+    )
+    return output.flatten(2), None
 
 
 class MultiheadAttention(nn.Module):
@@ -72,7 +76,14 @@ class MultiheadAttention(nn.Module):
         self.value = nn.Linear(config.d_model, config.d_model)
         self.out_proj = nn.Linear(config.d_model, config.d_model)
 
-    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
         """Let each query attend to the keys.
 
         Args:
@@ -80,12 +91,14 @@ class MultiheadAttention(nn.Module):
             keys: (B, N, D) features that are compared with the queries.
             values: (B, N, D) features that are averaged.
             mask: Bool mask that broadcasts to (B, 1, Q, N), True = may attend. None lets all pairs attend.
+            output_attentions: Whether to return the attention weights, too.
 
         Returns:
-            (B, Q, D) attended features.
+            (B, Q, D) attended features, and the (B, M, Q, N) attention weights or None.
         """
         query, key, value = (
             projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for projection, x in ((self.query, queries), (self.key, keys), (self.value, values))
         )
-        return self.out_proj(attend(self, self.config, query, key, value, mask, self.dropout))
+        attended, weights = attend(self, self.config, query, key, value, mask, self.dropout, output_attentions)
+        return self.out_proj(attended), weights

@@ -80,7 +80,7 @@ def unused_parameters(config: GDinoConfig) -> list[str]:
     Returns:
         Names of the parameters within the AutoBackbone.
     """
-    with torch.device("meta"), torch.enable_grad():
+    with torch.device("meta"), torch.inference_mode(False), torch.enable_grad():
         probe = build_backbone(config.backbone_config)
         try:
             maps = probe(torch.empty(1, 3, 64, 64)).feature_maps

@@ -156,6 +156,29 @@ class GDinoConfig(PreTrainedConfig):
     model_type = "gdino"
     sub_configs: ClassVar[dict[str, Any]] = {"backbone_config": AutoConfig, "text_config": AutoConfig}
     attribute_map = {"hidden_size": "d_model", "num_attention_heads": "encoder_attention_heads"}
+    # What Trainer leaves out of the predictions it collects, which would fill the memory: it keeps logits and boxes, at
+    # the positions 1 and 2 where programs for transformers' detectors look for them, after the loss terms.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "auxiliary_outputs",
+        "last_hidden_state",
+        "init_reference_points",
+        "intermediate_hidden_states",
+        "intermediate_reference_points",
+        "decoder_hidden_states",
+        "decoder_attentions",
+        "encoder_last_hidden_state_vision",
+        "encoder_last_hidden_state_text",
+        "encoder_vision_hidden_states",
+        "encoder_text_hidden_states",
+        "encoder_attentions",
+        "enc_outputs_class",
+        "enc_outputs_coord_logits",
+        "encoder_logits",
+        "encoder_pred_boxes",
+        "input_ids",
+        "attention_mask",
+        "past_key_values",
+    ]
 
     backbone_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None

@@ -1,6 +1,6 @@
 """The cross-modality decoder with box refinement (Liu et al. 2023, 3.3; look forward twice: Zhang et al. 2022, 3.5)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,9 @@ from .heads import MLP
 from .ms_deform_attn import MSDeformAttn
 from .position_encoding import box_position_embedding
 
+# A function of a decoder layer's index and its (B, Q, D) query features that returns (B, Q, 4) box deltas.
+BoxDeltas = Callable[[int, Tensor], Tensor]
+
 
 @dataclass(frozen=True)
 class DecoderStates:
@@ -28,12 +31,16 @@ class DecoderStates:
             from the boxes that the layer before refined. Those boxes keep their gradient, so the loss of a layer also
             trains the box head of the layer before (look forward twice).
         output_references: (B, Q, 4) float32 cxcywh boxes that each layer refined, without gradient.
+        first_hidden_state: (B, Q, D) normalized input of the first layer; None unless asked for.
+        attentions: Attention weights by kind and layer, see `Decoder.forward`; None unless asked for.
     """
 
     last_hidden_state: Tensor
     hidden_states: list[Tensor]
     input_references: list[Tensor]
     output_references: list[Tensor]
+    first_hidden_state: Tensor | None
+    attentions: tuple[tuple[Tensor, ...], ...] | None
 
 
 class DecoderLayer(GradientCheckpointingLayer):
@@ -65,7 +72,8 @@ class DecoderLayer(GradientCheckpointingLayer):
         vision_mask: Tensor | None,
         text_mask: Tensor,
         query_mask: Tensor | None,
-    ) -> Tensor:
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         """Apply the layer.
 
         Args:
@@ -78,21 +86,25 @@ class DecoderLayer(GradientCheckpointingLayer):
             vision_mask: (B, S) bool, True on real tokens, or None if all are real.
             text_mask: (B, T) bool, True on real tokens.
             query_mask: Bool mask that broadcasts to (B, 1, Q, Q), True = may attend. None lets all pairs attend.
+            output_attentions: Whether to return the attention weights, too.
 
         Returns:
-            (B, Q, D) query features.
+            (B, Q, D) query features, and the attention weights of the three attentions or None; see `Decoder.forward`.
         """
         placed = queries + position_embedding
-        attended = self.self_attn(placed, placed, queries, query_mask)
+        attended, own = self.self_attn(placed, placed, queries, query_mask, output_attentions)
         queries = self.self_attn_layer_norm(queries + self._drop(attended))
-        attended = self.encoder_attn_text(queries + position_embedding, text, text, text_mask[:, None, None, :])
+        attended, over_text = self.encoder_attn_text(
+            queries + position_embedding, text, text, text_mask[:, None, None, :], output_attentions
+        )
         queries = self.encoder_attn_text_layer_norm(queries + self._drop(attended))
-        attended = self.encoder_attn(
-            queries + position_embedding, vision, reference_points, spatial_shapes, vision_mask
+        attended, over_points = self.encoder_attn(
+            queries + position_embedding, vision, reference_points, spatial_shapes, vision_mask, output_attentions
         )
         queries = self.encoder_attn_layer_norm(queries + self._drop(attended))
         inner = F.dropout(self.activation(self.fc1(queries)), self.activation_dropout, self.training)
-        return self.final_layer_norm(queries + self._drop(self.fc2(inner)))
+        queries = self.final_layer_norm(queries + self._drop(self.fc2(inner)))
+        return queries, (own, over_text, over_points) if output_attentions else None
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
@@ -120,8 +132,10 @@ class Decoder(nn.Module):
         vision_mask: Tensor | None,
         text_mask: Tensor,
         query_mask: Tensor | None = None,
-        box_heads: Sequence[nn.Module] | None = None,
+        box_deltas: BoxDeltas | None = None,
         scale_positions: bool = False,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
     ) -> DecoderStates:
         """Turn queries into object features and refine their boxes layer by layer.
 
@@ -137,15 +151,20 @@ class Decoder(nn.Module):
             vision_mask: (B, S) bool, True on real tokens, or None if all are real.
             text_mask: (B, T) bool, True on real tokens.
             query_mask: Bool mask that broadcasts to (B, 1, Q, Q), True = may attend. None lets all pairs attend.
-            box_heads: One box head per layer. None leaves the boxes unchanged.
+            box_deltas: Function of a layer's index and its query features that returns the deltas of its box head,
+                (B, Q, 4) before the sigmoid. None leaves the boxes unchanged.
             scale_positions: Whether the queries' position embedding is relative to the padded map, as in the
                 published models, or else to the image itself.
+            output_attentions: Whether to return the attention weights, too.
+            output_hidden_states: Whether to return the normalized input of the first layer, too.
 
         Returns:
-            The states of every layer.
+            The states of every layer. The attention weights are three tuples with an entry per layer: queries over each
+            other (B, M, Q, Q), over the text (B, M, Q, T), and over their sampled points (B, Q, M, L, K).
         """
         ratios = torch.cat((valid_ratios, valid_ratios), dim=-1)[:, None]
-        hidden_states, input_references, output_references = [], [], []
+        first = self.layer_norm(queries) if output_hidden_states else None
+        hidden_states, input_references, output_references, attentions = [], [], [], []
         reference_for_loss = references
         for index, layer in enumerate(self.layers):
             level_references = references[:, :, None] * ratios
@@ -155,7 +174,7 @@ class Decoder(nn.Module):
                 self.config.query_position_temperature,
             )
             position_embedding = self.reference_points_head(embedding.to(queries.dtype))
-            queries = layer(
+            queries, weights = layer(
                 queries,
                 position_embedding,
                 level_references,
@@ -165,13 +184,18 @@ class Decoder(nn.Module):
                 vision_mask,
                 text_mask,
                 query_mask,
+                output_attentions,
             )
+            attentions.append(weights)
             input_references.append(reference_for_loss)
-            if box_heads is not None:
+            if box_deltas is not None:
                 eps = self.config.decoder_inverse_sigmoid_eps or self.config.inverse_sigmoid_eps
                 # Refinement reads the features before the final normalization; the outputs read them after it.
-                refined = (box_heads[index](queries).float() + inverse_sigmoid(references, eps)).sigmoid()
+                deltas = box_deltas(index, queries).to(references.device, torch.float32)
+                refined = (deltas + inverse_sigmoid(references, eps)).sigmoid()
                 reference_for_loss, references = refined, refined.detach()
-            hidden_states.append(self.layer_norm(queries))
+            # The layers may be spread over several devices.
+            hidden_states.append(self.layer_norm(queries).to(references.device))
             output_references.append(references)
-        return DecoderStates(hidden_states[-1], hidden_states, input_references, output_references)
+        by_kind = tuple(zip(*attentions, strict=True)) if output_attentions else None
+        return DecoderStates(hidden_states[-1], hidden_states, input_references, output_references, first, by_kind)

@@ -19,16 +19,13 @@ from .targets import Targets, phrase_counts
 
 
 @dataclass(frozen=True)
-class DenoisingQueries:
-    """Denoising queries, which come before the matching queries in the decoder, and their targets.
+class DenoisingLayout:
+    """Which slot of the denoising queries belongs to which box; it follows from the labels without random numbers.
 
     There are P = num_groups * 2 * N slots, where N is the largest number of boxes of an image: each group has N
     positives, then N negatives. Images with fewer boxes leave slots empty, which attention and the loss ignore.
 
     Attributes:
-        content: (B, P, D) features of the queries.
-        reference_points: (B, P, 4) float32 cxcywh in [0, 1], the noisy boxes.
-        attention_mask: (B, 1, P + Q, P + Q) bool, True = the row's query may attend to the column's.
         num_groups: Number of independent noisy copies of the annotation.
         real: (B, P) bool, False on empty slots.
         target_index: (K,) row of each positive's box in `Targets`; K = num_groups * M.
@@ -36,9 +33,6 @@ class DenoisingQueries:
         query_index: (K,) slot of each positive.
     """
 
-    content: Tensor
-    reference_points: Tensor
-    attention_mask: Tensor
     num_groups: int
     real: Tensor
     target_index: Tensor
@@ -48,7 +42,61 @@ class DenoisingQueries:
     @property
     def num_queries(self) -> int:
         """Number of denoising queries P of each image."""
-        return self.content.shape[1]
+        return self.real.shape[1]
+
+
+@dataclass(frozen=True)
+class DenoisingQueries(DenoisingLayout):
+    """Denoising queries, which come before the matching queries in the decoder, and their targets.
+
+    Attributes:
+        content: (B, P, D) features of the queries.
+        reference_points: (B, P, 4) float32 cxcywh in [0, 1], the noisy boxes.
+        attention_mask: (B, 1, P + Q, P + Q) bool, True = the row's query may attend to the column's.
+    """
+
+    content: Tensor
+    reference_points: Tensor
+    attention_mask: Tensor
+
+
+def denoising_layout(targets: Targets, num_denoising_queries: int) -> DenoisingLayout | None:
+    """Distribute noisy copies of the annotated boxes over slots.
+
+    Args:
+        targets: The annotated boxes of the batch.
+        num_denoising_queries: Number of positives of each image to aim for, see `make_denoising_queries`.
+
+    Returns:
+        The layout, or None if no image has a box or denoising is off.
+    """
+    if num_denoising_queries <= 0 or targets.num_boxes == 0:
+        return None
+    num_groups = max(1, num_denoising_queries // max(targets.sizes))
+    return _layout(targets, num_groups, *_slots(targets, num_groups))
+
+
+def _slots(targets: Targets, num_groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the copy, the image and the slot of every noisy box, in the order (group, positive or negative, box)."""
+    device, copies = targets.boxes.device, 2 * num_groups
+    copy = torch.arange(copies, device=device).repeat_interleave(targets.num_boxes)
+    place = torch.cat([torch.arange(size, device=device) for size in targets.sizes])
+    return copy, targets.batch_index.repeat(copies), copy * max(targets.sizes) + place.repeat(copies)
+
+
+def _layout(targets: Targets, num_groups: int, copy: Tensor, batch_index: Tensor, slot: Tensor) -> DenoisingLayout:
+    num_slots = 2 * num_groups * max(targets.sizes)
+    real = torch.zeros(len(targets.sizes), num_slots, dtype=torch.bool, device=slot.device)
+    real[batch_index, slot] = True
+    rows = torch.arange(len(copy), device=slot.device)
+    positives = rows.view(num_groups, 2, targets.num_boxes)[:, 0].flatten()
+    return DenoisingLayout(
+        num_groups=num_groups,
+        real=real,
+        target_index=positives % targets.num_boxes,
+        batch_index=batch_index[positives],
+        query_index=slot[positives],
+    )
 
 
 def make_denoising_queries(
@@ -85,25 +133,17 @@ def make_denoising_queries(
     """
     if num_denoising_queries <= 0 or targets.num_boxes == 0:
         return None
-    device, batch_size = phrase_ids.device, phrase_ids.shape[0]
-    most = max(targets.sizes)
+    device, batch_size, most = phrase_ids.device, phrase_ids.shape[0], max(targets.sizes)
     num_groups = max(1, num_denoising_queries // most)
-
-    # Rows are ordered by (group, positive or negative, box), like the slots, but without the empty ones.
-    copies = 2 * num_groups
-    num_rows = copies * targets.num_boxes
-    copy = torch.arange(copies, device=device).repeat_interleave(targets.num_boxes)
-    target_index = torch.arange(targets.num_boxes, device=device).repeat(copies)
-    batch_index = targets.batch_index.repeat(copies)
-    place = torch.cat([torch.arange(size, device=device) for size in targets.sizes])
-    slot = copy * most + place.repeat(copies)
-    negative = copy % 2 == 1
+    copy, batch_index, slot = _slots(targets, num_groups)
+    layout = _layout(targets, num_groups, copy, batch_index, slot)
+    target_index = torch.arange(targets.num_boxes, device=device).repeat(2 * num_groups)
+    negative, num_rows, num_slots = copy % 2 == 1, len(copy), layout.num_queries
 
     flipped = _uniform((num_rows,), device, generator) < 0.5 * label_noise
     num_labels = phrase_counts(phrase_ids)[batch_index]
     any_label = (_uniform((num_rows,), device, generator) * num_labels).long().clamp(max=num_labels - 1)
     labels = torch.where(flipped, any_label, targets.class_labels[target_index])
-    num_slots = copies * most
     if label_embedding is None:
         own_tokens = targets.positive_maps[target_index]
         tokens = torch.where(flipped[:, None], phrase_ids[batch_index] == labels[:, None], own_tokens)
@@ -121,20 +161,16 @@ def make_denoising_queries(
     # Nothing attends to an empty slot, so any finite box will do.
     reference_points = torch.full((batch_size, num_slots, 4), 0.5, device=device)
     reference_points[batch_index, slot] = noisy
-    real = torch.zeros(batch_size, num_slots, dtype=torch.bool, device=device)
-    real[batch_index, slot] = True
-
     group = torch.arange(num_slots, device=device) // (2 * most)
-    positives = torch.arange(num_rows, device=device).view(num_groups, 2, targets.num_boxes)[:, 0].flatten()
     return DenoisingQueries(
+        num_groups=num_groups,
+        real=layout.real,
+        target_index=layout.target_index,
+        batch_index=layout.batch_index,
+        query_index=layout.query_index,
         content=content,
         reference_points=reference_points,
-        attention_mask=denoising_attention_mask(group, real, num_queries),
-        num_groups=num_groups,
-        real=real,
-        target_index=target_index[positives],
-        batch_index=batch_index[positives],
-        query_index=slot[positives],
+        attention_mask=denoising_attention_mask(group, layout.real, num_queries),
     )
 
 

@@ -23,8 +23,9 @@ class Memory:
     Attributes:
         vision: (B, S, D) enhanced image features, all levels one after the other.
         text: (B, T, D) enhanced text features.
-        vision_states: Image features before each layer, (B, S, D) each.
-        text_states: Text features before each layer, (B, T, D) each.
+        vision_states: Image features before each layer and after the last, (B, S, D) each.
+        text_states: Text features before each layer and after the last, (B, T, D) each.
+        attentions: Attention weights by kind and layer, see `Encoder.forward`; None unless asked for.
         spatial_shapes: (h, w) of each level.
         geometry: Positions, reference points and proposals of the image tokens.
         vision_mask: (B, S) bool, True on real tokens, or None if all are real.
@@ -34,8 +35,9 @@ class Memory:
 
     vision: Tensor
     text: Tensor
-    vision_states: list[Tensor]
-    text_states: list[Tensor]
+    vision_states: tuple[Tensor, ...]
+    text_states: tuple[Tensor, ...]
+    attentions: tuple[tuple[Tensor, ...], ...] | None
     spatial_shapes: Shapes
     geometry: ImageGeometry
     vision_mask: Tensor | None
@@ -57,22 +59,25 @@ class TextEnhancerLayer(nn.Module):
         self.layer_norm_before = nn.LayerNorm(width, config.layer_norm_eps)
         self.layer_norm_after = nn.LayerNorm(width, config.layer_norm_eps)
 
-    def forward(self, text: Tensor, position_embedding: Tensor, phrase_mask: Tensor) -> Tensor:
+    def forward(
+        self, text: Tensor, position_embedding: Tensor, phrase_mask: Tensor, output_attentions: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """Let the tokens of each phrase attend to each other.
 
         Args:
             text: (B, T, D) text features.
             position_embedding: (B, T, D) position embedding, added to queries and keys.
             phrase_mask: (B, T, T) bool, True = may attend.
+            output_attentions: Whether to return the attention weights, too.
 
         Returns:
-            (B, T, D) text features.
+            (B, T, D) text features, and the (B, M, T, T) attention weights or None.
         """
         queries = text + position_embedding
-        attended = self.self_attn(queries, queries, text, phrase_mask[:, None])
+        attended, weights = self.self_attn(queries, queries, text, phrase_mask[:, None], output_attentions)
         text = self.layer_norm_before(text + F.dropout(attended, self.dropout, self.training))
         inner = F.dropout(self.activation(self.fc1(text)), self.dropout, self.training)
-        return self.layer_norm_after(text + F.dropout(self.fc2(inner), self.dropout, self.training))
+        return self.layer_norm_after(text + F.dropout(self.fc2(inner), self.dropout, self.training)), weights
 
 
 class DeformableLayer(nn.Module):
@@ -98,7 +103,8 @@ class DeformableLayer(nn.Module):
         reference_points: Tensor,
         spatial_shapes: Sequence[tuple[int, int]],
         vision_mask: Tensor | None,
-    ) -> Tensor:
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
         """Let each image token attend to a few sampled points of every level.
 
         Args:
@@ -107,12 +113,15 @@ class DeformableLayer(nn.Module):
             reference_points: (B or 1, S, L, 2) float32 position of each image token on every level.
             spatial_shapes: (h, w) of each level.
             vision_mask: (B, S) bool, True on real tokens, or None if all are real.
+            output_attentions: Whether to return the attention weights, too.
 
         Returns:
-            (B, S, D) image features.
+            (B, S, D) image features, and the (B, S, M, L, K) attention weights or None.
         """
-        attended = self.self_attn(vision + position_embedding, vision, reference_points, spatial_shapes, vision_mask)
-        return by_blocks(self._feed_forward, vision, attended)
+        attended, weights = self.self_attn(
+            vision + position_embedding, vision, reference_points, spatial_shapes, vision_mask, output_attentions
+        )
+        return by_blocks(self._feed_forward, vision, attended), weights
 
     def _feed_forward(self, vision: Tensor, attended: Tensor) -> Tensor:
         vision = self.self_attn_layer_norm(vision + F.dropout(attended, self.dropout, self.training))
@@ -140,12 +149,15 @@ class EncoderLayer(GradientCheckpointingLayer):
         vision_mask: Tensor | None,
         text_mask: Tensor,
         phrase_mask: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Apply the layer; see `Encoder.forward` for the arguments."""
-        vision, text = self.fusion_layer(vision, text, vision_mask, text_mask)
-        text = self.text_enhancer_layer(text, text_position_embedding, phrase_mask)
-        vision = self.deformable_layer(vision, vision_position_embedding, reference_points, spatial_shapes, vision_mask)
-        return vision, text
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...] | None]:
+        """Apply the layer; see `Encoder.forward` for the arguments and for the attention weights of one layer."""
+        vision, text, fused = self.fusion_layer(vision, text, vision_mask, text_mask, output_attentions)
+        text, enhanced = self.text_enhancer_layer(text, text_position_embedding, phrase_mask, output_attentions)
+        vision, deformable = self.deformable_layer(
+            vision, vision_position_embedding, reference_points, spatial_shapes, vision_mask, output_attentions
+        )
+        return vision, text, (*fused, enhanced, deformable) if output_attentions else None
 
 
 class Encoder(nn.Module):
@@ -166,7 +178,8 @@ class Encoder(nn.Module):
         vision_mask: Tensor | None,
         text_mask: Tensor,
         phrase_mask: Tensor,
-    ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+        output_attentions: bool = False,
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[tuple[Tensor, ...], ...] | None]:
         """Let image and text features attend to each other, layer by layer.
 
         Args:
@@ -180,15 +193,17 @@ class Encoder(nn.Module):
             vision_mask: (B, S) bool, True on real tokens, or None if all are real.
             text_mask: (B, T) bool, True on real tokens.
             phrase_mask: (B, T, T) bool, True = may attend.
+            output_attentions: Whether to return the attention weights, too.
 
         Returns:
-            Image features (B, S, D), text features (B, T, D), and the lists of both before every layer.
+            Image features (B, S, D) before every layer and after the last, text features (B, T, D) likewise, and the
+            attention weights of all layers or None. The weights are four tuples with an entry per layer: image tokens
+            over the text (B, M, S, T), text tokens over the image (B, M, T, S), text tokens over their phrase
+            (B, M, T, T), and image tokens over their sampled points (B, S, M, L, K).
         """
-        vision_states, text_states = [], []
+        vision_states, text_states, attentions = [vision], [text], []
         for layer in self.layers:
-            vision_states.append(vision)
-            text_states.append(text)
-            vision, text = layer(
+            vision, text, weights = layer(
                 vision,
                 text,
                 vision_position_embedding,
@@ -198,5 +213,10 @@ class Encoder(nn.Module):
                 vision_mask,
                 text_mask,
                 phrase_mask,
+                output_attentions,
             )
-        return vision, text, vision_states, text_states
+            vision_states.append(vision)
+            text_states.append(text)
+            attentions.append(weights)
+        by_kind = tuple(zip(*attentions, strict=True)) if output_attentions else None
+        return tuple(vision_states), tuple(text_states), by_kind

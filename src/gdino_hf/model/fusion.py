@@ -7,6 +7,9 @@ from torch import Tensor, nn
 from .attention import attend
 from .configuration_gdino import GDinoConfig
 
+# Attention weights of image tokens over the text, (B, M, S, T), and of text tokens over the image, (B, M, T, S).
+FusionWeights = tuple[Tensor, Tensor]
+
 
 def drop_path(x: Tensor, probability: float, training: bool) -> Tensor:
     """Drop a residual branch for whole samples at random (stochastic depth, Huang et al. 2016).
@@ -23,6 +26,24 @@ def drop_path(x: Tensor, probability: float, training: bool) -> Tensor:
         return x
     keep = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(1 - probability)
     return x * keep / (1 - probability)
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Return whether a layer is a linear layer that is nothing but a product with its weight.
+
+    Adapters and quantized layers compute more than that product, and hooks (of accelerate's offloading, of pruning, or
+    a user's own) only run if the layer is called.
+
+    Args:
+        layer: Any module.
+    """
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return (
+        type(layer) is nn.Linear
+        and not any(hooks)
+        and "forward" not in layer.__dict__
+        and not hasattr(layer.weight, "__tensor_flatten__")
+    )
 
 
 class BiAttention(nn.Module):
@@ -50,8 +71,13 @@ class BiAttention(nn.Module):
         self.out_text_proj = nn.Linear(inner, width)
 
     def forward(
-        self, vision: Tensor, text: Tensor, vision_mask: Tensor | None, text_mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        vision: Tensor,
+        text: Tensor,
+        vision_mask: Tensor | None,
+        text_mask: Tensor,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, Tensor, FusionWeights | None]:
         """Attend from image to text and from text to image.
 
         Args:
@@ -59,26 +85,34 @@ class BiAttention(nn.Module):
             text: (B, T, D) text features.
             vision_mask: (B, S) bool, True on real tokens, or None if all are real.
             text_mask: (B, T) bool, True on real tokens.
+            output_attentions: Whether to return the attention weights, too.
 
         Returns:
-            What each image token gathers from the text, (B, S, D), and each text token from the image, (B, T, D).
+            What each image token gathers from the text, (B, S, D), what each text token gathers from the image,
+            (B, T, D), and the weights of both or None.
         """
         projections = (self.vision_proj, self.values_vision_proj, self.out_vision_proj)
-        # Adapters and quantized layers must be called: they compute more than a product with `weight`.
-        if all(type(projection) is nn.Linear for projection in projections):
-            return self._folded(vision, text, vision_mask, text_mask)
+        if all(is_plain(projection) for projection in projections):
+            return self._folded(vision, text, vision_mask, text_mask, output_attentions)
         query, key = self._split(self.vision_proj(vision)), self._split(self.text_proj(text))
         text_values, vision_values = self.values_text_proj(text), self.values_vision_proj(vision)
         vision_mask = None if vision_mask is None else vision_mask[:, None, None, :]
-        to_vision = attend(
-            self, self.config, query, key, self._split(text_values), text_mask[:, None, None, :], self.dropout
+        options = (self.dropout, output_attentions)
+        to_vision, over_text = attend(
+            self, self.config, query, key, self._split(text_values), text_mask[:, None, None, :], *options
         )
-        to_text = attend(self, self.config, key, query, self._split(vision_values), vision_mask, self.dropout)
-        return self.out_vision_proj(to_vision), self.out_text_proj(to_text)
+        to_text, over_vision = attend(self, self.config, key, query, self._split(vision_values), vision_mask, *options)
+        weights = None if over_text is None or over_vision is None else (over_text, over_vision)
+        return self.out_vision_proj(to_vision), self.out_text_proj(to_text), weights
 
     def _folded(
-        self, vision: Tensor, text: Tensor, vision_mask: Tensor | None, text_mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        vision: Tensor,
+        text: Tensor,
+        vision_mask: Tensor | None,
+        text_mask: Tensor,
+        output_attentions: bool,
+    ) -> tuple[Tensor, Tensor, FusionWeights | None]:
         """Compute the same attention without projecting image tokens to the inner width.
 
         There are few text tokens, so each projection is moved to the text's side of its product: W_q to the scores'
@@ -94,15 +128,17 @@ class BiAttention(nn.Module):
         # (B, M, T, S) rather than (B, M, S, T), so the sums of both softmaxes read memory in order.
         scores = (directions @ vision.transpose(1, 2) + offsets).unflatten(1, (heads, num_tokens))
 
-        over_text = scores.masked_fill(~text_mask[:, None, :, None], torch.finfo(scores.dtype).min).softmax(2)
-        over_text = F.dropout(over_text, self.dropout, self.training)
+        text_weights = scores.masked_fill(~text_mask[:, None, :, None], torch.finfo(scores.dtype).min).softmax(2)
+        text_weights = text_weights.transpose(2, 3)
+        over_text = F.dropout(text_weights.transpose(2, 3), self.dropout, self.training)
         out_weight = self.out_vision_proj.weight.unflatten(1, (heads, -1)).permute(1, 2, 0)
         brought = (self._split(self.values_text_proj(text)) @ out_weight).flatten(1, 2)
         to_vision = over_text.flatten(1, 2).transpose(1, 2) @ brought + self.out_vision_proj.bias
 
         if vision_mask is not None:
             scores = scores.masked_fill(~vision_mask[:, None, None, :], torch.finfo(scores.dtype).min)
-        over_vision = F.dropout(scores.softmax(3), self.dropout, self.training)
+        vision_weights = scores.softmax(3)
+        over_vision = F.dropout(vision_weights, self.dropout, self.training)
         pooled = (over_vision.flatten(1, 2) @ vision).unflatten(1, (heads, num_tokens))
         weight, bias = (
             x.unflatten(0, (heads, -1)) for x in (self.values_vision_proj.weight, self.values_vision_proj.bias)
@@ -110,7 +146,8 @@ class BiAttention(nn.Module):
         # The attention weights of a row sum to one unless dropout removed some.
         total = over_vision.sum(3, keepdim=True) if self.training and self.dropout > 0 else 1.0
         values = pooled @ weight.transpose(1, 2) + total * bias[:, None, :]
-        return to_vision, self.out_text_proj(values.transpose(1, 2).flatten(2))
+        weights_of_both = (text_weights, vision_weights) if output_attentions else None
+        return to_vision, self.out_text_proj(values.transpose(1, 2).flatten(2)), weights_of_both
 
     def _split(self, x: Tensor) -> Tensor:
         """Split heads: (B, N, inner) to (B, M, N, Dh)."""
@@ -137,8 +174,13 @@ class FusionLayer(nn.Module):
             self.gate_text = _gate(width)
 
     def forward(
-        self, vision: Tensor, text: Tensor, vision_mask: Tensor | None, text_mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        vision: Tensor,
+        text: Tensor,
+        vision_mask: Tensor | None,
+        text_mask: Tensor,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, Tensor, FusionWeights | None]:
         """Fuse image and text features.
 
         With v and t normalized, and to_vision and to_text from `BiAttention`:
@@ -151,20 +193,23 @@ class FusionLayer(nn.Module):
             text: (B, T, D) text features.
             vision_mask: (B, S) bool, True on real tokens, or None if all are real.
             text_mask: (B, T) bool, True on real tokens.
+            output_attentions: Whether to return the attention weights, too.
 
         Returns:
-            Image features (B, S, D) and text features (B, T, D).
+            Image features (B, S, D), text features (B, T, D), and the attention weights or None.
         """
         # As in the published model, the residual is added to the normalized features, not to the input.
         vision, text = self.layer_norm_vision(vision), self.layer_norm_text(text)
-        to_vision, to_text = self.attn(vision, text, vision_mask, text_mask)
+        to_vision, to_text, weights = self.attn(vision, text, vision_mask, text_mask, output_attentions)
         if self.kind == "gated":
-            return _mix(self.gate_vision, vision, to_vision), _mix(self.gate_text, text, to_text)
+            return _mix(self.gate_vision, vision, to_vision), _mix(self.gate_text, text, to_text), weights
         if not self.training or self.drop_path == 0.0:
-            return torch.addcmul(vision, self.vision_param, to_vision), torch.addcmul(text, self.text_param, to_text)
-        vision = vision + drop_path(self.vision_param * to_vision, self.drop_path, self.training)
-        text = text + drop_path(self.text_param * to_text, self.drop_path, self.training)
-        return vision, text
+            vision = torch.addcmul(vision, self.vision_param, to_vision)
+            text = torch.addcmul(text, self.text_param, to_text)
+        else:
+            vision = vision + drop_path(self.vision_param * to_vision, self.drop_path, self.training)
+            text = text + drop_path(self.text_param * to_text, self.drop_path, self.training)
+        return vision, text, weights
 
 
 def _gate(width: int) -> nn.Sequential:

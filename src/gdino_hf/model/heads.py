@@ -1,7 +1,6 @@
 """The box head and the contrastive class head, which turn query features into boxes and token scores."""
 
 import math
-from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -37,29 +36,35 @@ class MLP(nn.Module):
         return self.layers[-1](x)
 
 
+class Float32Linear(nn.Linear):
+    """A linear layer that computes in float32, whatever the dtype of its parameters and also under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., C) to (..., N) float32."""
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            return F.linear(x.float(), self.weight.float(), self.bias.float())
+
+
 class BoxHead(MLP):
     """Predicts how far each coordinate of a query's box moves, before the sigmoid."""
 
     def __init__(self, config: GDinoConfig) -> None:
         super().__init__(config.d_model, config.d_model, 4, 3)
+        # In bfloat16, a delta of 2 would be off by up to two thirds of a pixel in an image 320 wide.
+        self.layers[-1] = Float32Linear(config.d_model, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Predict box deltas: (..., D) to (..., 4) float32.
-
-        The last layer computes in float32: in bfloat16, a delta of 2 would be off by up to two thirds of a pixel in an
-        image 320 wide.
-        """
+        """Predict box deltas: (..., D) to (..., 4) float32."""
         for layer in self.layers[:-1]:
             x = layer(x).relu()
         last = self.layers[-1]
+        if isinstance(last, Float32Linear):
+            return last(x)
+        # An adapter or a quantized layer has replaced it and computes in its own dtype.
         weight = getattr(last, "weight", None)
-        narrow = isinstance(weight, Tensor) and weight.is_floating_point() and weight.dtype != torch.float32
+        floating = isinstance(weight, Tensor) and weight.is_floating_point()
         with torch.autocast(device_type=x.device.type, enabled=False):
-            if narrow and type(last) is nn.Linear:
-                bias = cast(Tensor, last.bias)
-                return F.linear(x.float(), cast(Tensor, weight).float(), bias.float())
-            # Adapters and quantized layers must be called: they compute more than a product with `weight`.
-            return last(x.to(cast(Tensor, weight).dtype) if narrow else x.float()).float()
+            return last(x.to(cast(Tensor, weight).dtype) if floating else x.float()).float()
 
 
 class ContrastiveHead(nn.Module):
@@ -98,36 +103,22 @@ class ContrastiveHead(nn.Module):
             return scores * torch.exp(-self.log_temperature) + self.bias
         return scores
 
-    def scores(self, queries: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
-        """Compute token logits (B, Q, T), -inf on padding; see `forward` for the arguments."""
-        return self.similarity(queries, text).masked_fill(~text_mask[:, None, :], -torch.inf)
-
-    def pad(self, scores: Tensor) -> Tensor:
-        """Pad logits (..., T) to (..., max_text_len) with -inf."""
-        return F.pad(scores, (0, self.max_text_len - scores.shape[-1]), value=-torch.inf)
-
-    def forward(self, queries: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
-        """Compute token logits padded to the longest prompt that the model accepts.
+    def forward(self, queries: Tensor, text: Tensor, text_mask: Tensor, padded: bool = True) -> Tensor:
+        """Compute token logits, by default padded to the longest prompt that the model accepts.
 
         Args:
             queries: (B, Q, D) query features.
             text: (B, T, D) text features.
             text_mask: (B, T) bool, True on real tokens.
+            padded: Whether to pad to max_text_len tokens.
 
         Returns:
-            (B, Q, max_text_len) logits, -inf outside the prompt.
+            (B, Q, max_text_len) logits, or (B, Q, T) if not padded; -inf outside the prompt.
         """
-        return self.pad(self.scores(queries, text, text_mask))
+        scores = self.similarity(queries, text).masked_fill(~text_mask[:, None, :], -torch.inf)
+        return pad_logits(scores, self.max_text_len) if padded else scores
 
 
-def head_per_layer(heads: nn.ModuleList, num_layers: int) -> Sequence[nn.Module]:
-    """Return one head per decoder layer: the shared head repeated, or each layer's own.
-
-    Args:
-        heads: One shared head, or one head per layer.
-        num_layers: Number of decoder layers.
-
-    Returns:
-        num_layers heads.
-    """
-    return [heads[0]] * num_layers if len(heads) == 1 else list(heads)
+def pad_logits(logits: Tensor, max_text_len: int) -> Tensor:
+    """Pad token logits (..., T) to (..., max_text_len) with -inf."""
+    return F.pad(logits, (0, max_text_len - logits.shape[-1]), value=-torch.inf)

@@ -7,7 +7,7 @@ under autocast.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .box_ops import at_least_float32, cxcywh_to_xyxy, elementwise_giou
-from .denoising import DenoisingQueries
+from .denoising import DenoisingLayout
 from .matcher import MatchingCosts, hungarian_match
 from .targets import Targets
 
@@ -43,20 +43,7 @@ class LossWeights(MatchingCosts):
     @classmethod
     def from_config(cls, config: Any) -> LossWeights:
         """Take the weights from the fields of a GDinoConfig that have the same names."""
-        # Written out, because torch.compile cannot trace dataclasses.fields.
-        return cls(
-            class_cost=config.class_cost,
-            bbox_cost=config.bbox_cost,
-            giou_cost=config.giou_cost,
-            focal_alpha=config.focal_alpha,
-            focal_gamma=config.focal_gamma,
-            class_loss_coefficient=config.class_loss_coefficient,
-            bbox_loss_coefficient=config.bbox_loss_coefficient,
-            giou_loss_coefficient=config.giou_loss_coefficient,
-            contrastive_loss_coefficient=config.contrastive_loss_coefficient,
-            contrastive_temperature=config.contrastive_temperature,
-            auxiliary_loss=config.auxiliary_loss,
-        )
+        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
 
 
 def sigmoid_focal_loss(
@@ -151,7 +138,7 @@ def detection_losses(
     decoder_boxes: Tensor,
     encoder_logits: Tensor | None = None,
     encoder_boxes: Tensor | None = None,
-    denoising: DenoisingQueries | None = None,
+    denoising: DenoisingLayout | None = None,
     region_embeddings: Tensor | None = None,
     text_embeddings: Tensor | None = None,
     input_ids: Tensor | None = None,
@@ -237,6 +224,22 @@ def detection_losses(
     }
     loss = torch.stack([coefficients[name.split("_")[1]] * value for name, value in terms.items()]).sum()
     return loss, terms
+
+
+def absent_denoising_terms(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the denoising terms of a batch without boxes, which are 0.
+
+    Every batch of a run then has the same terms, which DataParallel needs to gather its replicas' outputs.
+
+    Args:
+        terms: Loss terms by name, as `detection_losses` returns them without denoising queries.
+
+    Returns:
+        A term of value 0 for every term of a decoder layer.
+    """
+    names = [name.split("_") for name in terms if not name.endswith(("_enc", "_contrastive"))]
+    zero = next(iter(terms.values())).new_zeros(())
+    return {"_".join([*name[:2], "dn", *name[2:]]): zero for name in names}
 
 
 def _set_losses(

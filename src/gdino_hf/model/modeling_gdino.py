@@ -11,27 +11,27 @@ from torch import Tensor, nn
 
 from .box_ops import inverse_sigmoid
 from .configuration_gdino import GDinoConfig
-from .decoder import Decoder, DecoderStates
-from .denoising import DenoisingQueries, make_denoising_queries
+from .decoder import BoxDeltas, Decoder, DecoderStates
+from .denoising import DenoisingQueries, denoising_layout, make_denoising_queries
 from .encoder import Encoder, Memory
 from .feature_extraction import FeatureExtraction
-from .heads import BoxHead, ContrastiveHead, head_per_layer
+from .heads import BoxHead, ContrastiveHead
 from .image_geometry import image_geometry
-from .losses import LossWeights, detection_losses
+from .losses import LossWeights, absent_denoising_terms, detection_losses
 from .ms_deform_attn import MSDeformAttn
 from .msda_hub import allow as allow_hub_kernel
+from .output_assembly import detection_output, model_output
 from .outputs_gdino import (
     GDinoImageFeatures,
     GDinoModelOutput,
     GDinoObjectDetectionOutput,
     GDinoTextFeatures,
-    detection_output,
 )
 from .position_encoding import token_position_embedding
-from .pretrained_gdino import GDinoPreTrainedModel
+from .pretrained_gdino import GDinoPreTrainedModel, say_attention_is_eager, wants_dict
 from .prompt_pairing import check_trainable, pair
 from .query_selection import SelectedQueries, select_queries
-from .targets import Targets, prepare_targets
+from .targets import OpaqueLabels, Targets, compile_from_below, prepare_targets
 from .token_blocks import by_blocks
 
 
@@ -86,28 +86,32 @@ class GDinoModel(FeatureExtraction):
         image_features: GDinoImageFeatures | None = None,
         text_features: GDinoTextFeatures | None = None,
         image_indices: Tensor | None = None,
-        labels: list[dict[str, Tensor]] | None = None,
-        box_heads: nn.ModuleList | list[nn.Module] | None = None,
+        labels: list[dict[str, Tensor]] | OpaqueLabels | None = None,
+        box_deltas: BoxDeltas | None = None,
+        output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **kwargs: Any,
     ) -> GDinoModelOutput | tuple:
         """Encode image and text, select queries and decode them. Other arguments: see `GDinoForObjectDetection`.
 
         Args:
             labels: Training labels, see `GDinoForObjectDetection.forward`; in training mode they add denoising queries.
-            box_heads: One box head per decoder layer, which refines that layer's boxes. Without heads (None) the boxes
-                stay where query selection put them.
-            output_hidden_states: Whether to return the encoder's states and all proposals, too.
-            return_dict: Whether to return an output object (the default) or a tuple.
+            box_deltas: Function of a decoder layer's index and its (R, Q, D) query features that returns the deltas by
+                which the layer's box head moves the boxes, (R, Q, 4) before the sigmoid. Without it the boxes stay
+                where query selection put them.
 
         Returns:
             The states of every stage.
 
         Raises:
+            TypeError: There is no argument of a given name.
             ValueError: An input is missing, or the numbers of images, prompts and labels do not fit.
         """
-        detailed = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        config = self.config
+        attentions = config.output_attentions if output_attentions is None else output_attentions
+        detailed = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        if attentions:
+            say_attention_is_eager(config)
         if image_features is None:
             pixels = _given(pixel_values, "image", "pixel_values")
             image_features = self.get_image_features(pixels, pixel_mask, image_sizes)
@@ -117,18 +121,17 @@ class GDinoModel(FeatureExtraction):
         if labels is not None:
             check_trainable(image_features, text_features, image_indices)
         images, prompts = pair(image_features, text_features, image_indices)
-        targets = None if labels is None else prepare_targets(labels, prompts.phrase_ids, prompts.attention_mask)
+        targets = None if labels is None else self._targets(labels, prompts)
 
-        memory = self._encode(images, prompts)
+        memory = self._encode(images, prompts, attentions)
         queries, references, selected = self._select_queries(memory, all_boxes=detailed)
-        denoising = self._denoising_queries(targets, memory, prompts)
-        states = self._decode(queries, references, denoising, memory, box_heads)
+        denoises = targets is not None and self.training
+        denoising = self._denoising_queries(targets, memory, prompts) if denoises else None
+        states = self._decode(queries, references, denoising, memory, box_deltas, attentions, detailed)
+        output = model_output(memory, selected, states, prompts, config.max_text_len, detailed)
+        return output if wants_dict(config, return_dict) else output.to_tuple()
 
-        output = self._output(memory, selected, states, detailed)
-        output.text_features, output.denoising, output.targets = prompts, denoising, targets
-        return output if return_dict is not False else output.to_tuple()
-
-    def _encode(self, images: GDinoImageFeatures, prompts: GDinoTextFeatures) -> Memory:
+    def _encode(self, images: GDinoImageFeatures, prompts: GDinoTextFeatures, output_attentions: bool) -> Memory:
         """Let image and text features attend to each other in the encoder (3.1)."""
         config, masks = self.config, images.masks
         spatial_shapes = tuple((x.shape[-2], x.shape[-1]) for x in images.feature_maps)
@@ -137,11 +140,12 @@ class GDinoModel(FeatureExtraction):
             spatial_shapes, masks, config.d_model, config.positional_embedding_temperature, vision.device
         )
         vision_mask = None if masks is None else geometry.mask
-        positions = [x.to(vision.dtype) + y for x, y in zip(geometry.positions, self.level_embed, strict=True)]
+        levels = self.level_embed.to(vision.device)
+        positions = [x.to(vision.dtype) + y for x, y in zip(geometry.positions, levels, strict=True)]
         text_positions = token_position_embedding(
             prompts.position_ids, config.d_model, config.text_position_temperature
         ).to(vision.dtype)
-        vision, text, vision_states, text_states = self.encoder(
+        vision_states, text_states, attentions = self.encoder(
             vision,
             prompts.last_hidden_state,
             torch.cat(positions, dim=1),
@@ -151,22 +155,26 @@ class GDinoModel(FeatureExtraction):
             vision_mask,
             prompts.attention_mask,
             prompts.phrase_mask,
+            output_attentions,
         )
+        # The layers may be spread over several devices.
         return Memory(
-            vision=vision,
-            text=text,
+            vision=vision_states[-1].to(vision.device),
+            text=text_states[-1].to(vision.device),
             vision_states=vision_states,
             text_states=text_states,
+            attentions=attentions,
             spatial_shapes=spatial_shapes,
             geometry=geometry,
             vision_mask=vision_mask,
-            text_mask=prompts.attention_mask,
+            text_mask=prompts.attention_mask.to(vision.device),
             padding_seen=bool(images.padding_seen),
         )
 
     def _select_queries(self, memory: Memory, all_boxes: bool) -> tuple[Tensor, Tensor, SelectedQueries | None]:
         """Return the queries' features (R, Q, D), their boxes (R, Q, 4), and what they were selected from (3.2)."""
         rows, selected = memory.vision.shape[0], None
+        numbers = torch.arange(self.config.num_queries, device=memory.vision.device)
         if self.config.two_stage:
             geometry = memory.geometry
             selected = select_queries(
@@ -175,24 +183,30 @@ class GDinoModel(FeatureExtraction):
                 geometry.proposals.expand(rows, -1, -1),
                 geometry.valid.expand(rows, -1),
                 self.config.num_queries,
-                lambda x: by_blocks(lambda block: self.enc_output_norm(self.enc_output(block)), x),
-                lambda x: self.encoder_output_class_embed.scores(x, memory.text, memory.text_mask),
-                self.encoder_output_bbox_embed,
+                lambda x: by_blocks(lambda block: self.enc_output_norm(self.enc_output(block)), x).to(x.device),
+                lambda x: self.encoder_output_class_embed(x, memory.text, memory.text_mask, padded=False).to(x.device),
+                lambda x: self.encoder_output_bbox_embed(x).to(x.device),
                 all_boxes=all_boxes,
             )
             references = selected.box_logits.detach().sigmoid()
         else:
-            references = self.reference_points.weight.float().sigmoid().expand(rows, -1, -1)
+            references = self.reference_points(numbers).float().sigmoid().expand(rows, -1, -1)
         if self.config.embedding_init_target or selected is None:
-            return self.query_position_embeddings.weight.expand(rows, -1, -1), references, selected
+            return self.query_position_embeddings(numbers).expand(rows, -1, -1), references, selected
         return selected.features.detach(), references, selected
 
+    # What depends on the labels stays outside of compiled graphs: the number of boxes differs from batch to batch, and
+    # each new number of an image's boxes would be compiled anew.
+    @torch.compiler.disable
+    def _targets(self, labels: list[dict[str, Tensor]] | OpaqueLabels, prompts: GDinoTextFeatures) -> Targets:
+        """Check and concatenate the labels of the batch."""
+        return prepare_targets(labels, prompts.phrase_ids, prompts.attention_mask)
+
+    @torch.compiler.disable
     def _denoising_queries(
-        self, targets: Targets | None, memory: Memory, prompts: GDinoTextFeatures
+        self, targets: Targets, memory: Memory, prompts: GDinoTextFeatures
     ) -> DenoisingQueries | None:
-        """Return queries made of noisy copies of the labels, in training only (DINO, Zhang et al. 2022, 3.3)."""
-        if targets is None or not self.training:
-            return None
+        """Return queries made of noisy copies of the labels (DINO, Zhang et al. 2022, 3.3)."""
         return make_denoising_queries(
             targets,
             prompts.phrase_ids,
@@ -210,7 +224,9 @@ class GDinoModel(FeatureExtraction):
         references: Tensor,
         denoising: DenoisingQueries | None,
         memory: Memory,
-        box_heads: nn.ModuleList | list[nn.Module] | None,
+        box_deltas: BoxDeltas | None,
+        output_attentions: bool,
+        output_hidden_states: bool,
     ) -> DecoderStates:
         """Refine denoising and matching queries and their boxes layer by layer (3.3)."""
         if denoising is not None:
@@ -226,34 +242,11 @@ class GDinoModel(FeatureExtraction):
             memory.vision_mask,
             memory.text_mask,
             None if denoising is None else denoising.attention_mask,
-            box_heads,
+            box_deltas,
             scale_positions=memory.padding_seen,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
         )
-
-    def _output(
-        self, memory: Memory, selected: SelectedQueries | None, states: DecoderStates, detailed: bool
-    ) -> GDinoModelOutput:
-        """Collect the outputs of encoder, query selection and decoder; if detailed, those of every layer and token."""
-        # Set in the order of the class's fields, because that becomes the order of the tuple.
-        output = GDinoModelOutput(
-            last_hidden_state=states.last_hidden_state,
-            init_reference_points=states.input_references[0],
-            intermediate_hidden_states=torch.stack(states.hidden_states, dim=1),
-            intermediate_reference_points=torch.stack(states.output_references, dim=1),
-            input_reference_points=torch.stack(states.input_references, dim=1),
-            encoder_last_hidden_state_vision=memory.vision,
-            encoder_last_hidden_state_text=memory.text,
-        )
-        if detailed:
-            output.encoder_vision_hidden_states = (*memory.vision_states, memory.vision)
-            output.encoder_text_hidden_states = (*memory.text_states, memory.text)
-        if selected is not None:
-            output.encoder_logits = self.encoder_output_class_embed.pad(selected.logits)
-            output.encoder_pred_boxes = selected.box_logits.sigmoid()
-        if detailed and selected is not None:
-            output.enc_outputs_class = self.encoder_output_class_embed.pad(selected.all_logits)
-            output.enc_outputs_coord_logits = selected.all_box_logits
-        return output
 
 
 class GDinoForObjectDetection(GDinoPreTrainedModel):
@@ -293,6 +286,12 @@ class GDinoForObjectDetection(GDinoPreTrainedModel):
         """Compute text features that can be used with any number of images; see `GDinoModel.get_text_features`."""
         return self.model.get_text_features(input_ids, attention_mask, token_type_ids)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model as usual; torch.compile starts below this method, so it does not see the labels' tensors."""
+        if kwargs.get("labels") is not None and not torch.compiler.is_compiling():
+            kwargs["labels"] = OpaqueLabels(kwargs["labels"])
+        return super().__call__(*args, **kwargs)
+
     def forward(
         self,
         pixel_values: Tensor | None = None,
@@ -304,10 +303,10 @@ class GDinoForObjectDetection(GDinoPreTrainedModel):
         image_features: GDinoImageFeatures | None = None,
         text_features: GDinoTextFeatures | None = None,
         image_indices: Tensor | None = None,
-        labels: list[dict[str, Tensor]] | None = None,
+        labels: list[dict[str, Tensor]] | OpaqueLabels | None = None,
+        output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **kwargs: Any,
     ) -> GDinoObjectDetectionOutput | tuple:
         """Detect the objects that the prompts name; with `labels`, also compute the loss.
 
@@ -325,14 +324,17 @@ class GDinoForObjectDetection(GDinoPreTrainedModel):
             image_indices: (R,) int64 index of each prompt's image, needed if long label lists take several prompts.
             labels: One dict per image with "class_labels", (N,) int64 index of each box's label in the image's prompt,
                 and "boxes", (N, 4) cxcywh in [0, 1]. N may be 0.
-            output_hidden_states: Whether to return the encoder's states and all proposals, too. The configuration
-                decides if None.
-            return_dict: Whether to return an output object (the default) or a tuple.
+            output_attentions: Whether to return the attention weights of encoder and decoder, too. Attention is then
+                computed eagerly, whatever `attn_implementation` says. The configuration decides if None.
+            output_hidden_states: Whether to return the states of every layer of encoder and decoder and all proposals,
+                too. The configuration decides if None.
+            return_dict: Whether to return an output object or a tuple. The configuration decides if None.
 
         Returns:
             Token logits, boxes, and the loss if labels were given.
 
         Raises:
+            TypeError: There is no argument of a given name.
             ValueError: An input is missing, the numbers of images and prompts do not fit, or a label does not fit its
                 image.
         """
@@ -347,56 +349,75 @@ class GDinoForObjectDetection(GDinoPreTrainedModel):
             text_features=text_features,
             image_indices=image_indices,
             labels=labels,
-            box_heads=head_per_layer(self.bbox_embed, self.config.decoder_layers),
+            box_deltas=self._box_deltas,
+            output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
         logits, boxes = self._predict(outputs, all_layers=labels is not None)
-        loss, loss_dict = (None, None) if labels is None else self._loss(outputs, logits, boxes)
+        loss, loss_dict, num_denoising = None, None, 0
+        if labels is not None:
+            loss, loss_dict, num_denoising = self._loss(outputs, labels, logits, boxes)
         auxiliary = labels is not None and self.config.auxiliary_loss
-        result = detection_output(outputs, logits, boxes, loss, loss_dict, auxiliary)
-        return result if return_dict is not False else result.to_tuple()
+        result = detection_output(outputs, logits, boxes, loss, loss_dict, auxiliary, num_denoising)
+        return result if wants_dict(self.config, return_dict) else result.to_tuple()
+
+    def _box_deltas(self, layer: int, queries: Tensor) -> Tensor:
+        """Return by how much a decoder layer's box head moves the boxes of its queries, before the sigmoid."""
+        return self.bbox_embed[layer if len(self.bbox_embed) > 1 else 0](queries)
 
     def _predict(self, outputs: GDinoModelOutput, all_layers: bool) -> tuple[list[Tensor], list[Tensor]]:
         """Return token logits (R, Q, max_text_len) and boxes (R, Q, 4) of all decoder layers or only the last."""
-        num_layers = self.config.decoder_layers
-        class_heads = head_per_layer(self.class_embed, num_layers)
-        box_heads = head_per_layer(self.bbox_embed, num_layers)
+        num_layers, shared = self.config.decoder_layers, len(self.class_embed) == 1
         text, text_mask = outputs.encoder_last_hidden_state_text, outputs.text_features.attention_mask
         logits, boxes = [], []
         for layer in range(num_layers) if all_layers else [num_layers - 1]:
             hidden = outputs.intermediate_hidden_states[:, layer]
             start = inverse_sigmoid(outputs.input_reference_points[:, layer], self.config.inverse_sigmoid_eps)
-            logits.append(class_heads[layer](hidden, text, text_mask))
-            boxes.append((box_heads[layer](hidden).float() + start).sigmoid())
+            logits.append(self.class_embed[0 if shared else layer](hidden, text, text_mask).to(hidden.device))
+            boxes.append((self._box_deltas(layer, hidden).to(start.device, torch.float32) + start).sigmoid())
         return logits, boxes
 
+    @torch.compiler.disable
     def _loss(
-        self, outputs: GDinoModelOutput, logits: list[Tensor], boxes: list[Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the training loss and its unweighted terms by name."""
-        prompts = outputs.text_features
-        num_denoising = 0 if outputs.denoising is None else outputs.denoising.num_queries
-        assert outputs.targets is not None
+        self,
+        outputs: GDinoModelOutput,
+        labels: list[dict[str, Tensor]] | OpaqueLabels,
+        logits: list[Tensor],
+        boxes: list[Tensor],
+    ) -> tuple[Tensor, dict[str, Tensor], int]:
+        """Return the training loss, its unweighted terms by name, and the number of denoising queries."""
+        prompts, config = outputs.text_features, self.config
+        # The core model has checked the labels. They are prepared again because only tensors may travel in outputs:
+        # DataParallel and accelerate cannot gather anything else.
+        targets = prepare_targets(labels, prompts.phrase_ids, prompts.attention_mask, check=False)
+        denoising = denoising_layout(targets, config.num_denoising_queries) if self.training else None
+        num_denoising = 0 if denoising is None else denoising.num_queries
         loss, terms = detection_losses(
-            LossWeights.from_config(self.config),
-            outputs.targets,
+            LossWeights.from_config(config),
+            targets,
             phrase_ids=prompts.phrase_ids,
             attention_mask=prompts.attention_mask,
             decoder_logits=torch.stack(logits),
             decoder_boxes=torch.stack(boxes),
             encoder_logits=outputs.encoder_logits,
             encoder_boxes=outputs.encoder_pred_boxes,
-            denoising=outputs.denoising,
+            denoising=denoising,
             region_embeddings=outputs.last_hidden_state[:, num_denoising:],
             text_embeddings=outputs.encoder_last_hidden_state_text,
             input_ids=prompts.input_ids,
         )
-        table = self.model.denoising_label_embedding
-        if self.training and outputs.denoising is None and table is not None:
-            # Without boxes in the batch the table would get no gradient at all, and data-parallel training would hang.
-            loss = loss + 0.0 * table.weight.sum()
-        return loss, terms
+        if self.training and denoising is None and config.num_denoising_queries > 0:
+            terms |= absent_denoising_terms(terms)
+            table = self.model.denoising_label_embedding
+            if table is not None:
+                # Without boxes in the batch the table would get no gradient at all, and data-parallel training would
+                # hang.
+                loss = loss + 0.0 * table.weight.sum()
+        return loss, terms, num_denoising
+
+
+compile_from_below(GDinoForObjectDetection.__call__)
 
 
 def _given(value: Tensor | None, kind: str, name: str) -> Tensor:

@@ -47,7 +47,8 @@ class MSDeformAttn(nn.Module):
         reference_points: Tensor,
         spatial_shapes: Sequence[tuple[int, int]],
         value_mask: Tensor | None = None,
-    ) -> Tensor:
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
         """Sample the values around each query's reference point and sum them.
 
         Args:
@@ -57,9 +58,10 @@ class MSDeformAttn(nn.Module):
                 each level's padded map.
             spatial_shapes: (height, width) of each level; their areas sum to S.
             value_mask: (B, S) bool, True on real tokens; padded tokens count as zero. None if all tokens are real.
+            output_attentions: Whether to return the attention weights, too.
 
         Returns:
-            (B, Q, D) attended features.
+            (B, Q, D) attended features, and the (B, Q, M, L, K) attention weights or None.
         """
         batch_size, num_queries, _ = queries.shape
         heads, levels, points = self.num_heads, self.num_levels, self.num_points
@@ -71,14 +73,14 @@ class MSDeformAttn(nn.Module):
         offsets = self.sampling_offsets(queries).view(batch_size, num_queries, heads, levels, points, 2)
         logits = self.attention_weights(queries).view(batch_size, num_queries, heads, levels, points)
         sizes = [side for shape in spatial_shapes for side in shape]
-        if self.custom_kernels and prefers_fused(value.device.type):
+        if self.custom_kernels and not output_attentions and prefers_fused(value.device.type):
             # Images without padding share one row of reference points, but the fused operator takes one per image.
             references = reference_points.expand(batch_size, -1, -1, -1)
-            output = ms_deform_attn_fused(value, sizes, references, offsets, logits)
-        else:
-            operator = ms_deform_attn if self.custom_kernels else ms_deform_attn_reference
-            output = operator(value, sizes, *sampling_geometry(sizes, reference_points, offsets, logits))
-        return self.output_proj(output)
+            return self.output_proj(ms_deform_attn_fused(value, sizes, references, offsets, logits)), None
+        operator = ms_deform_attn if self.custom_kernels else ms_deform_attn_reference
+        locations, weights = sampling_geometry(sizes, reference_points, offsets, logits)
+        output = self.output_proj(operator(value, sizes, locations, weights))
+        return output, weights if output_attentions else None
 
     def initial_offsets(self) -> Tensor:
         """Compute the initial bias of `sampling_offsets` (Zhu et al. 2021, appendix A.4).

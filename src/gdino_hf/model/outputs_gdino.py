@@ -1,14 +1,9 @@
 """Precomputed features that forward accepts, and the outputs of forward."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor
 from transformers.utils import ModelOutput
-
-from .denoising import DenoisingQueries
-from .targets import Targets
 
 # ModelOutput requires a default for every field. Fields whose type does not include None are always present.
 
@@ -62,45 +57,55 @@ class GDinoModelOutput(ModelOutput):
         init_reference_points: (R, Q, 4) cxcywh in [0, 1], the boxes that the queries start from.
         intermediate_hidden_states: (R, layers, Q, D) normalized output of each decoder layer.
         intermediate_reference_points: (R, layers, Q, 4) boxes that each layer refined, without gradient.
-        input_reference_points: (R, layers, Q, 4) boxes that each layer's prediction starts from, with gradient.
+        decoder_hidden_states: (R, Q, D) normalized query features before each decoder layer and after the last, if
+            output_hidden_states.
+        decoder_attentions: Attention weights of the queries, if output_attentions: three tuples with an entry per
+            decoder layer, over each other (R, M, Q, Q), over the text (R, M, Q, T), and over their sampled points
+            (R, Q, M, L, K).
         encoder_last_hidden_state_vision: (R, S, D) image features from the encoder.
         encoder_last_hidden_state_text: (R, T, D) text features from the encoder.
         encoder_vision_hidden_states: (R, S, D) image features before each encoder layer and after the last, if
             output_hidden_states.
         encoder_text_hidden_states: (R, T, D) text features before each encoder layer and after the last, if
             output_hidden_states.
-        encoder_logits: (R, Q, max_text_len) token logits of the selected proposals; two-stage models only.
-        encoder_pred_boxes: (R, Q, 4) cxcywh of the selected proposals; two-stage models only.
+        encoder_attentions: Attention weights of the encoder, if output_attentions: four tuples with an entry per
+            encoder layer, image tokens over the text (R, M, S, T), text tokens over the image (R, M, T, S), text tokens
+            over their phrase (R, M, T, T), and image tokens over their sampled points (R, S, M, L, K).
         enc_outputs_class: (R, S', max_text_len) token logits of all image tokens, where S' is the larger of S and Q,
             if output_hidden_states; two-stage models only.
         enc_outputs_coord_logits: (R, S', 4) boxes of all image tokens before the sigmoid, if output_hidden_states;
             two-stage models only.
+        encoder_logits: (R, Q, max_text_len) token logits of the selected proposals; two-stage models only.
+        encoder_pred_boxes: (R, Q, 4) cxcywh of the selected proposals; two-stage models only.
+        input_reference_points: (R, layers, Q, 4) boxes that each layer's prediction starts from, with gradient.
         text_features: Text features of the prompts, one row per pair.
-        denoising: The denoising queries, in training with labels.
-        targets: The prepared labels, if labels were given.
     """
 
     last_hidden_state: Tensor = None  # type: ignore[assignment]
     init_reference_points: Tensor = None  # type: ignore[assignment]
     intermediate_hidden_states: Tensor = None  # type: ignore[assignment]
     intermediate_reference_points: Tensor = None  # type: ignore[assignment]
-    input_reference_points: Tensor = None  # type: ignore[assignment]
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[tuple[Tensor, ...], ...] | None = None
     encoder_last_hidden_state_vision: Tensor = None  # type: ignore[assignment]
     encoder_last_hidden_state_text: Tensor = None  # type: ignore[assignment]
     encoder_vision_hidden_states: tuple[Tensor, ...] | None = None
     encoder_text_hidden_states: tuple[Tensor, ...] | None = None
-    encoder_logits: Tensor | None = None
-    encoder_pred_boxes: Tensor | None = None
+    encoder_attentions: tuple[tuple[Tensor, ...], ...] | None = None
     enc_outputs_class: Tensor | None = None
     enc_outputs_coord_logits: Tensor | None = None
+    encoder_logits: Tensor | None = None
+    encoder_pred_boxes: Tensor | None = None
+    input_reference_points: Tensor = None  # type: ignore[assignment]
     text_features: GDinoTextFeatures = None  # type: ignore[assignment]
-    denoising: DenoisingQueries | None = None
-    targets: Targets | None = None
 
 
 @dataclass
 class GDinoObjectDetectionOutput(ModelOutput):
     """Output of `GDinoForObjectDetection` for R pairs of image and prompt with Q queries each.
+
+    The order of the fields is that of transformers' Grounding DINO. `loss` is the first value, and in the predictions
+    that Trainer collects, which leave it out, the logits and boxes are at positions 1 and 2, after `loss_dict`.
 
     Attributes:
         loss: Weighted sum of all loss terms, if labels were given.
@@ -113,14 +118,17 @@ class GDinoObjectDetectionOutput(ModelOutput):
         init_reference_points: (R, Q, 4) cxcywh in [0, 1], the boxes that the queries start from.
         intermediate_hidden_states: (R, layers, Q, D) normalized output of each decoder layer.
         intermediate_reference_points: (R, layers, Q, 4) boxes that each layer refined, without gradient.
+        decoder_hidden_states: See `GDinoModelOutput`.
+        decoder_attentions: See `GDinoModelOutput`.
         encoder_last_hidden_state_vision: (R, S, D) image features from the encoder.
         encoder_last_hidden_state_text: (R, T, D) text features from the encoder.
         encoder_vision_hidden_states: See `GDinoModelOutput`.
         encoder_text_hidden_states: See `GDinoModelOutput`.
-        encoder_logits: (R, Q, max_text_len) token logits of the selected proposals; two-stage models only.
-        encoder_pred_boxes: (R, Q, 4) cxcywh of the selected proposals; two-stage models only.
+        encoder_attentions: See `GDinoModelOutput`.
         enc_outputs_class: See `GDinoModelOutput`.
         enc_outputs_coord_logits: See `GDinoModelOutput`.
+        encoder_logits: (R, Q, max_text_len) token logits of the selected proposals; two-stage models only.
+        encoder_pred_boxes: (R, Q, 4) cxcywh of the selected proposals; two-stage models only.
         input_ids: (R, T) tokens of the prompts.
         attention_mask: (R, T) bool, True on real tokens.
     """
@@ -134,61 +142,16 @@ class GDinoObjectDetectionOutput(ModelOutput):
     init_reference_points: Tensor = None  # type: ignore[assignment]
     intermediate_hidden_states: Tensor = None  # type: ignore[assignment]
     intermediate_reference_points: Tensor = None  # type: ignore[assignment]
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[tuple[Tensor, ...], ...] | None = None
     encoder_last_hidden_state_vision: Tensor = None  # type: ignore[assignment]
     encoder_last_hidden_state_text: Tensor = None  # type: ignore[assignment]
     encoder_vision_hidden_states: tuple[Tensor, ...] | None = None
     encoder_text_hidden_states: tuple[Tensor, ...] | None = None
-    encoder_logits: Tensor | None = None
-    encoder_pred_boxes: Tensor | None = None
+    encoder_attentions: tuple[tuple[Tensor, ...], ...] | None = None
     enc_outputs_class: Tensor | None = None
     enc_outputs_coord_logits: Tensor | None = None
+    encoder_logits: Tensor | None = None
+    encoder_pred_boxes: Tensor | None = None
     input_ids: Tensor = None  # type: ignore[assignment]
     attention_mask: Tensor = None  # type: ignore[assignment]
-
-
-_DETECTION_FIELDS = {field.name for field in fields(GDinoObjectDetectionOutput)}
-_SHARED = tuple(field.name for field in fields(GDinoModelOutput) if field.name in _DETECTION_FIELDS)
-_PER_QUERY = (
-    "last_hidden_state",
-    "init_reference_points",
-    "intermediate_hidden_states",
-    "intermediate_reference_points",
-)
-
-
-def detection_output(
-    outputs: GDinoModelOutput,
-    logits: Sequence[Tensor],
-    boxes: Sequence[Tensor],
-    loss: Tensor | None,
-    loss_dict: dict[str, Tensor] | None,
-    auxiliary: bool,
-) -> GDinoObjectDetectionOutput:
-    """Make the detector's output from the core model's output and the heads' predictions, without denoising queries.
-
-    Args:
-        outputs: Output of the core model.
-        logits: (R, P + Q, max_text_len) token logits of one or more decoder layers, the last of which is the result.
-        boxes: (R, P + Q, 4) boxes of the same layers.
-        loss: The loss, or None without labels.
-        loss_dict: The terms of the loss by name, or None without labels.
-        auxiliary: Whether to output the other layers' predictions, too.
-
-    Returns:
-        The output, whose tuple has the order of the fields: a loss comes first.
-    """
-    first = 0 if outputs.denoising is None else outputs.denoising.num_queries
-    carried: dict[str, Any] = {name: getattr(outputs, name) for name in _SHARED}
-    carried |= {name: carried[name][..., first:, :] for name in _PER_QUERY}
-    predictions = [{"logits": x[:, first:], "pred_boxes": y[:, first:]} for x, y in zip(logits, boxes, strict=True)]
-    # A field assigned later would come last in the tuple, where Trainer does not look for the loss.
-    return GDinoObjectDetectionOutput(
-        **carried,
-        loss=loss,
-        loss_dict=loss_dict,
-        logits=predictions[-1]["logits"],
-        pred_boxes=predictions[-1]["pred_boxes"],
-        auxiliary_outputs=predictions[:-1] if auxiliary else None,
-        input_ids=outputs.text_features.input_ids,
-        attention_mask=outputs.text_features.attention_mask,
-    )

@@ -1,12 +1,12 @@
 """Base class of the models: weight initialization, and what transformers must know about the architecture."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.utils import logging
 
 from .configuration_gdino import GDinoConfig
 from .fusion import FusionLayer
@@ -17,7 +17,21 @@ from .stored_model import StoredModel
 from .transformers_internals import own_attention
 from .weight_files import check_weight_files
 
-logger = logging.getLogger(__name__)
+logger = logging.get_logger(__name__)
+
+
+def wants_dict(config: GDinoConfig, return_dict: bool | None) -> bool:
+    """Return whether forward returns an output object, which the configuration decides if the caller does not."""
+    return config.return_dict if return_dict is None else return_dict
+
+
+def say_attention_is_eager(config: GDinoConfig) -> None:
+    """Log once that attention weights cost the speed of the selected attention implementation."""
+    if config._attn_implementation not in (None, "eager") and not torch.compiler.is_compiling():
+        logger.warning_once(
+            f"Attention weights were requested, which attn_implementation={config._attn_implementation!r} does not "
+            "return: attention is computed eagerly in such calls, which is slower and takes more memory."
+        )
 
 
 class GDinoPreTrainedModel(StoredModel):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def select_queries(
     num_queries: int,
     project: Callable[[Tensor], Tensor],
     class_head: Callable[[Tensor], Tensor],
-    box_head: nn.Module,
+    box_head: Callable[[Tensor], Tensor],
     all_boxes: bool = False,
 ) -> SelectedQueries:
     """Select the num_queries image tokens whose highest token logit is largest (Liu et al. 2023, equation 1).

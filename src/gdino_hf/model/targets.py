@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,36 @@ class Targets:
         return self.boxes.shape[0]
 
 
+class OpaqueLabels:
+    """Labels inside an object that torch.compile does not look into.
+
+    A compiled function has a variant for every combination of no, one and several boxes among the images of a batch if
+    it receives their tensors, even if it only passes them on.
+
+    Args:
+        labels: One mapping per image, see `prepare_targets`.
+    """
+
+    def __init__(self, labels: Sequence[Mapping[str, Tensor]]) -> None:
+        self.labels = labels
+
+
+def compile_from_below(method: Callable[..., Any]) -> None:
+    """Make torch.compile begin below a method, in the functions that it calls.
+
+    A method marked by `torch.compiler.disable` could no longer be part of a larger compiled module, so this uses an
+    internal function of torch. Without it, `OpaqueLabels` has no effect: training then compiles more often.
+
+    Args:
+        method: A method of a module, which calls the module's forward.
+    """
+    try:
+        from torch._dynamo.eval_frame import skip_code
+    except ImportError:
+        return
+    skip_code(method.__code__)
+
+
 def phrase_counts(phrase_ids: Tensor) -> Tensor:
     """Return the number of labels in each prompt.
 
@@ -50,7 +81,12 @@ def phrase_counts(phrase_ids: Tensor) -> Tensor:
     return phrase_ids.amax(dim=-1) + 1
 
 
-def prepare_targets(labels: Sequence[Mapping[str, Tensor]], phrase_ids: Tensor, attention_mask: Tensor) -> Targets:
+def prepare_targets(
+    labels: Sequence[Mapping[str, Tensor]] | OpaqueLabels,
+    phrase_ids: Tensor,
+    attention_mask: Tensor,
+    check: bool = True,
+) -> Targets:
     """Check the labels of a batch and concatenate them on the model's device.
 
     Nothing is checked under torch.compile, where reading values would break the graph.
@@ -61,6 +97,7 @@ def prepare_targets(labels: Sequence[Mapping[str, Tensor]], phrase_ids: Tensor, 
             the tokens that name each box; without it they are the tokens of the box's label.
         phrase_ids: (B, T) number of the label that each token belongs to, -1 on special tokens and padding.
         attention_mask: (B, T) mask, nonzero on real tokens.
+        check: Whether to check the labels. Reading their values waits for the device.
 
     Returns:
         The targets, on the device of `phrase_ids`.
@@ -71,7 +108,9 @@ def prepare_targets(labels: Sequence[Mapping[str, Tensor]], phrase_ids: Tensor, 
             outside the image, a side is not positive, a class index is no label of the image's prompt, or a box names
             no token.
     """
-    if not torch.compiler.is_compiling():
+    labels = labels.labels if isinstance(labels, OpaqueLabels) else labels
+    check = check and not torch.compiler.is_compiling()
+    if check:
         _check_shapes(labels, phrase_ids.shape[0])
     device, num_tokens = phrase_ids.device, phrase_ids.shape[1]
     sizes = [label["boxes"].shape[0] for label in labels]
@@ -91,7 +130,7 @@ def prepare_targets(labels: Sequence[Mapping[str, Tensor]], phrase_ids: Tensor, 
         )
     positive_maps = positive_maps & (attention_mask[batch_index] > 0)
     targets = Targets(boxes, class_labels, positive_maps, batch_index, sizes)
-    if not torch.compiler.is_compiling():
+    if check:
         _check_values(targets, phrase_ids)
     return targets
 
