@@ -184,6 +184,9 @@ def test_boxes_of_polygons_are_pycocotools_bounds():
         {"bbox": []},
         {"bbox": None},
         {},
+        {"bbox": [0, 0, 0, 0]},
+        {"bbox": [None, None, None, None]},
+        {"bbox": [4, 3, None, 6]},
     ],
 )
 def test_annotations_without_a_box_take_it_from_the_segment(write, annotation):
@@ -357,3 +360,8 @@ def test_odvg_evaluation_turns_boxes_or_says_that_it_cannot(tmp_path, orientatio
     with caplog.at_level(logging.WARNING):
         assert open_ground_truth(tmp_path / "train.jsonl").sizes == {0: (40, 30)}
     assert "without regard to EXIF" in caplog.text
+
+
+def test_numbers_of_segments_may_be_text():
+    assert segment_box([["4", "3", "14", "3", "14", "9.0"]]) == (4, 3, 14, 9)
+    assert segment_box({"size": ["30", "40"], "counts": [123, 6, 1071]}) == (4, 3, 5, 9)

@@ -239,7 +239,7 @@ def line(**change):
     return json.dumps({"filename": "1.png", "width": 40, "height": 30, "detection": {"instances": instances}} | change)
 
 
-@pytest.mark.parametrize("broken", ["{", "[]", line(filename=None), line(width="wide"), line(detection=[])])
+@pytest.mark.parametrize("broken", ["{", "[]", line(filename=None), line(filename=7), line(detection=[])])
 def test_one_broken_line_is_left_out_with_a_count(tmp_path, broken, caplog):
     picture(tmp_path / "1.png")
     path = tmp_path / "train.jsonl"
@@ -428,3 +428,25 @@ def test_rows_join_with_those_of_the_stock_image_column(tmp_path):
     assert rows.select([0]).map(lambda row: {"image_id": row["image_id"] + 1})[0]["image"].size == (40, 30)
     rows.save_to_disk(tmp_path / "saved")
     assert datasets.load_from_disk(tmp_path / "saved")[0]["image"].size == (40, 30)
+
+
+@pytest.mark.parametrize("size", [{"width": None}, {"width": "wide"}, {"width": 0, "height": 0}, {"height": "30"}])
+def test_sizes_of_lines_may_be_missing_or_text(tmp_path, size):
+    picture(tmp_path / "1.png")
+    path = tmp_path / "train.jsonl"
+    path.write_text(line(**size))
+    row = read_odvg(path)[0]
+    assert (row["width"], row["height"], row["boxes"]) == (40, 30, [[1, 1, 5, 5]])
+    assert check_dataset(path).errors == []
+    assert open_ground_truth(path).sizes == {0: (40, 30)}
+
+
+def test_normalized_boxes_of_lines_are_named(tmp_path):
+    picture(tmp_path / "1.png")
+    path = tmp_path / "train.jsonl"
+    instances = [{"bbox": [0.1, 0.2, 0.5, 0.9], "label": 0, "category": "cat"}]
+    path.write_text(line(detection={"instances": instances}))
+    assert "normalized boxes" in kinds(check_dataset(path))
+    for read in (open_dataset, open_ground_truth):
+        with pytest.raises(ValueError, match="probably normalized"):
+            read(path)

@@ -1,6 +1,7 @@
 """`gdino train` and `gdino eval` on data as people have it: what is left out is said, and the rest is used."""
 
 import json
+import resource
 import shutil
 
 import pytest
@@ -90,3 +91,25 @@ def test_missing_and_broken_photographs_are_skipped_if_asked_for(options, drawn,
     errors = capsys.readouterr().err
     for count in ("1 missing files", "1 unreadable files", "2 broken entries", "1 broken boxes", "1 broken areas"):
         assert count in errors
+
+
+def test_a_disk_that_is_full_at_the_end_leaves_no_half_model(options, tmp_path, capsys):
+    run = tmp_path / "runs" / "train" / "full"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Files may not grow beyond 100 kB, which the weights exceed: to the process that looks like a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        assert main([*options, "--name", "full", "--max_steps", "1", "--save_strategy", "no"]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    errors = capsys.readouterr().err
+    assert "Traceback" not in errors
+    assert "--resume" in errors.splitlines()[-1]
+    assert sorted(path.name for path in run.iterdir()) == ["arguments.yaml", "before.json"]
+    assert main(["train", "--resume", str(run)]) == 0
+    assert (run / "model" / "model.safetensors").exists()
+
+
+def test_resuming_a_folder_without_a_run_is_one_sentence(tmp_path, capsys):
+    assert main(["train", "--resume", str(tmp_path)]) == 2
+    assert "has no arguments.yaml; give a run's folder" in capsys.readouterr().err

@@ -155,6 +155,8 @@ def _parse(rest: Sequence[str]) -> _Options:
     parser.add_argument("--runs", default="runs", metavar="DIR", help="folder of all runs (default: %(default)s)")
     parser.add_argument("--resume", metavar="FOLDER", help="folder of a run to continue with its options")
     early, _ = parser.parse_known_args(rest)
+    if early.resume is not None and not (Path(early.resume) / ARGUMENTS_FILE).is_file():
+        raise UsageError(f"--resume {early.resume} has no {ARGUMENTS_FILE}; give a run's folder, or start it again")
     namespace = argparse.Namespace()
     for path in (Path(early.resume) / ARGUMENTS_FILE if early.resume is not None else None, early.config):
         if path is not None:

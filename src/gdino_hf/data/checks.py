@@ -20,7 +20,7 @@ from .coco_content import id_key
 from .coco_file import CocoFile
 from .duplicates import photographs_of_other_splits, twins
 from .faults import FEW, MISSING, OUTSIDE, UNREADABLE, Finding, Findings
-from .frames import Box, Frame, find_frame, read_header
+from .frames import Box, Frame, annotated_size, find_frame, read_header
 from .image_paths import ImagePaths, OutsideError, image_folder
 from .name_tokens import check_name_tokens
 from .odvg_content import (
@@ -34,7 +34,7 @@ from .odvg_content import (
     odvg_names,
     read_label_map,
 )
-from .rows import LARGEST_SIDE, clip_box, is_file, parse_integer, parse_line, parse_text
+from .rows import LARGEST_SIDE, BoxRange, clip_box, is_file, parse_line, parse_text
 
 # Pixels by which a box may extend beyond its image, for the rounding of annotation tools.
 _TOLERANCE = 1.0
@@ -179,6 +179,7 @@ class _Check:
         self.are_phrases = False
         self.broken_lines: set[str] = set()
         self.unknown: list[str] = []
+        self.seen = BoxRange()
         self.groups: list[str] = []
         self.paths: list[Path] = []
         self._files: set[str] = set()
@@ -200,21 +201,22 @@ class _Check:
                 return False
         return True
 
-    def frame(self, path: Path, width: int, height: int) -> Frame:
+    def frame(self, path: Path, size: tuple[int, int] | None) -> Frame:
         """Check that an image file exists, can be read and has the annotated size; return what its boxes are in."""
+        annotated = Frame(*(size or (LARGEST_SIDE, LARGEST_SIDE)))
         name = shorten(os.path.relpath(path, self.folder))
         if not self.file(path):
-            return Frame(width, height)
+            return annotated
         if not is_file(path):
             self.add(MISSING, name)
-            return Frame(width, height)
+            return annotated
         try:
             stored, orientation = read_header(path)
         # A damaged file makes the decoders raise exceptions of almost any type.
         except Exception as error:
             self.add(UNREADABLE, f"{name}: {reason(error)[:80]}")
-            return Frame(width, height)
-        return find_frame((width, height), stored, orientation, self.options, name, self.add)
+            return annotated
+        return find_frame(size, stored, orientation, self.options, name, self.add)
 
     def boxes_of_image(self, boxes: Iterable[tuple[Box, Hashable]], path: Path) -> None:
         """Check that no box of an image is marked twice with the same category or phrase."""
@@ -328,14 +330,11 @@ def _check_odvg(check: _Check, file: Path, images: str | Path | None) -> None:
         try:
             content = parse_line(line)
             name = parse_text(content.get("filename"), "its filename")
-            width, height = (
-                parse_integer(content.get(side), f"its {side}", 1, LARGEST_SIDE) for side in ("width", "height")
-            )
         except ValueError as error:
             check.broken("broken entries", where, error)
             continue
         try:
-            frame = check.frame(paths.find(name), width, height)
+            frame = check.frame(paths.find(name), annotated_size(content, where, check.add))
         except OutsideError as error:
             check.add(OUTSIDE, f"{where}: {error}")
             continue
@@ -356,6 +355,8 @@ def _check_odvg(check: _Check, file: Path, images: str | Path | None) -> None:
         check.count(check.num_boxes - before, where)
     for example in check.unknown:
         check.add("unknown classes" if len(check.unknown) > FEW * check.num_images else "few unknown classes", example)
+    if check.seen.is_normalized:
+        check.add("normalized boxes", f"{check.num_boxes} boxes")
     if check.num_images and len(check.broken_lines) == check.num_images:
         check.add("no usable entries", f"{check.num_images} lines")
 
@@ -384,6 +385,7 @@ def _check_entry(
         return []
     for box in boxes:
         check.num_boxes += 1
+        check.seen.add(box)
         if label is not None:
             check.boxes_per_name[label] += 1
         check.box(frame.box(box), frame.width, frame.height, where)

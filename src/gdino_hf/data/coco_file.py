@@ -15,9 +15,9 @@ from .annotation_files import other_splits
 from .annotation_options import DEFAULT_OPTIONS, AnnotationOptions
 from .coco_content import id_key, is_marked, load_coco, names_with_boxes, read_id
 from .faults import FEW, MISSING, OUTSIDE, UNREADABLE, Findings
-from .frames import Box, Frame, find_frame, read_header
+from .frames import Box, Frame, annotated_size, find_frame, read_header
 from .image_paths import ImagePaths, OutsideError
-from .rows import LARGEST_SIDE, is_file, parse_box, parse_integer, parse_number, parse_text
+from .rows import BoxRange, is_file, parse_box, parse_number, parse_text
 from .segments import segment_box
 
 # Boxes outside of their picture that make it likely that all boxes are corners.
@@ -201,7 +201,9 @@ class CocoFile:
                 if is_same:
                     continue
             listed[number] = path
-            frame, is_usable = self._frame(path, self._annotated_size(entry, path), need_files, check_damage)
+            frame, is_usable = self._frame(
+                path, annotated_size(entry, shorten(path.name), self.findings.add), need_files, check_damage
+            )
             if not is_usable and not keep_faulty:
                 tally.skipped = True
                 continue
@@ -272,17 +274,6 @@ class CocoFile:
         if image.boxes and not singles:
             self.findings.add("images of crowds", shorten(image.path.name))
 
-    def _annotated_size(self, entry: Mapping[str, Any], path: Path) -> tuple[int, int] | None:
-        """Return width and height of an image's entry; None if it has none that can be used, as some tools write it."""
-        if entry.get("width") is None or entry.get("height") is None:
-            return None
-        try:
-            width = parse_integer(entry["width"], "its width", 1, LARGEST_SIDE)
-            return width, parse_integer(entry["height"], "its height", 1, LARGEST_SIDE)
-        except ValueError as error:
-            self.findings.add("broken sizes", f"{shorten(path.name)}: {error}")
-            return None
-
     def _conclude(self, tally: _Tally) -> None:
         if tally.broken_image and not tally.images and not tally.skipped:
             self.findings.add("no usable entries", f"such as {tally.broken_image}")
@@ -339,11 +330,16 @@ def annotation_box(annotation: Mapping[str, Any]) -> Box:
         ValueError: There is neither a box nor a segment, or the box is broken.
     """
     given = annotation.get("bbox")
-    if given is None or given == []:
-        from_segment = segment_box(annotation.get("segmentation"))
-        if from_segment is not None:
-            return from_segment
-    return parse_box(given, "xywh")
+    if given is not None and given != []:
+        try:
+            box = parse_box(given, "xywh")
+        except ValueError:
+            box = None
+        if box is not None and box[2] > box[0] and box[3] > box[1]:
+            return box
+    # A box that is missing, has missing numbers or no area, as some tools write it.
+    from_segment = segment_box(annotation.get("segmentation"))
+    return parse_box(given, "xywh") if from_segment is None else from_segment
 
 
 def box_area(box: Box) -> float:
@@ -365,15 +361,12 @@ def _where(annotation: Mapping[str, Any]) -> str:
 
 
 def _is_normalized(annotations: list[dict[str, Any]]) -> bool:
-    """Whether every box lies within 0..1 and some number is a fraction."""
-    fraction = False
+    seen = BoxRange()
     for annotation in annotations:
         try:
-            box = annotation_box(annotation)
+            seen.add(annotation_box(annotation))
         except ValueError:
             continue
-        # Boxes may extend beyond their picture by the rounding of tools.
-        if min(box[0], box[1]) < -0.02 or max(box[2], box[3]) > 1.02:
+        if not seen.is_normalized:
             return False
-        fraction = fraction or any(0 < value < 1 for value in box)
-    return fraction
+    return seen.is_normalized

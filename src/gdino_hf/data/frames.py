@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..model import picture_files
 from .annotation_options import AnnotationOptions
 from .faults import Report
+from .rows import LARGEST_SIDE, parse_integer
 
 # EXIF orientations that swap width and height.
 _SWAPS_SIDES = (5, 6, 7, 8)
@@ -115,6 +117,27 @@ def read_header(path: Path) -> Header:
     if isinstance(header, Exception):
         raise header
     return header
+
+
+def annotated_size(entry: Mapping[str, Any], where: str, report: Report) -> Size | None:
+    """Return the width and height of an image's entry.
+
+    Args:
+        entry: Entry of an annotation file with "width" and "height" in pixels.
+        where: Name of the image, for faults.
+        report: Function that faults are passed to.
+
+    Returns:
+        The size; None if there is none that can be used, as some tools write it.
+    """
+    if entry.get("width") is None or entry.get("height") is None:
+        return None
+    try:
+        width = parse_integer(entry["width"], "its width", 1, LARGEST_SIDE)
+        return width, parse_integer(entry["height"], "its height", 1, LARGEST_SIDE)
+    except ValueError as error:
+        report("broken sizes", f"{where}: {error}")
+        return None
 
 
 def find_frame(

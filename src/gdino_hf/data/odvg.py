@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from ..model.text_prompt import shorten
 from .annotation_options import DEFAULT_OPTIONS, AnnotationOptions
 from .coco import reader_findings
 from .faults import ERRORS, FEW, MISSING, OUTSIDE, UNREADABLE, FaultError, StrictFindings
-from .frames import Frame, find_frame, read_header
+from .frames import Frame, annotated_size, find_frame, read_header
 from .image_paths import ImagePaths, OutsideError
 from .odvg_content import (
     MIXED,
@@ -28,12 +28,11 @@ from .odvg_content import (
     read_label_map,
 )
 from .rows import (
-    LARGEST_SIDE,
+    BoxRange,
     clip_box,
     is_file,
     make_dataset,
     make_stream,
-    parse_integer,
     parse_line,
     parse_text,
 )
@@ -125,6 +124,7 @@ class _Places:
     options: AnnotationOptions
     need_files: bool = True
     check_damage: bool = True
+    seen: BoxRange = field(default_factory=BoxRange)
 
 
 class _MixedLinesError(ValueError):
@@ -143,8 +143,6 @@ def _row(
     content = parse_line(line)
     filename = parse_text(content.get("filename"), "its filename")
     where = f"line {number + 1}"
-    width = parse_integer(content.get("width"), "its width", 1, LARGEST_SIDE)
-    height = parse_integer(content.get("height"), "its height", 1, LARGEST_SIDE)
     entries, caption = line_entries(content)
     if caption is not None and not captions:
         raise _MixedLinesError(MIXED)
@@ -154,7 +152,7 @@ def _row(
     except OutsideError as error:
         findings.add(OUTSIDE, f"{where}: {error}")
         return None
-    frame = _frame(path, (width, height), places, findings)
+    frame = _frame(path, annotated_size(content, where, findings.add), places, findings)
     if frame is None:
         return None
     width, height = frame.width, frame.height
@@ -167,6 +165,7 @@ def _row(
             findings.add("broken boxes", f"{where}: {error}")
             continue
         for box in boxes:
+            places.seen.add(box)
             inside = clip_box(frame.box(box), width, height)
             if inside is not None:
                 row["boxes"].append(inside)
@@ -176,7 +175,7 @@ def _row(
     return row
 
 
-def _frame(path: Path, size: tuple[int, int], places: _Places, findings: StrictFindings) -> Frame | None:
+def _frame(path: Path, size: tuple[int, int] | None, places: _Places, findings: StrictFindings) -> Frame | None:
     """Return what a line's boxes are pixels of, or None if its image cannot be used."""
     name = shorten(path.name)
     if is_file(path):
@@ -194,6 +193,8 @@ def _frame(path: Path, size: tuple[int, int], places: _Places, findings: StrictF
         return None
     else:
         findings.add("trusted sizes", name)
+    if size is None:
+        raise ValueError("it has no width and height that can be used, and its image cannot be read to tell them")
     return Frame(*size)
 
 
@@ -223,6 +224,8 @@ def _all_rows(annotations: str, places: _Places, names: Mapping[int, str], capti
         raise ValueError(first_fault)
     if num_unknown > FEW * num_lines:
         raise ValueError(first_unknown)
+    if places.seen.is_normalized:
+        findings.add("normalized boxes", "all boxes")
     findings.log()
 
 

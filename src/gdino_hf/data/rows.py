@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -232,6 +233,25 @@ def parse_box(value: Any, form: str) -> tuple[float, float, float, float]:
         raise ValueError(f"the box {shorten(value)} is not four finite numbers {', '.join(form)}")
     x, y, third, fourth = (float(number) for number in given)
     return (x, y, x + third, y + fourth) if form == "xywh" else (x, y, third, fourth)
+
+
+@dataclass
+class BoxRange:
+    """Collects boxes, to find out whether all of them lie within 0..1 and are therefore fractions of their images."""
+
+    is_within: bool = True
+    has_fraction: bool = False
+
+    def add(self, box: Sequence[float]) -> None:
+        """Add a box, xyxy as annotated."""
+        # Boxes may extend beyond their image by the rounding of tools.
+        self.is_within = self.is_within and min(box[0], box[1]) >= -0.02 and max(box[2], box[3]) <= 1.02
+        self.has_fraction = self.has_fraction or any(0 < value < 1 for value in box)
+
+    @property
+    def is_normalized(self) -> bool:
+        """Whether all boxes lie within 0..1 and some number is a fraction."""
+        return self.is_within and self.has_fraction
 
 
 def clip_box(box: Sequence[float], width: int, height: int) -> list[float] | None:

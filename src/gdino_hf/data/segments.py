@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from .rows import parse_number
+
 # Largest side of a mask and the largest number of its runs; beyond them a file is damaged or hostile.
 _LARGEST_SIDE = 2**20
 _MOST_RUNS = 2**24
@@ -34,6 +36,8 @@ def segment_box(segment: Any) -> tuple[float, float, float, float] | None:
     xs: list[float] = []
     ys: list[float] = []
     for polygon in polygons:
+        if isinstance(polygon, Sequence) and not isinstance(polygon, str):
+            polygon = [parse_number(number) for number in polygon]
         numbers = isinstance(polygon, Sequence) and all(
             isinstance(number, (int, float)) and not isinstance(number, bool) and abs(number) < 1e30
             for number in polygon
@@ -47,6 +51,7 @@ def segment_box(segment: Any) -> tuple[float, float, float, float] | None:
 
 def _mask_box(mask: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
     size, counts = mask.get("size"), mask.get("counts")
+    size = [parse_number(side) for side in size] if isinstance(size, Sequence) else size
     sides = isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int) for side in size)
     if not sides or not all(0 < side <= _LARGEST_SIDE for side in size or ()):
         raise ValueError("its segmentation is a mask without a size [height, width]")
