@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .text_prompt import Prompt, PromptChunk, shorten, spans_from_ids, special_token_ids
+from .text_prompt import Prompt, PromptChunk, check_characters, shorten, spans_from_ids, special_token_ids
 
 
 def caption_tokens(caption: str, tokenizer: Any) -> list[tuple[int, int, int]]:
@@ -18,14 +18,16 @@ def caption_tokens(caption: str, tokenizer: Any) -> list[tuple[int, int, int]]:
 
     Raises:
         TypeError: The caption is not a string.
-        ValueError: The tokenizer gives no character offsets.
+        ValueError: The tokenizer gives no character offsets, or the caption holds bytes that are not UTF-8.
     """
     if not isinstance(caption, str):
         raise TypeError(f"A caption must be a string, got {shorten(caption)}.")
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"{type(tokenizer).__name__} gives no character offsets; load the fast tokenizer.")
     ends = special_token_ids(tokenizer)[:2]
-    encoded = tokenizer(caption, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    encoded = tokenizer(
+        check_characters(caption, "caption"), add_special_tokens=False, return_offsets_mapping=True, verbose=False
+    )
     return [
         (token, start, end)
         for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)

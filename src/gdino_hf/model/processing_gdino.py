@@ -16,7 +16,7 @@ from .label_faults import warn_of_labels
 from .load_errors import plain_load_errors
 from .pixel_layouts import checked_device, converted, moved
 from .processor_options import PromptLayout, call_options
-from .text_prompt import Prompt, build_prompt
+from .text_prompt import Prompt, build_prompt, shorten
 
 _THRESHOLD = 0.3
 
@@ -161,7 +161,7 @@ class GDinoProcessor(ProcessorMixin):
         """Build one prompt per image, or per entry of text if there are no images."""
         for item in (text, *(text if isinstance(text, (list, tuple)) else ())):
             if not isinstance(item, (Sequence, Prompt)) or isinstance(item, bytes):
-                raise TypeError(f"Labels must be a string or a list of strings, got {item!r}.")
+                raise TypeError(f"Labels must be a string or a list of strings, got {shorten(item)}.")
         text = [text] if isinstance(text, Prompt) else text
         per_image = not isinstance(text, str) and any(not isinstance(item, str) for item in text)
         # Other processors take a list of strings, one per image, each closed by a period.

@@ -94,13 +94,13 @@ def parse_labels(labels: str | Sequence[str]) -> list[str]:
 
     Raises:
         TypeError: labels is neither a string nor a sequence of strings.
-        ValueError: There is no label, or one in a list is empty.
+        ValueError: There is no label, one in a list is empty, or one holds bytes that are not UTF-8.
     """
     if isinstance(labels, str):
         found = split_labels(labels)
         if not found:
             raise ValueError(f"The text {shorten(labels)} names nothing; write for instance 'cat, remote control'.")
-        return found
+        return [check_characters(label, "label") for label in found]
     if not isinstance(labels, Sequence) or not all(isinstance(label, str) for label in labels):
         raise TypeError(f"Labels must be a string or a list of strings, got {shorten(labels)}.")
     if len(labels) == 0:
@@ -108,7 +108,25 @@ def parse_labels(labels: str | Sequence[str]) -> list[str]:
     stripped = [label.strip() for label in labels]
     if not all(stripped):
         raise ValueError(f"Label {stripped.index('')} is empty; leave it out or name something.")
-    return stripped
+    return [check_characters(label, "label") for label in stripped]
+
+
+def check_characters(text: str, kind: str) -> str:
+    """Return text that tokenizers can read.
+
+    Args:
+        text: The text to check.
+        kind: What it is, for the message.
+
+    Returns:
+        The text.
+
+    Raises:
+        ValueError: It holds lone surrogates, which stand for bytes that are not UTF-8.
+    """
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"The {kind} {shorten(text)} holds bytes that are not UTF-8; write it in UTF-8.")
+    return text
 
 
 def name_key(name: str) -> str:
