@@ -16,6 +16,8 @@ Color = tuple[int, int, int]
 Area = tuple[int, int, int, int]
 
 _TINT = round(0.10 * 255)
+# Rows that are tinted at a time.
+_STRIP = 256
 
 # PIL's built-in font covers Latin only. For other scripts, these fonts of common systems are tried in this order.
 _OTHER_FONTS = (
@@ -165,9 +167,12 @@ def _tint(picture: Image.Image, areas: Sequence[Area], colors: Sequence[Color]) 
     ):
         cells[top:bottom, left:right] = number
     palette = np.array([(0, 0, 0, 0), *((*color, _TINT) for color in colors)], dtype=np.uint8)
-    pixels = palette[cells].repeat(np.diff(rows), axis=0).repeat(np.diff(columns), axis=1)
-    layer = Image.fromarray(pixels)
-    picture.paste(layer, (int(columns[0]), int(rows[0])), mask=layer)
+    row_of = np.repeat(np.arange(len(rows) - 1), np.diff(rows))
+    # A strip of rows at a time, because a layer for the whole of a large photograph would take twice its memory.
+    for top in range(0, len(row_of), _STRIP):
+        strip = palette[cells[row_of[top : top + _STRIP]]].repeat(np.diff(columns), axis=1)
+        layer = Image.fromarray(strip)
+        picture.paste(layer, (int(columns[0]), int(rows[0]) + top), mask=layer)
 
 
 def _draw_chip(

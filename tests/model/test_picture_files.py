@@ -181,6 +181,19 @@ def test_a_picture_of_200_megapixels_is_read_if_the_limit_allows_it():
     assert image.size == (width, height)
 
 
+@pytest.mark.parametrize(("kind", "share"), [("PNG", 1), ("JPEG2000", 0.25), ("WEBP", 0.6)])
+def test_the_remedy_names_the_limit_that_allows_the_picture(kind, share, monkeypatch):
+    data = encoded(Image.new("RGB", (1300, 1000)), kind)
+    with pytest.raises(PictureError) as refusal:
+        load_image(data, limits=PictureLimits(pixels=MEGAPIXEL // 10))
+    needed = -int(-1.3 // share)
+    assert f"--max-megapixels {needed}, GDINO_MAX_MEGAPIXELS={needed} or PictureLimits(pixels={needed}_000_000)" in str(
+        refusal.value
+    )
+    monkeypatch.setenv("GDINO_MAX_MEGAPIXELS", str(needed))
+    assert load_image(data).size == (1300, 1000)
+
+
 def test_the_pictures_inside_an_icon_count():
     inner = png(9_000, 9_000, 8, 0, zlib.compress(bytes(1000)))
     bitmap = struct.pack("<IiiHHIIiiII", 40, 20_000, 20_000, 1, 24, 0, 0, 0, 0, 0, 0) + bytes(100)

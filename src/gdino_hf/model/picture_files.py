@@ -267,7 +267,7 @@ def _read(source: Any, limits: PictureLimits, name: str) -> bytes:
         raise PictureError(
             name,
             f"has more than {limits.bytes / MEGABYTE:g} MB, the limit of a picture",
-            "make it smaller, or raise the limit with GDINO_MAX_MEGABYTES or PictureLimits(bytes=...)",
+            "make it smaller, or allow it with --max-megabytes, GDINO_MAX_MEGABYTES or PictureLimits(bytes=...)",
             "bytes",
         )
     return data

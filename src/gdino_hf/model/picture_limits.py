@@ -91,11 +91,14 @@ def check_pixels(size: tuple[int, int], share: float, limits: PictureLimits, nam
     width, height = size
     most = int(limits.pixels * share)
     if width * height > most:
+        # Rounded up, and more for a format that may use only a part of the limit.
+        needed = -int(-width * height // (share * MEGAPIXEL))
         of_its_kind = "" if share == 1 else " of its format"
         raise PictureError(
             name,
             f"has {width} x {height} pixels; a picture{of_its_kind} may have {most / MEGAPIXEL:g} million",
-            "make it smaller, or raise the limit with GDINO_MAX_MEGAPIXELS or PictureLimits(pixels=...)",
+            f"make it smaller, or allow it with --max-megapixels {needed}, GDINO_MAX_MEGAPIXELS={needed} or "
+            f"PictureLimits(pixels={needed}_000_000)",
             "pixels",
         )
 
@@ -141,7 +144,7 @@ def too_slow(name: str, limits: PictureLimits) -> PictureError:
     return PictureError(
         name,
         f"takes more than {limits.seconds:g} seconds to decode, the limit of a picture",
-        "save it again, or raise the limit with GDINO_MAX_SECONDS or PictureLimits(seconds=...)",
+        "save it again, or allow it with --max-seconds, GDINO_MAX_SECONDS or PictureLimits(seconds=...)",
         "time",
     )
 
