@@ -13,7 +13,7 @@ from PIL import Image
 from gdino_hf.model.picture_files import open_picture
 from gdino_hf.model.picture_limits import PictureError, PictureLimits
 from gdino_hf.model.picture_pixels import to_rgb
-from gdino_hf.model.text_prompt import split_labels
+from gdino_hf.model.text_prompt import shorten, split_labels
 
 MEGABYTE = 2**20
 LARGEST_REQUEST = 100 * MEGABYTE
@@ -134,7 +134,7 @@ def parse_labels(text: str | None, *, required: bool = True) -> list[str]:
         raise Refused(f"There are {len(labels)} labels; one request takes {MOST_LABELS}, ask in two.")
     for label in labels:
         if all(unicodedata.category(character)[0] in "PZ" for character in label):
-            raise Refused(f"The label {label!r} consists of punctuation; use words.")
+            raise Refused(f"The label {shorten(label)} consists of punctuation; use words.")
     return labels
 
 

@@ -24,28 +24,14 @@ from gdino_hf.model.text_prompt import split_labels
 
 PROMPTS, STEP = 2_000, 30
 SECONDS, KILOBYTES = 10.0, 2**20
+LONGEST = 1_000_000
 
 WORDS = ("cat", "dog", "remote control", "St. Bernard", "3.5 mm jack", "U.S. flag", "a", "the", "person in red")
+SIGNS = "[CLS] [SEP] [PAD] [MASK] [UNK] ##ing <script> =1+1 =HYPERLINK(1) %s{} --labels ../.. \\n @file None nan"
+SCRIPTS = "安全帽 猫 кошка قطة 🐱 👩‍🚒 ﬁ İ ß 𝒄𝒂𝒕 ½ ﷺ"
 PIECES = (
-    *[
-        "[CLS]",
-        "[SEP]",
-        "[PAD]",
-        "[MASK]",
-        "[UNK]",
-        "##ing",
-        "<script>",
-        "=1+1",
-        "=HYPERLINK(1)",
-        "%s{}",
-        "--labels",
-        "../..",
-        "\\n",
-        "@file",
-        "None",
-        "nan",
-    ],
-    *["安全帽", "猫", "кошка", "قطة", "🐱", "👩\u200d🚒", "ﬁ", "İ", "ß", "𝒄𝒂𝒕", "½", "ﷺ"],
+    *SIGNS.split(),
+    *SCRIPTS.split(),
     *("\x1b[2J", "\x00", "\u202e", "\ufeff", "\u200b", "\u200d", "\ud800", "\udfff", "\U000e0041", "\uffff"),
     *(".", "..", ",", "?", "。", "、", "\n", "\r\n", "\t", "\u2028", "...", ". .", ",,", '"', "-", "_", "()", "!!!"),
     *("' or 1", "e" + "\u0301" * 200, "a." * 300, "z" * 5_000),
@@ -60,7 +46,7 @@ def text(rng):
         for _ in range(rng.choice((0, 1, 1, 2, 3, 8, 40)))
     ]
     found = rng.choice(("", " ", " ", ", ", ". ")).join(pieces)
-    return found * rng.choice((1, 1, 1, 1, 1, 30, 3_000))
+    return (found * rng.choice((1, 1, 1, 1, 1, 30, 3_000)))[:LONGEST]
 
 
 def character(rng):

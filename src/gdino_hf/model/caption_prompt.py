@@ -3,7 +3,15 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .text_prompt import Prompt, PromptChunk, check_characters, shorten, spans_from_ids, special_token_ids
+from .text_prompt import (
+    CHARACTERS_PER_TOKEN,
+    Prompt,
+    PromptChunk,
+    check_characters,
+    shorten,
+    spans_from_ids,
+    special_token_ids,
+)
 
 
 def caption_tokens(caption: str, tokenizer: Any) -> list[tuple[int, int, int]]:
@@ -55,6 +63,12 @@ def build_caption(caption: str, tokenizer: Any, max_text_len: int = 256) -> Prom
         ValueError: The caption has no word, or more tokens than a prompt takes.
     """
     special = special_token_ids(tokenizer)
+    most = CHARACTERS_PER_TOKEN * max_text_len
+    if isinstance(caption, str) and len(caption) > most:
+        raise ValueError(
+            f"The caption {shorten(caption)} has {len(caption)} characters but a prompt of {max_text_len} tokens takes "
+            f"at most {most}; shorten it."
+        )
     tokens = caption_tokens(caption, tokenizer)
     if tokens and tokens[-1][0] not in special:
         tokens.append((special[2], len(caption), len(caption)))
