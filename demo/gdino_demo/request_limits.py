@@ -302,8 +302,12 @@ class Sweeper:
             with contextlib.suppress(OSError):
                 os.unlink(path)
 
+    def tidy(self) -> None:
+        """Remove what is no longer used, on the disk and in memory, and return the memory to the system."""
+        self.sweep()
+        self.also()
+        return_free_memory()
+
     def _run(self) -> None:
         while not self._stop.wait(min(_SWEEP_SECONDS, self.seconds)):
-            self.sweep()
-            self.also()
-            return_free_memory()
+            self.tidy()
