@@ -3,14 +3,18 @@
     python tests/benchmarks/bench_model_cpu.py [--size 800 1066] [--dtype bfloat16|int8] [--optimize] [--train]
 
 Both load the same random weights of Grounding DINO-T's shape, and their runs alternate in one process. Besides medians
-of wall time, the process's CPU time is printed, which other work on the machine distorts less.
+of wall time, the process's CPU time is printed, which other work on the machine distorts less. `--busy N` makes such
+work: N endless loops run beside both.
 """
 
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -170,6 +174,7 @@ def main():
     parser.add_argument(
         "--train", action="store_true", help="time forward and backward (default size 480x640, batch 2)"
     )
+    parser.add_argument("--busy", type=int, default=0, metavar="N", help="endless Python loops to run beside")
     parser.add_argument("--json", help="write the report to this file")
     args = parser.parse_args()
     args.size = args.size or ((480, 640) if args.train else (800, 1066))
@@ -180,12 +185,27 @@ def main():
         peer, ours = make_models(folder, "float32" if int8 else args.dtype)
         if args.optimize or int8:
             ours.optimize_for_inference(int8=True if int8 else None)
-        report = (bench_training if args.train else bench_forward)(args, peer, ours)
+        with ExitStack() as loops:
+            for _ in range(args.busy):
+                process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+                loops.callback(process.wait)
+                loops.callback(process.kill)
+            report = (bench_training if args.train else bench_forward)(args, peer, ours)
         if args.train:
             report["peak_gigabytes"] = {name: peak_memory(args, folder, name) for name in report["seconds"]}
-    report = {"size": args.size, "batch": args.batch, "threads": args.threads, "repeats": args.repeats, **report}
+    arguments = {
+        "size": args.size,
+        "batch": args.batch,
+        "threads": args.threads,
+        "repeats": args.repeats,
+        "busy": args.busy,
+    }
+    report = {**arguments, **report}
     baseline = report["seconds"]["transformers float32"]
-    print(f"{args.size[0]}x{args.size[1]}, batch {args.batch}, {args.threads} threads, medians of {args.repeats}")
+    beside = f", beside {args.busy} busy processes" if args.busy else ""
+    print(
+        f"{args.size[0]}x{args.size[1]}, batch {args.batch}, {args.threads} threads, medians of {args.repeats}{beside}"
+    )
     for name, seconds in report["seconds"].items():
         print(
             f"{name:32} wall {seconds['wall']:7.3f} s ({baseline['wall'] / seconds['wall']:5.2f}x)   best "

@@ -15,10 +15,10 @@ from transformers import ResNetConfig
 from gdino_hf import GDinoModel
 from gdino_hf.inference import onednn
 from gdino_hf.inference import optimize as optimize_module
-from gdino_hf.inference.int8_encoder import Int8DeformableLayer
 from gdino_hf.inference.int8_linear import Int8Linear, has_int8
 from gdino_hf.inference.onednn import can_pack
 from gdino_hf.inference.packed_attention import PackedMSDeformAttn
+from gdino_hf.inference.packed_encoder import PackedDeformableLayer
 from gdino_hf.inference.packed_linear import PackedLinear, share_state
 from gdino_hf.inference.packed_swin import PackedSwin
 from gdino_hf.model.heads import BoxHead, Float32Linear
@@ -161,7 +161,7 @@ def test_int8_swin_with_published_head_width_stays_close(tiny_config):
 def test_int8_covers_image_tokens_and_queries_but_not_text_boxes_and_scores(tiny_config):
     optimized = lively(tiny_config).optimize_for_inference(int8=True)
     model = optimized.model
-    assert {type(layer.deformable_layer) for layer in model.encoder.layers} == {Int8DeformableLayer}
+    assert {type(layer.deformable_layer) for layer in model.encoder.layers} == {PackedDeformableLayer}
     assert model.backbone.fast_forward.int8
     linear = {name: type(module) for name, module in optimized.named_modules() if isinstance(module, PackedLinear)}
     for name, kind in linear.items():
@@ -200,13 +200,14 @@ def test_int8_model_cast_to_another_dtype_computes_each_part_once(tiny_config):
     optimized = copy.deepcopy(plain).optimize_for_inference(int8=True).bfloat16()
     calls = []
     for layer in optimized.model.encoder.layers:
-        layer.deformable_layer.self_attn.value_proj.register_forward_hook(lambda *_: calls.append(1))
+        attention = layer.deformable_layer.self_attn
+        attention.value_proj.register_forward_hook(lambda _, inputs, output: calls.append(output.shape[:-1].numel()))
     inputs = make_inputs(height=64, width=96)
     with torch.inference_mode():
         theirs = plain.model(**inputs).encoder_last_hidden_state_vision
         ours = optimized.model(**{**inputs, "pixel_values": inputs["pixel_values"].bfloat16()})
     assert far(ours.encoder_last_hidden_state_vision, theirs) < HALF_ROUNDING
-    assert len(calls) == len(optimized.model.encoder.layers)
+    assert sum(calls) == theirs.shape[:2].numel() * len(optimized.model.encoder.layers)
 
 
 @pytest.mark.parametrize("int8", [False, pytest.param(True, marks=needs_int8)])
@@ -263,7 +264,7 @@ def test_bfloat16_stays_close_and_becomes_float32_where_that_is_faster(tiny_conf
     plain = lively(tiny_config)
     with caplog.at_level("WARNING"):
         optimized = copy.deepcopy(plain).bfloat16().optimize_for_inference(int8)
-    eight = any(isinstance(module, Int8DeformableLayer) for module in optimized.modules())
+    eight = any(isinstance(module, Int8Linear) for module in optimized.modules())
     assert eight == (widened and int8 is None and has_int8())
     assert ("8-bit" in caplog.text) == eight
     assert ("slow at bfloat16" in caplog.text) == widened
@@ -395,9 +396,9 @@ def encoder_layer(config):
         (lambda config: nn.Linear(3, 2), PackedLinear, {"activation", "_packed"}),
         (lambda config: nn.Linear(3, 2, bias=False), Int8Linear, {"activation", "_packed"}),
         (lambda config: attention(), PackedMSDeformAttn, {"_kind", "_joint"}),
-        (encoder_layer, Int8DeformableLayer, set()),
+        (encoder_layer, PackedDeformableLayer, set()),
     ],
-    ids=["PackedLinear", "Int8Linear", "PackedMSDeformAttn", "Int8DeformableLayer"],
+    ids=["PackedLinear", "Int8Linear", "PackedMSDeformAttn", "PackedDeformableLayer"],
 )
 def test_replacements_carry_over_every_attribute(tiny_config, make, replace, replaced):
     """A field that is added to a layer later reaches its replacement without a change there."""

@@ -46,8 +46,7 @@ class PromptPacker:
             turn: Number that selects the group of positives, usually the epoch.
 
         Returns:
-            Distinct labels in the given order. A label that is too long for any prompt, or has no word that the
-            tokenizer knows, is logged once and dropped.
+            Distinct labels in the given order. A label too long for any prompt is logged once and dropped.
         """
         # Groups must stay the same in every epoch, so they follow the order of the row's names, not of the prompt.
         present = list(dict.fromkeys(key for name in positives if (key := self.key(name)) is not None))

@@ -103,7 +103,14 @@ class Int8Library:
         pointers = (x.data_ptr() for x in (weight, packed, scale, offset))
         _check(self._library.int8_pack(inputs, columns, *pointers))
 
-    def linear(self, x: Tensor, weight: Int8Weight, activation: str = "none", addend: Tensor | None = None) -> Tensor:
+    def linear(
+        self,
+        x: Tensor,
+        weight: Int8Weight,
+        activation: str = "none",
+        addend: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
         """Compute activation((x + addend) W^T + b).
 
         Args:
@@ -111,6 +118,7 @@ class Int8Library:
             weight: Quantized weight with C inputs and N columns.
             activation: "none", "relu" or "gelu".
             addend: Tensor that is added to x: it has x's shape, or size 1 along the first dimension. None adds nothing.
+            out: Contiguous tensor (..., N) that takes the result; a new one if None.
 
         Returns:
             (..., N) float32 output.
@@ -127,7 +135,7 @@ class Int8Library:
                 raise ValueError(
                     f"addend is {tuple(addend.shape)} and x is {tuple(x.shape)}: give it x's shape, or 1 as first size."
                 )
-        out = x.new_empty(*x.shape[:-1], layer.columns)
+        out = _output(out, x, layer.columns)
         run = self._library.int8_linear
         number = _ACTIVATIONS[activation]
         _check(
@@ -145,6 +153,7 @@ class Int8Library:
         before: nn.LayerNorm,
         branch: tuple[Tensor, Int8Weight] | None = None,
         after: nn.LayerNorm | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """Compute a feed-forward block with its normalizations and residual, without intermediate results in memory.
 
@@ -161,6 +170,7 @@ class Int8Library:
             before: Normalization over C in front of the block.
             branch: An input y (..., C) float32 and its quantized weight W_y from C to C, or None.
             after: Normalization over C behind the block, or None.
+            out: Contiguous tensor (..., C) that takes the result, not x itself; a new one if None.
 
         Returns:
             (..., C) float32 output.
@@ -178,7 +188,7 @@ class Int8Library:
                     f"The branch is {tuple(other.shape)} {other.dtype} and x is {tuple(x.shape)} {x.dtype}: give them "
                     "one shape and dtype."
                 )
-        out = torch.empty_like(x)
+        out = _output(out, x, x.shape[-1])
         _check(
             self._library.int8_feed_forward(
                 rows,
@@ -207,6 +217,7 @@ class Int8Library:
         before: nn.LayerNorm,
         qkv: Int8Weight,
         project: Int8Weight,
+        out: Tensor | None = None,
     ) -> Tensor:
         """Compute the attention half of a Swin layer (Liu et al. 2021, section 3.2) with heads of 32 channels.
 
@@ -221,6 +232,7 @@ class Int8Library:
             before: Normalization over C in front of the attention.
             qkv: Quantized weight from C to 3C: queries, keys and values.
             project: Quantized weight from C to C.
+            out: Contiguous tensor (B, T, C) that takes the tokens of these windows, not x itself; a new one if None.
 
         Returns:
             (B, T, C) float32 tokens.
@@ -238,7 +250,7 @@ class Int8Library:
             raise ValueError(
                 f"bias has shape {tuple(bias.shape)}: give float32 ({heads}, {area}, {area}) for {width} channels."
             )
-        out = torch.empty_like(x)
+        out = _output(out, x, width)
         sizes = (batch, tokens, windows, area, heads)
         _check(
             self._library.int8_window_attention(
@@ -340,6 +352,15 @@ def _rows(x: Tensor, width: int) -> int:
             f"The layer takes {width} float32 channels: give it those instead of {x.shape[-1]} {x.dtype} ones."
         )
     return x.numel() // width
+
+
+def _output(out: Tensor | None, x: Tensor, columns: int) -> Tensor:
+    shape = (*x.shape[:-1], columns)
+    if out is None:
+        return x.new_empty(shape)
+    if out.shape != shape or out.dtype != x.dtype or not out.is_contiguous():
+        raise ValueError(f"out is {tuple(out.shape)} {out.dtype}: give a contiguous {x.dtype} tensor of shape {shape}.")
+    return out
 
 
 def _pointer(x: Tensor | None) -> int | None:

@@ -1,9 +1,10 @@
-"""Linear layers through oneDNN with prepacked weights: the one file that calls torch's private mkldnn operators.
+"""Layers through oneDNN with prepacked weights: the one file that calls torch's private mkldnn operators.
 
-`torch.ops.mkldnn._reorder_linear_weight` and `_linear_pointwise` are what torch's own compiler emits for CPUs. They
-have no stability promise; they were tried with torch 2.13. Builds without oneDNN lack them, and a later release may
-rename them or change their arguments. `can_pack` therefore computes a small example and compares it with the known
-answer. If that fails, it returns False, `optimize_for_inference` logs one line, and ordinary linear layers run.
+`torch.ops.mkldnn._reorder_linear_weight`, `_linear_pointwise` and their counterparts for convolutions are what torch's
+own compiler emits for CPUs. They have no stability promise; they were tried with torch 2.13. Builds without oneDNN lack
+them, and a later release may rename them or change their arguments. `can_pack` therefore computes a small example and
+compares it with the known answer. If that fails, it returns False, `optimize_for_inference` logs one line, and ordinary
+linear layers run.
 """
 
 import functools
@@ -31,6 +32,35 @@ def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None, activation: st
         (..., N) output.
     """
     return torch.ops.mkldnn._linear_pointwise(x, packed, bias, activation, [], "none" if activation == "gelu" else "")
+
+
+def pack_convolution(weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], groups: int) -> Tensor:
+    """Convert an (N, C / groups, kh, kw) weight to oneDNN's layout for this CPU."""
+    weight = weight.detach().contiguous(memory_format=torch.channels_last)
+    return torch.ops.mkldnn._reorder_convolution_weight(weight, padding, stride, (1, 1), groups, None)
+
+
+def packed_convolution(
+    x: Tensor, packed: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int], groups: int
+) -> Tensor:
+    """Convolve (B, C, H, W) with a weight that `pack_convolution` returned for the same stride, padding and groups."""
+    return torch.ops.mkldnn._convolution_pointwise(x, packed, bias, padding, stride, (1, 1), groups, "none", [], "")
+
+
+@functools.cache
+def can_pack_convolutions(dtype: torch.dtype) -> bool:
+    """Return whether this build of torch packs convolutions of a dtype and computes them correctly."""
+    if not can_pack(dtype):
+        return False
+    try:
+        weight = torch.arange(18, dtype=dtype, device="cpu").view(1, 2, 3, 3)
+        settings = (2, 2), (0, 1), 1
+        found = packed_convolution(
+            torch.ones_like(weight), pack_convolution(weight, *settings), weight.new_ones(1), *settings
+        )
+        return found.float().flatten().tolist() == [109.0, 97.0]
+    except (AttributeError, RuntimeError, TypeError):
+        return False
 
 
 @functools.cache

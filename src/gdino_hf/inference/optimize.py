@@ -11,24 +11,31 @@ The published parameters stay in place, so `state_dict` and `save_pretrained` re
 """
 
 import logging
+import threading
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..model import token_blocks
 from ..model.decoder import DecoderLayer
 from ..model.encoder import DeformableLayer, TextEnhancerLayer
-from ..model.fusion import BiAttention
+from ..model.fusion import BiAttention, FusionLayer
 from ..model.heads import BoxHead
 from ..model.ms_deform_attn import MSDeformAttn
 from ..model.pretrained_gdino import GDinoPreTrainedModel
-from .int8_encoder import Int8DeformableLayer
 from .int8_linear import Int8Linear, check_int8, has_int8
 from .onednn import bfloat16_is_slower, can_pack
 from .packed_attention import PackedMSDeformAttn
+from .packed_convolution import pack_convolutions
+from .packed_decoder import PackedDecoderLayer
+from .packed_encoder import PackedDeformableLayer
+from .packed_fusion import PackedFusionLayer
 from .packed_linear import PackedLinear
 from .packed_swin import PackedSwin
 from .prompt_cache import PromptCache
+from .workers import only_blocks, run_blocks
 
 logger = logging.getLogger(__name__)
 
@@ -67,13 +74,39 @@ def optimize_for_inference(model: Any, int8: bool | None = None) -> Any:
     core = model.base_model
     model._optimized = core._optimized = True
     pack_model(model, int8)
+    for module in {model, core}:
+        module.register_forward_pre_hook(_enter)
+        module.register_forward_hook(_leave, always_call=True)
     core.text_feature_cache = PromptCache()
     return model
 
 
 def install() -> None:
-    """Install `optimize_for_inference` in the model classes, since model/ does not import this package."""
+    """Give the model classes `optimize_for_inference`, and their row blocks several workers.
+
+    The folder model/ does not import this package.
+    """
+    token_blocks.run = run_blocks
     setattr(GDinoPreTrainedModel, "optimize_for_inference", optimize_for_inference)  # noqa: B010 - mypy refuses to assign methods
+
+
+_contexts = threading.local()
+
+
+def _enter(module: nn.Module, inputs: Any) -> None:
+    """Let only row blocks use several threads while a model runs on a CPU."""
+    if torch.compiler.is_compiling():
+        return
+    stack = _contexts.__dict__.setdefault("stack", [])
+    packed = not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
+    context = only_blocks() if packed and next(module.parameters()).device.type == "cpu" else nullcontext()
+    context.__enter__()
+    stack.append(context)
+
+
+def _leave(module: nn.Module, inputs: Any, output: Any) -> None:
+    if not torch.compiler.is_compiling():
+        _contexts.stack.pop().__exit__(None, None, None)
 
 
 def _check_class(model: Any) -> None:
@@ -121,6 +154,7 @@ def pack_model(model: Any, int8: bool = False) -> None:
     if core is not model:
         pack_layers(model.bbox_embed)
     backbone = core.backbone.conv_encoder.model
+    pack_convolutions(core)
     core.backbone.fast_forward = PackedSwin(backbone, int8) if PackedSwin.knows(backbone) else ChannelsLast(backbone)
 
 
@@ -135,13 +169,27 @@ def pack_layers(module: nn.Module, int8: bool = False) -> None:
         int8: Whether the layers of image tokens and queries multiply 8-bit integers. The text has too few tokens to
             gain from it, and the layers that produce boxes and scores must not be rounded.
     """
-    if int8:
-        for parent in list(module.modules()):
-            for name, child in list(parent.named_children()):
-                if type(child) is DeformableLayer and type(child.activation) is nn.ReLU and _fits(child.self_attn):
-                    setattr(parent, name, Int8DeformableLayer(child))
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, (DeformableLayer, DecoderLayer)) and (replacement := _pack_block(child, int8)):
+                setattr(parent, name, replacement)
+            elif type(child) is FusionLayer:
+                setattr(parent, name, PackedFusionLayer(child))
     kept = {head.layers[-1] for head in module.modules() if isinstance(head, BoxHead)}
     _pack_below(module, int8, PackedLinear, kept)
+
+
+def _pack_block(layer: DeformableLayer | DecoderLayer, int8: bool) -> nn.Module | None:
+    """Return a packed layer that computes whole blocks of rows; None if a part of the layer is not as published."""
+    parts = [module for module in layer.modules() if next(module.parameters(recurse=False), None) is not None]
+    attention: nn.Module = layer.self_attn if isinstance(layer, DeformableLayer) else layer.encoder_attn
+    if not {type(part) for part in parts} <= {nn.Linear, nn.LayerNorm} or type(layer.activation) is not nn.ReLU:
+        return None
+    if type(attention) is not MSDeformAttn or not _fits(attention):
+        return None
+    if type(layer) is DeformableLayer:
+        return PackedDeformableLayer(layer, int8)
+    return PackedDecoderLayer(layer, int8) if type(layer) is DecoderLayer else None
 
 
 def _pack_below(module: nn.Module, int8: bool, kind: type[PackedLinear], kept: set[nn.Module]) -> None:
@@ -149,7 +197,7 @@ def _pack_below(module: nn.Module, int8: bool, kind: type[PackedLinear], kept: s
     if is_block and type(module.activation) is nn.ReLU and type(module.fc1) is nn.Linear:
         module.fc1, module.activation = kind(module.fc1, "relu"), nn.Identity()
     for name, child in list(module.named_children()):
-        if isinstance(child, (BiAttention, Int8DeformableLayer)) or child in kept:
+        if isinstance(child, (BiAttention, PackedDeformableLayer, PackedDecoderLayer)) or child in kept:
             continue
         if type(child) is nn.Linear:
             setattr(module, name, kind(child))

@@ -8,8 +8,12 @@ from torch import Tensor, nn
 from ..model.ms_deform_attn import MSDeformAttn
 from ..model.msda_backends import requested_backend
 from ..model.msda_c import CpuLibrary, load
-from .int8_linear import Int8Linear
+from .int8_linear import Int8Linear, weights_for
 from .packed_linear import PackedLinear, runs_packed, share_state, side_by_side, state_of
+from .workers import RowBlocks, run_rows
+
+BLOCK = 256
+"""Tokens that one worker computes at a time."""
 
 
 class PackedMSDeformAttn(MSDeformAttn):
@@ -49,8 +53,34 @@ class PackedMSDeformAttn(MSDeformAttn):
         if library is None:
             return super().forward(queries, values, reference_points, spatial_shapes, value_mask, output_attentions)
         projected = self.joint_projection()(queries)
-        sampled = self.sample(library, projected, values, reference_points, spatial_shapes, value_mask)
-        return self.output_proj(sampled), None
+        values = self.all_values(values, value_mask)
+        return self.output_proj(self.sample(library, projected, values, reference_points, spatial_shapes)), None
+
+    def all_values(self, features: Tensor, mask: Tensor | None) -> Tensor:
+        """Project the features (B, S, D) of all image tokens; `mask` is (B, S) bool, True on real tokens, or None."""
+        values = features.new_empty(*features.shape[:2], self.value_proj.out_features)
+
+        def block(image: int, rows: slice) -> None:
+            self.project_values(features[image, rows], None if mask is None else mask[image, rows], values[image, rows])
+
+        run_rows(RowBlocks(block, features.shape[0], features.shape[1], BLOCK))
+        return values
+
+    def project_values(self, features: Tensor, mask: Tensor | None, output: Tensor) -> None:
+        """Write the values of N tokens to an output (N, D).
+
+        Args:
+            features: (N, D) features.
+            mask: (N,) bool, True on real tokens; padded tokens become zero. None if all are real.
+            output: Contiguous tensor that takes the values.
+        """
+        weights = weights_for(features, self.value_proj)
+        if weights is None:
+            output.copy_(self.value_proj(features))
+        else:
+            weights[0].library.linear(features, weights[0], out=output)
+        if mask is not None:
+            output.masked_fill_(~mask[:, None], 0.0)
 
     def sample(
         self,
@@ -59,26 +89,21 @@ class PackedMSDeformAttn(MSDeformAttn):
         values: Tensor,
         reference_points: Tensor,
         spatial_shapes: Sequence[tuple[int, int]],
-        value_mask: Tensor | None,
     ) -> Tensor:
         """Sample and sum the values, without the output projection.
 
         Args:
             library: The C kernels that `library_for` returned.
             projected: (B, Q, 3 * M * L * K) output of `joint_projection` for the queries.
-            values: (B, S, D) features of all levels, one level after the other.
+            values: (B, S, D) values of all levels, one level after the other, see `all_values`.
             reference_points: (B or 1, Q, L, 2) points or (B or 1, Q, L, 4) cxcywh boxes.
             spatial_shapes: (height, width) of each level.
-            value_mask: (B, S) bool, True on real tokens. None if all tokens are real.
 
         Returns:
             (B, Q, D) sums, heads side by side.
         """
-        value = self.value_proj(values)
-        if value_mask is not None:
-            value = value.masked_fill(~value_mask[..., None], 0.0)
         sides = [side for shape in spatial_shapes for side in shape]
-        heads = value.unflatten(-1, (self.num_heads, -1))
+        heads = values.unflatten(-1, (self.num_heads, -1))
         return library.forward_projected(heads, sides, projected, reference_points, self.num_points)
 
     def joint_projection(self) -> Any:

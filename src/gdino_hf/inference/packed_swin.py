@@ -1,8 +1,8 @@
 """transformers' Swin backbone on a CPU, computed a few windows at a time.
 
 The stock layer writes the whole feature map to memory eight times while it pads, shifts, partitions and reverses. Here
-an index of each window's tokens, cached per image size, replaces these steps (Liu et al. 2021, section 3.2), and the
-data of a few windows stays in the CPU's cache.
+an index of each window's tokens, cached per image size, replaces these steps (Liu et al. 2021, section 3.2). One worker
+carries a few windows through attention and MLP, so their data stays in its cache.
 """
 
 import functools
@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..model.token_blocks import by_blocks
 from ..model.transformers_internals import has_known_swin_parts
-from .int8_linear import Int8Linear, weights_for
+from .int8_linear import Int8Linear, Int8Weight, weights_for
 from .packed_linear import PackedLinear, runs_packed, side_by_side, state_of
+from .workers import RowBlocks, run_rows
 
-_TOKENS = 1024  # tokens of the windows that are computed together
+_TOKENS = 1024  # tokens of the windows that are computed together, at most
+_BLOCKS = 16  # blocks into which a small map is divided
 
 
 @functools.lru_cache(maxsize=64)
@@ -71,52 +72,82 @@ class _Layer:
         self.fc1, self.fc2 = kind(mlp.fc1, "gelu"), kind(mlp.fc2)
         self.bias = attention.relative_position_bias().detach()
 
-    def attend(self, x: Tensor, height: int, width: int) -> Tensor:
-        """Apply window attention and add the residual, (B, height * width, C) to the same shape."""
-        index, regions = window_index(height, width, self.window, self.shift)
-        weights = weights_for(x, self.qkv, self.out) if x.shape[-1] == 32 * self.heads else None
-        if weights is not None:
-            qkv, out = weights
-            return qkv.library.window_attention(
-                x, index, regions, self.bias, before=self.norm_before, qkv=qkv, project=out
-            )
+    def __call__(self, x: Tensor, height: int, width: int) -> Tensor:
+        """Apply window attention and the MLP, each with its residual, (B, height * width, C) to the same shape."""
         batch, tokens, channels = x.shape
-        area = index.shape[1]
-        output = x.new_empty(batch, tokens + 1, channels)
-        step = max(1, _TOKENS // area)
-        for image in range(batch):
-            # Padding is zero after normalization and its output is unused, so one extra row stands for all padded
-            # positions.
-            rows = torch.cat((x[image], x.new_zeros(1, channels)))
-            for start in range(0, len(index), step):
-                places = index[start : start + step]
-                flat = places.flatten()
-                taken = rows.index_select(0, flat)
-                normed = self.norm_before(taken).masked_fill_((flat == tokens)[:, None], 0.0)
-                query, key, value = (
-                    self.qkv(normed).view(-1, area, 3, self.heads, channels // self.heads).permute(2, 0, 3, 1, 4)
-                )
-                bias = self.bias
-                if regions is not None:
-                    region = regions[start : start + step]
-                    apart = region[:, None, :] != region[:, :, None]
-                    if apart.any():
-                        bias = bias - 100.0 * apart[:, None].to(bias.dtype)
-                attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-                attended = attended.transpose(1, 2).reshape(-1, channels)
-                output[image].index_copy_(0, flat, self.out(attended).add_(taken))
-        return output[:, :tokens]
+        index, regions = window_index(height, width, self.window, self.shift)
+        x = x.contiguous()
+        output = torch.empty_like(x)
+        # Few large blocks suit the caches, but every worker should get several.
+        windows = max(1, min(_TOKENS, batch * tokens // _BLOCKS) // index.shape[1])
+        weights = weights_for(x, self.qkv, self.out, self.fc1, self.fc2) if channels == 32 * self.heads else None
+        if weights is not None:
+            self._in_8_bits(x, index, regions, weights, windows, output)
+            return output
 
-    def feed_forward(self, x: Tensor) -> Tensor:
-        """Apply the MLP and add the residual, (B, N, C) to the same shape."""
-        weights = weights_for(x, self.fc1, self.fc2)
-        if weights is None:
-            return by_blocks(self._feed_forward, x)
-        first, second = weights
-        return first.library.feed_forward(x, first, second, "gelu", before=self.norm_after)
+        def block(image: int, part: slice) -> None:
+            self._windows(x[image], index[part], None if regions is None else regions[part], output[image])
 
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.fc1(self.norm_after(x))).add_(x)
+        run_rows(RowBlocks(block, batch, len(index), windows))
+        return output
+
+    def _windows(self, x: Tensor, index: Tensor, regions: Tensor | None, output: Tensor) -> None:
+        """Compute some windows of one image, (tokens, C), and write their tokens to the output."""
+        tokens, channels = x.shape
+        places = index.flatten()
+        real = places < tokens
+        padded = not bool(real.all())
+        # Padding is zero after normalization; any row can stand for it, since its output is not used.
+        taken = x.index_select(0, places.clamp(max=tokens - 1) if padded else places)
+        normed = self.norm_before(taken)
+        if padded:
+            normed.masked_fill_(~real[:, None], 0.0)
+        query, key, value = (
+            self.qkv(normed).view(*index.shape, 3, self.heads, channels // self.heads).permute(2, 0, 3, 1, 4)
+        )
+        bias = self.bias
+        if regions is not None:
+            apart = regions[:, None, :] != regions[:, :, None]
+            if apart.any():
+                bias = bias - 100.0 * apart[:, None].to(bias.dtype)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        taken = self.out(attended.transpose(1, 2).reshape(-1, channels)).add_(taken)
+        if padded:
+            places, taken = places[real], taken[real]
+        output.index_copy_(0, places, self.fc2(self.fc1(self.norm_after(taken))).add_(taken))
+
+    def _in_8_bits(
+        self,
+        x: Tensor,
+        index: Tensor,
+        regions: Tensor | None,
+        weights: list[Int8Weight],
+        windows: int,
+        output: Tensor,
+    ) -> None:
+        """Compute the layer with 8-bit products, in two passes over the tokens."""
+        qkv, out, first, second = weights
+        library, (batch, tokens, _), attended = qkv.library, x.shape, torch.empty_like(x)
+
+        def attend(image: int, part: slice) -> None:
+            library.window_attention(
+                x[image, None],
+                index[part],
+                None if regions is None else regions[part],
+                self.bias,
+                before=self.norm_before,
+                qkv=qkv,
+                project=out,
+                out=attended[image, None],
+            )
+
+        def feed_forward(image: int, rows: slice) -> None:
+            library.feed_forward(
+                attended[image, rows], first, second, "gelu", before=self.norm_after, out=output[image, rows]
+            )
+
+        run_rows(RowBlocks(attend, batch, len(index), windows))
+        run_rows(RowBlocks(feed_forward, batch, tokens, windows * index.shape[1]))
 
 
 class _Merging:
@@ -129,9 +160,19 @@ class _Merging:
     def __call__(self, x: Tensor, height: int, width: int) -> Tensor:
         """Map (B, height * width, C) to (B, ceil(height / 2) * ceil(width / 2), 2C)."""
         x = F.pad(x.unflatten(1, (height, width)), (0, 0, 0, width % 2, 0, height % 2))
-        # The published weights expect the four neighbours in column-major order.
-        x = torch.cat([x[:, row::2, column::2] for column in range(2) for row in range(2)], dim=-1).flatten(1, 2)
-        return self.reduction(self.norm(x))
+        batch, height, width, _ = x.shape
+        output = x.new_empty(batch, height // 2, width // 2, self.reduction.out_features)
+
+        def block(image: int, rows: slice) -> None:
+            part = x[image, 2 * rows.start : 2 * rows.stop]
+            # The published weights expect the four neighbours in column-major order.
+            parts = [part[row::2, column::2] for column in range(2) for row in range(2)]
+            output[image, rows] = self.reduction(self.norm(torch.cat(parts, dim=-1)))
+
+        run_rows(
+            RowBlocks(block, batch, height // 2, max(1, min(_TOKENS, height * width // 4 // _BLOCKS) // (width // 2)))
+        )
+        return output.flatten(1, 2)
 
 
 class PackedSwin:
@@ -183,11 +224,22 @@ class PackedSwin:
         maps = []
         for name, (layers, merging) in zip(self.backbone.stage_names[1:], packed[1], strict=True):
             for layer in layers:
-                x = layer.feed_forward(layer.attend(x, height, width))
+                x = layer(x, height, width)
             if name in self.backbone.out_features:
-                normed = self.backbone.hidden_states_norms[name](x)
+                normed = _by_rows(self.backbone.hidden_states_norms[name], x)
                 maps.append(normed.unflatten(1, (height, width)).permute(0, 3, 1, 2))
             if merging is not None:
                 x = merging(x, height, width)
                 height, width = -(-height // 2), -(-width // 2)
         return maps
+
+
+def _by_rows(norm: nn.Module, x: Tensor) -> Tensor:
+    """Normalize each token, (B, N, C) to the same shape."""
+    output = torch.empty_like(x)
+
+    def block(image: int, rows: slice) -> None:
+        output[image, rows] = norm(x[image, rows])
+
+    run_rows(RowBlocks(block, x.shape[0], x.shape[1], _TOKENS))
+    return output

@@ -113,41 +113,61 @@ class BiAttention(nn.Module):
         text_mask: Tensor,
         output_attentions: bool,
     ) -> tuple[Tensor, Tensor, FusionWeights | None]:
-        """Compute the same attention without projecting image tokens to the inner width.
-
-        There are few text tokens, so each projection is moved to the text's side of its product: W_q to the scores'
-        keys, q . k = v . (W_q k) + b_q . k; W_ov to the text's values; W_vv to what the text pools from the image. An
-        image token then costs 3 * M * T * D multiplications instead of 3 * inner * (D + T), which is a fortieth for
-        seven text tokens and no more than before up to 256 of them.
-        """
-        heads, num_tokens = self.num_heads, text.shape[1]
-        key = self._split(self.text_proj(text)) * (self.vision_proj.out_features // heads) ** -0.5
-        weight, bias = (x.unflatten(0, (heads, -1)) for x in (self.vision_proj.weight, self.vision_proj.bias))
-        directions = (key @ weight).flatten(1, 2)
-        offsets = (key @ bias[:, :, None]).flatten(1, 2)
+        """Compute the same attention without projecting image tokens to the inner width; see `fold`."""
+        directions, offsets, brought = self.fold(text)
         # (B, M, T, S) rather than (B, M, S, T), so the sums of both softmaxes read memory in order.
-        scores = (directions @ vision.transpose(1, 2) + offsets).unflatten(1, (heads, num_tokens))
+        scores = (directions @ vision.transpose(1, 2) + offsets).unflatten(1, (self.num_heads, text.shape[1]))
 
         text_weights = scores.masked_fill(~text_mask[:, None, :, None], torch.finfo(scores.dtype).min).softmax(2)
-        text_weights = text_weights.transpose(2, 3)
-        over_text = F.dropout(text_weights.transpose(2, 3), self.dropout, self.training)
-        out_weight = self.out_vision_proj.weight.unflatten(1, (heads, -1)).permute(1, 2, 0)
-        brought = (self._split(self.values_text_proj(text)) @ out_weight).flatten(1, 2)
+        over_text = F.dropout(text_weights, self.dropout, self.training)
         to_vision = over_text.flatten(1, 2).transpose(1, 2) @ brought + self.out_vision_proj.bias
 
         if vision_mask is not None:
             scores = scores.masked_fill(~vision_mask[:, None, None, :], torch.finfo(scores.dtype).min)
         vision_weights = scores.softmax(3)
         over_vision = F.dropout(vision_weights, self.dropout, self.training)
-        pooled = (over_vision.flatten(1, 2) @ vision).unflatten(1, (heads, num_tokens))
-        weight, bias = (
-            x.unflatten(0, (heads, -1)) for x in (self.values_vision_proj.weight, self.values_vision_proj.bias)
-        )
+        pooled = over_vision.flatten(1, 2) @ vision
         # The attention weights of a row sum to one unless dropout removed some.
         total = over_vision.sum(3, keepdim=True) if self.training and self.dropout > 0 else 1.0
-        values = pooled @ weight.transpose(1, 2) + total * bias[:, None, :]
-        weights_of_both = (text_weights, vision_weights) if output_attentions else None
-        return to_vision, self.out_text_proj(values.transpose(1, 2).flatten(2)), weights_of_both
+        weights_of_both = (text_weights.transpose(2, 3), vision_weights) if output_attentions else None
+        return to_vision, self.unfold(pooled, total), weights_of_both
+
+    def fold(self, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Move the projections of image tokens to the text's side.
+
+        There are few text tokens, so each projection is moved to the text's side of its product: W_q to the scores'
+        keys, q . k = v . (W_q k) + b_q . k; W_ov to the text's values; W_vv to what the text pools from the image. An
+        image token then costs 3 * M * T * D multiplications instead of 3 * inner * (D + T), which is a fortieth for
+        seven text tokens and no more than before up to 256 of them.
+
+        Args:
+            text: (B, T, D) text features.
+
+        Returns:
+            W_q k (B, M * T, D) and b_q . k (B, M * T, 1), with which the scores are (W_q k) . v + b_q . k; and the
+            text's values times W_ov (B, M * T, D).
+        """
+        heads = self.num_heads
+        key = self._split(self.text_proj(text)) * (self.vision_proj.out_features // heads) ** -0.5
+        weight, bias = (x.unflatten(0, (heads, -1)) for x in (self.vision_proj.weight, self.vision_proj.bias))
+        out_weight = self.out_vision_proj.weight.unflatten(1, (heads, -1)).permute(1, 2, 0)
+        brought = self._split(self.values_text_proj(text)) @ out_weight
+        return (key @ weight).flatten(1, 2), (key @ bias[:, :, None]).flatten(1, 2), brought.flatten(1, 2)
+
+    def unfold(self, pooled: Tensor, total: Tensor | float = 1.0) -> Tensor:
+        """Project what the text pools from the image.
+
+        Args:
+            pooled: (B, M * T, D) sums of image features, weighted by each head's attention.
+            total: (B, M, T, 1) sums of those weights.
+
+        Returns:
+            (B, T, D) what each text token gathers from the image.
+        """
+        projection, heads = self.values_vision_proj, self.num_heads
+        weight, bias = (x.unflatten(0, (heads, -1)) for x in (projection.weight, projection.bias))
+        values = pooled.unflatten(1, (heads, -1)) @ weight.transpose(1, 2) + total * bias[:, None, :]
+        return self.out_text_proj(values.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
         """Split heads: (B, N, inner) to (B, M, N, Dh)."""
@@ -202,7 +222,7 @@ class FusionLayer(nn.Module):
         vision, text = self.layer_norm_vision(vision), self.layer_norm_text(text)
         to_vision, to_text, weights = self.attn(vision, text, vision_mask, text_mask, output_attentions)
         if self.kind == "gated":
-            return _mix(self.gate_vision, vision, to_vision), _mix(self.gate_text, text, to_text), weights
+            return mix(self.gate_vision, vision, to_vision), mix(self.gate_text, text, to_text), weights
         if not self.training or self.drop_path == 0.0:
             vision = torch.addcmul(vision, self.vision_param, to_vision)
             text = torch.addcmul(text, self.text_param, to_text)
@@ -216,6 +236,7 @@ def _gate(width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, width))
 
 
-def _mix(gate: nn.Module, own: Tensor, other: Tensor) -> Tensor:
+def mix(gate: nn.Module, own: Tensor, other: Tensor) -> Tensor:
+    """Return g * own + (1 - g) * other, with g = sigmoid(gate([own; other])), for (..., D) features."""
     share = gate(torch.cat((own, other), dim=-1)).sigmoid()
     return share * own + (1 - share) * other

@@ -169,22 +169,6 @@ class GDinoImageProcessor(BaseImageProcessor):
             raise ValueError(f"format must be 'coco_detection', got {form!r}; panoptic annotations have no boxes.")
         return options
 
-    def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Read pictures as RGB PIL images, with the formats and limits of `load_image`.
-
-        Args:
-            image_url_or_urls: A picture of any kind, or a list of these.
-
-        Returns:
-            The picture, or a list of them.
-
-        Raises:
-            ValueError: A picture cannot be read.
-        """
-        if isinstance(image_url_or_urls, (list, tuple)):
-            return [self.fetch_images(image) for image in image_url_or_urls]
-        return load_image(downloaded(image_url_or_urls))
-
     @staticmethod
     def boxes_from_coco(annotation: dict[str, Any], image_size: tuple[int, int]) -> dict[str, Tensor]:
         """Convert COCO annotations of one image to labels; see the module's function `boxes_from_coco`."""

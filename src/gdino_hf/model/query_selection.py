@@ -67,7 +67,7 @@ def select_queries(
         vision_mask = F.pad(vision_mask, (0, missing))
     features = project(vision.masked_fill(~valid[..., None], 0.0))
     logits = class_head(features)
-    best = logits.max(-1).values.masked_fill(~vision_mask, -torch.inf)
+    best = logits.amax(-1).masked_fill(~vision_mask, -torch.inf)
     index = best.topk(num_queries, dim=1).indices[..., None]
 
     def take(x: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 import base64
 import http.client
 import os
-import time
 import urllib.request
 from typing import Any
 
@@ -12,8 +11,6 @@ from .printable import printable
 
 SECONDS = 30.0
 """How long a server may take for each step of an answer, by default."""
-STEPS = 10
-"""How many times as long the whole answer may take."""
 
 _WEB = ("http://", "https://")
 # Every picture needs more base64 characters than this; a shorter string is a path.
@@ -25,8 +22,7 @@ def downloaded(image: Any, timeout: float | None = None) -> Any:
 
     Args:
         image: An http(s) or data address, a picture in base64, or a picture of any other type, paths included.
-        timeout: Seconds that a server may take for each step of its answer, which may take `STEPS` times as long in
-            all; None for `SECONDS`.
+        timeout: Seconds that a server may take for each step of its answer; None for `SECONDS`.
 
     Returns:
         The content as bytes, or the picture unchanged.
@@ -60,25 +56,13 @@ def _from_base64(text: str) -> bytes:
     return base64.b64decode("".join(text.split()), validate=True)
 
 
-def _read(answer: Any, most: int, latest: float) -> bytes:
-    """Read an answer of at most `most` bytes, and one byte more of a longer one, until the time given."""
-    parts, left = [], most + 1
-    # A slow server may send a byte now and then, which never exceeds the time for one step.
-    while left > 0 and (part := answer.read1(min(left, MEGABYTE))):
-        parts.append(part)
-        left -= len(part)
-        if time.monotonic() > latest:
-            raise TimeoutError("the server is too slow")
-    return b"".join(parts)
-
-
 def _fetched(address: str, timeout: float) -> bytes:
     """Download a picture."""
     name, most = printable(address, limit=200), PictureLimits.current().bytes
     request = urllib.request.Request(address, headers={"User-Agent": "gdino-hf"})
     try:
         with urllib.request.urlopen(request, timeout=timeout) as answer:
-            data = _read(answer, most, time.monotonic() + STEPS * timeout)
+            data: bytes = answer.read(most + 1)
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise ValueError(f"{name} cannot be read ({printable(error, limit=200)}); check the address.") from error
     if len(data) > most:

@@ -13,6 +13,16 @@ BLOCK = 512
 """Number of tokens per block; at 2048 channels in float32, a block is 4 MB."""
 
 
+def run_in_order(function: Callable[[int], None], blocks: int) -> None:
+    """Call `function(0)` to `function(blocks - 1)`."""
+    for block in range(blocks):
+        function(block)
+
+
+run = run_in_order
+"""Runs the blocks. `gdino_hf.inference`, which this folder does not know, puts its workers here."""
+
+
 def by_blocks(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     """Apply a token-wise function block by block.
 
@@ -32,7 +42,10 @@ def by_blocks(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         return function(*tensors)
     rows = [x.reshape(tokens, x.shape[-1]) for x in tensors]
     output = torch.empty_like(rows[0])
-    for start in range(0, tokens, BLOCK):
-        block = slice(start, start + BLOCK)
-        output[block] = function(*(x[block] for x in rows))
+
+    def block(number: int) -> None:
+        part = slice(number * BLOCK, (number + 1) * BLOCK)
+        output[part] = function(*(x[part] for x in rows))
+
+    run(block, -(-tokens // BLOCK))
     return output.view(first.shape)
