@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
+from random_models import make_random_model
 
 sys.path.insert(0, str(Path(__file__).parent))
 from published import SMALL, mmdet, original
@@ -103,3 +108,30 @@ def test_a_learned_scale_is_refused(tmp_path):
     state = state_dict({**mmdet(SMALL), "bbox_head.cls_branches.0.log_scale": (1,)})
     with pytest.raises(ConversionError, match="log_scale"):
         convert(write(tmp_path / "mm.pth", {"state_dict": state}), tmp_path / "ours")
+
+
+@pytest.mark.parametrize("to", [None, "mmdet", "transformers"])
+def test_a_folder_whose_configuration_describes_another_head_converts_with_its_bias(to, tiny_config, tmp_path):
+    config = copy.deepcopy(tiny_config)
+    config.class_head, config.decoder_bbox_embed_share, config.decoder_cls_embed_share = "scaled_bias", False, False
+    model = make_random_model(config)
+    folder = tmp_path / "llmdet_swin_tiny_hf"
+    model.save_pretrained(folder)
+    fields = json.loads((folder / "config.json").read_text())
+    for name in ("class_head", "decoder_bbox_embed_share", "decoder_cls_embed_share"):
+        del fields[name]
+    (folder / "config.json").write_text(json.dumps({**fields, "model_type": "grounding-dino"}))
+    state = load_file(folder / "model.safetensors")
+    state = {key: tensor.reshape(1) if "class_embed" in key else tensor for key, tensor in state.items()}
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    target = tmp_path / ("out.pth" if to == "mmdet" else "out")
+    report = convert(folder, target, to=to)
+    assert any("class_head is 'scaled_bias'" in sentence for sentence in report.assumed)
+    if to == "mmdet":
+        stored = torch.load(target, weights_only=True)["state_dict"]
+        assert torch.equal(stored["bbox_head.cls_branches.1.bias"].view(()), model.class_embed[1].bias.detach())
+        return
+    loaded = GDinoForObjectDetection.from_pretrained(target)
+    assert loaded.config.class_head == "scaled_bias"
+    assert torch.equal(loaded.class_embed[1].bias, model.class_embed[1].bias)
+    assert torch.equal(loaded.bbox_embed[1].layers[0].weight, model.bbox_embed[1].layers[0].weight)

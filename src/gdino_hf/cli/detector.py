@@ -229,6 +229,8 @@ def _read_config(where: str, local: dict[str, bool]) -> Any:
             )
     elif not (Path(where) / _CONFIG).is_file() and (Path(where) / "model" / _CONFIG).is_file():
         raise ValueError(f"the model of this run is in {Path(where) / 'model'}")
+    elif not (Path(where) / _CONFIG).is_file() and (Path(where) / "adapter_config.json").is_file():
+        raise ValueError("it holds adapters alone; merge them into their model by `gdino convert`")
     config, _ = GDinoConfig.get_config_dict(where, **local)
     if not config:
         raise ValueError("there is no config.json in it")

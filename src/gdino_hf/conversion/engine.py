@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from gdino_hf.model.configuration_gdino import GDinoConfig
 from gdino_hf.model.load_errors import failure_cause
+from gdino_hf.model.weight_files import fitting_heads, single_numbers
 
 from ..error_text import CONFIG_ERRORS, reason
 from . import companions
@@ -106,6 +110,8 @@ def _convert(source: str, target: Path, layout: str | None, to: str | None, opti
         if merged:
             checkpoint = stack.enter_context(merge(checkpoint, options.base, _open_base, source))
         found, prefix = find_layout(checkpoint.shapes, source)
+        if found is TRANSFORMERS:
+            _make_scalars(checkpoint)
         if to is None:
             if layout is not None and found.name != layout:
                 raise ConversionError(
@@ -118,6 +124,16 @@ def _convert(source: str, target: Path, layout: str | None, to: str | None, opti
                 f"converted to {to}; convert it to ours first, without --to-{to}."
             )
         return _from_ours(checkpoint, LAYOUTS[to], source, target, options)
+
+
+def _make_scalars(checkpoint: Checkpoint) -> None:
+    """Read the numbers of class heads as scalars, as transformers stores them, where a file has vectors of length 1."""
+    for key in single_numbers(checkpoint.shapes):
+        checkpoint.add_reader(key, (), checkpoint.dtypes[key], partial(_first, checkpoint.reader(key)))
+
+
+def _first(reader: Callable[[], Tensor]) -> Tensor:
+    return reader().reshape(())
 
 
 def _open_base(base: str) -> Checkpoint:
@@ -171,7 +187,7 @@ def _to_ours(
 
 def _from_ours(checkpoint: Checkpoint, layout: Layout, source: str, target: Path, options: Options) -> Report:
     """Convert a model in our or transformers' layout to another layout."""
-    config = _read_config(checkpoint, source)
+    config, assumed = _read_config(checkpoint, source)
     if options.preset is not None:
         check_preset(config, options.preset, TRANSFORMERS, source)
     # Models saved by transformers may hold tensors that our layout lacks; for our own models this plan changes nothing.
@@ -196,7 +212,7 @@ def _from_ours(checkpoint: Checkpoint, layout: Layout, source: str, target: Path
     )
     plan.dropped.update(tidy.dropped)
     plan.dropped.update(tidy.kept)
-    report = Report(source, str(target), _model_type(checkpoint), layout.name, plan)
+    report = Report(source, str(target), _model_type(checkpoint), layout.name, plan, assumed=assumed)
 
     def read(key: str) -> Any:
         return ours[key].make(checkpoint.read)
@@ -248,7 +264,7 @@ def _config(
             raise ConversionError(
                 f"{source} is already in our layout; give {' or '.join(f'--to-{name}' for name in LAYOUTS)}."
             )
-        config = _read_config(checkpoint, source)
+        config, assumed = _read_config(checkpoint, source)
     else:
         facts = facts_of_source(layout, shapes, read)
         key_map = KeyMap(layout, facts)
@@ -287,8 +303,12 @@ def _model_type(checkpoint: Checkpoint) -> str:
     return str((checkpoint.config or {}).get("model_type"))
 
 
-def _read_config(checkpoint: Checkpoint, source: str) -> GDinoConfig:
-    """Read the configuration of a model folder in our or transformers' layout."""
+def _read_config(checkpoint: Checkpoint, source: str) -> tuple[GDinoConfig, list[str]]:
+    """Read the configuration of a model folder in our or transformers' layout, with the heads that the tensors show.
+
+    Returns:
+        The configuration, and a sentence if the folder's own describes other heads.
+    """
     if checkpoint.config is None:
         raise ConversionError(f"{source} has no config.json beside its weights; give the complete folder of the model.")
     model_type = _model_type(checkpoint)
@@ -297,7 +317,16 @@ def _read_config(checkpoint: Checkpoint, source: str) -> GDinoConfig:
             f"{source} is a model of type {model_type!r}; give one of type {', '.join(map(repr, _MODEL_TYPES))}."
         )
     try:
-        return GDinoConfig.from_dict(checkpoint.config)
+        config = GDinoConfig.from_dict(checkpoint.config)
+        heads = {
+            key: checkpoint.read(key) for key in checkpoint.shapes if key.startswith(("bbox_embed.", "class_embed."))
+        }
+        fields = fitting_heads(checkpoint.shapes, heads, config)
+        if not fields:
+            return config, []
+        shown = ", ".join(f"{name} is {value!r}" for name, value in fields.items())
+        changed = GDinoConfig.from_dict({**config.to_dict(), **fields})
+        return changed, [f"{shown}, as the tensors of the heads show, though config.json says otherwise"]
     except CONFIG_ERRORS as error:
         raise ConversionError(
             f"{checkpoint.path / 'config.json'} cannot be used ({reason(error)}); correct the file."
