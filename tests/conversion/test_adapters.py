@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForZeroShotObjectDetection
 
 from gdino_hf import NANO, GDinoConfig, GDinoForObjectDetection
 from gdino_hf.cli import main
@@ -76,6 +77,22 @@ def test_adapters_alone_are_merged_into_the_model_they_name(kind, base, tmp_path
     assert str(base) in report.notes["adapters"]
     assert_same(tmp_path / "merged", peft)
     assert (tmp_path / "merged" / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("kind", ["train", "everywhere"])
+def test_transformers_own_way_to_load_adapters_still_works(kind, base, tmp_path):
+    adapted(base, kind).save_pretrained(tmp_path / "adapter")
+    for load in (GDinoForObjectDetection, AutoModelForZeroShotObjectDetection):
+        model = load.from_pretrained(tmp_path / "adapter")
+        assert sum("lora_" in name for name, _ in model.named_parameters()) >= 20
+
+
+def test_detect_says_what_to_do_with_adapters(base, tmp_path, capsys, example_folder):
+    adapted(base, "train").save_pretrained(tmp_path / "adapter")
+    assert (
+        main(["detect", str(example_folder / "cat.jpg"), "--labels", "cat", "--model", str(tmp_path / "adapter")]) == 2
+    )
+    assert "merge them into their model by `gdino convert`" in capsys.readouterr().err
 
 
 def test_a_whole_model_with_adapters_needs_no_other(base, tmp_path):

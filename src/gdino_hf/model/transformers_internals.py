@@ -153,6 +153,9 @@ class PreTrainedModelHooks(PreTrainedModel):
     @staticmethod
     def _load_pretrained_model(model: Any, state_dict: Any, checkpoint_files: Any, *args: Any, **kwargs: Any) -> Any:
         # Only this method receives the paths of the files, in a local folder or in the Hub's cache.
+        # Adapters of peft, which load with the names that they consist of, are no checkpoint of the whole model.
+        if len(args) > 1 or "expected_keys" in kwargs:
+            return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
         # Quantized files and `ignore_mismatched_sizes` have tensors of other shapes.
         options = args[0] if args else kwargs.get("load_config")
         exact = not (getattr(options, "ignore_mismatched_sizes", False) or getattr(options, "hf_quantizer", None))
