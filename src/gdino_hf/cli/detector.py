@@ -87,7 +87,7 @@ class Detector:
             local = {"local_files_only": not Path(where).exists() and not _hub_answers()}
             config = _read_config(where, local)
             self.processor = GDinoProcessor.from_pretrained(where, **local)
-            _check_tokenizer(self.processor.tokenizer)
+            _check_tokenizer(self.processor.tokenizer, config)
             # Labels that exceed the model's prompt length go into further prompts.
             self.processor.max_text_len = min(self.processor.max_text_len, config.max_text_len)
             # The tokenizer loads quickly: check the labels with it before the weights are loaded or downloaded.
@@ -239,14 +239,21 @@ def _read_config(where: str, local: dict[str, bool]) -> Any:
     return GDinoConfig.from_dict(config)
 
 
-def _check_tokenizer(tokenizer: Any) -> None:
-    """Refuse the empty tokenizer that transformers makes if the files of the real one are missing."""
+def _check_tokenizer(tokenizer: Any, config: Any) -> None:
+    """Refuse a tokenizer without words, which transformers makes if files are missing, and one with too many."""
     from gdino_hf.model.text_prompt import special_token_ids
 
     try:
         special_token_ids(tokenizer)
     except ValueError as error:
         raise ValueError("its tokenizer knows no words; tokenizer.json or vocab.txt is missing") from error
+    embedded = getattr(config.text_config, "vocab_size", None)
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if embedded is not None and largest >= embedded:
+        raise ValueError(
+            f"its tokenizer has a word of the number {largest}, but the text encoder knows {embedded}; they do "
+            "not belong together"
+        )
 
 
 def _check_weights(missing: Collection[str]) -> None:
