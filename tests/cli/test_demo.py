@@ -35,6 +35,7 @@ def run(*arguments):
         (["--model", "nano", "--model", "no/such/model"], "--model no/such/model cannot be loaded"),
         (["--port", "http"], "'http' is not a port from 1 to 65535"),
         (["--port", "70000"], "'70000' is not a port from 1 to 65535"),
+        (["--fetch-ports", "8080", "0"], "'0' is not a port from 1 to 65535"),
         (["--device", "toaster"], "--device toaster cannot be used here"),
     ],
 )
@@ -43,6 +44,34 @@ def test_mistakes_are_one_line(arguments, sentence):
     assert status == 2
     assert sentence in complaint.splitlines()[-1]
     assert "Traceback" not in complaint
+
+
+def test_further_ports_are_passed_to_the_page(monkeypatch):
+    import types
+
+    from gdino_hf.cli import demo
+
+    seen = []
+
+    class Page:
+        """Stands in for the page, which would serve until it is stopped."""
+
+        def __init__(self, loaded):
+            seen.append(os.environ.get("GDINO_DEMO_PORTS"))
+
+        def launch(self, **options):
+            pass
+
+        close = launch
+
+    monkeypatch.setattr(demo, "_page_class", lambda: Page)
+    monkeypatch.setattr(demo, "Detector", lambda *_, **__: types.SimpleNamespace(model=None, processor=None))
+    # Set first, so that the variable is removed again after the test.
+    monkeypatch.setenv("GDINO_DEMO_PORTS", "")
+    monkeypatch.delenv("GDINO_DEMO_PORTS")
+    assert run() == (0, "")
+    assert run("--fetch-ports", "8080", "8443") == (0, "")
+    assert seen == [None, "8080 8443"]
 
 
 def test_without_gradio_the_remedy_is_named(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -30,6 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--share", action="store_true", help="also serve at a public gradio address, which lasts a week"
     )
     parser.add_argument("--port", type=_port, help="port to serve on (default: the first free one from 7860)")
+    parser.add_argument(
+        "--fetch-ports",
+        type=_port,
+        nargs="+",
+        default=[],
+        metavar="PORT",
+        help="ports besides 80 and 443 from which the page may fetch pictures by their web addresses",
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     add_dtype(parser)
 
@@ -47,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
         # The detector needs some label; the page sets the visitors' labels later.
         detector = Detector(model, ["thing"], device=args.device, dtype=args.dtype)
         loaded[_shown(model, loaded)] = (detector.model, detector.processor)
+    if args.fetch_ports:
+        os.environ["GDINO_DEMO_PORTS"] = " ".join(map(str, args.fetch_ports))
     page = page_class(loaded)
     try:
         page.launch(port=args.port, share=args.share)
