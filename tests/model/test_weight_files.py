@@ -129,6 +129,8 @@ def test_a_missing_bias_stops(folder):
     with pytest.raises(ValueError, match=r"class_head 'scaled_bias', whose bias.*class_head='dot'"):
         GDinoForObjectDetection.from_pretrained(folder)
     assert GDinoForObjectDetection.from_pretrained(folder, class_head="dot").config.class_head == "dot"
+    fresh = GDinoForObjectDetection.from_pretrained(folder, ignore_mismatched_sizes=True)
+    assert (fresh.config.class_head, round(float(fresh.class_embed[0].bias.detach()), 2)) == ("scaled_bias", -4.6)
 
 
 def test_one_stored_head_is_shared_whatever_the_configuration_says(folder):

@@ -46,7 +46,7 @@ class StoredModel(PreTrainedModelHooks):
         shapes = {**stored, **{key: tuple(tensor.shape) for key, tensor in (state_dict or {}).items()}}
         if exact:
             check_amount(self, stored)
-        fields = fitting_heads(shapes, head_tensors(state_dict, files), self.config)
+        fields = fitting_heads(shapes, head_tensors(state_dict, files), self.config, exact)
         if fields:
             raise HeadMismatchError(fields)
         if exact:

@@ -181,7 +181,7 @@ def check_amount(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Non
 
 
 def fitting_heads(
-    shapes: Mapping[str, tuple[int, ...]], heads: Mapping[str, Tensor], config: GDinoConfig
+    shapes: Mapping[str, tuple[int, ...]], heads: Mapping[str, Tensor], config: GDinoConfig, exact: bool = True
 ) -> dict[str, Any]:
     """Find the configuration fields of the heads that the stored tensors contradict.
 
@@ -189,6 +189,7 @@ def fitting_heads(
         shapes: Shapes of the stored tensors.
         heads: The stored tensors of box and class heads, as `head_tensors` returns them.
         config: The configuration that came with them.
+        exact: False lets the configuration describe heads, or a bias of theirs, that the tensors lack.
 
     Returns:
         The fields with the values that the tensors show; empty if the configuration describes them.
@@ -200,10 +201,11 @@ def fitting_heads(
     found = {match["rest"] for key in shapes if (match := _CLASS_TENSOR.search(key))}
     kind = "cosine" if "log_temperature" in found else "scaled_bias" if "bias" in found else "dot"
     detector = any(key.startswith("bbox_embed.") for key in shapes)
-    if kind == "dot" and detector and config.class_head != "dot":
+    if exact and kind == "dot" and detector and config.class_head != "dot":
         raise ValueError(
             f"config.json says class_head {config.class_head!r}, whose bias (class_embed.0.bias) the weights lack; "
-            "give from_pretrained class_head='dot' if they are a Grounding DINO's, otherwise fetch them again."
+            "give from_pretrained class_head='dot' if they are a Grounding DINO's, or ignore_mismatched_sizes=True to "
+            "train a new one."
         )
     if found and kind != config.class_head:
         fields["class_head"] = kind
@@ -212,7 +214,7 @@ def fitting_heads(
         each = layers >= set(range(config.decoder_layers)) and config.decoder_layers > 1
         if getattr(config, field) and each and ("class_head" in fields or _differ(heads, name)):
             fields[field] = False
-        elif not getattr(config, field) and layers == {0} and config.decoder_layers > 1:
+        elif exact and not getattr(config, field) and layers == {0} and config.decoder_layers > 1:
             fields[field] = True
     if fields.get("decoder_bbox_embed_share") is False and config.two_stage_bbox_embed_share:
         fields["two_stage_bbox_embed_share"] = False
