@@ -20,7 +20,8 @@ LARGEST_SIZE = 2**24
 
 _LAYERS = ("layers", "layer", "depth", "depths", "blocks", "repeats", "stage_repeats")
 _LEVELS = ("levels", "stages", "maps")
-_FREE = ("seed", "id", "ids", "index", "idx")
+# Numbers that no tensor has as its size.
+_FREE = ("seed", "id", "ids", "index", "idx", "theta", "base", "temperature", "factor")
 
 
 def check_sizes(fields: Mapping[str, Any]) -> None:
