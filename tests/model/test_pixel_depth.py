@@ -3,6 +3,7 @@
 import io
 import logging
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -130,6 +131,26 @@ def test_values_beyond_16_bits_are_refused_in_arrays_and_files(values, message):
 def test_a_depth_that_a_file_states_is_kept():
     """A PGM's largest value is in its header, however dark the picture is."""
     assert load_image(b"P5 2 1 4095\n" + struct.pack(">2H", 400, 200)).getpixel((0, 0)) == (25,) * 3
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("is_stated", [True, False])
+def test_binary_ppms_are_scaled_by_their_header_or_by_what_they_hold(depth, channels, is_stated):
+    values, expected = scene(depth, channels)
+    largest = 2**depth - 1 if is_stated else 65535
+    pixels = values.astype(">u2" if largest > 255 else "u1").tobytes()
+    data = b"P%d 20 12 %d\n" % (5 if channels == 1 else 6, largest) + pixels
+    assert np.array_equal(np.asarray(load_image(data))[..., :channels], expected)
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        load_image(data[:-9])
+
+
+def test_a_ppm_of_16_bits_takes_no_longer_than_other_pictures():
+    data = b"P6 1500 1000 65535\n" + bytes(9_000_000)
+    begin = time.thread_time()
+    assert load_image(data, bit_depth=16).size == (1500, 1000)
+    assert time.thread_time() - begin < 1
 
 
 def test_each_depth_is_said_once(caplog):

@@ -35,7 +35,7 @@ from .picture_limits import (
     too_many_scans,
     too_slow,
 )
-from .pixel_depth import join_bytes, low_bytes_mode, stated_depth, use_raw_mode
+from .pixel_depth import join_bytes, low_bytes_mode, read_binary_ppm, stated_depth, use_raw_mode
 from .printable import printable
 
 DEPTH_KEY = "gdino_bit_depth"
@@ -87,6 +87,9 @@ def open_picture(
         kind, picture = _opened(timed, limits, name)
         if kind == "JPEG" and has_many_scans(data):
             raise too_many_scans(name)
+        ppm = read_binary_ppm(picture, data, bit_depth) if kind == "PPM" else None
+        if ppm is not None:
+            return ppm
         picture.info[DEPTH_KEY] = stated_depth(kind, data, picture)
         low, low_modes = None, low_bytes_mode(picture)
         picture.load()
