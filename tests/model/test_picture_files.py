@@ -142,6 +142,13 @@ def test_what_is_not_in_the_list_is_refused_by_name(data, what, tmp_path):
     assert "\n" not in message
 
 
+def test_an_icon_with_a_bitmap_of_os2_is_within_the_limits():
+    """Its sides are two bytes each; read as four, they would be a billion pixels."""
+    bitmap = struct.pack("<IHHHH", 12, 16, 32, 1, 24) + bytes(16 * 16 * 3 + 16 * 4)
+    icon = b"\0\0\1\0\1\0" + struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 24, len(bitmap), 22) + bitmap
+    assert load_image(icon).size == (16, 16)
+
+
 def test_heic_without_its_decoder_says_what_to_install():
     if importlib.util.find_spec("pillow_heif"):
         pytest.skip("pillow-heif is installed")
@@ -197,7 +204,8 @@ def test_the_remedy_names_the_limit_that_allows_the_picture(kind, share, monkeyp
 def test_the_pictures_inside_an_icon_count():
     inner = png(9_000, 9_000, 8, 0, zlib.compress(bytes(1000)))
     bitmap = struct.pack("<IiiHHIIiiII", 40, 20_000, 20_000, 1, 24, 0, 0, 0, 0, 0, 0) + bytes(100)
-    for content in (inner, bitmap):
+    old_bitmap = struct.pack("<IHHHH", 12, 60_000, 60_000, 1, 24) + bytes(100)
+    for content in (inner, bitmap, old_bitmap):
         icon = b"\0\0\1\0\1\0" + struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(content), 22) + content
         with pytest.raises(PictureError, match="million"):
             load_image(icon)

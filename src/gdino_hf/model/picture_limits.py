@@ -112,6 +112,9 @@ def check_icon(data: bytes, limits: PictureLimits, name: str) -> None:
         (start,) = struct.unpack_from("<I", data, at + 12)
         if data[start : start + 8] == b"\x89PNG\r\n\x1a\n":
             size = struct.unpack(">II", data[start + 16 : start + 24].ljust(8, b"\0"))
+        elif data[start : start + 4] == b"\x0c\0\0\0":
+            # The header of OS/2 has sides of 16 bits.
+            size = struct.unpack("<HH", data[start + 4 : start + 8].ljust(4, b"\0"))
         else:
             size = struct.unpack("<ii", data[start + 4 : start + 12].ljust(8, b"\0"))
         check_pixels((abs(size[0]), abs(size[1])), 1.0, limits, name)
