@@ -53,12 +53,13 @@ def test_compiles_to_one_graph_without_labels(model, tiny_tokenizer, training):
     assert_same(result, model(**inputs))
 
 
-def test_compiles_to_one_graph_with_image_sizes(model, tiny_tokenizer):
+@pytest.mark.parametrize("make", [list, torch.tensor], ids=["list", "tensor"])
+def test_compiles_to_one_graph_with_image_sizes(model, tiny_tokenizer, make):
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=False)
     inputs = make_inputs(tiny_tokenizer)
     inputs.pop("pixel_mask")
-    inputs["image_sizes"] = [(64, 96), (64, 48)]
+    inputs["image_sizes"] = make([(64, 96), (64, 48)])
     with torch.no_grad():
         assert_same(compiled(**inputs), model(**inputs))
 

@@ -62,8 +62,8 @@ class FeatureExtraction(GDinoPreTrainedModel):
             pixel_values: (B, 3, H, W) normalized pixels.
             pixel_mask: (B, H, W) mask, nonzero on real pixels; None if all are real. Padding reaches the backbone.
             image_sizes: (B, 2) int64 tensor or list of pairs, the (height, width) in pixels of each image, which must
-                be at the top left of its padded batch. If given, pixel_mask is ignored. Under torch.compile, a list
-                keeps the model in one graph, because reading a tensor's values breaks it.
+                be at the top left of its padded batch. If given, pixel_mask is ignored. If this method, or a
+                module that contains the model, is compiled, give a list: reading a tensor's values breaks the graph.
 
         Returns:
             The feature maps, projected to the model's width, and their masks.

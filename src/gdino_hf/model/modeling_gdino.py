@@ -287,9 +287,13 @@ class GDinoForObjectDetection(GDinoPreTrainedModel):
         return self.model.get_text_features(input_ids, attention_mask, token_type_ids)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the model as usual; torch.compile starts below this method, so it does not see the labels' tensors."""
-        if kwargs.get("labels") is not None and not torch.compiler.is_compiling():
-            kwargs["labels"] = OpaqueLabels(kwargs["labels"])
+        """Call the model as usual; torch.compile starts below this method, so it does not see these tensors' values."""
+        if not torch.compiler.is_compiling():
+            if kwargs.get("labels") is not None:
+                kwargs["labels"] = OpaqueLabels(kwargs["labels"])
+            if isinstance(kwargs.get("image_sizes"), Tensor):
+                # Sizes decide about shapes, and reading them inside would break the graph.
+                kwargs["image_sizes"] = kwargs["image_sizes"].tolist()
         return super().__call__(*args, **kwargs)
 
     def forward(
