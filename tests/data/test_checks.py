@@ -128,10 +128,13 @@ def test_a_file_that_is_not_an_image_is_reported(write, tmp_path):
 
 def test_a_damaged_image_is_found_by_decoding(write, tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (10, 20, 3), dtype=np.uint8)
-    path = tmp_path / "images" / "c.jpg"
+    path = tmp_path / "images" / "c.png"
     Image.fromarray(noise).save(path)
-    path.write_bytes(path.read_bytes()[:-200])
-    file = write(images=[image("c.jpg")], annotations=[box(2)])
+    content = bytearray(path.read_bytes())
+    # The first pixels, in the middle of a file whose end is in place.
+    content[60:90] = bytes(30)
+    path.write_bytes(content)
+    file = write(images=[image("c.png")], annotations=[box(2)])
     assert found(check_dataset(file)) == {}
     assert found(check_dataset(file, decode=True)) == {"unreadable files": 1}
 

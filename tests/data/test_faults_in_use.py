@@ -365,3 +365,36 @@ def test_odvg_evaluation_turns_boxes_or_says_that_it_cannot(tmp_path, orientatio
 def test_numbers_of_segments_may_be_text():
     assert segment_box([["4", "3", "14", "3", "14", "9.0"]]) == (4, 3, 14, 9)
     assert segment_box({"size": ["30", "40"], "counts": [123, 6, 1071]}) == (4, 3, 5, 9)
+
+
+@pytest.mark.parametrize(
+    ("bbox", "kind"),
+    [((30, 20, 25, 5), "boxes outside"), ((-9, 2, 12, 8), "boxes outside"), ((5, 5, 0, 3), "boxes without area")],
+)
+def test_readers_say_that_they_clip_or_drop_boxes(write, caplog, bbox, kind):
+    path = write([box(), box(image=2, bbox=bbox)])
+    assert kind in kinds(check_dataset(path))
+    open_dataset(path)
+    assert kind in caplog.text
+    assert len(caplog.records) == 1
+    caplog.clear()
+    open_ground_truth(path)
+    assert kind in caplog.text
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "bmp", "tif"])
+def test_a_cut_off_photograph_is_named_without_decoding_all(write, tmp_path, ending):
+    name, whole = f"deep.{ending}", np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+    Image.fromarray(whole).save(tmp_path / name)
+    path = write([box()], [{"id": 1, "file_name": name, "width": 80, "height": 60}])
+    assert check_dataset(path).errors == []
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: len(content) * 3 // 4])
+    assert [finding.kind for finding in check_dataset(path).errors] == ["unreadable files"]
+
+
+def test_zeros_behind_a_photograph_are_no_damage(write, tmp_path):
+    path = write([box()], [{"id": 1, "file_name": "padded.jpg", "width": 40, "height": 30}])
+    with (tmp_path / "padded.jpg").open("ab") as file:
+        file.write(bytes(5000))
+    assert check_dataset(path).errors == []

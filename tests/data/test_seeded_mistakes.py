@@ -60,7 +60,7 @@ class Spoiler:
 
     def check(self, name="val.json"):
         (self.folder / name).write_text(json.dumps(self.content))
-        return check_dataset(self.folder / name, decode=True)
+        return check_dataset(self.folder / name)
 
 
 def flipped_sizes(data):

@@ -20,7 +20,7 @@ from .coco_content import id_key
 from .coco_file import CocoFile
 from .duplicates import photographs_of_other_splits, twins
 from .faults import FEW, MISSING, OUTSIDE, UNREADABLE, Finding, Findings
-from .frames import Box, Frame, annotated_size, find_frame, read_header
+from .frames import Box, Frame, annotated_size, find_frame, may_be_cut_off, read_header
 from .image_paths import ImagePaths, OutsideError, image_folder
 from .name_tokens import check_name_tokens
 from .odvg_content import (
@@ -34,10 +34,7 @@ from .odvg_content import (
     odvg_names,
     read_label_map,
 )
-from .rows import LARGEST_SIDE, BoxRange, clip_box, is_file, parse_line, parse_text
-
-# Pixels by which a box may extend beyond its image, for the rounding of annotation tools.
-_TOLERANCE = 1.0
+from .rows import LARGEST_SIDE, BoxRange, is_file, parse_line, parse_text, report_box
 
 # Queries of the published models: the largest number of boxes they can find in an image.
 PUBLISHED_QUERIES = 900
@@ -124,8 +121,8 @@ def check_dataset(
     Args:
         path: The annotation file or its folder, as for `open_dataset`.
         images: Folder of the images; found as `open_dataset` finds it by default.
-        decode: Whether to decode every image completely. This finds damaged images but takes as long as loading them
-            for one epoch; by default only the header is read.
+        decode: Whether to decode every image completely. This finds all damaged images but takes as long as loading
+            them for one epoch; by default only those are decoded that seem to be cut off.
         max_examples: Maximum number of examples listed for each kind of fault.
         options: Conventions of the file.
         num_queries: Number of boxes that the model can find in an image, its config's `num_queries`; images with more
@@ -192,12 +189,17 @@ class _Check:
             return False
         self._files.add(name)
         self.paths.append(path)
-        if self.decode and is_file(path):
+        try:
+            read_header(path)
+        # Unreadable headers are reported where sizes are read.
+        except Exception:
+            return True
+        if self.decode or may_be_cut_off(path):
             try:
-                open_picture(path)
+                open_picture(path, name=path.name)
             # A damaged file makes the decoders raise exceptions of almost any type.
             except Exception as error:
-                self.add(UNREADABLE, f"{shorten(name)}: {reason(error)[:80]}")
+                self.add(UNREADABLE, f"{shorten(name)}: {reason(error)}")
                 return False
         return True
 
@@ -214,7 +216,7 @@ class _Check:
             stored, orientation = read_header(path)
         # A damaged file makes the decoders raise exceptions of almost any type.
         except Exception as error:
-            self.add(UNREADABLE, f"{name}: {reason(error)[:80]}")
+            self.add(UNREADABLE, f"{name}: {reason(error)}")
             return annotated
         return find_frame(size, stored, orientation, self.options, name, self.add)
 
@@ -236,17 +238,6 @@ class _Check:
         self.most_boxes = max(self.most_boxes, number)
         if number > self.num_queries:
             self.add("more boxes than queries", f"{where}: {number} boxes, {self.num_queries} queries")
-
-    def box(self, box: tuple[float, float, float, float], width: int, height: int, where: str) -> None:
-        """Check the area and the position of a box, given as annotated xyxy."""
-        x1, y1, x2, y2 = box
-        numbers = ", ".join(f"{value:g}" for value in box)
-        if x2 <= x1 or y2 <= y1:
-            self.add("boxes without area", f"{where}: {numbers}")
-            return
-        outside = min(x1, y1) < -_TOLERANCE or x2 > width + _TOLERANCE or y2 > height + _TOLERANCE
-        if outside or clip_box(box, width, height) is None:
-            self.add("boxes outside", f"{where}: {numbers} in {width}x{height}")
 
     def broken(self, kind: str, where: str, error: ValueError) -> None:
         """Report a line that cannot be used."""
@@ -291,14 +282,12 @@ def _check_coco(check: _Check, path: Path, images: str | Path | None) -> None:
     for image in bar:
         check.file(image.path)
         check.boxes_of_image(zip(image.boxes, image.categories, strict=True), image.path)
-        for box, category, crowd, where in zip(image.boxes, image.categories, image.crowd, image.places, strict=True):
+        for category, crowd in zip(image.categories, image.crowd, strict=True):
             name = file.names[category]
             if crowd:
                 check.crowd_names.add(name)
             elif name:
                 check.boxes_per_name[name] += 1
-            if image.size is not None:
-                check.box(box, image.size[0], image.size[1], where)
         check.count(len(image.boxes) - sum(image.crowd), shorten(image.path.name))
         if not image.boxes:
             check.add("images without boxes", str(image.id))
@@ -388,5 +377,5 @@ def _check_entry(
         check.seen.add(box)
         if label is not None:
             check.boxes_per_name[label] += 1
-        check.box(frame.box(box), frame.width, frame.height, where)
+        report_box(frame.box(box), frame.width, frame.height, where, check.add)
     return [] if label is None else [(box, label) for box in boxes]

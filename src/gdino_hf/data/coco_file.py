@@ -17,7 +17,7 @@ from .coco_content import id_key, is_marked, load_coco, names_with_boxes, read_i
 from .faults import FEW, MISSING, OUTSIDE, UNREADABLE, Findings
 from .frames import Box, Frame, annotated_size, find_frame, read_header
 from .image_paths import ImagePaths, OutsideError
-from .rows import BoxRange, is_file, parse_box, parse_number, parse_text
+from .rows import BoxRange, is_file, parse_box, parse_number, parse_text, report_box
 from .segments import segment_box
 
 # Boxes outside of their picture that make it likely that all boxes are corners.
@@ -37,7 +37,6 @@ class CocoImage:
         categories: Category of each box, as a key of `CocoFile.names`.
         crowd: Whether each box marks a crowd.
         areas: Area of each box's segment in square pixels as annotated, or else that of the box.
-        places: Name of each annotation, for faults.
     """
 
     id: int | str
@@ -48,7 +47,6 @@ class CocoImage:
     categories: list[int | str] = field(default_factory=list)
     crowd: list[bool] = field(default_factory=list)
     areas: list[float] = field(default_factory=list)
-    places: list[str] = field(default_factory=list)
 
 
 class CocoFile:
@@ -225,7 +223,7 @@ class CocoFile:
             # A damaged file makes the decoders raise exceptions of almost any type.
             except Exception as error:
                 if need_files and check_damage:
-                    self.findings.add(UNREADABLE, f"{name}: {reason(error)[:80]}")
+                    self.findings.add(UNREADABLE, f"{name}: {reason(error)}")
                     return annotated, False
             else:
                 return find_frame(size, stored, orientation, self.options, name, self.findings.add), True
@@ -267,10 +265,11 @@ class CocoFile:
             if image.size is not None and not crowd:
                 tally.compare_corners(annotated, frame, annotation.get("bbox"))
             image.boxes.append(frame.box(annotated))
+            if image.size is not None:
+                report_box(image.boxes[-1], *image.size, where, self.findings.add)
             image.categories.append(category)
             image.crowd.append(crowd)
             image.areas.append(area * frame.scale[0] * frame.scale[1])
-            image.places.append(where)
         if image.boxes and not singles:
             self.findings.add("images of crowds", shorten(image.path.name))
 

@@ -87,6 +87,8 @@ _SPOKEN = (
     "trusted sizes",
     "few unknown classes",
     "broken boxes",
+    "boxes outside",
+    "boxes without area",
     "boxes turned",
     "boxes scaled",
     "unclear orientations",

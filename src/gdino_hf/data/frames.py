@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,6 +17,9 @@ from .rows import LARGEST_SIDE, parse_integer
 
 # EXIF orientations that swap width and height.
 _SWAPS_SIDES = (5, 6, 7, 8)
+
+# Bytes at the end of a file in which its end mark is looked for.
+_TAIL = 4096
 
 Size = tuple[int, int]
 Header = tuple[Size, int]
@@ -117,6 +121,26 @@ def read_header(path: Path) -> Header:
     if isinstance(header, Exception):
         raise header
     return header
+
+
+def may_be_cut_off(path: Path) -> bool:
+    """Whether an image file lacks the end mark of its format, as a broken download or a full disk leaves it.
+
+    Args:
+        path: The image file, which has a readable header.
+
+    Returns:
+        False for a JPEG, PNG or WebP file with its end in place. True for others, which only decoding can tell.
+    """
+    with path.open("rb") as file:
+        start = file.read(12)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - _TAIL, 0))
+        # Some cameras pad their files with zeros.
+        tail = file.read().rstrip(b"\0")
+    if start.startswith(b"RIFF"):
+        return size < int.from_bytes(start[4:8], "little") + 8
+    return not tail.endswith((b"\xff\xd9", b"IEND\xaeB`\x82"))
 
 
 def annotated_size(entry: Mapping[str, Any], where: str, report: Report) -> Size | None:

@@ -35,6 +35,7 @@ from .rows import (
     make_stream,
     parse_line,
     parse_text,
+    report_box,
 )
 
 if TYPE_CHECKING:
@@ -166,6 +167,7 @@ def _row(
             continue
         for box in boxes:
             places.seen.add(box)
+            report_box(frame.box(box), width, height, where, findings.add)
             inside = clip_box(frame.box(box), width, height)
             if inside is not None:
                 row["boxes"].append(inside)
@@ -184,7 +186,7 @@ def _frame(path: Path, size: tuple[int, int] | None, places: _Places, findings: 
         # A damaged file makes the decoders raise exceptions of almost any type.
         except Exception as error:
             if places.need_files and places.check_damage:
-                findings.add(UNREADABLE, f"{name}: {reason(error)[:80]}")
+                findings.add(UNREADABLE, f"{name}: {reason(error)}")
                 return None
         else:
             return find_frame(size, stored, orientation, places.options, name, findings.add)

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..error_text import reason
 from ..model.text_prompt import shorten
+from .faults import Report
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
@@ -21,6 +22,9 @@ LARGEST_ID = 2**63 - 1
 LARGEST_SIDE = 2**31 - 1
 # Characters of the longest number that is read from text.
 _LONGEST_NUMBER = 40
+
+# Pixels by which a box may extend beyond its image, for the rounding of annotation tools.
+_TOLERANCE = 1.0
 
 
 def features(captions: bool, text_ids: bool = False) -> Features:
@@ -252,6 +256,28 @@ class BoxRange:
     def is_normalized(self) -> bool:
         """Whether all boxes lie within 0..1 and some number is a fraction."""
         return self.is_within and self.has_fraction
+
+
+def report_box(box: Sequence[float], width: int, height: int, where: str, report: Report) -> None:
+    """Report a box that will be dropped or clipped, except for the rounding of annotation tools.
+
+    Args:
+        box: The box as xyxy in pixels.
+        width, height: Size of the image in pixels.
+        where: Where the box is, for the report.
+        report: Function that faults are passed to.
+    """
+    x1, y1, x2, y2 = box
+    if x2 <= x1 or y2 <= y1:
+        report("boxes without area", f"{where}: {_numbers(box)}")
+        return
+    outside = min(x1, y1) < -_TOLERANCE or x2 > width + _TOLERANCE or y2 > height + _TOLERANCE
+    if outside or clip_box(box, width, height) is None:
+        report("boxes outside", f"{where}: {_numbers(box)} in {width}x{height}")
+
+
+def _numbers(box: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in box)
 
 
 def clip_box(box: Sequence[float], width: int, height: int) -> list[float] | None:
