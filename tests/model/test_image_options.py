@@ -184,11 +184,12 @@ def test_channels_are_kept_on_demand(small):
         small([image, image[..., :3]], do_convert_rgb=False, do_normalize=False)
 
 
-@pytest.mark.parametrize("std", [0, [0.2, 0, 0.2], [float("nan")] * 3])
-def test_a_std_to_divide_by_is_not_zero(std):
-    with pytest.raises(ValueError, match="pixels are divided by it"):
+@pytest.mark.parametrize("std", [0, [0.2, 0, 0.2], [0.2, 1e-50, 0.2], [1e-42] * 3, [float("nan")] * 3])
+def test_a_std_to_divide_by_is_finite_and_not_zero(std):
+    reason = "pixels are divided by it|give one finite number"
+    with pytest.raises(ValueError, match=reason):
         GDinoImageProcessor(image_std=std)
-    with pytest.raises(ValueError, match="pixels are divided by it"):
+    with pytest.raises(ValueError, match=reason):
         GDinoImageProcessor()(pixels(), image_std=std)
 
 
@@ -249,3 +250,30 @@ def test_a_picture_that_was_read_is_not_turned_again(kind, orientation):
     Image.fromarray(pixels(24, 40)).save(file, kind, exif=exif)
     once = load_image(file.getvalue())
     assert np.array_equal(np.asarray(load_image(once)), np.asarray(once))
+
+
+@pytest.mark.parametrize("factor", [0, 0.0, 1e-50, float("nan"), float("inf"), "1/255", None, True])
+def test_rescale_factors_that_lose_the_picture_are_refused(factor, small):
+    with pytest.raises(ValueError, match=r"rescale_factor is .*; give"):
+        GDinoImageProcessor(rescale_factor=factor)
+    if factor is not None:
+        with pytest.raises(ValueError, match=r"rescale_factor is .*; give"):
+            small(pixels(), rescale_factor=factor)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        {"shortest_edge": 10**9, "longest_edge": 10**9},
+        {"shortest_edge": 30_000},
+        {"longest_edge": 40_000},
+        {"height": 10_000, "width": 9_000},
+        {"max_height": 10**6, "max_width": 10**6},
+    ],
+)
+def test_sizes_beyond_the_limit_of_pixels_are_refused_before_memory_is_taken(size, small, monkeypatch):
+    with pytest.raises(ValueError, match=r"size .* makes a picture of \d+ x \d+ pixels, and 80 million are allowed"):
+        small(pixels(), size=size)
+    monkeypatch.setenv("GDINO_MAX_MEGAPIXELS", "0.004")
+    with pytest.raises(ValueError, match=r"pad_size .* makes a picture of 80 x 60 pixels, and 0.004 million"):
+        small(pixels(), pad_size={"height": 60, "width": 80})

@@ -30,6 +30,8 @@ _CALL_OPTIONS = frozenset(
 )
 # Pictures are not grouped here, so this option has nothing to change.
 _WITHOUT_EFFECT = frozenset({"disable_grouping"})
+# Smaller numbers are lost in float32, in which pixels are computed.
+_SMALLEST = 1e-30
 
 
 class GDinoImageProcessor(BaseImageProcessor):
@@ -51,7 +53,7 @@ class GDinoImageProcessor(BaseImageProcessor):
 
     Raises:
         TypeError: size has another type.
-        ValueError: size or image_std cannot be used.
+        ValueError: size, rescale_factor, image_mean or image_std cannot be used.
     """
 
     model_input_names = ["pixel_values", "pixel_mask", "image_sizes"]
@@ -77,7 +79,7 @@ class GDinoImageProcessor(BaseImageProcessor):
         self.size = checked_size(size if size is not None else DEFAULT_SIZE, max_size if size is not None else None)
         self.resample = int(resample)
         self.do_rescale = do_rescale
-        self.rescale_factor = rescale_factor
+        self.rescale_factor = _checked_factor(rescale_factor)
         self.do_normalize = do_normalize
         self.image_mean = _per_channel(image_mean, "image_mean")
         self.image_std = _checked_std(image_std)
@@ -162,6 +164,7 @@ class GDinoImageProcessor(BaseImageProcessor):
             options["do_pad"] = given["pad_and_return_pixel_mask"]
         options["pad_size"] = checked_pad_size(options["pad_size"])
         options["image_std"] = _checked_std(options["image_std"])
+        options["rescale_factor"] = _checked_factor(options["rescale_factor"])
         options["input_data_format"] = channel_axis(options.get("input_data_format"), "input_data_format", ("none",))
         options["data_format"] = channel_axis(options.get("data_format"), "data_format")
         form = getattr(options.get("format"), "value", options.get("format"))
@@ -234,9 +237,17 @@ def _per_channel(values: float | Sequence[float], name: str) -> list[float]:
 
 def _checked_std(values: float | Sequence[float]) -> list[float]:
     checked = _per_channel(values, "image_std")
-    if 0 in checked:
+    if any(abs(number) < _SMALLEST for number in checked):
         raise ValueError(f"image_std is {checked}; pixels are divided by it, give numbers other than 0.")
     return checked
+
+
+def _checked_factor(factor: float) -> float:
+    if isinstance(factor, bool) or not isinstance(factor, (int, float, np.number)) or not np.isfinite(factor):
+        raise ValueError(f"rescale_factor is {factor!r}; give one finite number, such as 1 / 255.")
+    if abs(factor) < _SMALLEST:
+        raise ValueError(f"rescale_factor is {factor}, which makes every picture black; give 1 / 255 for 0..1.")
+    return float(factor)
 
 
 def _with_own_channels(image: Any) -> np.ndarray:

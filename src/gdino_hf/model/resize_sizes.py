@@ -7,6 +7,8 @@ from typing import Any
 from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import SizeDict
 
+from .picture_limits import MEGAPIXEL, PictureLimits
+
 DEFAULT_SIZE = {"shortest_edge": 800, "longest_edge": 1333}
 _KEYS = (
     {"shortest_edge", "longest_edge"},
@@ -62,7 +64,7 @@ def checked_pad_size(size: Any) -> dict[str, int] | None:
         {"height", "width"}, or None.
 
     Raises:
-        ValueError: It is something else.
+        ValueError: It is something else, or beyond the limit of pixels.
     """
     if size is None:
         return None
@@ -70,7 +72,19 @@ def checked_pad_size(size: Any) -> dict[str, int] | None:
     checked = {name: int(value) for name, value in given.items() if value is not None}
     if set(checked) != {"height", "width"} or min(checked.values()) < 1:
         raise ValueError(f"pad_size must be {{'height': ..., 'width': ...}} in pixels, got {size!r}.")
+    _check_amount((checked["height"], checked["width"]), "pad_size", checked)
     return checked
+
+
+def _check_amount(target: tuple[int, int], name: str, size: Mapping[str, int]) -> None:
+    """Refuse sizes that would fill the memory: what is resized or padded has the limit of a picture that is read."""
+    height, width = target
+    limit = PictureLimits.current().pixels
+    if height * width > limit:
+        raise ValueError(
+            f"{name} {dict(size)} makes a picture of {width} x {height} pixels, and {limit / MEGAPIXEL:g} million are "
+            "allowed; give smaller numbers, or set GDINO_MAX_MEGAPIXELS."
+        )
 
 
 def target_size(original: tuple[int, int], size: Mapping[str, int]) -> tuple[int, int]:
@@ -79,7 +93,16 @@ def target_size(original: tuple[int, int], size: Mapping[str, int]) -> tuple[int
     Args:
         original: (height, width) of the picture in pixels.
         size: Target size as in `GDinoImageProcessor`.
+
+    Raises:
+        ValueError: The result has more pixels than a picture may have, see `PictureLimits`.
     """
+    target = _scaled(original, size)
+    _check_amount(target, "size", size)
+    return target
+
+
+def _scaled(original: tuple[int, int], size: Mapping[str, int]) -> tuple[int, int]:
     if "height" in size:
         return size["height"], size["width"]
     if "max_height" in size:
