@@ -16,6 +16,7 @@ from transformers.models.grounding_dino.image_processing_pil_grounding_dino impo
 
 from gdino_hf import GDinoImageProcessor
 from gdino_hf.model.picture_pixels import load_image
+from gdino_hf.model.pixel_layouts import checked_device
 
 SMALL = {"shortest_edge": 64, "longest_edge": 96}
 # The same operations in float32, in another order.
@@ -73,6 +74,8 @@ def test_device_moves_every_tensor(small):
     )
     values = [features[name] for name in ("pixel_values", "pixel_mask", "image_sizes")]
     assert {value.device.type for value in (*values, *features["labels"][0].values())} == {"meta"}
+    with pytest.raises(ValueError, match="device 'cuda:99' cannot be used on this machine"):
+        checked_device("cuda:99", "pt")
     with pytest.raises(ValueError, match="device 'gpu' is not a device of torch"):
         small(pixels(), device="gpu")
     with pytest.raises(ValueError, match="device 'meta' needs return_tensors='pt', got 'np'"):

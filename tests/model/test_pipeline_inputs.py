@@ -77,6 +77,7 @@ KINDS = {
     "address": lambda image, path, address: address,
     "bytes": lambda image, path, address: path.read_bytes(),
     "bytearray": lambda image, path, address: bytearray(path.read_bytes()),
+    "memoryview": lambda image, path, address: memoryview(path.read_bytes()),
     "file": lambda image, path, address: io.BytesIO(path.read_bytes()),
     "PIL": lambda image, path, address: image,
     "array": lambda image, path, address: np.asarray(image),

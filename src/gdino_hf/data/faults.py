@@ -25,8 +25,8 @@ ERRORS = {
     "no usable entries": "none of the entries can be used",
     OUTSIDE: "lead outside the data set's folder and are not opened; --paths anywhere allows them in files from people "
     "you trust",
-    MISSING: "not found in the image folder, which --images sets",
-    UNREADABLE: "not an image, or damaged",
+    MISSING: "not found in the image folder, which --images sets; --unreadable skip leaves them out",
+    UNREADABLE: "not an image, or damaged; --unreadable skip leaves them out",
     "wrong sizes": "differ in size from their annotation, so boxes may not fit; correct width and height, or pass "
     "--sizes scale where the proportion is the same",
     "normalized boxes": "all boxes lie within 0..1 and are probably normalized; multiply them by the width and height "

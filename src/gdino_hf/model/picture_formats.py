@@ -140,7 +140,7 @@ def foreign_format(start: bytes) -> str | None:
             return title
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<svg", b"<!doctype svg")) or (text.startswith(b"<?xml") and b"<svg" in text):
-        return "an SVG drawing, which is not made of pixels"
+        return "an SVG drawing"
     return None
 
 

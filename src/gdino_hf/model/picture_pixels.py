@@ -33,7 +33,7 @@ def load_image(image: Any, *, limits: PictureLimits | None = None, bit_depth: in
         TypeError: The value has none of these types.
     """
     bit_depth = check_depth(bit_depth)
-    if isinstance(image, (str, os.PathLike, bytes, bytearray)) or hasattr(image, "read"):
+    if isinstance(image, (str, os.PathLike, bytes, bytearray, memoryview)) or hasattr(image, "read"):
         return to_rgb(open_picture(image, limits, bit_depth=bit_depth), bit_depth)
     if isinstance(image, Image.Image):
         check_opened(image, limits)

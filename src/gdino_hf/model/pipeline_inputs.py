@@ -58,7 +58,7 @@ def is_picture(value: Any) -> bool:
         return False
     if isinstance(value, (np.ndarray, Tensor)):
         return value.ndim < 4
-    return isinstance(value, (str, os.PathLike, bytes, bytearray, Image.Image)) or hasattr(value, "read")
+    return isinstance(value, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)) or hasattr(value, "read")
 
 
 class _Rows(Dataset):

@@ -147,6 +147,12 @@ def checked_device(device: Any, kind: str | None) -> torch.device | None:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device {device!r} is not a device of torch; give for instance 'cpu' or 'cuda'.") from error
+    try:
+        torch.empty(0, device=found)
+    # A build of torch without the device raises an AssertionError.
+    except (AssertionError, RuntimeError, NotImplementedError) as error:
+        why = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(f"device {device!r} cannot be used on this machine ({why}); give 'cpu'.") from error
     if kind != "pt" and found.type != "cpu":
         raise ValueError(f"device {device!r} needs return_tensors='pt', got {kind!r}; arrays and lists are on the CPU.")
     return found
