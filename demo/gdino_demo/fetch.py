@@ -25,10 +25,12 @@ LONGEST_ADDRESS = 2_000
 # A DNS lookup cannot be interrupted, but waiting for its thread can.
 _LOOKUPS = concurrent.futures.ThreadPoolExecutor(max_workers=4, thread_name_prefix="lookup")
 # Blocks that Python's ipaddress takes for global, though no web server of the public internet is there: relays of 6to4
-# and AMT, AS112's name servers, ORCHID's identifiers, documentation, segment routing, and local NAT64.
+# and AMT, AS112's name servers, ORCHID's identifiers, documentation, segment routing, local NAT64, and the host of a
+# virtual machine in Azure.
 _SPECIAL = tuple(
     ipaddress.ip_network(block)
     for block in (
+        "168.63.129.16/32",
         "192.0.0.0/24",
         "192.31.196.0/24",
         "192.52.193.0/24",

@@ -14,6 +14,7 @@ pytest.importorskip("faster_coco_eval")
 
 from gdino_hf.cli import main
 from gdino_hf.cli.run_folder import new_run_folder
+from gdino_hf.evaluation.evaluate import write_csv
 from gdino_hf.evaluation.ground_truth import coco_ground_truth
 from gdino_hf.evaluation.prediction_file import PredictionFile
 
@@ -88,6 +89,29 @@ def test_stored_predictions_are_judged_without_a_model(data, tmp_path):
     assert confusion[1:] == [["cat", "2", "0", "0"], ["dog", "0", "2", "0"], ["background", "0", "0", "0"]]
     assert "4 images judged" in printed
     assert printed.splitlines()[1].split()[:3] == ["1.000", "1.000", "1.000"]
+
+
+def test_names_act_neither_on_the_terminal_nor_in_a_spreadsheet(data, tmp_path):
+    content = json.loads(data.read_text())
+    used = sorted({annotation["category_id"] for annotation in content["annotations"]})
+    nasty = dict(zip(used, ["\x1b[A\rresults: elsewhere\nresults: there", " =HYPERLINK(1)"], strict=True))
+    for category in content["categories"]:
+        category["name"] = nasty.get(category["id"], category["name"])
+    data.write_text(json.dumps(content))
+    status, printed, _ = run(data, "--predictions", perfect(data, tmp_path / "p.jsonl"), "--model", "no/such-model")
+    assert status == 0
+    assert r"\x1b[A\rresults: elsewhere\nresults: there" in printed
+    assert [line.startswith("results: ") for line in printed.splitlines()].count(True) == 1
+    folder = tmp_path / "work" / "runs" / "eval" / "val"
+    assert "' =HYPERLINK(1)" in [row["label"] for row in csv.DictReader((folder / "labels.csv").open(newline=""))]
+    assert "' =HYPERLINK(1)" in next(csv.reader((folder / "confusion.csv").open(newline="")))
+
+
+@pytest.mark.parametrize("text", ["=1", " =1", "\n=1", "\tx", "+1", "-1", "@x", "\uff1d1", "\uff20x", "\u3000\uff0b1"])
+def test_cells_that_a_spreadsheet_would_compute_begin_with_an_apostrophe(text, tmp_path):
+    write_csv(tmp_path / "table.csv", ("label", "value"), [(text, -1.5), ("cat", 2)])
+    with (tmp_path / "table.csv").open(newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file))[1:] == [[f"'{text}", "-1.5"], ["cat", "2"]]
 
 
 def test_coco_results_are_judged_as_pycocotools_does(data, tmp_path):

@@ -59,6 +59,16 @@ def test_labels_without_counts_are_left_out_of_the_confusion_plot(tmp_path):
     assert (pixels(tmp_path / "many.png") == pixels(tmp_path / "one.png")).all()
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["$\\frac{$", "US$ and $", "\x1b[31mred", "two\nlines"])
+def test_labels_are_drawn_as_text(name, tmp_path):
+    pytest.importorskip("matplotlib")
+    plot_precision_recall({name: np.full(101, 0.5)}, tmp_path / "curve.png")
+    plot_confusion_matrix(np.array([[3, 1], [0, 0]]), [name], tmp_path / "matrix.png")
+    plot_confusion_matrix(np.array([[3, 1], [0, 0]]), ["cat"], tmp_path / "plain.png")
+    assert not np.array_equal(pixels(tmp_path / "matrix.png"), pixels(tmp_path / "plain.png"))
+
+
 def test_no_figure_is_left_open(tmp_path):
     helpers = pytest.importorskip("matplotlib._pylab_helpers")
     plot_curves(HISTORY, tmp_path / "curves.png")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gdino_hf.error_text import reason
+from gdino_hf.model.printable import printable
 
 from .detector import Detector, add_dtype
 from .errors import INTERRUPTED, OutputError, UsageError
@@ -420,6 +421,7 @@ def _label_table(evaluation: Any) -> str:
 
 def _table(header: list[str], body: list[list[str]]) -> str:
     """Align the columns of a table, the first to the left and the others to the right."""
+    body = [[printable(cell) for cell in row] for row in body]
     widths = [max(len(row[column]) for row in (header, *body)) for column in range(len(header))]
     lines = [
         "  ".join(cell.ljust(width) if place == 0 else cell.rjust(width) for place, (cell, width) in enumerate(pairs))

@@ -23,8 +23,10 @@ from .prediction_file import Predictions
 
 PROTOCOLS = ("coco", "lvis", "phrases", "referring")
 _MOSAIC_IMAGES = 8
-# Characters that make a spreadsheet take a cell for a formula.
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+# Characters that make a spreadsheet take a cell for a formula, the last four in East Asian versions. Spaces before them
+# change nothing in some programs.
+_FORMULA_STARTS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+_SPREADSHEET_CONTROLS = ("\t", "\r", "\n")
 
 
 @dataclass
@@ -160,7 +162,10 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) 
 
 
 def _harmless(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
+    if not isinstance(value, str):
+        return value
+    is_formula = value.startswith(_SPREADSHEET_CONTROLS) or value.lstrip().startswith(_FORMULA_STARTS)
+    return f"'{value}" if is_formula else value
 
 
 def unique_names(labels: Sequence[str]) -> list[str]:

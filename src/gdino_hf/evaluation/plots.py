@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..model.printable import printable
 from ..visualize import draw_detections
 from ..whole_files import whole_file
 from .box_map import RECALL_POINTS
@@ -66,7 +67,7 @@ def plot_precision_recall(curves: Mapping[str, np.ndarray], path: str | Path) ->
     axis = figure.subplots()
     named = sorted(curves, key=lambda name: -float(np.mean(curves[name])))
     for place, name in enumerate(named):
-        label = f"{name} {np.mean(curves[name]):.3f}" if len(named) <= _MOST_NAMED_CURVES else None
+        label = f"{_caption(name)} {np.mean(curves[name]):.3f}" if len(named) <= _MOST_NAMED_CURVES else None
         axis.plot(RECALL_POINTS, curves[name], color=f"C{place % 10}", linewidth=0.8, alpha=0.7, label=label)
     if named:
         mean = np.mean([curves[name] for name in named], axis=0)
@@ -92,7 +93,7 @@ def plot_confusion_matrix(matrix: np.ndarray, names: Sequence[str], path: str | 
     # Labels without true or predicted boxes are left out, since they would only make the cells smaller.
     shown = [*np.flatnonzero((matrix[:-1].sum(axis=1) + matrix[:, :-1].sum(axis=0)) > 0), len(names)]
     matrix = matrix[np.ix_(shown, shown)]
-    ticks = [[*names, "background"][place] for place in shown]
+    ticks = [_caption([*names, "background"][place]) for place in shown]
     side = min(4 + 0.32 * len(ticks), 24)
     figure = _figure(side + 1, side)
     axis = figure.subplots()
@@ -191,6 +192,11 @@ def _series(log_history: Sequence[Mapping[str, Any]], name: str) -> tuple[np.nda
 def _marks(steps: np.ndarray) -> dict[str, Any]:
     """Return a marker for lines of few points, which could otherwise be invisible."""
     return {"marker": "o", "markersize": 3} if len(steps) < 30 else {}
+
+
+def _caption(name: str) -> str:
+    """Return a label as matplotlib shows it: without control characters, and with dollar signs instead of formulas."""
+    return printable(name).replace("$", r"\$")
 
 
 def _figure(width: float, height: float) -> Any:
