@@ -176,3 +176,23 @@ def test_faults_of_an_odvg_file_are_found(tmp_path):
 def test_the_shared_data_sets_have_no_errors(shared):
     for name in ("bccd/train.json", "everyday/val.json"):
         assert check_dataset(shared / "data" / name).errors == []
+
+
+def test_a_file_without_images_is_an_error(tmp_path):
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
+    assert found(check_dataset(path)) == {"no usable entries": 1}
+
+
+def test_a_class_of_the_train_split_may_be_without_boxes_in_the_others(write, tmp_path):
+    full = write(categories=[{"id": 2, "name": "dog"}], annotations=[box(category=2)])
+    full.rename(tmp_path / "other.json")
+    empty = write(categories=[{"id": 2, "name": "Dog"}]).rename(tmp_path / "valid.json")
+    assert "empty classes" in found(check_dataset(empty))
+    train = (tmp_path / "other.json").rename(tmp_path / "train.json")
+    assert "empty classes" not in found(check_dataset(empty))
+    # A class that has no box to train on is a fault, whatever the other splits have.
+    train.rename(tmp_path / "spare")
+    empty.rename(train)
+    (tmp_path / "spare").rename(empty)
+    assert "empty classes" in found(check_dataset(train))

@@ -14,9 +14,9 @@ from tqdm import tqdm
 from ..error_text import reason
 from ..model.picture_files import open_picture
 from ..model.text_prompt import name_key, shorten
-from .annotation_files import annotation_file, annotation_format
+from .annotation_files import annotation_file, annotation_format, find_split, split_of
 from .annotation_options import DEFAULT_OPTIONS, AnnotationOptions
-from .coco_content import id_key
+from .coco_content import id_key, names_with_boxes
 from .coco_file import CocoFile
 from .duplicates import photographs_of_other_splits, twins
 from .faults import FEW, MISSING, OUTSIDE, UNREADABLE, Finding, Findings
@@ -142,7 +142,9 @@ def check_dataset(
         _check_coco(check, file, images)
     else:
         _check_odvg(check, file, images)
-    check.finish_names(tokenizer)
+    if check.num_images == 0:
+        check.add("no usable entries", "the file lists no images")
+    check.finish_names(tokenizer, _names_in_training(file))
     check.photographs(file, images)
     return DatasetReport(
         path=file,
@@ -253,12 +255,12 @@ class _Check:
             return
         self.boxes_per_name.setdefault(name, 0)
 
-    def finish_names(self, tokenizer: Any) -> None:
-        """Check the registered names, once all boxes have been counted."""
+    def finish_names(self, tokenizer: Any, in_training: Collection[str]) -> None:
+        """Check the registered names, once all boxes have been counted; `in_training` has boxes in the train split."""
         alike: dict[str, list[str]] = {}
         for name, count in self.boxes_per_name.items():
             alike.setdefault(name_key(name), []).append(name)
-            if count == 0 and name not in self.crowd_names:
+            if count == 0 and name not in self.crowd_names and name_key(name) not in in_training:
                 self.add("empty classes", shorten(name))
             if not self.are_phrases and ("." in name or "?" in name):
                 self.add("names with marks", shorten(name))
@@ -267,6 +269,21 @@ class _Check:
                 self.add("alike names", " = ".join(map(shorten, spellings)))
         if not self.are_phrases:
             check_name_tokens(list(self.boxes_per_name), tokenizer, self.add)
+
+
+def _names_in_training(file: Path) -> frozenset[str]:
+    """Return the names with boxes in the train split, as `name_key` writes them, for a file of another split.
+
+    A validation or test split rarely has boxes of all classes, which is no fault; a train split should have them.
+    """
+    if (split_of(file.stem) or split_of(file.parent.name)) not in ("val", "test"):
+        return frozenset()
+    try:
+        train = find_split(file, "train")
+    except ValueError:
+        # Whether that split can be used is no matter of this one.
+        return frozenset()
+    return frozenset() if train is None else names_with_boxes(train)
 
 
 def _check_coco(check: _Check, path: Path, images: str | Path | None) -> None:
