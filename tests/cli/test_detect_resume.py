@@ -96,6 +96,19 @@ def test_pictures_that_changed_or_whose_results_are_gone_are_done_again(stopped,
 
 
 @needs_full
+def test_results_of_a_model_that_was_replaced_are_not_continued(stopped, detect, folder, tiny_folder):
+    config = tiny_folder / "config.json"
+    before = config.stat()
+    os.utime(config, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
+    try:
+        _, report, _, said = detect(folder, *EVERYTHING)
+    finally:
+        os.utime(config, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert "an unfinished run with other settings is replaced" in said
+    assert names(report) == ["0.png", "1.png", "2.png", "3.png"]
+
+
+@needs_full
 def test_other_settings_and_restart_begin_from_zero(stopped, detect, folder, tmp_path):
     first = (tmp_path / "out" / "0.png").stat().st_mtime_ns
     _, report, _, said = detect(folder, "--threshold", "1")

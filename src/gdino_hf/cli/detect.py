@@ -15,7 +15,7 @@ from .detector import Detector, add_dtype
 from .errors import INTERRUPTED, OutputError, UsageError
 from .inputs import ImageInput, collect_images, read_labels
 from .numbers import fraction
-from .progress_file import ProgressFile, file_stamp
+from .progress_file import ProgressFile, file_stamp, folder_stamp
 from .report_file import ReportFile
 
 HELP = "find the objects that labels name in photographs"
@@ -142,6 +142,7 @@ def _earlier_progress(
     """Return the progress file and the results, by image, that an unfinished run of this command left in it."""
     settings = {name: value for name, value in report.items() if name not in ("finished", "images", "failed")}
     settings |= {"out": str(args.out.resolve()), "dtype": args.dtype, "bit_depth": args.bit_depth}
+    settings["model_files"] = folder_stamp(args.model)
     progress = ProgressFile(json_path.with_name(json_path.name + ".progress"), settings)
     if args.restart:
         progress.forget()

@@ -23,6 +23,21 @@ def file_stamp(source: str) -> list[int] | None:
     return [stat.st_size, stat.st_mtime_ns]
 
 
+def folder_stamp(folder: str) -> dict[str, list[int] | None]:
+    """Return `file_stamp` of every file of a model's folder, which show whether it is still the same model.
+
+    Args:
+        folder: Path of the folder; a Hub id or another name has no files here.
+
+    Returns:
+        Stamps by file name.
+    """
+    try:
+        return {path.name: file_stamp(str(path)) for path in sorted(Path(folder).iterdir()) if path.is_file()}
+    except (OSError, ValueError):
+        return {}
+
+
 class ProgressFile:
     """A JSON Lines file: the settings of the run, then a line for each finished image, written when it is finished.
 
