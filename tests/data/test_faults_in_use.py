@@ -398,3 +398,16 @@ def test_zeros_behind_a_photograph_are_no_damage(write, tmp_path):
     with (tmp_path / "padded.jpg").open("ab") as file:
         file.write(bytes(5000))
     assert check_dataset(path).errors == []
+
+
+@pytest.mark.parametrize(
+    ("size", "is_used"), [([30, 40], True), (["30", "40"], True), ([15, 20], False), ([60, 80], False)]
+)
+def test_a_mask_of_an_image_of_another_size_is_left_out(write, caplog, size, is_used):
+    height, width = (int(side) for side in size)
+    mask = {"size": size, "counts": [2 * height + 3, 4, width * height - 2 * height - 7]}
+    path = write([box(), {"id": 9, "image_id": 2, "category_id": 1, "segmentation": mask}])
+    assert ("broken boxes" in kinds(check_dataset(path))) != is_used
+    rows, _ = open_dataset(path)
+    assert rows[1]["boxes"] == ([[2, 3, 3, 7]] if is_used else [])
+    assert ("its mask is of" in caplog.text) != is_used

@@ -246,7 +246,7 @@ class CocoFile:
             crowd = self.options.crowds == "ignore" and is_marked(annotation.get("iscrowd", 0))
             tally.used[name] += 0
             try:
-                annotated = annotation_box(annotation)
+                annotated = annotation_box(annotation, frame.annotated)
             except ValueError as error:
                 tally.broken = f"{where}: {error}"
                 self.findings.add("broken boxes", tally.broken)
@@ -316,17 +316,18 @@ class _Tally:
         self.as_corners = self.as_corners and 0 <= x1 < x2 <= width + 1 and 0 <= y1 < y2 <= height + 1
 
 
-def annotation_box(annotation: Mapping[str, Any]) -> Box:
+def annotation_box(annotation: Mapping[str, Any], size: tuple[float, float] = (0, 0)) -> Box:
     """Return the box of an annotation, from its segment if it has no box of its own.
 
     Args:
         annotation: Entry of the file's "annotations".
+        size: Width and height of the image in annotated pixels; zeros if unknown.
 
     Returns:
         The box as annotated, xyxy in pixels.
 
     Raises:
-        ValueError: There is neither a box nor a segment, or the box is broken.
+        ValueError: There is neither a box nor a segment, the box is broken, or the mask is one of another size.
     """
     given = annotation.get("bbox")
     if given is not None and given != []:
@@ -337,7 +338,13 @@ def annotation_box(annotation: Mapping[str, Any]) -> Box:
         if box is not None and box[2] > box[0] and box[3] > box[1]:
             return box
     # A box that is missing, has missing numbers or no area, as some tools write it.
-    from_segment = segment_box(annotation.get("segmentation"))
+    segment = annotation.get("segmentation")
+    from_segment = segment_box(segment)
+    if from_segment is not None and isinstance(segment, Mapping) and all(size):
+        height, width = (int(side) for side in segment["size"])
+        # Masks of pictures with an EXIF orientation may have the other side first.
+        if sorted((width, height)) != sorted(map(round, size)):
+            raise ValueError(f"its mask is of {width}x{height} pixels, but its image of {size[0]:g}x{size[1]:g}")
     return parse_box(given, "xywh") if from_segment is None else from_segment
 
 
