@@ -171,6 +171,9 @@ def faulty_call(app: Any, path: str, body: bytes) -> tuple[int, str] | None:
     except (ValueError, RecursionError):
         return 400, "The message is not JSON with finite numbers; send a JSON object."
     call = re.search(_CALL.pattern + "$", path)
+    if call is None and not _is_text(content):
+        # The web framework repeats what it refuses, and cannot write such characters.
+        return 400, "The message holds characters that are not Unicode text; send a JSON object."
     functions = functions_of_page(app) if call else {}
     if call is None or not functions:
         return None
@@ -191,6 +194,15 @@ def faulty_call(app: Any, path: str, body: bytes) -> tuple[int, str] | None:
     if isinstance(data, list) and len(data) < least:
         return 422, f"The function takes {least} values in data, but the message has {len(data)}; send all of them."
     return None
+
+
+def _is_text(content: Any) -> bool:
+    """Whether all text of a message can be written as UTF-8, which halves of surrogate pairs cannot."""
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class CheckedSlider(ShownAsOriginal, gr.Slider):

@@ -138,6 +138,13 @@ def test_an_odd_fn_index_is_the_clients_error(number, path, page):
     assert "Traceback" not in text
 
 
+@pytest.mark.parametrize("path", ["cancel", "reset", "component_server", "queue/join", "run/detect"])
+def test_half_of_a_surrogate_pair_is_the_clients_error(path, page):
+    status, text = post(page, path, rb'{"fn_index": "\ud800", "data": ["\udfff"], "session_hash": "a"}')
+    assert 400 <= status < 500, text
+    assert "Traceback" not in text
+
+
 @pytest.mark.parametrize("path", ["call/nosuch", "run/nosuch", "api/nosuch", "queue/join", "run/predict"])
 def test_a_function_that_does_not_exist_is_named(path, page):
     status, text = post(page, path, b'{"data": [], "session_hash": "a"}')
