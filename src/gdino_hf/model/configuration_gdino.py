@@ -10,6 +10,7 @@ from transformers import AutoConfig, BertConfig, PreTrainedConfig, SwinConfig
 from transformers.activations import ACT2FN
 
 from .csp_pan import CspPanConfig
+from .legacy_backbone import LEGACY_FIELDS, legacy_backbone
 from .size_limits import check_sizes
 
 # Model types of transformers whose config.json loads here, with the fields that reproduce their behaviour.
@@ -241,7 +242,8 @@ class GDinoConfig(PreTrainedConfig):
     is_encoder_decoder: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.backbone_config = _as_config(self.backbone_config, _swin(_SWIN_TINY, [2, 3, 4]))
+        legacy = {name: kwargs.pop(name) for name in LEGACY_FIELDS if name in kwargs}
+        self.settle_backbone(legacy)
         self.text_config = _as_config(self.text_config, BertConfig())
         self.special_token_ids = [int(i) for i in self.special_token_ids]
         if self.decoder_inverse_sigmoid_eps is None:
@@ -250,6 +252,21 @@ class GDinoConfig(PreTrainedConfig):
         # them with False again, but without the copies, would make transformers report missing weights.
         self.tie_word_embeddings = True
         super().__post_init__(**kwargs)
+
+    def settle_backbone(self, legacy: dict[str, Any] | None = None) -> None:
+        """Make backbone_config a configuration object, whatever fields name the backbone.
+
+        Args:
+            legacy: Values of the legacy fields `backbone`, `use_timm_backbone`, `use_pretrained_backbone` and
+                `backbone_kwargs`. None takes, and removes, those that were set as attributes.
+
+        Raises:
+            ValueError: The fields contradict each other or ask for something that a configuration cannot do.
+        """
+        if legacy is None:
+            legacy = {name: self.__dict__.pop(name) for name in LEGACY_FIELDS if name in self.__dict__}
+        backbone = legacy_backbone(legacy, self.backbone_config)
+        self.backbone_config = _as_config(backbone, _swin(_SWIN_TINY, [2, 3, 4]))
 
     def validate_architecture(self) -> None:
         """Raise a ValueError that names the field and its limit if the model cannot be built."""
@@ -336,6 +353,8 @@ def _adopt(config_dict: dict[str, Any]) -> dict[str, Any]:
     # Those files turn auxiliary losses off, which transformers computes wrongly; here they are part of the recipe.
     adopted.pop("auxiliary_loss", None)
     adopted.pop("architectures", None)
+    # The file's weights replace whatever this flag of theirs would load.
+    adopted.pop("use_pretrained_backbone", None)
     return adopted
 
 

@@ -31,6 +31,7 @@ class FeatureExtraction(GDinoPreTrainedModel):
     """
 
     def __init__(self, config: GDinoConfig) -> None:
+        config.settle_backbone()
         super().__init__(config)
         self.backbone = Backbone(config)
         self.input_proj_vision = input_projections(self.backbone.channels, config.num_feature_levels, config.d_model)
@@ -46,6 +47,14 @@ class FeatureExtraction(GDinoPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embeddings of the text backbone."""
         return self.text_backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embeddings of the text backbone, as `resize_token_embeddings` does.
+
+        Args:
+            value: Embeddings of the text backbone's width.
+        """
+        self.text_backbone.set_input_embeddings(value)
 
     def get_image_features(
         self,

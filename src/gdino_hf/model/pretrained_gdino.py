@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import logging
 
@@ -32,6 +33,18 @@ def say_attention_is_eager(config: GDinoConfig) -> None:
             f"Attention weights were requested, which attn_implementation={config._attn_implementation!r} does not "
             "return: attention is computed eagerly in such calls, which is slower and takes more memory."
         )
+
+
+def require_gradient(module: nn.Module, args: Any, output: Any) -> None:
+    """Make the floating-point tensors of a module's output require a gradient; a forward hook."""
+    if isinstance(output, torch.Tensor):
+        if output.is_floating_point():
+            output.requires_grad_(True)
+    elif isinstance(output, (tuple, list)):
+        for each in output:
+            require_gradient(module, args, each)
+    elif isinstance(output, dict):
+        require_gradient(module, args, tuple(output.values()))
 
 
 class GDinoPreTrainedModel(StoredModel):
@@ -149,6 +162,23 @@ class GDinoPreTrainedModel(StoredModel):
                 **{name: own_attention(part, attn_implementation) for name, part in parts.items()},
             }
         super().set_attn_implementation(attn_implementation, *args, **kwargs)
+
+    def enable_input_require_grads(self) -> None:
+        """Make the embeddings' outputs require a gradient, which adapters need under gradient checkpointing.
+
+        The method of transformers fails for Swin, whose embeddings return the size of the map along with the tokens.
+        """
+        embeddings: dict[int, nn.Module] = {}
+        for part in self.modules():
+            if isinstance(part, PreTrainedModel):
+                try:
+                    found = part.get_input_embeddings()
+                except NotImplementedError:  # a convolutional backbone
+                    continue
+                if isinstance(found, nn.Module):
+                    embeddings[id(found)] = found
+        self._require_grads_hooks = [x.register_forward_hook(require_gradient) for x in embeddings.values()]
+        self._require_grads_hook = self._require_grads_hooks[0]
 
     def optimize_for_inference(self, int8: bool | None = None) -> Any:
         """Rearrange the weights for this machine's CPU; a stub that `import gdino_hf` replaces by the implementation.
