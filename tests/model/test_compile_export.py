@@ -114,7 +114,8 @@ def test_training_with_changing_numbers_of_boxes_compiles_only_in_the_first_step
         for each in (model, compiled):
             torch.manual_seed(step)
             losses.append(each(**inputs, labels=labels).loss)
-        torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-4)
+        if backend != "inductor":  # which draws other random numbers from the same seed
+            torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-4)
         losses[1].backward()
         optimizer.step()
         optimizer.zero_grad()
