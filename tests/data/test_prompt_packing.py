@@ -10,15 +10,15 @@ from gdino_hf.data.prompt_packing import PromptPacker, pack
 from gdino_hf.model.text_prompt import build_prompt
 
 ODD = [
-    "猫",
-    "日本語 の ラベル",
+    "猫 cat",
+    "日本語 の label",
     "🦊 fox",
     "naïve café",
     "ﬁne ligature",
     "İstanbul",
     "a\u0301ccent",
     "x\u200by",
-    "ß",
+    "ß ring",
     "e" * 60,
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import json
 import socket
@@ -91,19 +92,25 @@ def test_streams_of_events_stay_open(page, monkeypatch):
             assert connection.recv(65536) != b""
 
 
+def run(work):
+    """Run a coroutine in a thread of its own, because browser tests have an event loop in this one."""
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
+
+
 def test_a_piece_of_the_answer_that_nobody_accepts_is_given_up():
     async def stuck(message):
         await asyncio.sleep(60)
 
-    async def run():
+    async def write():
         with pytest.raises(TooSlowError):
             await accepted(stuck, 0.05)({"type": "http.response.body"})
 
-    asyncio.run(run())
+    run(write())
 
 
 def test_only_the_body_has_to_arrive_in_time():
-    async def run():
+    async def read():
         messages = [{"type": "http.request", "body": b"a", "more_body": True}, {"type": "http.request", "body": b"b"}]
 
         async def receive():
@@ -115,7 +122,7 @@ def test_only_the_body_has_to_arrive_in_time():
         limited = within(receive, 0.1)
         return [await limited() for _ in range(3)]
 
-    assert [message["type"] for message in asyncio.run(run())] == ["http.request", "http.request", "http.disconnect"]
+    assert [message["type"] for message in run(read())] == ["http.request", "http.request", "http.disconnect"]
 
 
 def post(page, path, body):

@@ -1,7 +1,5 @@
 """Claims about the loss: each term equals its formula, and a batch equals its images taken one by one."""
 
-import os
-import socket
 import subprocess
 import sys
 
@@ -209,7 +207,8 @@ def toy_step(rank, world_size, counts, folder):
     labels, features = make_labels(counts, generator), torch.randn(2, 6, 5, generator=generator)
     model, rows = Toy(), slice(0, 2)
     if world_size > 1:
-        torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
+        store = f"file://{folder}/meeting-place"
+        torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
         model, rows = torch.nn.parallel.DistributedDataParallel(model), slice(rank, rank + 1)
     loss, _ = run(labels[rows], *model(features[rows], rows), rows=rows)
     loss.backward()
@@ -235,13 +234,8 @@ def test_two_processes_equal_one(counts, tmp_path):
         "toy = importlib.util.module_from_spec(spec); spec.loader.exec_module(toy); "
         f"toy.start_toy(int(sys.argv[3]), 2, {counts!r}, pathlib.Path(sys.argv[2]))"
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     workers = [
-        subprocess.Popen([sys.executable, "-c", call, __file__, str(tmp_path), str(rank)], env=environment)
-        for rank in range(2)
+        subprocess.Popen([sys.executable, "-c", call, __file__, str(tmp_path), str(rank)]) for rank in range(2)
     ]
     assert [worker.wait(timeout=180) for worker in workers] == [0, 0]
     toy_step(0, 1, counts, tmp_path)

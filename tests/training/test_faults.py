@@ -35,6 +35,16 @@ def damage(path):
     path.write_bytes(stream.getvalue()[:1500])
 
 
+def damage_inside(path):
+    """Damage the middle of an image file, which no check before training notices unless it decodes every image."""
+    stream = io.BytesIO()
+    Image.effect_noise((64, 64), 90).save(stream, "png")
+    content = bytearray(stream.getvalue())
+    middle = len(content) // 2
+    content[middle : middle + 16] = bytes(16)
+    path.write_bytes(bytes(content))
+
+
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -67,7 +77,7 @@ def test_broken_image_stops_with_one_line_and_the_last_checkpoint_intact(options
     # The image that comes last in the epoch, so that a checkpoint is written before it.
     broken = drawn / "images" / f"train{list(ReproducibleSampler(12, seed=42))[-1].row}.png"
     whole = broken.read_bytes()
-    damage(broken)
+    damage_inside(broken)
     assert main([*options, "--name", "broken", "--max_steps", "4", "--save_steps", "1"]) == 1
     line = error_of(capsys)
     assert broken.name in line
@@ -79,8 +89,15 @@ def test_broken_image_stops_with_one_line_and_the_last_checkpoint_intact(options
     assert main(["train", "--resume", str(run)]) == 0
 
 
-def test_broken_image_can_be_skipped(options, drawn):
+def test_image_that_is_cut_off_is_named_before_training(options, drawn, capsys):
     damage(drawn / "images" / "train3.png")
+    assert main([*options, "--max_steps", "3"]) == 2
+    assert "train3.png" in error_of(capsys)
+
+
+@pytest.mark.parametrize("harm", [damage, damage_inside])
+def test_broken_image_can_be_skipped(options, drawn, harm):
+    harm(drawn / "images" / "train3.png")
     assert main([*options, "--max_steps", "3", "--unreadable", "skip"]) == 0
 
 

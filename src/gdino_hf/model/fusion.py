@@ -119,8 +119,10 @@ class BiAttention(nn.Module):
         scores = (directions @ vision.transpose(1, 2) + offsets).unflatten(1, (self.num_heads, text.shape[1]))
 
         text_weights = scores.masked_fill(~text_mask[:, None, :, None], torch.finfo(scores.dtype).min).softmax(2)
+        # (B, M, S, T), the tensor that is returned, so that gradients with respect to it can be asked for.
+        text_weights = text_weights.transpose(2, 3)
         over_text = F.dropout(text_weights, self.dropout, self.training)
-        to_vision = over_text.flatten(1, 2).transpose(1, 2) @ brought + self.out_vision_proj.bias
+        to_vision = over_text.transpose(2, 3).flatten(1, 2).transpose(1, 2) @ brought + self.out_vision_proj.bias
 
         if vision_mask is not None:
             scores = scores.masked_fill(~vision_mask[:, None, None, :], torch.finfo(scores.dtype).min)
@@ -129,7 +131,7 @@ class BiAttention(nn.Module):
         pooled = over_vision.flatten(1, 2) @ vision
         # The attention weights of a row sum to one unless dropout removed some.
         total = over_vision.sum(3, keepdim=True) if self.training and self.dropout > 0 else 1.0
-        weights_of_both = (text_weights.transpose(2, 3), vision_weights) if output_attentions else None
+        weights_of_both = (text_weights, vision_weights) if output_attentions else None
         return to_vision, self.unfold(pooled, total), weights_of_both
 
     def fold(self, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -100,7 +100,7 @@ def failure_cause(error: BaseException) -> str:
     if not lines:
         return type(error).__name__
     if type(error) is Exception:
-        # Of all libraries involved, only the one of the tokenizer raises the base class itself.
+        # Only the tokenizers library raises the base class itself.
         lines[0] = f"tokenizer.json: {lines[0]}"
     elif isinstance(error, (TypeError, AttributeError, IndexError)):
         lines[0] = f"one of its JSON files has a value of the wrong kind: {lines[0]}"

@@ -41,7 +41,7 @@ from .printable import printable
 DEPTH_KEY = "gdino_bit_depth"
 """Key of a picture's `info` with the bit depth that its file states."""
 
-# Of 16 bits, 14 leave the high byte below this.
+# A picture that uses only 14 of its 16 bits has no high byte of this or more.
 _HIGH_BYTE_IN_USE = 64
 
 # Tags of EXIF and TIFF.
