@@ -5,11 +5,12 @@ import resource
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
 
-from gdino_hf.whole_files import whole_file, whole_folder, write_whole_text
+from gdino_hf.whole_files import check_writable, whole_file, whole_folder, write_whole_text
 
 
 def names(folder):
@@ -79,3 +80,90 @@ for content in ("old", "new"):
 def test_text_that_cannot_be_encoded_is_escaped(tmp_path):
     write_whole_text(tmp_path / "a.txt", "caf\udce9")
     assert (tmp_path / "a.txt").read_text() == "caf\\udce9"
+
+
+def start_writing(kind, path, content):
+    """Start a process that has written a file or folder but not yet put it in place; a line on stdin lets it go on."""
+    code = f"""
+from gdino_hf.whole_files import {kind}
+with {kind}({str(path)!r}) as unfinished:
+    (unfinished / "a" if {kind == "whole_folder"} else unfinished).write_text({content!r})
+    print("written", flush=True)
+    input()
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "written\n"
+    return process
+
+
+@pytest.mark.parametrize("kind", ["whole_file", "whole_folder"])
+def test_processes_that_write_the_same_file_do_not_meet(tmp_path, kind):
+    path = tmp_path / "a.txt"
+    contents = ["first" * 1000, "second", "third" * 10]
+    processes = [start_writing(kind, path, content) for content in contents]
+    assert len(names(tmp_path)) == 3
+    for process, content in zip(processes, contents, strict=True):
+        process.communicate("\n")
+        assert process.returncode == 0
+        assert (path / "a" if kind == "whole_folder" else path).read_text() == content
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_threads_that_write_the_same_folder_leave_one_of_them_whole(tmp_path):
+    path = tmp_path / "model"
+
+    def write(number):
+        with whole_folder(path) as unfinished:
+            for part in ("a", "b"):
+                (unfinished / part).write_text(str(number))
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(write, range(40)))
+    assert (path / "a").read_text() == (path / "b").read_text()
+    assert names(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("kind", ["whole_file", "whole_folder"])
+def test_what_a_killed_process_left_is_removed_but_not_what_a_living_one_writes(tmp_path, kind):
+    path = tmp_path / "a.txt"
+    killed, living = start_writing(kind, path, "killed"), start_writing(kind, path, "living")
+    killed.kill()
+    killed.wait()
+    own = (tmp_path / ".a.unfinished-notes.txt", tmp_path / ".a.unfinished-00000000-1-0123456x.txt")
+    for file in own:
+        file.write_text("named alike by someone else")
+    assert len(names(tmp_path)) == 4
+    code = f"from gdino_hf.whole_files import write_whole_text; write_whole_text({str(tmp_path / 'b.txt')!r}, 'new')"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert len(names(tmp_path)) == 4
+    living.communicate("\n")
+    assert (path / "a" if kind == "whole_folder" else path).read_text() == "living"
+    assert names(tmp_path) == sorted([*(file.name for file in own), "a.txt", "b.txt"])
+
+
+def test_the_longest_file_names_can_be_written(tmp_path):
+    for name in ("x" * 251 + ".txt", "語" * 83 + ".txt"):
+        write_whole_text(tmp_path / name, "a")
+        assert (tmp_path / name).read_text() == "a"
+
+
+def test_a_link_at_a_guessed_name_is_not_followed(tmp_path):
+    """Whoever can write to a folder must not make us overwrite a file elsewhere."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("kept")
+    place = tmp_path / "shared"
+    place.mkdir()
+    for name in ("a.unfinished.txt", ".a.txt.part", "a.txt.part"):
+        (place / name).symlink_to(elsewhere)
+    write_whole_text(place / "a.txt", "new")
+    assert elsewhere.read_text() == "kept"
+
+
+def test_writability_is_checked_without_a_trace(tmp_path):
+    write_whole_text(tmp_path / "report.json", "old")
+    check_writable(tmp_path / "report.json")
+    assert (tmp_path / "report.json").read_text() == "old"
+    check_writable(tmp_path / "new" / "report.json")
+    assert names(tmp_path / "new") == []
+    with pytest.raises(OSError, match="folder"):
+        check_writable(tmp_path / "new")

@@ -1,5 +1,6 @@
 """`gdino detect` that was stopped, killed or met a full disk: nothing is lost, doubled or half written."""
 
+import contextlib
 import json
 import os
 import signal
@@ -36,14 +37,24 @@ def names(report):
     return [Path(item["image"]).name for item in report["images"]]
 
 
+@contextlib.contextmanager
+def full_disk_at(name):
+    """Let the disk be full when the annotated picture of this name is written."""
+    save = Image.Image.save
+
+    def save_there(picture, path, *args, **kwargs):
+        return save(picture, "/dev/full" if Path(path).name.startswith(f".{name}.") else path, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image.Image, "save", save_there)
+        yield
+
+
 @pytest.fixture
-def stopped(detect, folder, tmp_path):
+def stopped(detect, folder):
     """A run that stopped at the third of four pictures, because its annotated picture met a full disk."""
-    full = tmp_path / "out" / ".2.png.part"
-    full.parent.mkdir()
-    full.symlink_to("/dev/full")
-    status, report, _, complaint = detect(folder, *EVERYTHING)
-    full.unlink(missing_ok=True)
+    with full_disk_at("2"):
+        status, report, _, complaint = detect(folder, *EVERYTHING)
     return status, report, complaint
 
 
@@ -129,12 +140,11 @@ def test_restart_begins_from_zero(stopped, detect, folder, tmp_path):
 
 
 @needs_full
-def test_an_old_finished_report_does_not_stand_beside_new_pictures(detect, folder, tmp_path):
+def test_an_old_finished_report_does_not_stand_beside_new_pictures(detect, folder):
     _, report, _, _ = detect(folder, *EVERYTHING)
     assert report["finished"] is True
-    full = tmp_path / "out" / ".1.png.part"
-    full.symlink_to("/dev/full")
-    _, report, _, _ = detect(folder, "--threshold", "1")
+    with full_disk_at("1"):
+        _, report, _, _ = detect(folder, "--threshold", "1")
     assert (report["finished"], report["threshold"]) == (False, 1)
 
 
@@ -148,13 +158,13 @@ def test_five_kills_lose_and_double_nothing(tmp_path, tiny_folder, detect):
     for kill in range(1, 6):
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wanted = kill * 5
-        while len(list(out.glob("*.png"))) < wanted and process.poll() is None:
+        while len(list(out.glob("[!.]*.png"))) < wanted and process.poll() is None:
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
         report = json.loads((out / "detections.json").read_text())
         assert report["finished"] is False
-        for path in out.glob("*.png"):
+        for path in out.glob("[!.]*.png"):
             with Image.open(path) as picture:
                 picture.load()
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from gdino_hf.whole_files import whole_file
+
 from .inputs import ImageInput
 
 _SAVED_AS_THEY_ARE = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
@@ -59,15 +61,8 @@ def save_whole(picture: Any, path: Path) -> None:
     Raises:
         OSError: The picture cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.part")
-    try:
-        with open(unfinished, "wb") as file:
-            picture.save(file, _SAVED_AS_THEY_ARE[path.suffix.lower()], quality=92)
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    with whole_file(path, durable=False) as unfinished:
+        picture.save(unfinished, _SAVED_AS_THEY_ARE[path.suffix.lower()], quality=92)
 
 
 def is_disk_error(error: BaseException) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gdino_hf.error_text import reason
+from gdino_hf.whole_files import write_whole_text
 
 from .detector import Detector, add_dtype
 from .errors import UsageError
@@ -84,8 +85,7 @@ def run(args: argparse.Namespace) -> int:
             print(_ratios(report["against"]))
     if args.json:
         try:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            write_whole_text(args.json, json.dumps(report, indent=2) + "\n")
         except OSError as error:
             raise UsageError(f"--json {args.json} cannot be written ({reason(error)}); choose another file") from error
     return 0

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
+
+from gdino_hf.whole_files import check_writable, write_whole_text
 
 WRITE_EVERY_SECONDS = 10.0
 """Seconds between writes: at most this much work is lost if the process is killed."""
@@ -28,12 +29,7 @@ class ReportFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._partial = path.with_name(path.name + ".part")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise IsADirectoryError(f"{path} is a folder")
-        self._partial.touch()
-        self._partial.unlink()
+        check_writable(path)
         self._due = time.monotonic() + WRITE_EVERY_SECONDS
 
     def write(self, report: dict[str, Any]) -> None:
@@ -46,13 +42,7 @@ class ReportFile:
             OSError: The report cannot be written; the file is unchanged.
         """
         text = json.dumps(report, ensure_ascii=False, indent=2) + "\n"
-        # backslashreplace: a file name that is not UTF-8 is written with JSON escapes
-        with open(self._partial, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-            file.flush()
-            # The rename must not become visible before the text.
-            os.fsync(file.fileno())
-        self._partial.replace(self.path)
+        write_whole_text(self.path, text)
 
     def write_if_due(self, report: dict[str, Any]) -> None:
         """Write the report if the last write was long enough ago.
