@@ -234,9 +234,7 @@ def test_two_processes_equal_one(counts, tmp_path):
         "toy = importlib.util.module_from_spec(spec); spec.loader.exec_module(toy); "
         f"toy.start_toy(int(sys.argv[3]), 2, {counts!r}, pathlib.Path(sys.argv[2]))"
     )
-    workers = [
-        subprocess.Popen([sys.executable, "-c", call, __file__, str(tmp_path), str(rank)]) for rank in range(2)
-    ]
+    workers = [subprocess.Popen([sys.executable, "-c", call, __file__, str(tmp_path), str(rank)]) for rank in range(2)]
     assert [worker.wait(timeout=180) for worker in workers] == [0, 0]
     toy_step(0, 1, counts, tmp_path)
     loss, gradient = torch.load(tmp_path / "1-0.pt")

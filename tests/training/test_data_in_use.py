@@ -1,10 +1,12 @@
 """`gdino train` and `gdino eval` on data as people have it: what is left out is said, and the rest is used."""
 
 import json
+import os
 import resource
 import shutil
 
 import pytest
+import yaml
 
 from gdino_hf.cli import main
 
@@ -113,3 +115,24 @@ def test_a_disk_that_is_full_at_the_end_leaves_no_half_model(options, tmp_path, 
 def test_resuming_a_folder_without_a_run_is_one_sentence(tmp_path, capsys):
     assert main(["train", "--resume", str(tmp_path)]) == 2
     assert "has no arguments.yaml; give a run's folder" in capsys.readouterr().err
+
+
+def test_limits_of_pictures_are_options_that_yaml_holds_and_a_run_keeps(options, tmp_path, capsys):
+    """The drawn pictures have 4,096 pixels."""
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    described = capsys.readouterr().out
+    assert "--max-megapixels" in described
+    assert "default: None" not in described[described.index("\npictures") :]
+    assert main([*options, "--max-megapixels", "0.004", "--max-steps", "1"]) == 2
+    assert "it has 64 x 64 pixels; a picture may have 0.004 million" in capsys.readouterr().err
+    config = tmp_path / "config.yaml"
+    config.write_text("max_megapixels: 0.005\nbit-depth: 12\nmax_steps: 1\n")
+    assert main([*options, "--config", str(config), "--name", "kept", "--unreadable", "skip"]) == 0
+    run = tmp_path / "runs" / "train" / "kept"
+    kept = yaml.safe_load((run / "arguments.yaml").read_text())
+    assert (kept["max_megapixels"], kept["bit_depth"]) == (0.005, 12)
+    capsys.readouterr()
+    assert main(["train", "--resume", str(run), "--max-megapixels", "0.003"]) == 2
+    assert "a picture may have 0.003 million" in capsys.readouterr().err
+    assert not {"GDINO_MAX_MEGAPIXELS", "GDINO_BIT_DEPTH"} & os.environ.keys()

@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +21,7 @@ from gdino_hf.whole_files import write_whole_text
 
 from .argparse_internals import long_options
 from .errors import OutputError, UsageError
+from .picture_options import PICTURE_OPTIONS, add_picture_options, picture_settings
 from .run_folder import new_run_folder
 
 HELP = "fine-tune a model on your own boxes"
@@ -42,20 +44,27 @@ def run(args: argparse.Namespace) -> int:
         UsageError: Nothing was trained, because an option, a data set or the model cannot be used.
         OutputError: Training stopped, because a photograph cannot be read or the disk is full.
     """
+    try:
+        for name in ("fine_tuning", "loggers", "run_report", "saving"):
+            import_module(f"gdino_hf.training.{name}")
+    except ModuleNotFoundError as error:
+        raise UsageError(f'training needs {error.name}; pip install "gdino-hf[train]"') from error
+    options = _parse(args.rest)
+    with picture_settings(options.pictures):
+        return _train(options)
+
+
+def _train(options: _Options) -> int:
     import torch
     from safetensors import SafetensorError
 
-    try:
-        from gdino_hf.training.fine_tuning import FineTuning, read_data
-        from gdino_hf.training.loggers import failed_logger
-        from gdino_hf.training.run_report import push, summary, write_report
-        from gdino_hf.training.saving import SavingError, last_checkpoint
-    except ModuleNotFoundError as error:
-        raise UsageError(f'training needs {error.name}; pip install "gdino-hf[train]"') from error
+    from gdino_hf.training.fine_tuning import FineTuning, read_data
+    from gdino_hf.training.loggers import failed_logger
+    from gdino_hf.training.run_report import push, summary, write_report
+    from gdino_hf.training.saving import SavingError, last_checkpoint
 
     from .detector import Detector
 
-    options = _parse(args.rest)
     data, model_arguments, training = options.data, options.model, options.training
     try:
         sets = read_data(data)
@@ -123,6 +132,7 @@ class _Options:
     data: Any
     model: Any
     training: Any
+    pictures: argparse.Namespace
     name: str | None
     runs: str
     resume: str | None
@@ -154,6 +164,7 @@ def _parse(rest: Sequence[str]) -> _Options:
     parser.add_argument("--name", help="name of the run's folder; by default the data set's")
     parser.add_argument("--runs", default="runs", metavar="DIR", help="folder of all runs (default: %(default)s)")
     parser.add_argument("--resume", metavar="FOLDER", help="folder of a run to continue with its options")
+    add_picture_options(parser, absent=argparse.SUPPRESS)
     early, _ = parser.parse_known_args(rest)
     if early.resume is not None and not (Path(early.resume) / ARGUMENTS_FILE).is_file():
         raise UsageError(f"--resume {early.resume} has no {ARGUMENTS_FILE}; give a run's folder, or start it again")
@@ -177,6 +188,8 @@ def _parse(rest: Sequence[str]) -> _Options:
     known = [name for kind in kinds for name in kind.__dataclass_fields__ if hasattr(namespace, name)]
     values = {name: getattr(namespace, name) for name in known}
     given = {name: value for name, value in values.items() if value != fresh.get_default(name)}
+    pictures = {name: getattr(namespace, name) for name in PICTURE_OPTIONS if hasattr(namespace, name)}
+    given |= pictures
     for name in _PLACES:
         # Made absolute, because a run may be resumed from another working directory; a model may be a Hub id.
         if given.get(name) not in (None, "", "none") and (name != "model" or Path(given[name]).exists()):
@@ -186,7 +199,9 @@ def _parse(rest: Sequence[str]) -> _Options:
         data, model, training = made
     except (ImportError, TypeError, ValueError) as error:
         raise UsageError(_one_line(error)) from error
-    return _Options(data, model, training, namespace.name, namespace.runs, namespace.resume, given)
+    return _Options(
+        data, model, training, argparse.Namespace(**pictures), namespace.name, namespace.runs, namespace.resume, given
+    )
 
 
 def _yaml(path: Path, parser: argparse.ArgumentParser) -> list[str]:

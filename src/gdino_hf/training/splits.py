@@ -102,7 +102,8 @@ def read_split(
         told = (UNKNOWN, HALF_KNOWN, EQUAL_TOKENS)
         remarks = tuple(f"{path}: {finding}" for finding in tolerable if finding.kind not in told)
         if not streaming and len(rows) == 0:
-            raise ValueError(f"None of the {report.num_images} images of {path} can be read; pass --images FOLDER.")
+            why = next((f" ({finding})" for finding in report.findings if finding.kind in tolerated), "")
+            raise ValueError(f"None of the {report.num_images} images of {path} can be read{why}; repair it.")
         groups = tuple(report.groups)
         split = Split(Path(path), rows, labels or [], remarks, report.most_boxes, images, options, groups)
         if measured and split.labels:
