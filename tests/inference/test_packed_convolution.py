@@ -1,6 +1,10 @@
 """Convolutions by rows give what the whole convolution gives."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,3 +71,37 @@ def test_gradients_and_odd_layers_stay_with_pytorch():
 def test_an_image_smaller_than_the_kernel_is_refused_as_usual():
     with torch.inference_mode(), pytest.raises(RuntimeError, match=r"(?i)kernel size"):
         PackedConv2d(nn.Conv2d(3, 8, 7))(torch.ones(1, 3, 4, 4))
+
+
+SEVERAL_SIZES = """
+import torch
+from torch import nn
+from gdino_hf.inference.packed_convolution import PackedConv2d
+layer = PackedConv2d(nn.Conv2d(256, 256, 3, padding=1))
+images = [torch.ones(1, 256, *size).contiguous(memory_format=torch.channels_last) for size in [(10, 10), (40, 40)]]
+with torch.inference_mode():
+    for repeat in range(2):
+        print(f"repeat {repeat}", flush=True)
+        for image in images:
+            layer(image)
+"""
+
+
+def test_weights_are_not_converted_again():
+    """oneDNN's layout of a weight depends on the input's size; in the wrong one it is converted in every call."""
+    package = str(Path(sys.modules["gdino_hf"].__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": package, "ONEDNN_VERBOSE": "1"}
+    command = [sys.executable, "-c", SEVERAL_SIZES]
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    first, second = (part.count(",reorder,") for part in printed.split("repeat 0")[1].split("repeat 1"))
+    assert "convolution" in printed, "oneDNN does not say what it does"
+    assert first > 0
+    assert second == 0
+
+
+def test_packed_weights_of_many_sizes_do_not_pile_up():
+    layer = PackedConv2d(nn.Conv2d(3, 8, 3, padding=1))
+    with torch.inference_mode():
+        for side in range(8, 28):
+            layer(torch.ones(1, 3, side, side))
+    assert 1 <= len(layer._packed[1]) <= module._COPIES

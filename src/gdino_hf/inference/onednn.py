@@ -34,10 +34,17 @@ def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None, activation: st
     return torch.ops.mkldnn._linear_pointwise(x, packed, bias, activation, [], "none" if activation == "gelu" else "")
 
 
-def pack_convolution(weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], groups: int) -> Tensor:
-    """Convert an (N, C / groups, kh, kw) weight to oneDNN's layout for this CPU."""
+def pack_convolution(
+    weight: Tensor, size: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], groups: int
+) -> Tensor:
+    """Convert an (N, C / groups, kh, kw) weight to oneDNN's layout for this CPU and inputs of a (height, width).
+
+    On a CPU without AVX-512 the layout depends on the input's size. Inputs of another size are computed correctly, but
+    their weight is converted in every call, which can take a hundred times as long as the convolution.
+    """
     weight = weight.detach().contiguous(memory_format=torch.channels_last)
-    return torch.ops.mkldnn._reorder_convolution_weight(weight, padding, stride, (1, 1), groups, None)
+    shape = [1, weight.shape[1] * groups, *size]
+    return torch.ops.mkldnn._reorder_convolution_weight(weight, padding, stride, (1, 1), groups, shape)
 
 
 def packed_convolution(
@@ -56,7 +63,7 @@ def can_pack_convolutions(dtype: torch.dtype) -> bool:
         weight = torch.arange(18, dtype=dtype, device="cpu").view(1, 2, 3, 3)
         settings = (2, 2), (0, 1), 1
         found = packed_convolution(
-            torch.ones_like(weight), pack_convolution(weight, *settings), weight.new_ones(1), *settings
+            torch.ones_like(weight), pack_convolution(weight, (3, 3), *settings), weight.new_ones(1), *settings
         )
         return found.float().flatten().tolist() == [109.0, 97.0]
     except (AttributeError, RuntimeError, TypeError):

@@ -15,6 +15,8 @@ _WORK = 8e6
 """Multiplications that a block has at least: fewer take less time than handing the block to a thread."""
 _BLOCKS = 16
 """Blocks of an image at most."""
+_COPIES = 4
+"""Packed weights that a layer keeps: one for each size of a strip, of which an image has at most two."""
 
 
 class PackedConv2d(nn.Conv2d):
@@ -27,7 +29,7 @@ class PackedConv2d(nn.Conv2d):
     def __init__(self, convolution: nn.Conv2d) -> None:
         nn.Module.__init__(self)
         share_state(self, convolution)
-        self._packed: tuple | None = None
+        self._packed: tuple[tuple, dict[tuple[int, int], Tensor]] | None = None
 
     @staticmethod
     def knows(module: nn.Module) -> TypeGuard[nn.Conv2d]:
@@ -50,10 +52,6 @@ class PackedConv2d(nn.Conv2d):
         stride, padding = cast("tuple[int, int]", self.stride), cast("tuple[int, int]", self.padding)
         # Rows outside the image are added to each strip.
         settings = stride, (0, padding[1]), self.groups
-        key = state_of(weight)
-        if self._packed is None or self._packed[0] != key:
-            self._packed = (key, pack_convolution(weight, *settings))
-        packed = self._packed[1]
         x = x.contiguous(memory_format=torch.channels_last)
         batch, _, height, width = x.shape
         (kernel, kernel_width), (step, step_across) = self.kernel_size, stride
@@ -72,12 +70,27 @@ class PackedConv2d(nn.Conv2d):
             strip = x[image : image + 1, :, max(0, first) : min(height, last)]
             if first < 0 or last > height:
                 strip = F.pad(strip, (0, 0, max(0, -first), max(0, last - height)))
+            packed = self._weight_for((strip.shape[2], strip.shape[3]), settings)
             output[image : image + 1, :, part] = packed_convolution(strip, packed, self.bias, *settings)
 
         work_per_row = math.prod(weight.shape) * columns
         size = max(math.ceil(_WORK / work_per_row), math.ceil(rows / _BLOCKS))
         run_rows(RowBlocks(block, batch, rows, size))
         return output
+
+    def _weight_for(self, size: tuple[int, int], settings: tuple) -> Tensor:
+        """Return the weight packed for inputs of a (height, width); safe to call in several threads."""
+        key, packed = state_of(self.weight), self._packed
+        if packed is None or packed[0] != key:
+            packed = self._packed = (key, {})
+        found = packed[1].get(size)
+        if found is None:
+            found = pack_convolution(self.weight, size, *settings)
+            if len(packed[1]) >= _COPIES:
+                # Replaced as a whole, since other threads may be reading the dictionary.
+                packed = self._packed = (key, {})
+            packed[1][size] = found
+        return found
 
 
 def pack_convolutions(module: nn.Module) -> None:
