@@ -1,0 +1,1 @@
+"""One engine over a model: pictures in, detections out."""
