@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 Color = tuple[int, int, int]
 Area = tuple[int, int, int, int]
@@ -69,6 +69,7 @@ def draw_detections(
     show_scores: bool = True,
     font_size: int | None = None,
     line_width: int | None = None,
+    colors: Mapping[str, str] | None = None,
 ) -> Image.Image:
     """Draw the detections of one image, the most confident on top.
 
@@ -83,6 +84,7 @@ def draw_detections(
         show_scores: Whether to write the score after the label.
         font_size: Height of the letters in pixels; None scales it with the image.
         line_width: Width of the box lines in pixels; None scales it with the image.
+        colors: "#rrggbb" of labels that have a colour of their own; others get that of `label_color`.
 
     Returns:
         A new RGB image, upright.
@@ -103,15 +105,16 @@ def draw_detections(
         key=lambda index: scores[index],
     )
     areas = [_area(boxes[index], picture.size) for index in order]
-    colors = [label_color(labels[index]) for index in order]
+    own = {label: ImageColor.getrgb(color)[:3] for label, color in (colors or {}).items()}
+    shades = [own.get(labels[index]) or label_color(labels[index]) for index in order]
     captions = [f"{labels[index]} {scores[index]:.2f}" if show_scores else labels[index] for index in order]
     if areas:
-        _tint(picture, areas, colors)
+        _tint(picture, areas, shades)
     draw = ImageDraw.Draw(picture)
-    for area, color in zip(areas, colors, strict=True):
+    for area, color in zip(areas, shades, strict=True):
         draw.rectangle(area, outline=color, width=line_width)
     taken = np.empty((0, 4))
-    for area, caption, color in reversed(list(zip(areas, captions, colors, strict=True))):
+    for area, caption, color in reversed(list(zip(areas, captions, shades, strict=True))):
         chip = _draw_chip(draw, picture.size, area, caption, color, font_size, taken)
         taken = np.vstack([taken, chip])
     return picture

@@ -17,13 +17,28 @@ class LabelledRow:
 
     Attributes:
         image: Index of the image.
-        label_indices: Index of each label among the image's labels.
-        spans: (start, end) tokens of each label.
+        label_indices: Index among the image's labels of the label of each phrase; a label may have several phrases.
+        spans: (start, end) tokens of each phrase.
     """
 
     image: int
     label_indices: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class ScoredRow:
+    """Scores of the labels of one prompt.
+
+    Attributes:
+        labels: (N,) int64 index of each of the prompt's labels among the image's labels.
+        scores: (Q, N) score of each label for each query, 0..1.
+        peaks: (Q, N) score of each label's best token.
+    """
+
+    labels: Tensor
+    scores: Tensor
+    peaks: Tensor
 
 
 @dataclass(frozen=True)
@@ -122,31 +137,39 @@ def are_prompts_of(prompts: Sequence[Prompt], input_ids: Any) -> bool:
 class Selection:
     """Which boxes and labels become results; see `GDinoProcessor.post_process_grounded_object_detection`.
 
+    This is the one place that turns token scores into label scores and label scores into results.
+
     Attributes:
-        threshold: Score that results must exceed, 0..1.
+        threshold: Score that results must exceed, 0..1: one for all labels, or a tensor (N,) with one for each of the
+            N labels that may appear in results.
         text_threshold: Lowest score of a label's best token, 0..1.
-        score: How the scores of a label's tokens are combined.
+        score: How the scores of a phrase's tokens are combined.
         multi_label: Whether a query may yield several labels.
         nms_threshold: IoU in 0..1 above which the lower-scoring of two boxes is dropped; None keeps both.
         class_agnostic_nms: Whether boxes of different labels also suppress each other.
         top_k: Largest number of results per image; None keeps all.
+        phrases: How the scores of a label's phrases are combined, if it has several.
     """
 
-    threshold: float
-    text_threshold: float
-    score: Literal["max", "mean"]
-    multi_label: bool
-    nms_threshold: float | None
-    class_agnostic_nms: bool
-    top_k: int | None
+    threshold: float | Tensor
+    text_threshold: float = 0.0
+    score: Literal["max", "mean"] = "max"
+    multi_label: bool = False
+    nms_threshold: float | None = None
+    class_agnostic_nms: bool = False
+    top_k: int | None = None
+    phrases: Literal["max", "mean"] = "max"
 
     def __post_init__(self) -> None:
         for name in ("threshold", "text_threshold", "nms_threshold"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
+            if value is not None and not bool(((torch.as_tensor(value) >= 0) & (torch.as_tensor(value) <= 1)).all()):
                 raise ValueError(f"{name} must be within 0..1, got {value}.")
-        if self.score not in ("max", "mean"):
-            raise ValueError(f"score must be 'max' or 'mean', got {self.score!r}.")
+        for name in ("score", "phrases"):
+            if getattr(self, name) not in ("max", "mean"):
+                raise ValueError(f"{name} must be 'max' or 'mean', got {getattr(self, name)!r}.")
+        if self.top_k is not None and self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}; give 0 or more, or None for all.")
 
     def __call__(self, outputs: Any, labelled: LabelledRows, image: int, scale: Tensor | None) -> dict[str, Any]:
         """Select the results of one image, best first.
@@ -160,14 +183,91 @@ class Selection:
         Returns:
             "scores", "boxes", "text_labels" and "labels".
         """
-        boxes = outputs.pred_boxes.float()
         parts = [
-            self._of_row(outputs.logits[index], boxes[index], row, labelled.num_positives[image])
+            self.select(
+                self.scored(outputs.logits[index], row), outputs.pred_boxes[index], labelled.num_positives[image]
+            )
             for index, row in enumerate(labelled.rows)
             if row.image == image and row.spans
         ]
-        empty = {"scores": boxes.new_empty(0), "labels": boxes.new_empty(0, dtype=torch.int64)}
-        parts = parts or [{**empty, "boxes": boxes.new_empty(0, 4)}]
+        return self.merged(parts, labelled.labels[image], scale, outputs.pred_boxes)
+
+    def scored(self, logits: Tensor, row: LabelledRow) -> ScoredRow:
+        """Compute the scores of one prompt's labels.
+
+        Args:
+            logits: (Q, T) token logits.
+            row: The labels of the prompt.
+
+        Returns:
+            The score of each of its labels for each query.
+        """
+        probabilities = logits.float().sigmoid()
+        # One column per phrase of this prompt only, so that memory does not grow with the number of labels.
+        peaks = torch.stack([probabilities[:, start:end].amax(-1) for start, end in row.spans], dim=-1)
+        scores = peaks
+        if self.score == "mean":
+            scores = torch.stack([probabilities[:, start:end].mean(-1) for start, end in row.spans], dim=-1)
+        owners = torch.tensor(row.label_indices, device=logits.device)
+        labels, phrases = list(dict.fromkeys(row.label_indices)), row.label_indices
+        if len(labels) < len(phrases):
+            columns = [[place for place, owner in enumerate(phrases) if owner == label] for label in labels]
+            peaks = torch.stack([peaks[:, of_one].amax(-1) for of_one in columns], dim=-1)
+            together = torch.mean if self.phrases == "mean" else torch.amax
+            scores = torch.stack([together(scores[:, of_one], -1) for of_one in columns], dim=-1)
+            owners = torch.tensor(labels, device=logits.device)
+        return ScoredRow(owners, scores, peaks)
+
+    def select(self, found: ScoredRow, boxes: Tensor, num_positives: int) -> dict[str, Tensor]:
+        """Select the queries and labels of one prompt that pass.
+
+        A query gets the label with the highest score among the labels that pass their threshold, unless a negative
+        label has a higher one.
+
+        Args:
+            found: The scores of the prompt's labels.
+            boxes: (Q, 4) cxcywh in [0, 1].
+            num_positives: Number of labels that may appear in results.
+
+        Returns:
+            "scores", "labels" and "boxes" (xyxy in [0, 1]) of the results.
+        """
+        labels, scores, peaks = found.labels, found.scores, found.peaks
+        positive = labels < num_positives
+        threshold: Any = self.threshold
+        if isinstance(threshold, Tensor):
+            threshold = threshold.to(scores.device)[labels.clamp(max=num_positives - 1)]
+        passed = (scores > threshold) & positive
+        if self.multi_label:
+            query, column = (passed & (peaks >= self.text_threshold)).nonzero(as_tuple=True)
+        else:
+            best, winner = scores.masked_fill(~(passed | ~positive), -1.0).max(-1)
+            peak = peaks.gather(-1, winner[:, None])[:, 0]
+            query = ((best >= 0) & (peak >= self.text_threshold) & positive[winner]).nonzero()[:, 0]
+            column = winner[query]
+        return {
+            "scores": scores[query, column],
+            "labels": labels[column],
+            "boxes": cxcywh_to_xyxy(boxes.float()[query]),
+        }
+
+    def merged(
+        self, parts: Sequence[dict[str, Tensor]], labels: Sequence[str], scale: Tensor | None, like: Tensor
+    ) -> dict[str, Any]:
+        """Merge the results of an image's prompts, best first.
+
+        Args:
+            parts: Results of `select` for each prompt.
+            labels: The image's labels.
+            scale: (4,) factors from 0..1 to pixels; None leaves boxes in 0..1.
+            like: Any tensor on the device of the results.
+
+        Returns:
+            "scores", "boxes", "text_labels" and "labels".
+        """
+        if not parts:
+            nothing = torch.empty(0, device=like.device)
+            parts = [{"scores": nothing, "labels": nothing.long(), "boxes": nothing.view(0, 4)}]
         found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         if scale is not None:
             found["boxes"] = found["boxes"] * scale
@@ -178,34 +278,10 @@ class Selection:
                 keep = batched_nms(found["boxes"], found["scores"], found["labels"], self.nms_threshold)
             found = {name: value[keep] for name, value in found.items()}
         order = found["scores"].argsort(descending=True, stable=True)[: self.top_k]
-        labels = found["labels"][order]
+        numbers = found["labels"][order]
         return {
             "scores": found["scores"][order],
             "boxes": found["boxes"][order],
-            "text_labels": [labelled.labels[image][index] for index in labels.tolist()],
-            "labels": labels,
-        }
-
-    def _of_row(self, logits: Tensor, boxes: Tensor, row: LabelledRow, num_positives: int) -> dict[str, Tensor]:
-        """Select the passing queries and labels of one prompt, from (Q, T) logits and (Q, 4) boxes."""
-        probabilities = logits.float().sigmoid()
-        # One column per label of this prompt only, so that memory does not grow with the number of labels.
-        peaks = torch.stack([probabilities[:, start:end].amax(-1) for start, end in row.spans], dim=-1)
-        scores = peaks
-        if self.score == "mean":
-            scores = torch.stack([probabilities[:, start:end].mean(-1) for start, end in row.spans], dim=-1)
-        labels = torch.tensor(row.label_indices, device=logits.device)
-        if self.multi_label:
-            passed = (scores > self.threshold) & (peaks >= self.text_threshold) & (labels < num_positives)
-            query, column = passed.nonzero(as_tuple=True)
-        else:
-            best, winner = scores.max(-1)
-            peak = peaks.gather(-1, winner[:, None])[:, 0]
-            passed = (best > self.threshold) & (peak >= self.text_threshold) & (labels[winner] < num_positives)
-            query = passed.nonzero()[:, 0]
-            column = winner[query]
-        return {
-            "scores": scores[query, column],
-            "labels": labels[column],
-            "boxes": cxcywh_to_xyxy(boxes[query]),
+            "text_labels": [labels[index] for index in numbers.tolist()],
+            "labels": numbers,
         }

@@ -54,12 +54,14 @@ def warn_of_labels(prompt: Prompt, tokenizer: Any, stacklevel: int = 2) -> None:
 
 
 def tokens_of_labels(prompt: Prompt) -> list[tuple[int, ...]]:
-    """Return the tokens of each label of a prompt, without the period."""
-    found: dict[int, tuple[int, ...]] = {}
+    """Return the tokens of each label of a prompt, those of all of its texts, without the closing periods."""
+    found: dict[int, list[tuple[int, ...]]] = {index: [] for index in range(len(prompt.labels))}
     for chunk in prompt.chunks:
         for index, (start, end) in zip(chunk.label_indices, chunk.spans, strict=True):
-            found[index] = chunk.input_ids[start:end]
-    return [found[index] for index in range(len(prompt.labels))]
+            tokens = chunk.input_ids[start:end]
+            if tokens not in found[index]:
+                found[index].append(tokens)
+    return [tuple(token for tokens in found[index] for token in tokens) for index in range(len(prompt.labels))]
 
 
 def labels_alike(labels: Sequence[str], tokens: Sequence[tuple[int, ...]]) -> list[list[str]]:

@@ -34,9 +34,7 @@ def forward_in_groups(model: Any, inputs: Mapping[str, Any]) -> Any:
     if image_indices is None:
         return model(**inputs)
     features = model.get_image_features(**{name: inputs[name] for name in _OF_IMAGES if name in inputs})
-    num_images = features.feature_maps[0].shape[0]
-    tokens = sum(level.shape[-2] * level.shape[-1] for level in features.feature_maps)
-    at_once = max(num_images, IMAGE_TOKENS_AT_ONCE // tokens)
+    at_once = rows_at_once(features)
     prompts = {name: inputs[name] for name in _OF_PROMPTS if inputs.get(name) is not None}
     if len(image_indices) <= at_once:
         return model(image_features=features, image_indices=image_indices, **prompts)
@@ -44,7 +42,7 @@ def forward_in_groups(model: Any, inputs: Mapping[str, Any]) -> Any:
     for start in range(0, len(image_indices), at_once):
         rows = slice(start, start + at_once)
         outputs = model(
-            image_features=_of_rows(features, image_indices[rows]),
+            image_features=features_of_rows(features, image_indices[rows]),
             **{name: value[rows] for name, value in prompts.items()},
         )
         logits.append(outputs.logits)
@@ -52,8 +50,29 @@ def forward_in_groups(model: Any, inputs: Mapping[str, Any]) -> Any:
     return SimpleNamespace(logits=torch.cat(logits), pred_boxes=torch.cat(boxes))
 
 
-def _of_rows(features: GDinoImageFeatures, indices: torch.Tensor) -> GDinoImageFeatures:
-    """Return the features of each prompt's image."""
+def rows_at_once(features: GDinoImageFeatures) -> int:
+    """Return the largest number of pairs of image and prompt that one forward pass should have.
+
+    Args:
+        features: Features of B images.
+
+    Returns:
+        B or more.
+    """
+    tokens = sum(level.shape[-2] * level.shape[-1] for level in features.feature_maps)
+    return max(features.feature_maps[0].shape[0], IMAGE_TOKENS_AT_ONCE // tokens)
+
+
+def features_of_rows(features: GDinoImageFeatures, indices: torch.Tensor) -> GDinoImageFeatures:
+    """Return the features of each prompt's image.
+
+    Args:
+        features: Features of B images.
+        indices: (R,) int64 index of each prompt's image.
+
+    Returns:
+        Features of R images.
+    """
     return GDinoImageFeatures(
         feature_maps=tuple(level.index_select(0, indices) for level in features.feature_maps),
         masks=features.masks and tuple(mask.index_select(0, indices) for mask in features.masks),

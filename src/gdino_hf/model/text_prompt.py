@@ -27,8 +27,9 @@ class PromptChunk:
 
     Attributes:
         input_ids: Tokens of "[CLS] label . label . [SEP]".
-        label_indices: Index into `Prompt.labels` of each of the chunk's labels; every chunk has the negative labels.
-        spans: (start, end) tokens of each of the chunk's labels.
+        label_indices: Index into `Prompt.labels` of the label of each phrase; every chunk has the negative labels. A
+            label with several texts has several phrases.
+        spans: (start, end) tokens of each phrase.
     """
 
     input_ids: tuple[int, ...]
@@ -135,11 +136,18 @@ def name_key(name: str) -> str:
 
 
 def build_prompt(
-    labels: str | Sequence[str], tokenizer: Any, max_text_len: int = 256, negative_labels: str | Sequence[str] = ()
+    labels: str | Sequence[str],
+    tokenizer: Any,
+    max_text_len: int = 256,
+    negative_labels: str | Sequence[str] = (),
+    *,
+    texts: Sequence[Sequence[str]] | None = None,
+    labels_per_prompt: int | None = None,
 ) -> Prompt:
     """Pack labels into prompts in order; no label is cut, and a period closes every label.
 
-    Labels compete for a box only inside one prompt, so every chunk has all negative labels.
+    Labels compete for a box only inside one prompt, so every chunk has all negative labels. This is the one place that
+    decides which labels share a prompt.
 
     Periods and question marks inside a label would split it, so they become blanks in the prompt; results still carry
     the label as it was given.
@@ -149,6 +157,11 @@ def build_prompt(
         tokenizer: Tokenizer of the model's text encoder.
         max_text_len: Largest number of tokens in one prompt.
         negative_labels: Labels that compete for boxes but are left out of results, in the same forms as labels.
+        texts: What prompts hold for each label and then for each negative label: one or more texts, all of which stay
+            in one prompt. None for the labels themselves. `PromptChunk.label_indices` repeats a label's index for each
+            of its texts.
+        labels_per_prompt: Largest number of labels in one prompt, negative labels not counted; None for as many as
+            fit.
 
     Returns:
         The prompt.
@@ -156,59 +169,75 @@ def build_prompt(
     Raises:
         TypeError: A label is not a string.
         ValueError: There is no label, or a label is empty, has no letters, has no word that the tokenizer knows, or is
-            too long for a prompt that also holds the negative labels.
+            too long for a prompt that also holds the negative labels; or a number does not fit.
     """
     positives = parse_labels(labels)
     negatives = parse_labels(negative_labels) if len(negative_labels) > 0 else []
     every = positives + negatives
+    written = [[label] for label in every] if texts is None else [parse_labels(list(of_one)) for of_one in texts]
+    if len(written) != len(every):
+        raise ValueError(f"There are texts for {len(written)} labels but {len(every)} labels; give one list each.")
+    if labels_per_prompt is not None and labels_per_prompt < 1:
+        raise ValueError(f"labels_per_prompt is {labels_per_prompt}; give at least 1, or None for as many as fit.")
     special = special_token_ids(tokenizer)
     start, end, period = special[:3]
-    words = [_words(label) for label in every]
+    flat = [text for of_one in written for text in of_one]
+    tokenized = iter(_closed_tokens(flat, tokenizer, max_text_len, period))
+    phrases = [[next(tokenized) for _ in of_one] for of_one in written]
+    lengths = [sum(map(len, of_one)) for of_one in phrases]
+    room = max_text_len - 2
+    taken = sum(lengths[len(positives) :])
+    longest = max(range(len(positives)), key=lambda index: lengths[index])
+    if taken + lengths[longest] > room:
+        rest = "every prompt needs the negative labels; give fewer of them"
+        if not negatives:
+            rest = "the texts of a label stay in one prompt; give it fewer"
+        raise ValueError(
+            f"The negative labels have {taken} tokens and the label {shorten(every[longest])} has "
+            f"{lengths[longest]}, but a prompt of {max_text_len} holds {room} and {rest}."
+        )
+    groups: list[list[int]] = [[]]
+    used = taken
+    for index in range(len(positives)):
+        if used + lengths[index] > room or len(groups[-1]) == labels_per_prompt:
+            groups.append([])
+            used = taken
+        groups[-1].append(index)
+        used += lengths[index]
+    negative_indices = list(range(len(positives), len(every)))
+    chunks = tuple(_chunk([*group, *negative_indices], phrases, start, end) for group in groups)
+    return Prompt(tuple(every), len(negatives), chunks)
+
+
+def _closed_tokens(texts: Sequence[str], tokenizer: Any, max_text_len: int, period: int) -> list[list[int]]:
+    """Return the tokens of texts, each closed by a period, or raise if a text cannot be in a prompt."""
     room = max_text_len - 2
     # Some tokenizers make one unknown token of an endless word, so characters have a limit too.
     most = CHARACTERS_PER_TOKEN * max_text_len
-    for label, word in zip(every, words, strict=True):
-        if len(word) > most:
+    for text in texts:
+        if len(_words(text)) > most:
             raise ValueError(
-                f"The label {shorten(label)} has {len(label)} characters but a prompt of {max_text_len} tokens takes "
+                f"The label {shorten(text)} has {len(text)} characters but a prompt of {max_text_len} tokens takes "
                 f"at most {most}; shorten it."
             )
-    tokenized = []
-    for label, tokens in zip(every, label_tokens(every, tokenizer), strict=True):
-        tokenized.append([*tokens, period])
-        if len(tokenized[-1]) == 1:
-            raise ValueError(f"The label {shorten(label)} has nothing to look for in it; use words.")
-        if len(tokenized[-1]) > room:
+    closed = []
+    for text, tokens in zip(texts, label_tokens(texts, tokenizer), strict=True):
+        closed.append([*tokens, period])
+        if len(closed[-1]) == 1:
+            raise ValueError(f"The label {shorten(text)} has nothing to look for in it; use words.")
+        if len(closed[-1]) > room:
             raise ValueError(
-                f"The label {shorten(label)} has {len(tokenized[-1]) - 1} tokens but a prompt of {max_text_len} takes "
+                f"The label {shorten(text)} has {len(closed[-1]) - 1} tokens but a prompt of {max_text_len} takes "
                 f"at most {room - 1}; shorten it."
             )
-    unknown = [shorten(label) for label, tokens in zip(every, tokenized, strict=True) if is_unknown(tokens, tokenizer)]
+    unknown = [shorten(text) for text, tokens in zip(texts, closed, strict=True) if is_unknown(tokens, tokenizer)]
     if unknown:
         more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
         raise ValueError(
             f"The tokenizer knows no word of the label{'s' * (len(unknown) > 1)} {', '.join(unknown[:10])}{more}; use "
             "words of its vocabulary, which is English in the published models."
         )
-    taken = sum(len(tokens) for tokens in tokenized[len(positives) :])
-    longest = max(range(len(positives)), key=lambda index: len(tokenized[index]))
-    if taken + len(tokenized[longest]) > room:
-        raise ValueError(
-            f"The negative labels have {taken} tokens and the label {shorten(every[longest])} has "
-            f"{len(tokenized[longest])}, but a prompt of {max_text_len} holds {room} and every prompt needs the "
-            "negative labels; give fewer of them."
-        )
-    groups: list[list[int]] = [[]]
-    used = taken
-    for index in range(len(positives)):
-        if used + len(tokenized[index]) > room:
-            groups.append([])
-            used = taken
-        groups[-1].append(index)
-        used += len(tokenized[index])
-    negative_indices = list(range(len(positives), len(every)))
-    chunks = tuple(_chunk([*group, *negative_indices], tokenized, start, end) for group in groups)
-    return Prompt(tuple(every), len(negatives), chunks)
+    return closed
 
 
 def _words(label: str) -> str:
@@ -245,13 +274,15 @@ def is_unknown(tokens: Sequence[int], tokenizer: Any) -> bool:
     return not any(character.isalnum() for token in known for character in token)
 
 
-def _chunk(indices: list[int], tokenized: Sequence[Sequence[int]], start: int, end: int) -> PromptChunk:
-    """Join the tokens of some labels, each of which ends with a period, into one prompt."""
-    ids, spans = [start], []
+def _chunk(indices: list[int], phrases: Sequence[Sequence[Sequence[int]]], start: int, end: int) -> PromptChunk:
+    """Join the phrases of some labels, each of which ends with a period, into one prompt."""
+    ids, spans, owners = [start], [], []
     for index in indices:
-        spans.append((len(ids), len(ids) + len(tokenized[index]) - 1))
-        ids += tokenized[index]
-    return PromptChunk((*ids, end), tuple(indices), tuple(spans))
+        for tokens in phrases[index]:
+            owners.append(index)
+            spans.append((len(ids), len(ids) + len(tokens) - 1))
+            ids += tokens
+    return PromptChunk((*ids, end), tuple(owners), tuple(spans))
 
 
 def special_token_ids(tokenizer: Any) -> list[int]:

@@ -1,0 +1,167 @@
+"""A model and its processor from a name, a folder or objects, refused in one sentence if they cannot be used."""
+
+from __future__ import annotations
+
+import copy
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..error_text import reason
+
+DTYPES = ("float32", "bfloat16", "float16", "int8")
+"""Data types of the computation; int8 multiplies 8-bit integers where that is faster, on a CPU with AVX-512 VNNI."""
+
+NANO_FOLDER = Path(__file__).parents[1] / "checkpoints" / "gdino-nano"
+
+_MODEL_TYPE = "gdino"
+_CONFIG = "config.json"
+_HUB_SECONDS = 5.0
+
+
+def load_pair(model: str | Path, dtype: str = "float32", check: Callable[[Any], None] | None = None) -> tuple[Any, Any]:
+    """Load a model and its processor.
+
+    Args:
+        model: Hub id, folder or "nano".
+        dtype: One of `DTYPES`.
+        check: Function that is called with the processor before the weights are read or downloaded, to look at labels.
+
+    Returns:
+        The model on the CPU in eval mode, and the processor.
+
+    Raises:
+        ValueError: The model cannot be loaded; the message says why. What `check` raises is passed on.
+    """
+    from ..model.modeling_gdino import GDinoForObjectDetection
+    from ..model.processing_gdino import GDinoProcessor
+
+    where = str(NANO_FOLDER if str(model) == "nano" else model)
+    refused = f"{model} cannot be loaded ({{}}); give a Hub id, a folder with its files, or nano."
+    try:
+        # Ask once here whether the Hub answers: loaders would try six times for each of their files.
+        local = {"local_files_only": not Path(where).exists() and not _hub_answers()}
+        config = _read_config(where, local)
+        processor = fitted(GDinoProcessor.from_pretrained(where, **local), config)
+        _check_tokenizer(processor.tokenizer, config)
+    # Loaders raise exceptions of any type on damaged or unreachable checkpoints.
+    except Exception as error:
+        raise ValueError(refused.format(reason(error))) from error
+    if check is not None:
+        check(processor)
+    try:
+        loaded, loading = GDinoForObjectDetection.from_pretrained(
+            where, config=config, dtype="float32" if dtype == "int8" else dtype, output_loading_info=True, **local
+        )
+        _check_weights(loading["missing_keys"])
+    except Exception as error:
+        raise ValueError(refused.format(reason(error))) from error
+    return loaded.eval(), processor
+
+
+def fitted(processor: Any, config: Any) -> Any:
+    """Return a processor whose prompt length fits the model; labels that exceed one prompt go into further prompts.
+
+    Args:
+        processor: A GDinoProcessor, which is not changed.
+        config: The model's configuration.
+    """
+    processor = copy.copy(processor)
+    processor.max_text_len = min(processor.max_text_len, config.max_text_len)
+    return processor
+
+
+def usable_device(name: str | torch.device) -> torch.device:
+    """Return a device on which tensors can be made.
+
+    Args:
+        name: "auto" (the first GPU, or the CPU), "cpu", "cuda", "cuda:1", ...
+
+    Raises:
+        ValueError: There is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = reason(error).split(". ")[0]
+        raise ValueError(f"The device {name} cannot be used here ({why}); the device cpu always can.") from error
+    return device
+
+
+def _hub_answers() -> bool:
+    """Return whether the Hub can be reached; behind a proxy, assume so and leave errors to the loaders."""
+    from huggingface_hub import constants
+
+    address = urllib.parse.urlsplit(constants.ENDPOINT)
+    if constants.is_offline_mode():
+        return False
+    if urllib.request.getproxies():
+        return True
+    try:
+        port = address.port or (443 if address.scheme == "https" else 80)
+        socket.create_connection((address.hostname or "", port), timeout=_HUB_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def _read_config(where: str, local: dict[str, bool]) -> Any:
+    """Read the model's configuration, and refuse other architectures, which would load with random weights."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    from ..model.configuration_gdino import GDinoConfig
+
+    if not Path(where).exists():
+        try:
+            validate_repo_id(where)
+        except HFValidationError as error:
+            raise ValueError("there is no such folder") from error
+        if local["local_files_only"] and not isinstance(try_to_load_from_cache(where, _CONFIG), str):
+            raise ValueError(
+                "there is no such folder, it was not downloaded before, and the Hub cannot be reached or is switched "
+                "off by HF_HUB_OFFLINE"
+            )
+    elif not (Path(where) / _CONFIG).is_file() and (Path(where) / "model" / _CONFIG).is_file():
+        raise ValueError(f"the model of this run is in {Path(where) / 'model'}")
+    elif not (Path(where) / _CONFIG).is_file() and (Path(where) / "adapter_config.json").is_file():
+        raise ValueError("it holds adapters alone; merge them into their model by `gdino convert`")
+    config, _ = GDinoConfig.get_config_dict(where, **local)
+    if not config:
+        raise ValueError("there is no config.json in it")
+    if config.get("model_type") != _MODEL_TYPE:
+        raise ValueError(f"its model_type is {config.get('model_type')!r}, not one of Grounding DINO")
+    return GDinoConfig.from_dict(config)
+
+
+def _check_tokenizer(tokenizer: Any, config: Any) -> None:
+    """Refuse a tokenizer without words, which transformers makes if files are missing, and one with too many."""
+    from ..model.text_prompt import special_token_ids
+
+    try:
+        special_token_ids(tokenizer)
+    except ValueError as error:
+        raise ValueError("its tokenizer knows no words; tokenizer.json or vocab.txt is missing") from error
+    embedded = getattr(config.text_config, "vocab_size", None)
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if embedded is not None and largest >= embedded:
+        raise ValueError(
+            f"its tokenizer has a word of the number {largest}, but the text encoder knows {embedded}; they do "
+            "not belong together"
+        )
+
+
+def _check_weights(missing: Collection[str]) -> None:
+    """Refuse a checkpoint that lacks weights, which would stay random."""
+    if missing:
+        number = f"{len(missing)} weight{'s' * (len(missing) != 1)}"
+        raise ValueError(f"its files lack {number}, for instance {min(missing)}")

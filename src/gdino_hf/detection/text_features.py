@@ -1,0 +1,135 @@
+"""Text features of prompts, each computed once for a model and kept by the prompt's tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..model.outputs_gdino import GDinoTextFeatures
+from ..model.phrase_structure import phrase_structure
+
+KEPT_PROMPTS = 256
+"""Number of prompts whose features a detector keeps; one of 256 tokens and width 256 takes 0.25 MB in float32."""
+
+_AT_ONCE = 8
+
+Tokens = tuple[int, ...]
+
+
+class TextFeatureStore:
+    """The text features of one model's prompts, the least recently used removed first; safe to share between threads.
+
+    Args:
+        model: A `GDinoForObjectDetection`.
+        size: Number of prompts to keep.
+    """
+
+    def __init__(self, model: Any, size: int = KEPT_PROMPTS) -> None:
+        self._model, self._size = model, size
+        self._kept: OrderedDict[Tokens, Tensor] = OrderedDict()
+        self._lock = threading.Lock()
+        self._fingerprint: str | None = None
+        self.encoded = 0
+        """Number of prompts that the text encoder has run for so far."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the text encoder: equal for models that compute the same text features."""
+        if self._fingerprint is None:
+            self._fingerprint = text_fingerprint(self._model)
+        return self._fingerprint
+
+    def get(self, prompts: Sequence[Tokens], given: Mapping[Tokens, Tensor] | None = None) -> list[Tensor]:
+        """Return the features of prompts.
+
+        Args:
+            prompts: Tokens of each prompt.
+            given: Features that were computed before, by tokens.
+
+        Returns:
+            (T, D) features of each prompt's tokens on the model's device, shared with later calls: do not write to
+            them.
+        """
+        given = given or {}
+        with self._lock:
+            found = {tokens: self._kept[tokens] for tokens in prompts if tokens in self._kept}
+        device, dtype = self._model.device, self._model.base_model.level_embed.dtype
+        found |= {
+            tokens: given[tokens].to(device, dtype) for tokens in prompts if tokens in given and tokens not in found
+        }
+        missing = [tokens for tokens in dict.fromkeys(prompts) if tokens not in found]
+        for start in range(0, len(missing), _AT_ONCE):
+            found |= self._encode(missing[start : start + _AT_ONCE])
+        with self._lock:
+            for tokens in prompts:
+                self._kept[tokens] = found[tokens]
+                self._kept.move_to_end(tokens)
+            while len(self._kept) > self._size:
+                self._kept.popitem(last=False)
+        return [found[tokens] for tokens in prompts]
+
+    def forget(self) -> None:
+        """Remove everything; needed if the model's weights were changed."""
+        with self._lock:
+            self._kept.clear()
+        self._fingerprint = None
+
+    def stacked(self, prompts: Sequence[Tokens], given: Mapping[Tokens, Tensor] | None = None) -> GDinoTextFeatures:
+        """Return the features of prompts as one batch, which forward takes instead of input_ids.
+
+        Args:
+            prompts: Tokens of each prompt.
+            given: Features that were computed before, by tokens.
+        """
+        hidden = torch.nn.utils.rnn.pad_sequence(self.get(prompts, given), batch_first=True)
+        ids, mask = _padded(prompts, hidden.device)
+        phrases = phrase_structure(ids, mask, self._model.config.special_token_ids)
+        return GDinoTextFeatures(
+            last_hidden_state=hidden,
+            input_ids=ids,
+            attention_mask=mask,
+            phrase_ids=phrases.phrase_ids,
+            phrase_mask=phrases.phrase_mask,
+            position_ids=phrases.position_ids,
+        )
+
+    def _encode(self, prompts: list[Tokens]) -> dict[Tokens, Tensor]:
+        ids, mask = _padded(prompts, self._model.device)
+        # The tensors are kept, and an inference tensor could not be used outside of inference mode.
+        with torch.inference_mode(False), torch.no_grad():
+            hidden = self._model.get_text_features(ids.clone(), mask.clone()).last_hidden_state
+        self.encoded += len(prompts)
+        # Cloned, because a slice would keep the whole batch in memory.
+        return {tokens: row[: len(tokens)].clone() for tokens, row in zip(prompts, hidden, strict=True)}
+
+
+def text_fingerprint(model: Any) -> str:
+    """Return a hash of everything that text features depend on: weights of the text encoder, their dtype, and settings.
+
+    Args:
+        model: A `GDinoForObjectDetection` or `GDinoModel`.
+
+    Returns:
+        64 hexadecimal digits. Reading the weights of a BERT base takes about a second.
+    """
+    core = model.base_model
+    digest = hashlib.sha256(repr((core.config.special_token_ids, str(core.level_embed.dtype))).encode())
+    for part in (core.text_backbone, core.text_projection):
+        for name, value in sorted(part.state_dict().items()):
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _padded(prompts: Sequence[Tokens], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the tokens of prompts and the mask of real ones, both (R, T)."""
+    rows = [torch.tensor(tokens, dtype=torch.int64) for tokens in prompts]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids.to(device), (torch.arange(ids.shape[1]) < lengths[:, None]).to(device)

@@ -1,0 +1,230 @@
+"""The engine: equal to the model run by hand, text encoded once, images once, whatever the number of labels."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gdino_hf import Detector, Vocabulary
+from gdino_hf.model.box_ops import cxcywh_to_xyxy
+from gdino_hf.model.text_prompt import build_prompt
+from random_models import make_random_model
+
+LABELS = ["cat", "dog", "person", "cup", "remote control", "red car", "hat", "table", "big cats", "traffic light"]
+# Prompts and pictures in one batch sum in another order than alone.
+ROUNDING = 1e-5
+
+
+@pytest.fixture(scope="module")
+def detector(tiny_config, tiny_processor):
+    """A detector in float64; in float32, rounding decides which of two nearly equal proposals is selected."""
+    return Detector(make_random_model(tiny_config).double(), processor=tiny_processor, device=None, optimize=False)
+
+
+def picture(width=80, height=64, seed=0):
+    pixels = torch.randint(0, 256, (height, width, 3), generator=torch.Generator().manual_seed(seed))
+    return Image.fromarray(pixels.to(torch.uint8).numpy())
+
+
+def run_by_hand(detector, image, prompt):
+    """Yield each chunk with the scores (Q, N) and boxes (Q, 4) in pixels that a plain call of the model gives."""
+    inputs = detector.processor(images=image)
+    scale = torch.tensor([image.width, image.height, image.width, image.height])
+    for chunk in prompt.chunks:
+        with torch.no_grad():
+            outputs = detector.model(**inputs, input_ids=torch.tensor([chunk.input_ids]))
+        probabilities = outputs.logits[0].float().sigmoid()
+        scores = torch.stack([probabilities[:, a:b].amax(-1) for a, b in chunk.spans], -1)
+        yield chunk, scores, cxcywh_to_xyxy(outputs.pred_boxes[0].float()) * scale
+
+
+@pytest.mark.parametrize("per_prompt", [None, 3, 1])
+def test_many_labels_equal_each_prompt_run_by_hand(detector, per_prompt):
+    image = picture()
+    vocabulary = Vocabulary(LABELS, labels_per_prompt=per_prompt)
+    found = detector(image, vocabulary, threshold=0.0, multi_label=True)
+    prompt = vocabulary.prompt(detector.processor.tokenizer, 64)
+    rows, presence = [], {}
+    for chunk, scores, boxes in run_by_hand(detector, image, prompt):
+        for column, index in enumerate(chunk.label_indices):
+            presence[LABELS[index]] = scores[:, column].max().item()
+            rows += [(scores[query, column].item(), index, boxes[query].tolist()) for query in range(len(boxes))]
+    rows.sort(key=lambda row: -row[0])
+    assert len(found) == len(rows)
+    assert found.scores.tolist() == pytest.approx([row[0] for row in rows], abs=ROUNDING)
+    assert found.presence == pytest.approx(presence, abs=ROUNDING)
+    wanted = {(index, *(round(side) for side in box)) for _, index, box in rows}
+    near = [(d.label, *(round(side) for side in d.box)) in wanted for d in found]
+    assert sum(near) > 0.9 * len(near)
+
+
+def test_boxes_scores_and_labels_are_those_of_the_processor(detector):
+    image = picture()
+    found = detector(image, "cat, dog, remote control", threshold=0.4, nms_threshold=0.6, top_k=7)
+    labels = sorted(["cat", "dog", "remote control"])
+    inputs = detector.processor(images=image, text=[build_prompt(labels, detector.processor.tokenizer, 64)])
+    with torch.no_grad():
+        outputs = detector.model(**inputs)
+    (wanted,) = detector.processor.post_process_grounded_object_detection(
+        outputs, inputs, threshold=0.4, text_threshold=0.0, nms_threshold=0.6, top_k=7, target_sizes=[(64, 80)]
+    )
+    assert len(found) > 0
+    assert found.text_labels == wanted["text_labels"]
+    assert found.scores.tolist() == pytest.approx(wanted["scores"].tolist(), abs=ROUNDING)
+    torch.testing.assert_close(torch.from_numpy(found.boxes), wanted["boxes"].clamp(min=0), rtol=0, atol=1e-3)
+
+
+def test_results_depend_neither_on_order_nor_on_duplicates(detector):
+    rng, image = random.Random(1), picture(seed=1)
+    first = detector(image, Vocabulary(LABELS, labels_per_prompt=4), threshold=0.3)
+    for _ in range(3):
+        labels = rng.sample(LABELS, len(LABELS)) + rng.sample(LABELS, 2)
+        found = detector(image, Vocabulary(labels, labels_per_prompt=4), threshold=0.3)
+        assert found.presence == first.presence
+        assert found.text_labels == first.text_labels
+        assert (found.boxes == first.boxes).all()
+
+
+def test_batches_equal_single_pictures(detector):
+    images = [picture(80, 64, 1), picture(64, 96, 2), picture(50, 50, 3), picture(96, 60, 4)]
+    vocabulary = Vocabulary(LABELS, labels_per_prompt=3)
+    together = detector(images, vocabulary, threshold=0.3, batch_size=3)
+    for image, found in zip(images, together, strict=True):
+        alone = detector(image, vocabulary, threshold=0.3)
+        assert found.text_labels == alone.text_labels
+        assert found.size == image.size
+        assert found.scores.tolist() == pytest.approx(alone.scores.tolist(), abs=ROUNDING)
+
+
+def test_text_is_encoded_once_and_the_backbone_runs_once_per_picture(detector):
+    calls = []
+    handle = detector.model.model.backbone.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        vocabulary = Vocabulary(["face", "ball", *LABELS], labels_per_prompt=2)
+        detector.texts.forget()
+        before = detector.texts.encoded
+        detector(picture(seed=5), vocabulary)
+        assert len(calls) == 1
+        assert detector.texts.encoded == before + 6
+        detector(picture(seed=6), vocabulary)
+        assert len(calls) == 2
+        assert detector.texts.encoded == before + 6
+    finally:
+        handle.remove()
+
+
+def test_aliases_take_the_best_or_the_mean_of_their_scores(detector):
+    image = picture()
+    options = {"threshold": 0.0, "multi_label": True}
+    best = detector(image, Vocabulary({"animal": ["cat", "dog"]}), **options)
+    mean = detector(image, Vocabulary({"animal": ["cat", "dog"]}, combine="mean"), **options)
+    apart = detector(image, ["cat", "dog"], **options)
+    assert best.presence["animal"] == pytest.approx(max(apart.presence.values()), abs=ROUNDING)
+    ((_, scores, _),) = run_by_hand(detector, image, Vocabulary("cat, dog").prompt(detector.processor.tokenizer, 64))
+    assert best.scores.tolist() == pytest.approx(sorted(scores.amax(-1).tolist(), reverse=True), abs=ROUNDING)
+    assert mean.scores.tolist() == pytest.approx(sorted(scores.mean(-1).tolist(), reverse=True), abs=ROUNDING)
+
+
+def test_a_label_with_a_lower_threshold_may_pass_where_a_better_one_fails(detector):
+    image = picture()
+    both = detector(image, ["cat", "dog"], threshold=0.0, multi_label=True)
+    strict = Vocabulary(["cat", "dog"], thresholds={"cat": 1.0, "dog": 0.0})
+    found = detector(image, strict)
+    assert set(found.text_labels) == {"dog"}
+    assert sorted(found.scores.tolist()) == pytest.approx(
+        sorted(d.score for d in both if d.text_label == "dog"), abs=ROUNDING
+    )
+
+
+def test_negative_labels_compete_and_are_left_out(detector):
+    image = picture()
+    rivals = detector(image, ["cat", "dog", "cup"], threshold=0.0)
+    found = detector(image, ["cat"], negative=["dog", "cup"], threshold=0.0)
+    assert set(found.presence) == {"cat"}
+    assert found.scores.tolist() == pytest.approx([d.score for d in rivals if d.text_label == "cat"], abs=ROUNDING)
+
+
+def test_saved_vocabulary_needs_no_text_encoder(detector, tmp_path, tiny_config, tiny_processor):
+    detector.vocabulary(LABELS, labels_per_prompt=3).save(tmp_path / "v.safetensors")
+    same = Detector(make_random_model(tiny_config).double(), processor=tiny_processor, device=None, optimize=False)
+    loaded = Vocabulary.load(tmp_path / "v.safetensors")
+    found = same(picture(), loaded, threshold=0.2)
+    assert same.texts.encoded == 0
+    wanted = detector(picture(), Vocabulary(LABELS, labels_per_prompt=3), threshold=0.2)
+    assert found.scores.tolist() == pytest.approx(wanted.scores.tolist(), abs=ROUNDING)
+    assert found.text_labels == wanted.text_labels
+
+
+def test_vocabulary_of_another_model_is_refused(detector, tiny_config, tiny_processor):
+    other = Detector(
+        make_random_model(tiny_config, seed=1).double(), processor=tiny_processor, device=None, optimize=False
+    )
+    vocabulary = detector.vocabulary("cat")
+    with pytest.raises(ValueError, match="computed by another model"):
+        other(picture(), vocabulary)
+    assert other(picture(), Vocabulary("cat"), threshold=0.0).names == ("cat",)
+
+
+def test_features_are_forgotten_beyond_the_store(detector):
+    store = type(detector.texts)(detector.model, size=2)
+    prompts = [(2, token, 7, 3) for token in (60, 61, 62)]
+    first = store.get(prompts)
+    assert store.encoded == 3
+    again = store.get(prompts[1:])
+    assert store.encoded == 3
+    assert all(torch.equal(x, y) for x, y in zip(first[1:], again, strict=True))
+    store.get(prompts[:1])
+    assert store.encoded == 4
+
+
+def test_every_kind_of_picture_gives_the_same_detections(detector, tmp_path):
+    image = picture()
+    image.save(tmp_path / "a.png")
+    array = torch.from_numpy(np.array(image))
+    wanted = detector(image, "cat", threshold=0.0)
+    content = (tmp_path / "a.png").read_bytes()
+    for each in (tmp_path / "a.png", str(tmp_path / "a.png"), content, array.numpy(), array.permute(2, 0, 1)):
+        found = detector(each, "cat", threshold=0.0)
+        assert (found.boxes == wanted.boxes).all()
+    assert detector(str(tmp_path / "a.png"), "cat").source == str(tmp_path / "a.png")
+
+
+def test_nano_finds_the_cat_through_its_name(example_folder):
+    found = Detector("nano", device="cpu")(example_folder / "cat.jpg", ["cat", "dog"], threshold=0.2)
+    assert found.text_labels[0] == "cat"
+    assert found.presence["cat"] > found.presence["dog"]
+    assert found.plot().size == found.size
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"model": 3}, TypeError, "takes a Hub id, a folder"),
+        ({"model": "/nowhere"}, ValueError, "/nowhere cannot be loaded"),
+        ({"dtype": "float8"}, ValueError, "dtype is 'float8'"),
+        ({"device": "quantum"}, ValueError, "quantum cannot be used here"),
+        ({"dtype": "int8", "optimize": False}, ValueError, "int8 is for optimized models"),
+    ],
+)
+def test_a_detector_that_cannot_be_made_says_why(given, error, message):
+    with pytest.raises(error, match=message):
+        Detector(**given)
+
+
+def test_options_that_do_not_exist_are_named(detector):
+    with pytest.raises(TypeError, match="no option 'treshold'"):
+        detector(picture(), "cat", treshold=0.2)
+    with pytest.raises(ValueError, match="threshold must be within"):
+        detector(picture(), "cat", threshold=2)
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        detector([picture()], "cat", batch_size=0)
+    with pytest.raises(TypeError, match="cannot be given beside a Vocabulary"):
+        detector(picture(), Vocabulary("cat"), negative="dog")
+
+
+def test_no_pictures_give_no_detections(detector):
+    assert detector([], "cat") == []
