@@ -25,7 +25,7 @@ _HOMES = {
     "GDinoProcessor": "model.processing_gdino",
     "GDinoZeroShotObjectDetectionPipeline": "model.pipeline_gdino",
     "GDinoDataCollator": "data.collator",
-    "Detector": "detection.engine",
+    "Detector": "detection.detector_engine",
     "Detections": "detection.detections",
     "Vocabulary": "detection.vocabulary",
     "use_fast_attention": "acceleration",
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from .acceleration import use_fast_attention as use_fast_attention
     from .data.collator import GDinoDataCollator as GDinoDataCollator
     from .detection.detections import Detections as Detections
-    from .detection.engine import Detector as Detector
+    from .detection.detector_engine import Detector as Detector
     from .detection.vocabulary import Vocabulary as Vocabulary
     from .model.configuration_gdino import GDinoConfig as GDinoConfig
     from .model.image_processing_gdino import GDinoImageProcessor as GDinoImageProcessor

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from gdino_hf import Detector, Vocabulary
+from gdino_hf.detection.detector_engine import DetectionError
 from gdino_hf.model.box_ops import cxcywh_to_xyxy
 from gdino_hf.model.text_prompt import build_prompt
 from random_models import make_random_model
@@ -228,3 +229,51 @@ def test_options_that_do_not_exist_are_named(detector):
 
 def test_no_pictures_give_no_detections(detector):
     assert detector([], "cat") == []
+
+
+def test_stream_keeps_the_order_and_gives_errors_as_values(detector, tmp_path):
+    sources = []
+    for number in range(7):
+        sources.append(tmp_path / f"{number}.png")
+        picture(60 + 4 * number, 64, number).save(sources[-1])
+    sources[2].write_bytes(b"no picture")
+    sources.insert(5, "/nowhere/x.jpg")
+    vocabulary = Vocabulary(LABELS, labels_per_prompt=4)
+    found = list(detector.stream(iter(sources), vocabulary, batch_size=3, readers=2, threshold=0.2))
+    assert [source for source, _ in found] == sources
+    for source, result in found:
+        if source in (sources[2], "/nowhere/x.jpg"):
+            assert isinstance(result, DetectionError)
+            assert result.source == source
+            assert str(source) in str(result)
+        else:
+            alone = detector(source, vocabulary, threshold=0.2)
+            assert result.text_labels == alone.text_labels
+            assert result.source == str(source)
+
+
+def test_stream_reads_no_further_than_it_must(detector):
+    read = []
+
+    def pictures():
+        for number in range(1000):
+            read.append(number)
+            yield picture(seed=number)
+
+    stream = detector.stream(pictures(), "cat", ahead=3)
+    next(stream)
+    stream.close()
+    assert len(read) <= 6
+
+
+def test_a_picture_that_breaks_the_model_does_not_break_its_batch(detector):
+    fine = picture()
+    bad = Image.new("RGB", (1, 5000))
+    results = [found for _, found in detector.stream([fine, bad, fine], "cat", batch_size=3, threshold=0.0)]
+    assert [isinstance(found, DetectionError) for found in results] in ([False] * 3, [False, True, False])
+    assert results[0].text_labels == results[2].text_labels
+
+
+def test_stream_checks_labels_before_it_starts(detector):
+    with pytest.raises(ValueError, match="names nothing"):
+        detector.stream([], "")

@@ -1,5 +1,5 @@
 """One engine over a model: pictures and labels in, detections out.
 
-Reading order: engine (Detector), vocabulary (labels, aliases, templates), detections (the result), text_features
-(text features that are computed once), loading (a model from a name).
+Reading order: detector_engine (Detector), vocabulary (labels, aliases, templates), detections (the result),
+text_features (text features that are computed once), stages (reading beside the model), loading (a model from a name).
 """

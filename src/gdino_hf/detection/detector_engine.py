@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from PIL import Image
 
+from ..error_text import reason
 from ..model.box_ops import box_scale
 from ..model.grounded_results import LabelledRow, ScoredRow, Selection
 from ..model.label_faults import warn_of_labels
+from ..model.picture_limits import PictureError
 from ..model.picture_pixels import load_image
 from ..model.pipeline_inputs import is_picture
 from ..model.prompt_groups import features_of_rows, rows_at_once
@@ -20,11 +22,25 @@ from ..model.remote_pictures import downloaded
 from ..model.text_prompt import Prompt
 from .detections import Detections
 from .loading import DTYPES, fitted, load_pair, usable_device
+from .stages import in_batches
 from .text_features import TextFeatureStore
 from .vocabulary import EncodedTexts, Labels, Vocabulary
 
 THRESHOLD = 0.3
 """Score that detections must exceed by default."""
+
+
+class DetectionError(ValueError):
+    """A picture that nothing could be detected in; `stream` yields it in place of the picture's detections.
+
+    Args:
+        source: The input as it was given.
+        why: What went wrong and what to do about it.
+    """
+
+    def __init__(self, source: Any, why: str) -> None:
+        super().__init__(why)
+        self.source = source
 
 
 @dataclass(frozen=True)
@@ -72,7 +88,7 @@ class Detector:
 
         detector = Detector("nano")
         found = detector("street.jpg", ["cat", "remote control"])
-        cats = detector(["street.jpg", "park.jpg"], detector.vocabulary({"cat": ["cat", "kitten"]}))
+        for path, found in detector.stream(paths, detector.vocabulary({"cat": ["cat", "kitten"]})): ...
 
     Image features are computed once for all prompts of a picture, and text features once for all pictures. Several
     threads may share a detector.
@@ -198,6 +214,47 @@ class Detector:
                 found[place] = result
         return found[0] if single else found
 
+    def stream(
+        self,
+        images: Iterable[Any],
+        labels: Labels | Vocabulary,
+        *,
+        negative: Labels = (),
+        batch_size: int = 1,
+        readers: int = 1,
+        ahead: int = 4,
+        **options: Any,
+    ) -> Iterator[tuple[Any, Detections | DetectionError]]:
+        """Detect objects in any number of pictures, in their order and in bounded memory.
+
+        Pictures are read in other threads while the model works.
+
+        Args:
+            images: Pictures in any form that a call takes; a generator is read as it is needed.
+            labels: A vocabulary, or labels in any form that `Vocabulary` takes.
+            negative: Labels that compete for boxes but are left out; only with labels that are not a vocabulary.
+            batch_size: Number of pictures in one forward pass.
+            readers: Number of threads that read pictures.
+            ahead: Number of pictures that are read before they are needed.
+            **options: Fields of `Options`.
+
+        Yields:
+            Each input as it was given, with its `Detections`, or with a `DetectionError` that says why there are none.
+
+        Raises:
+            TypeError: An option is unknown.
+            ValueError: A label cannot be used.
+        """
+        vocabulary = _as_vocabulary(labels, {"negative": negative} if len(negative) > 0 else {})
+        run = self._prepared(vocabulary, _options(options))
+        return self._stream(images, run, _at_least_one(batch_size), readers, max(ahead, batch_size))
+
+    def _stream(
+        self, images: Iterable[Any], run: Any, batch_size: int, readers: int, ahead: int
+    ) -> Iterator[tuple[Any, Detections | DetectionError]]:
+        for batch in in_batches(_attempt, images, batch_size, readers, ahead):
+            yield from _run_safely(run, batch)
+
     def _prepared(self, vocabulary: Vocabulary, options: Options) -> Callable[..., list[Detections]]:
         """Return a function from pictures and their sources to detections, with all labels checked."""
         prompt, given = self._prompt(vocabulary), self._given(vocabulary)
@@ -318,6 +375,38 @@ def _at_least_one(batch_size: int) -> int:
 
 def _read(source: Any) -> Image.Image:
     return load_image(downloaded(source))
+
+
+def _attempt(source: Any) -> tuple[Any, Image.Image | DetectionError]:
+    """Read a picture; a picture that cannot be read is a value, because it must not end a stream."""
+    try:
+        return source, _read(source)
+    # Decoders raise exceptions of any type on damaged files.
+    except Exception as error:
+        return source, _error(source, error)
+
+
+def _error(source: Any, error: Exception) -> DetectionError:
+    why = str(error) if isinstance(error, PictureError) else f"{reason(error, name_file=True, most_lines=3)}."
+    found = DetectionError(source, why)
+    found.__cause__ = error
+    return found
+
+
+def _run_safely(run: Any, batch: Sequence[tuple[Any, Any]]) -> Iterator[tuple[Any, Detections | DetectionError]]:
+    """Run a batch; if it fails, run its pictures one by one, so that only the culprit has no detections."""
+    readable = [(source, picture) for source, picture in batch if isinstance(picture, Image.Image)]
+    results: list[Detections | DetectionError]
+    try:
+        results = run([picture for _, picture in readable], [source for source, _ in readable]) if readable else []
+    except Exception as error:
+        if len(readable) == 1:
+            results = [_error(readable[0][0], error)]
+        else:
+            results = [next(_run_safely(run, [pair]))[1] for pair in readable]
+    finished = iter(results)
+    for source, picture in batch:
+        yield source, next(finished) if isinstance(picture, Image.Image) else picture
 
 
 def _name(source: Any) -> str | None:
