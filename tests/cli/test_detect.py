@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import huggingface_hub
@@ -567,15 +568,15 @@ def test_results_that_cannot_be_written_are_said_before_the_work(detect, photo, 
 
 @contextlib.contextmanager
 def at_pipes(action, *pipes):
-    """Do something each time the command opens one of the pipes, when all inputs before it are done.
+    """Do something each time the command has opened one of the pipes and blocks in its read.
 
-    The pipes are empty pictures: inputs that fail.
+    The pipes are empty pictures: inputs that fail. They are opened ahead, while earlier inputs may be in work.
     """
 
     def wait():
         for pipe in pipes:
             with pipe.open("wb"):
-                action()
+                action(pipe)
 
     for pipe in pipes:
         os.mkfifo(pipe)
@@ -584,6 +585,14 @@ def at_pipes(action, *pipes):
     yield
     watcher.join(timeout=60)
     assert not watcher.is_alive(), "the command did not open every pipe"
+
+
+def wait_for(condition):
+    """Wait until something has happened; fail if it takes suspiciously long."""
+    end = time.monotonic() + 50
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -599,7 +608,13 @@ def test_results_are_on_disk_before_the_last_image_is_done(detect, photo, earlie
     monkeypatch.setattr("gdino_hf.cli.report_file._LARGEST_SHARE_OF_TIME", float("inf"))
     first, last = tmp_path / "first.png", tmp_path / "last.png"
     seen = []
-    with at_pipes(lambda: seen.append(json.loads(earlier_report.read_text())), first, last):
+
+    def look(pipe):
+        # The photograph's result arrives while the last input blocks.
+        wait_for(lambda: pipe == first or json.loads(earlier_report.read_text())["images"])
+        seen.append(json.loads(earlier_report.read_text()))
+
+    with at_pipes(look, first, last):
         status, finished, _, _ = detect(first, photo, last, *EVERYTHING)
     before, between = seen
     assert (before["images"], before["finished"]) == ([], False)
@@ -610,14 +625,20 @@ def test_results_are_on_disk_before_the_last_image_is_done(detect, photo, earlie
 
 def test_an_earlier_report_stays_until_there_are_new_results(detect, photo, earlier_report, tmp_path):
     seen = []
-    with at_pipes(lambda: seen.append(earlier_report.read_text()), tmp_path / "pipe.png"):
+    with at_pipes(lambda _: seen.append(earlier_report.read_text()), tmp_path / "pipe.png"):
         detect(tmp_path / "pipe.png", photo)
     assert seen == ["an earlier report"]
 
 
 def test_results_that_can_no_longer_be_written_are_one_sentence(detect, photo, tmp_path):
     path = tmp_path / "out" / "detections.json"
-    with at_pipes(lambda: (path.unlink(), path.mkdir()), tmp_path / "pipe.png"):
+
+    def replace(_):
+        wait_for(path.is_file)
+        path.unlink()
+        path.mkdir()
+
+    with at_pipes(replace, tmp_path / "pipe.png"):
         status, _, _, complaint = detect(photo, tmp_path / "pipe.png")
     assert status == 1
     assert "the results cannot be written" in complaint.splitlines()[-1]

@@ -447,3 +447,11 @@ def test_grey_float_pictures_in_unit_range_equal_the_array():
     assert picture.max() == 255
     ours = GDinoImageProcessor(do_rescale=False, do_normalize=False)(Image.fromarray(values))["pixel_values"]
     assert 0.99 < ours.max() <= 1
+
+
+def test_values_are_bit_equal_to_the_formula():
+    image = pixels(64, 64)
+    values = GDinoImageProcessor(do_resize=False)(Image.fromarray(image))["pixel_values"][0].numpy()
+    mean, std = (np.array(numbers, dtype=np.float32) for numbers in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    expected = (image.astype(np.float32) * np.float32(1 / 255) - mean) / std
+    assert np.array_equal(values, expected.transpose(2, 0, 1))

@@ -10,12 +10,12 @@ from typing import Any
 from gdino_hf.error_text import reason
 from gdino_hf.model.printable import printable
 
-from .annotated_files import OutputNames, is_disk_error, save_whole
+from .detect_stages import detect_all
 from .detector import Detector, add_dtype
 from .errors import INTERRUPTED, OutputError, UsageError
 from .inputs import ImageInput, collect_images, read_labels
-from .numbers import fraction
-from .progress_file import ProgressFile, file_stamp, folder_stamp
+from .numbers import fraction, positive
+from .progress_file import ProgressFile, folder_stamp
 from .report_file import ReportFile
 
 HELP = "find the objects that labels name in photographs"
@@ -58,6 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     add_dtype(parser)
+    parser.add_argument(
+        "--batch",
+        type=positive,
+        metavar="N",
+        help="most images in a forward pass, next to each other and of like sizes (default: 1 on a CPU, where more are "
+        "no faster, and 4 on other devices)",
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -116,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
     detector = _load(args, labels, negative_labels) if to_do else None
     report_file = _prepare_output(args.out, json_path, images)
     try:
-        report["finished"] = _detect_all(args, detector, images, earlier, report, report_file, progress)
+        report["finished"] = detect_all(args, detector, images, earlier, report, report_file, progress)
         report_file.write(report)
     except OSError as error:
         raise OutputError(
@@ -174,97 +181,6 @@ def _prepare_output(out: Path, json_path: Path, images: list[ImageInput]) -> Rep
         raise UsageError(
             f"the results cannot be written ({reason(error, name_file=True)}); choose another --out or --json"
         ) from error
-
-
-def _detect_all(
-    args: argparse.Namespace,
-    detector: Any,
-    images: list[ImageInput],
-    earlier: dict[str, dict[str, Any]],
-    report: dict[str, Any],
-    report_file: ReportFile,
-    progress: ProgressFile,
-) -> bool:
-    """Fill the report image by image; return False if the user stopped it.
-
-    Raises:
-        OSError: The disk is full or cannot be written to.
-    """
-    from tqdm import tqdm
-
-    names = OutputNames(args.out, images, [result["annotated"] for result in earlier.values()])
-    is_new = True
-    try:
-        # disable=None: no bar if stderr is not a terminal
-        for image in tqdm(images, desc="detect", unit="image", disable=None, leave=False):
-            report_file.write_if_due(report)
-            if image.error is not None:
-                _fail(report, image, image.error)
-                continue
-            if image.source in earlier:
-                report["images"].append(earlier[image.source])
-                continue
-            stamp = file_stamp(image.source)
-            # In bulk work a broken image of any kind must not stop the others.
-            try:
-                result, annotated = _detect_one(args, detector, image)
-            except Exception as error:
-                _fail(report, image, reason(error, name_file=True, most_lines=3))
-                continue
-            if is_new:
-                # The next picture is this run's, and so must be the report beside it.
-                report_file.write(report)
-                is_new = False
-            target = names(image.name)
-            try:
-                save_whole(annotated, target)
-            except Exception as error:
-                if is_disk_error(error):
-                    raise
-                _fail(report, image, reason(error, name_file=True, most_lines=3))
-                continue
-            result["annotated"] = str(target)
-            progress.add(result, stamp)
-            report["images"].append(result)
-    except KeyboardInterrupt:
-        return False
-    return True
-
-
-def _detect_one(args: argparse.Namespace, detector: Any, image: ImageInput) -> tuple[dict[str, Any], Any]:
-    """Return the result for one image, and its annotated picture."""
-    from gdino_hf.visualize import draw_detections
-
-    from .detector import read_image
-
-    picture = read_image(image.source)
-    result = detector(picture, threshold=args.threshold, text_threshold=args.text_threshold, nms_threshold=args.nms)
-    detections = [
-        {
-            "label": label,
-            "label_index": int(index),
-            "score": round(float(score), 4),
-            "box": _inside(box, picture.size),
-        }
-        for label, index, score, box in zip(
-            result["text_labels"], result["labels"], result["scores"], result["boxes"], strict=True
-        )
-    ]
-    entry = {"image": image.source, "width": picture.width, "height": picture.height, "detections": detections}
-    return entry, draw_detections(picture, result)
-
-
-def _inside(box: Any, size: tuple[int, int]) -> list[float]:
-    """Clip a box to its picture; the model may place a side slightly outside."""
-    return [round(min(max(float(side), 0.0), limit), 2) for side, limit in zip(box, size * 2, strict=True)]
-
-
-def _fail(report: dict[str, Any], image: ImageInput, why: str) -> None:
-    """Report a failed input on stderr, in one line, and in the JSON."""
-    from tqdm import tqdm
-
-    report["failed"].append({"image": image.source, "error": why})
-    tqdm.write(f"gdino detect: {printable(image.source)}: {printable(why)}", file=sys.stderr)
 
 
 def _table(images: list[dict[str, Any]]) -> str:

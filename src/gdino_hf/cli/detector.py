@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import socket
 import sys
 from collections.abc import Collection, Sequence
@@ -92,6 +93,8 @@ class Detector:
             self.processor.max_text_len = min(self.processor.max_text_len, config.max_text_len)
             # The tokenizer loads quickly: check the labels with it before the weights are loaded or downloaded.
             self._prompt = self.check_labels(self.labels, self.negative_labels)
+            # The prompt's inputs by the number of pictures in a batch.
+            self._text: dict[int, Any] = {}
             weights = "float32" if dtype == "int8" else dtype
             self.model, loading = GDinoForObjectDetection.from_pretrained(
                 where, config=config, dtype=weights, output_loading_info=True, **local
@@ -134,21 +137,79 @@ class Detector:
         Raises:
             ValueError: The processor refuses the picture or the labels.
         """
+        prepared = [self.prepare(image)]
+        found = self.detect(prepared, threshold=threshold, text_threshold=text_threshold, nms_threshold=nms_threshold)
+        return found[0]
+
+    def prepare(self, image: Any) -> Any:
+        """Return the model's inputs for one picture, in memory that is quickly copied to a GPU; in any thread.
+
+        Args:
+            image: An upright RGB PIL picture.
+
+        Raises:
+            ValueError: The processor refuses the picture.
+        """
+        from gdino_hf.inference.workers import only_blocks
+
+        with only_blocks():
+            inputs = self.processor(images=image)
+            if self.device.type == "cuda":
+                inputs.data = {name: value.pin_memory() for name, value in inputs.data.items()}
+        return inputs
+
+    def detect(
+        self, prepared: Sequence[Any], *, threshold: float, text_threshold: float, nms_threshold: float | None = None
+    ) -> list[dict[str, Any]]:
+        """Detect objects in a batch of pictures.
+
+        Args:
+            prepared: What `prepare` returned for each picture; smaller pictures are padded to the largest.
+            threshold: As in a call, like `text_threshold` and `nms_threshold`.
+            text_threshold: Lowest score of a label's best token, 0..1.
+            nms_threshold: IoU in 0..1, or None.
+
+        Returns:
+            For each picture, what a call returns.
+
+        Raises:
+            ValueError: The labels do not fit the model.
+        """
         import torch
 
+        from gdino_hf.inference.workers import only_blocks
         from gdino_hf.model.prompt_groups import forward_in_groups
 
-        inputs = self.processor(images=image, text=[self._prompt]).to(self.device)
-        with torch.inference_mode():
+        # On a busy machine, splitting the many small operations over threads costs more than it gains.
+        with torch.inference_mode(), only_blocks():
+            inputs = self._with_text(prepared)
             outputs = forward_in_groups(self.model, inputs)
-        return self.processor.post_process_grounded_object_detection(
-            outputs,
-            inputs,
-            threshold=threshold,
-            text_threshold=text_threshold,
-            target_sizes=[(image.height, image.width)],
-            nms_threshold=nms_threshold,
-        )[0]
+            return self.processor.post_process_grounded_object_detection(
+                outputs,
+                inputs,
+                threshold=threshold,
+                text_threshold=text_threshold,
+                target_sizes=inputs.original_sizes,
+                nms_threshold=nms_threshold,
+            )
+
+    def _with_text(self, prepared: Sequence[Any]) -> Any:
+        """Join pictures and the prompt to the inputs of one forward, on the model's device."""
+        import torch.nn.functional as F
+        from torch import cat
+
+        if len(prepared) not in self._text:
+            self._text[len(prepared)] = self.processor(text=[self._prompt] * len(prepared)).to(self.device)
+        inputs = copy.copy(self._text[len(prepared)])
+        inputs.data = dict(inputs.data)
+        height, width = (max(item["pixel_values"].shape[axis] for item in prepared) for axis in (2, 3))
+        for name in prepared[0]:
+            parts = [item[name].to(self.device, non_blocking=True) for item in prepared]
+            if name != "image_sizes":
+                parts = [F.pad(part, (0, width - part.shape[-1], 0, height - part.shape[-2])) for part in parts]
+            inputs.data[name] = cat(parts)
+        inputs.original_sizes = [size for item in prepared for size in item.original_sizes]
+        return inputs
 
     def check_labels(self, labels: Sequence[str], negative_labels: Sequence[str] = ()) -> Any:
         """Build the prompt of some labels, and print on stderr what is odd about them.

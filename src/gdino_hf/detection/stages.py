@@ -283,7 +283,12 @@ class _Background(Generic[Item]):
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
-        self._thread.join()
+        try:
+            self._thread.join()
+        except BaseException:
+            # An impatient Ctrl-C: only the second one leaves items behind.
+            self._thread.join()
+            raise
         self._raise()
 
     def _raise(self) -> None:

@@ -1,0 +1,241 @@
+"""The images of `gdino detect` in overlapping stages: read and prepare, detect, draw and write, and their report.
+
+Two threads read ahead, the model runs in the caller's thread, and one thread draws, writes and reports. An image's
+result is on disk as soon as it is drawn, also while a later input blocks in its read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+from gdino_hf.detection.stages import in_background, in_batches
+from gdino_hf.error_text import reason
+from gdino_hf.model.printable import printable
+
+from .annotated_files import OutputNames, is_disk_error, save_whole
+from .inputs import ImageInput
+from .progress_file import ProgressFile, file_stamp
+from .report_file import ReportFile
+
+_READERS = 2
+# Images that wait to be written. Each holds a picture in memory, so there are few.
+_WAITING = 2
+_BATCH_ON_CPU, _BATCH_ELSEWHERE = 1, 4
+# A picture joins a batch if its number of pixels is at least this part of the padded one.
+_SMALLEST_SHARE = 0.8
+
+
+@dataclass
+class _Work:
+    """An image on its way through the stages.
+
+    Attributes:
+        image: The input.
+        earlier: Its result from an earlier part of the run.
+        error: Reason why it failed.
+        stamp: `file_stamp` of the image before it was read.
+        picture: The picture, upright and RGB.
+        inputs: What `Detector.prepare` returned.
+        found: What `Detector.detect` returned for it.
+    """
+
+    image: ImageInput
+    earlier: dict[str, Any] | None = None
+    error: str | None = None
+    stamp: list[int] | None = None
+    picture: Any = None
+    inputs: Any = None
+    found: Any = None
+
+
+def detect_all(
+    args: argparse.Namespace,
+    detector: Any,
+    images: list[ImageInput],
+    earlier: dict[str, dict[str, Any]],
+    report: dict[str, Any],
+    report_file: ReportFile,
+    progress: ProgressFile,
+) -> bool:
+    """Fill the report image by image, in their order; return False if the user stopped it.
+
+    Args:
+        args: Options of the command.
+        detector: The Detector; None if there is no image to detect anything in.
+        images: All inputs of the run.
+        earlier: Results, by source, that an earlier part of the run has left.
+        report: Report to fill.
+        report_file: File that the report is written to every few seconds.
+        progress: File that finished images are added to.
+
+    Raises:
+        OSError: The disk is full or cannot be written to.
+    """
+    from tqdm import tqdm
+
+    size = args.batch
+    if size is None:
+        size = _BATCH_ON_CPU if detector is None or detector.device.type == "cpu" else _BATCH_ELSEWHERE
+    read = functools.partial(_read, detector, earlier)
+    names = OutputNames(args.out, images, [result["annotated"] for result in earlier.values()])
+    report_file.write_if_due(report)
+    try:
+        # disable=None: no bar if stderr is not a terminal
+        with (
+            tqdm(total=len(images), desc="detect", unit="image", disable=None, leave=False) as bar,
+            in_background(_Recorder(names, report, report_file, progress, bar), _WAITING) as record,
+            closing(in_batches(read, images, size, threads=_READERS, alike=_are_alike)) as batches,
+        ):
+            for batch in batches:
+                _detect(args, detector, [work for work in batch if work.inputs is not None])
+                for work in batch:
+                    record(work)
+    except KeyboardInterrupt:
+        return False
+    return True
+
+
+def _read(detector: Any, earlier: dict[str, dict[str, Any]], image: ImageInput) -> _Work:
+    """Read and prepare one image, unless it is done or cannot be read."""
+    from .detector import read_image
+
+    work = _Work(image, earlier.get(image.source), image.error)
+    if work.error is not None or work.earlier is not None:
+        return work
+    work.stamp = file_stamp(image.source)
+    # In bulk work a broken image of any kind must not stop the others.
+    try:
+        work.picture = read_image(image.source)
+        work.inputs = detector.prepare(work.picture)
+    except Exception as error:
+        work.error = _reason(error)
+    return work
+
+
+def _are_alike(batch: list[_Work], work: _Work) -> bool:
+    """Return whether a picture can join a batch without much padding; images without inputs always can."""
+    shapes = [each.inputs["pixel_values"].shape[2:] for each in (*batch, work) if each.inputs is not None]
+    if work.inputs is None or len(shapes) == 1:
+        return True
+    padded = max(height for height, _ in shapes) * max(width for _, width in shapes)
+    return all(height * width >= _SMALLEST_SHARE * padded for height, width in shapes)
+
+
+def _detect(args: argparse.Namespace, detector: Any, batch: list[_Work]) -> None:
+    """Run the model over the images of a batch; if it fails, over each image by itself."""
+    if not batch:
+        return
+    options = {"threshold": args.threshold, "text_threshold": args.text_threshold, "nms_threshold": args.nms}
+    try:
+        found = detector.detect([work.inputs for work in batch], **options)
+    except Exception as error:
+        if len(batch) > 1:
+            for work in batch:
+                _detect(args, detector, [work])
+        else:
+            batch[0].error = _reason(error)
+        return
+    for work, result in zip(batch, found, strict=True):
+        work.found, work.inputs = result, None
+
+
+class _Recorder:
+    """Draws, writes and reports one image after the other.
+
+    Args:
+        names: Names of the annotated pictures.
+        report: Report to fill.
+        report_file: The report's file.
+        progress: File that finished images are added to.
+        bar: Progress bar.
+    """
+
+    def __init__(
+        self, names: OutputNames, report: dict[str, Any], report_file: ReportFile, progress: ProgressFile, bar: Any
+    ) -> None:
+        self.names, self.report, self.report_file, self.progress, self.bar = names, report, report_file, progress, bar
+        self.is_new = True
+
+    def __call__(self, work: _Work) -> None:
+        """Record one image.
+
+        Raises:
+            OSError: The disk is full or cannot be written to.
+        """
+        if work.earlier is not None:
+            self.report["images"].append(work.earlier)
+        elif work.error is None:
+            work.error = self._write(work)
+        if work.error is not None:
+            _fail(self.report, work.image, work.error)
+        self.bar.update()
+        self.report_file.write_if_due(self.report)
+
+    def _write(self, work: _Work) -> str | None:
+        """Write an annotated picture and note its result; return the reason if that fails for this picture alone."""
+        from gdino_hf.visualize import draw_detections
+
+        try:
+            result = _result(work)
+            annotated = draw_detections(work.picture, work.found)
+        except Exception as error:
+            return _reason(error)
+        if self.is_new:
+            # The next picture is this run's, and so must be the report beside it.
+            self.report_file.write(self.report)
+            self.is_new = False
+        target = self.names(work.image.name)
+        try:
+            save_whole(annotated, target)
+        except Exception as error:
+            if is_disk_error(error):
+                raise
+            return _reason(error)
+        result["annotated"] = str(target)
+        self.progress.add(result, work.stamp)
+        self.report["images"].append(result)
+        return None
+
+
+def _result(work: _Work) -> dict[str, Any]:
+    """Return the entry of an image in the report."""
+    found, picture = work.found, work.picture
+    detections = [
+        {
+            "label": label,
+            "label_index": int(index),
+            "score": round(float(score), 4),
+            "box": _inside(box, picture.size),
+        }
+        for label, index, score, box in zip(
+            found["text_labels"], found["labels"], found["scores"], found["boxes"], strict=True
+        )
+    ]
+    return {
+        "image": work.image.source,
+        "width": picture.width,
+        "height": picture.height,
+        "detections": detections,
+    }
+
+
+def _inside(box: Any, size: tuple[int, int]) -> list[float]:
+    """Clip a box to its picture; the model may place a side slightly outside."""
+    return [round(min(max(float(side), 0.0), limit), 2) for side, limit in zip(box, size * 2, strict=True)]
+
+
+def _reason(error: Exception) -> str:
+    return reason(error, name_file=True, most_lines=3)
+
+
+def _fail(report: dict[str, Any], image: ImageInput, why: str) -> None:
+    """Report a failed input on stderr, in one line, and in the JSON."""
+    from tqdm import tqdm
+
+    report["failed"].append({"image": image.source, "error": why})
+    tqdm.write(f"gdino detect: {printable(image.source)}: {printable(why)}", file=sys.stderr)
