@@ -1,4 +1,4 @@
-"""Faster inference on a CPU: `model.optimize_for_inference()` and the layers it puts into a model.
+"""Faster inference: `model.optimize_for_inference()` and the layers it puts into a model.
 
 Reading order:
 
@@ -8,8 +8,9 @@ Reading order:
 4. packed_swin, packed_fusion, packed_attention, packed_encoder, packed_decoder: the parts of the model, block by block.
 5. int8_linear: layers with 8-bit products, for CPUs with AVX-512 VNNI.
 6. prompt_cache: text features of recent prompts.
+7. graphed_stages, graph_cache, watched_modules, cuda_graphs: the forward pass on a GPU, recorded and replayed.
 
-model/ imports nothing from here, because it travels to the Hub without this folder. It offers four attributes:
-`optimize_for_inference` sets `backbone.fast_forward`, `model.text_feature_cache` and `model._optimized`, and `install`
-sets `token_blocks.run`.
+model/ imports nothing from here, because it travels to the Hub without this folder. It offers five attributes:
+`optimize_for_inference` sets `backbone.fast_forward`, `model.fast_stages`, `model.text_feature_cache` and
+`model._optimized`, and `install` sets `token_blocks.run`.
 """

@@ -1,11 +1,14 @@
-"""`model.optimize_for_inference()`: the same function, computed several times faster on a CPU.
+"""`model.optimize_for_inference()`: the same function, computed several times faster.
 
-What it does to a model, in this order:
+What it does to a model on a CPU, in this order:
 
 1. Choose the arithmetic: the model's dtype, float32 instead of a slow bfloat16, or 8-bit products.
 2. Replace linear layers, deformable attention and feed-forward blocks by packed ones with the same parameters.
 3. Give the image backbone a faster forward.
 4. Cache the text features of recent prompts.
+
+On a CUDA GPU the layers stay as they are. The forward pass is replayed from CUDA graphs (graphed_stages.py), and text
+features are cached as well.
 
 The published parameters stay in place, so `state_dict` and `save_pretrained` return what they returned before.
 """
@@ -25,6 +28,7 @@ from ..model.fusion import BiAttention, FusionLayer
 from ..model.heads import BoxHead
 from ..model.ms_deform_attn import MSDeformAttn
 from ..model.pretrained_gdino import GDinoPreTrainedModel
+from .graphed_stages import use_graphs
 from .int8_linear import Int8Linear, check_int8, has_int8
 from .onednn import bfloat16_is_slower, can_pack
 from .packed_attention import PackedMSDeformAttn
@@ -41,17 +45,25 @@ logger = logging.getLogger(__name__)
 
 
 def optimize_for_inference(model: Any, int8: bool | None = None) -> Any:
-    """Prepare a model for fast inference on this machine's CPU.
+    """Prepare a model for fast inference on the device that holds it: this machine's CPU or a CUDA GPU.
 
-    Linear layers run through oneDNN in its own weight layout, a Swin backbone is computed window by window, and the
-    text features of recent prompts are cached. Results differ by rounding only. The packed weights are copies: they add
-    about 240 MB for Grounding DINO-T in float32. Under torch.compile and on other devices the usual operations run.
+    On a CPU, linear layers run through oneDNN in its own weight layout, and a Swin backbone is computed window by
+    window. Results differ by rounding only. The packed weights are copies: they add about 240 MB for Grounding DINO-T
+    in float32.
+
+    On a CUDA GPU, the forward pass is recorded as CUDA graphs, one for each size of images and length of prompts that
+    comes a third time, up to 16. Other sizes run one operation at a time, and so does everything if recording fails;
+    either is logged once. The dtype stays what it is: load the model with `dtype=torch.float16` or `torch.bfloat16`
+    for the speed of half precision. Boxes and sampling locations are float32 in any case.
+
+    On both, the text features of recent prompts are cached. Under torch.compile, on other devices and after a move to
+    another device the usual operations run.
 
     With `int8`, the layers of image tokens and queries multiply 8-bit integers, with one scale per row. The layers of
     the text and those that produce boxes and scores stay in float32.
 
     Args:
-        model: A `GDinoModel` or `GDinoForObjectDetection` on any device. It is changed in place.
+        model: A `GDinoModel` or `GDinoForObjectDetection` on the device where it will run. It is changed in place.
         int8: True requires 8-bit products and False forbids them. None uses them for a bfloat16 model if this CPU has
             AVX-512 VNNI and multiplies float32 faster than bfloat16. On such a CPU a bfloat16 model is converted to
             float32, and is saved as float32; a log line says what was chosen.
@@ -73,7 +85,10 @@ def optimize_for_inference(model: Any, int8: bool | None = None) -> Any:
     model.requires_grad_(False)
     core = model.base_model
     model._optimized = core._optimized = True
-    pack_model(model, int8)
+    if model.device.type == "cuda":
+        _prepare_for_gpu(model)
+    else:
+        pack_model(model, int8)
     for module in {model, core}:
         module.register_forward_pre_hook(_enter)
         module.register_forward_hook(_leave, always_call=True)
@@ -132,6 +147,14 @@ def _choose_arithmetic(model: Any, int8: bool | None) -> bool:
         logger.warning("%s: the model now %s.", reason, now)
         model.float()
     return bool(int8)
+
+
+def _prepare_for_gpu(model: Any) -> None:
+    core = model.base_model
+    backbone = core.backbone.conv_encoder.model
+    if not PackedSwin.knows(backbone):
+        core.backbone.fast_forward = ChannelsLast(backbone)
+    use_graphs(model)
 
 
 def pack_model(model: Any, int8: bool = False) -> None:

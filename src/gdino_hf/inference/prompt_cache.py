@@ -38,7 +38,10 @@ class PromptCache:
             The features, shared with later calls: do not write to them.
         """
         texts = (input_ids, attention_mask, token_type_ids)
-        prompt = tuple(None if x is None else (x.shape, tuple(x.flatten().tolist())) for x in texts)
+        shapes = tuple(None if x is None else x.shape for x in texts)
+        # Joined, because on a GPU each copy to the host waits until all queued work is done.
+        numbers = torch.cat([x.flatten() for x in (input_ids, attention_mask.bool(), token_type_ids) if x is not None])
+        prompt = shapes, tuple(numbers.tolist())
         weights = (*model.text_backbone.parameters(), *model.text_projection.parameters())
         key = (prompt, input_ids.device, torch.is_inference_mode_enabled(), state_of(*weights))
         with self._lock:

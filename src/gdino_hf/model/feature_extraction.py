@@ -1,7 +1,7 @@
 """From pixels and tokens to the features that the encoder reads: both backbones and their projections."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -43,6 +43,9 @@ class FeatureExtraction(GDinoPreTrainedModel):
         # A cache of text features by prompt, which gdino_hf.inference sets: an object whose get(model, input_ids,
         # attention_mask, token_type_ids) returns GDinoTextFeatures. Not used under torch.compile.
         self.text_feature_cache: Any = None
+        # A faster way to run `GDinoModel._stages`, called with the model and that method's arguments, which
+        # gdino_hf.inference sets. Not used under torch.compile.
+        self.fast_stages: Callable[..., Any] | None = None
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embeddings of the text backbone."""

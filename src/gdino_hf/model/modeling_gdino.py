@@ -16,7 +16,7 @@ from .denoising import DenoisingQueries, denoising_layout, make_denoising_querie
 from .encoder import Encoder, Memory
 from .feature_extraction import FeatureExtraction
 from .heads import BoxHead, ContrastiveHead
-from .image_geometry import image_geometry
+from .image_geometry import ImageGeometry, image_geometry
 from .losses import LossWeights, absent_denoising_terms, detection_losses
 from .ms_deform_attn import MSDeformAttn
 from .msda_hub import allow as allow_hub_kernel
@@ -123,20 +123,40 @@ class GDinoModel(FeatureExtraction):
         images, prompts = pair(image_features, text_features, image_indices)
         targets = None if labels is None else self._targets(labels, prompts)
 
-        memory = self._encode(images, prompts, attentions)
+        stages = GDinoModel._stages if self.fast_stages is None or torch.compiler.is_compiling() else self.fast_stages
+        output = stages(self, images, prompts, targets, box_deltas, attentions, detailed)
+        return output if wants_dict(config, return_dict) else output.to_tuple()
+
+    def _stages(
+        self,
+        images: GDinoImageFeatures,
+        prompts: GDinoTextFeatures,
+        targets: Targets | None,
+        box_deltas: BoxDeltas | None,
+        attentions: bool,
+        detailed: bool,
+        geometry: ImageGeometry | None = None,
+    ) -> GDinoModelOutput:
+        """Encode, select queries and decode; the geometry is computed unless given."""
+        memory = self._encode(images, prompts, attentions, geometry)
         queries, references, selected = self._select_queries(memory, all_boxes=detailed)
         denoises = targets is not None and self.training
         denoising = self._denoising_queries(targets, memory, prompts) if denoises else None
         states = self._decode(queries, references, denoising, memory, box_deltas, attentions, detailed)
-        output = model_output(memory, selected, states, prompts, config.max_text_len, detailed)
-        return output if wants_dict(config, return_dict) else output.to_tuple()
+        return model_output(memory, selected, states, prompts, self.config.max_text_len, detailed)
 
-    def _encode(self, images: GDinoImageFeatures, prompts: GDinoTextFeatures, output_attentions: bool) -> Memory:
+    def _encode(
+        self,
+        images: GDinoImageFeatures,
+        prompts: GDinoTextFeatures,
+        output_attentions: bool,
+        geometry: ImageGeometry | None,
+    ) -> Memory:
         """Let image and text features attend to each other in the encoder (3.1)."""
         config, masks = self.config, images.masks
         spatial_shapes = tuple((x.shape[-2], x.shape[-1]) for x in images.feature_maps)
         vision = torch.cat([x.flatten(2).transpose(1, 2) for x in images.feature_maps], dim=1)
-        geometry = image_geometry(
+        geometry = geometry or image_geometry(
             spatial_shapes, masks, config.d_model, config.positional_embedding_temperature, vision.device
         )
         vision_mask = None if masks is None else geometry.mask
