@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..error_text import reason
+from ..model.printable import printable
 from .other_formats import describe_other_format
 from .rows import is_file, parse_line
 
@@ -45,7 +46,8 @@ def annotation_file(path: str | Path, *choices: str) -> Path:
         return path
     if not _is_folder(path):
         raise ValueError(
-            f"{path} does not exist; give a COCO json file, an ODVG json lines file or a folder with one of them."
+            f"{printable(path)} does not exist; give a COCO json file, an ODVG json lines file or a folder with one of "
+            "them."
         )
     found = _annotation_files(path)
     for split in choices or ("train",):
@@ -61,13 +63,13 @@ def annotation_file(path: str | Path, *choices: str) -> Path:
     if not found and _annotation_files(path / "annotations"):
         return annotation_file(path / "annotations", *choices)
     if len(found) > 1:
-        names = ", ".join(str(file.relative_to(path)) for file in found)
-        raise ValueError(f"{path} holds several annotation files ({names}); give the path of one of them.")
+        names = printable(", ".join(str(file.relative_to(path)) for file in found))
+        raise ValueError(f"{printable(path)} holds several annotation files ({names}); give the path of one of them.")
     if not found:
         endings = ", ".join(SUFFIXES)
         raise ValueError(
             describe_other_format(path)
-            or f"{path} holds no annotations; give a COCO json or ODVG json lines file ({endings})."
+            or f"{printable(path)} holds no annotations; give a COCO json or ODVG json lines file ({endings})."
         )
     return found[0]
 
@@ -88,8 +90,8 @@ def annotation_format(file: str | Path) -> Format:
     if found is None:
         raise ValueError(
             describe_other_format(Path(file))
-            or f"{file} is neither COCO json (images, annotations, categories) nor ODVG json lines (filename with "
-            "detection or grounding); convert it to one of them."
+            or f"{printable(file)} is neither COCO json (images, annotations, categories) nor ODVG json lines "
+            "(filename with detection or grounding); convert it to one of them."
         )
     return found
 
@@ -127,8 +129,10 @@ def find_split(place: str | Path, split: str) -> Path | None:
         if not own and _annotation_files(folder / "annotations"):
             return find_split(folder / "annotations", split)
     if len(own) > 1:
-        names = ", ".join(file.name for file in own)
-        raise ValueError(f"{own[0].parent} holds several annotation files for {split} ({names}); name one of them.")
+        names = printable(", ".join(file.name for file in own))
+        raise ValueError(
+            f"{printable(own[0].parent)} holds several annotation files for {split} ({names}); name one of them."
+        )
     return own[0] if own else None
 
 
@@ -177,7 +181,7 @@ def _annotation_files(folder: Path) -> list[Path]:
         files = [file for file in sorted(folder.iterdir()) if file.suffix in SUFFIXES and file.name not in _OTHERS]
         return [file for file in files if is_file(file) and _looks_like(file) is not None]
     except OSError as error:
-        raise ValueError(f"{folder} cannot be read ({reason(error)}).") from error
+        raise ValueError(f"{printable(folder)} cannot be read ({reason(error)}).") from error
 
 
 def _is_folder(path: Path) -> bool:
@@ -193,7 +197,7 @@ def _looks_like(file: Path) -> Format | None:
         with file.open("rb") as stream:
             head = stream.read(_HEAD_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()
     except OSError as error:
-        raise ValueError(f"{file} cannot be read ({reason(error)}).") from error
+        raise ValueError(f"{printable(file)} cannot be read ({reason(error)}).") from error
     try:
         content = parse_line(head.split(b"\n", 1)[0])
     except ValueError:

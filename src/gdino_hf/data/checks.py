@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ..error_text import reason
 from ..model.picture_files import open_picture
+from ..model.printable import printable
 from ..model.text_prompt import name_key, shorten
 from .annotation_files import annotation_file, annotation_format, find_split, split_of
 from .annotation_options import DEFAULT_OPTIONS, AnnotationOptions
@@ -86,7 +87,7 @@ class DatasetReport:
         errors = [finding for finding in self.errors if finding.kind not in except_for]
         if errors:
             more = f" and {len(errors) - 1} other kinds of fault" if len(errors) > 1 else ""
-            raise ValueError(f"{self.path} cannot be trained on: {errors[0]}{more}; repair it.")
+            raise ValueError(f"{printable(self.path)} cannot be trained on: {errors[0]}{more}; repair it.")
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain dicts and lists, ready for json."""
@@ -101,7 +102,7 @@ class DatasetReport:
 
     def __str__(self) -> str:
         names = len(self.boxes_per_name)
-        lines = [f"{self.path}: {self.num_images} images, {self.num_boxes} boxes, {names} names"]
+        lines = [f"{printable(self.path)}: {self.num_images} images, {self.num_boxes} boxes, {names} names"]
         lines += [f"  {'error' if finding.is_error else 'warning'}: {finding}" for finding in self.findings]
         return "\n".join(lines if self.findings else [*lines, "  nothing is wrong with it"])
 

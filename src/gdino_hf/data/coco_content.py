@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ..model.printable import printable
 from ..model.text_prompt import name_key, shorten
 from .faults import Findings
 from .rows import parse_integer, parse_number, parse_text, read_json
@@ -31,15 +32,17 @@ def load_coco(annotations: str | Path, findings: Findings) -> dict[str, Any]:
     content = read_json(annotations, "COCO json")
     if not isinstance(content, dict):
         raise ValueError(
-            f"{annotations} is not a COCO detection file: it holds a {type(content).__name__}, not a dict."
+            f"{printable(annotations)} is not a COCO detection file: it holds a {type(content).__name__}, not a dict."
         )
     missing = [name for name in _LISTS if name not in content]
     if missing:
-        raise ValueError(f"{annotations} is not a COCO detection file: it has no {', '.join(missing)}.")
+        raise ValueError(f"{printable(annotations)} is not a COCO detection file: it has no {', '.join(missing)}.")
     for name, kind in _LISTS.items():
         entries = content[name]
         if not isinstance(entries, list) or (entries and not any(isinstance(entry, dict) for entry in entries)):
-            raise ValueError(f"{annotations} is not a COCO detection file: its {name} are not a list of dicts.")
+            raise ValueError(
+                f"{printable(annotations)} is not a COCO detection file: its {name} are not a list of dicts."
+            )
         for place, entry in enumerate(entries):
             if not isinstance(entry, dict):
                 findings.add(kind, f"{name}[{place}] is {shorten(entry)}, not a dict")

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..model.printable import printable
+
 logger = logging.getLogger(__name__)
 
 UNREADABLE = "unreadable files"
@@ -138,7 +140,7 @@ class Findings:
         finding = self.by_kind.setdefault(kind, Finding(kind, kind in ERRORS))
         finding.count += 1
         if len(finding.examples) < self.max_examples:
-            finding.examples.append(example)
+            finding.examples.append(printable(example))
 
     def in_order(self) -> list[Finding]:
         """Return the findings, errors first."""
@@ -155,7 +157,8 @@ class FaultError(ValueError):
     """
 
     def __init__(self, path: str | Path, kind: str, example: str) -> None:
-        super().__init__(f"{path} cannot be used: {kind}, {example} ({ERRORS[kind]}); repair it.")
+        example = printable(example)
+        super().__init__(f"{printable(path)} cannot be used: {kind}, {example} ({ERRORS[kind]}); repair it.")
         self.kind, self.example = kind, example
 
     def __reduce__(self) -> tuple[type[ValueError], tuple[str]]:
@@ -190,4 +193,4 @@ class StrictFindings(Findings):
         """Log one line for each kind of fault that changed what was read."""
         for finding in self.in_order():
             if finding.is_error or finding.kind in _SPOKEN:
-                logger.warning("%s: %s", self.path, finding)
+                logger.warning("%s: %s", printable(self.path), finding)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..error_text import reason
+from ..model.printable import printable
 from ..model.text_prompt import shorten
 from .annotation_options import DEFAULT_OPTIONS, AnnotationOptions
 from .coco import reader_findings
@@ -232,7 +233,7 @@ def _all_rows(annotations: str, places: _Places, names: Mapping[int, str], capti
 
 
 def _refusal(annotations: str, number: int, why: str) -> str:
-    return f"Line {number + 1} of {annotations} cannot be used: {why}; repair it."
+    return f"Line {number + 1} of {printable(annotations)} cannot be used: {why}; repair it."
 
 
 def _stream(
@@ -244,7 +245,7 @@ def _stream(
             try:
                 row = _row(line, number, places, names, captions, findings)
             except ValueError as error:
-                logger.warning("Line %d of %s is skipped: %s.", number + 1, annotations, error)
+                logger.warning("Line %d of %s is skipped: %s.", number + 1, printable(annotations), reason(error))
                 continue
             if row is not None:
                 yield row

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..error_text import reason
 from ..model.caption_prompt import check_pair
+from ..model.printable import printable
 from ..model.text_prompt import name_key, shorten
 from .rows import is_file, parse_box, parse_integer, parse_line, parse_text, read_json
 
@@ -77,7 +78,7 @@ def has_captions(annotations: str | Path) -> bool:
             continue
         if "grounding" in content or "detection" in content:
             return "grounding" in content
-    raise ValueError(f'{annotations} is not an ODVG file: none of its lines has "detection" or "grounding".')
+    raise ValueError(f'{printable(annotations)} is not an ODVG file: none of its lines has "detection" or "grounding".')
 
 
 def read_label_map(annotations: str | Path, label_map: str | Path | Mapping[Any, str] | None) -> dict[int, str]:
@@ -98,7 +99,9 @@ def read_label_map(annotations: str | Path, label_map: str | Path | Mapping[Any,
         label_map = beside if is_file(beside) else {}
     content = label_map if isinstance(label_map, Mapping) else read_json(label_map, "a label map")
     if not isinstance(content, Mapping):
-        raise ValueError(f"The label map {label_map} holds a {type(content).__name__}, not a dict of numbers to names.")
+        raise ValueError(
+            f"The label map {printable(label_map)} holds a {type(content).__name__}, not a dict of numbers to names."
+        )
     names = {}
     for number, name in content.items():
         if not str(number).strip().isdecimal():
@@ -106,7 +109,7 @@ def read_label_map(annotations: str | Path, label_map: str | Path | Mapping[Any,
         try:
             names[int(number)] = parse_text(name, f"the name of {number}")
         except ValueError as error:
-            raise ValueError(f"The label map cannot be used: {error}; repair it.") from None
+            raise ValueError(f"The label map cannot be used: {printable(error)}; repair it.") from None
     return names
 
 
@@ -246,4 +249,4 @@ def odvg_lines(path: Path, begin: int = 0, end: int | None = None, first: int = 
                     yield number, line
                 number += 1
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({reason(error)}).") from error
+        raise ValueError(f"{printable(path)} cannot be read ({reason(error)}).") from error

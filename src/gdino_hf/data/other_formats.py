@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from ..model.printable import printable
+
 _HEAD_BYTES = 4096
 # Files looked at in a folder before giving up; label files come first or not at all.
 _MOST_FILES = 200
@@ -34,7 +36,7 @@ def describe_other_format(path: Path) -> str | None:
         return None
     way = _CONVERSIONS.get(name)
     remedy = f", or convert them with supervision: {way}.as_coco(annotations_path='train.json')" if way else ""
-    return f"{path} holds {name} annotations, which are not read here; export them as COCO json{remedy}."
+    return f"{printable(path)} holds {name} annotations, which are not read here; export them as COCO json{remedy}."
 
 
 def _folder_format(folder: Path) -> str | None:

@@ -32,6 +32,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from ..error_text import reason
+from ..model.printable import printable
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ class ReproducibleDataset(torch.utils.data.Dataset[dict[str, Any]]):
                 return dict(self.rows[place])
             # A damaged file makes the decoders raise exceptions of almost any type.
             except Exception as error:
-                fault = f"The image {self._name(place)} cannot be read ({reason(error)})"
+                fault = f"The image {printable(self._name(place))} cannot be read ({reason(error)})"
                 if self.on_error == "stop":
                     raise ValueError(f"{fault}; repair it, or skip such images.") from error
                 if place not in self._named:
@@ -247,7 +248,7 @@ class ReproducibleStream(torch.utils.data.IterableDataset[dict[str, Any]]):
                 image = decoder.decode_example(row["image"])
             # A damaged file makes the decoders raise exceptions of almost any type.
             except Exception as error:
-                fault = f"The image {row['image'].get('path')} cannot be read ({reason(error)})"
+                fault = f"The image {printable(row['image'].get('path'))} cannot be read ({reason(error)})"
                 if self.on_error == "stop":
                     raise ValueError(f"{fault}; repair it, or skip such images.") from error
                 logger.warning("%s; it is skipped.", fault)

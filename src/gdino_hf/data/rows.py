@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..error_text import reason
+from ..model.printable import printable
 from ..model.text_prompt import shorten
 from .faults import Report
 
@@ -116,7 +117,7 @@ def read_json(path: str | Path, what: str) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read as {what} ({reason(error)}).") from error
+        raise ValueError(f"{printable(path)} cannot be read as {what} ({reason(error)}).") from error
 
 
 def parse_line(line: bytes) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 from ..data.coco_content import id_key
 from ..data.rows import parse_box, read_json
 from ..error_text import reason
+from ..model.printable import printable
 from ..model.text_prompt import shorten
 from .box_map import evaluate_boxes
 from .ground_truth import GroundTruth, coco_ground_truth
@@ -68,11 +69,11 @@ def read_coco_results(path: str | Path, truth: GroundTruth) -> Predictions:
     """
     content = read_json(path, "COCO results")
     if not isinstance(content, list):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not COCO's list of detections.")
+        raise ValueError(f"{printable(path)} holds a {type(content).__name__}, not COCO's list of detections.")
     try:
         return coco_predictions(content, truth)
     except ValueError as error:
-        raise ValueError(f"{path} cannot be evaluated: {reason(error)}.") from None
+        raise ValueError(f"{printable(path)} cannot be evaluated: {reason(error)}.") from None
 
 
 def coco_predictions(detections: Sequence[Any], truth: GroundTruth) -> Predictions:

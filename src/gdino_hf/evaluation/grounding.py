@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..model.text_prompt import shorten
 from .confusion import pairwise_iou
 
 RANKS = (1, 5, 10)
@@ -85,7 +86,8 @@ def _pairs(
         found, meant = prediction["phrases"], reference["phrases"]
         if len(found) != len(meant):
             raise ValueError(
-                f"Image {image} has predictions of {len(found)} phrases but references of {len(meant)}; give one each."
+                f"Image {shorten(image)} has predictions of {len(found)} phrases but references of {len(meant)}; give "
+                "one each."
             )
         pairs += zip(found, meant, strict=True)
     return pairs

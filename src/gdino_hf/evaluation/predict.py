@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ..error_text import reason
 from ..model.image_processing_gdino import load_image
 from ..model.picture_limits import PictureError
+from ..model.printable import printable
 from ..model.text_prompt import Prompt, build_prompt
 from .prediction_file import PredictionFile, Predictions
 
@@ -141,7 +142,7 @@ def read_batches(
     # disable=None shows no bar if stderr is not a terminal; the line printed above stands in for it.
     for index, row in enumerate(tqdm(islice(_undecoded(rows), limit), progress, total, disable=None, leave=False)):
         if "image" not in row:
-            raise ValueError(f"Row {index} has no 'image' but {', '.join(row)}; give rows with images.")
+            raise ValueError(f"Row {index} has no 'image' but {printable(', '.join(row))}; give rows with images.")
         image_id = row.get("image_id", index)
         if image_id in done:
             continue

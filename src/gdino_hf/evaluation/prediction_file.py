@@ -12,6 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from ..error_text import reason
+from ..model.printable import printable
+from ..model.text_prompt import shorten
+
 FORMAT = "gdino-predictions"
 VERSION = 1
 _ARRAYS = {"boxes": (-1, 4), "scores": (-1,)}
@@ -61,9 +65,10 @@ class PredictionFile:
             differing = [name for name in self.header if self.earlier.header.get(name) != self.header[name]]
             if differing:
                 name = differing[0]
+                was, now = shorten(self.earlier.header.get(name), 60), shorten(self.header[name], 60)
                 raise ValueError(
-                    f"{self.path} was started with another {name} ({_short(self.earlier.header.get(name))}, not "
-                    f"{_short(self.header[name])}); use the same one, or write to another file."
+                    f"{printable(self.path)} was started with another {name} "
+                    f"({was}, not {now}); use the same one, or write to another file."
                 )
         self._file = self.path.open("a", encoding="utf-8")
         if not self.earlier.header:
@@ -115,9 +120,10 @@ def read_predictions(path: str | Path) -> Predictions:
     lines = _whole_lines(path)
     _, header = next(lines, (1, None))
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a prediction file; give a predictions.jsonl written by gdino eval.")
+        raise ValueError(f"{printable(path)} is not a prediction file; give a predictions.jsonl written by gdino eval.")
     if header.get("version") != VERSION:
-        raise ValueError(f"{path} has version {header.get('version')}, but this program reads version {VERSION}.")
+        version = shorten(header.get("version"))
+        raise ValueError(f"{printable(path)} has version {version}, but this program reads version {VERSION}.")
     by_image: dict[Any, dict[str, Any]] = {}
     for number, entry in lines:
         try:
@@ -126,7 +132,7 @@ def read_predictions(path: str | Path) -> Predictions:
             if len(labels) and not 0 <= min(labels) <= max(labels) < len(header.get("labels", ())):
                 raise ValueError(f"a label is outside the {len(header.get('labels', ()))} labels of its header")
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged in line {number} ({error}); make the predictions again.") from error
+            raise _damaged(path, number, error) from error
     return Predictions(
         header=header,
         images=[entry for entry in by_image.values() if "error" not in entry],
@@ -147,9 +153,9 @@ def _whole_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
                 if line.endswith("\n"):
                     yield number, json.loads(line)
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as predictions ({error}).") from error
+        raise ValueError(f"{printable(path)} cannot be read as predictions ({reason(error)}).") from error
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged in line {number} ({error}); make the predictions again.") from error
+        raise _damaged(path, number, error) from error
 
 
 def _to_json(value: Any) -> Any:
@@ -175,6 +181,5 @@ def _from_json(entry: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _short(value: object, limit: int = 60) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+def _damaged(path: str | Path, number: int, error: Exception) -> ValueError:
+    return ValueError(f"{printable(path)} is damaged in line {number} ({reason(error)}); make the predictions again.")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..model.printable import printable
 from ..model.text_prompt import name_key
 
 _KEYS = ("name", "annotations", "images", "prompts", "labels")
@@ -62,18 +63,20 @@ def read_table(path: str | Path) -> list[TableEntry]:
     import yaml
 
     if not Path(path).exists():
-        raise ValueError(f"{path} cannot be read as YAML: it does not exist.")
+        raise ValueError(f"{printable(path)} cannot be read as YAML: it does not exist.")
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read as YAML ({' '.join(str(error).split())}).") from error
+        raise ValueError(
+            f"{printable(path)} cannot be read as YAML ({printable(' '.join(str(error).split()))})."
+        ) from error
     if not isinstance(content, list) or not content:
-        raise ValueError(f"{path} must hold a list of data sets, each with name and annotations.")
+        raise ValueError(f"{printable(path)} must hold a list of data sets, each with name and annotations.")
     entries = [_entry(item, number, Path(path)) for number, item in enumerate(content, start=1)]
     names = [entry.name for entry in entries]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"{path} has two data sets named {twice[0]!r}; give them different names.")
+        raise ValueError(f"{printable(path)} has two data sets named {twice[0]!r}; give them different names.")
     return entries
 
 
@@ -92,7 +95,7 @@ def average_row(rows: Sequence[Mapping[str, float]], metrics: Sequence[str]) -> 
 
 
 def _entry(item: Any, number: int, path: Path) -> TableEntry:
-    where = f"Data set {number} of {path}"
+    where = f"Data set {number} of {printable(path)}"
     if not isinstance(item, Mapping):
         raise ValueError(f"{where} is {item!r}; give name and annotations.")
     unknown = sorted(map(str, item.keys() - set(_KEYS)))

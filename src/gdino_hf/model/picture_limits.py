@@ -38,7 +38,7 @@ class PictureError(ValueError):
     """
 
     def __init__(self, name: str, what: str, remedy: str, kind: str) -> None:
-        begin = f"There is no file {name}" if kind == "missing" else f"{name} {what}"
+        begin = f"There is no file {printable(name)}" if kind == "missing" else f"{printable(name)} {what}"
         super().__init__(f"{begin}; {remedy}.")
         self.name, self.what, self.remedy, self.kind = name, what, remedy, kind
         self.without_name = f"it {what}; {remedy}"

@@ -20,6 +20,7 @@ from ..data.collator import GDinoDataCollator
 from ..data.negatives import PromptSampler
 from ..data.reproducible_sampling import ReproducibleDataset, ReproducibleStream
 from ..error_text import reason
+from ..model.printable import printable
 from ..model.text_prompt import name_key
 from ..whole_files import whole_folder, write_whole_text
 from .arguments import DataArguments, GDinoTrainingArguments, ModelArguments
@@ -117,7 +118,7 @@ def read_data(arguments: DataArguments) -> DataSets:
         # Nobody asked for this file, so it must not stop the training.
         except ValueError as error:
             why = reason(error).removesuffix("; repair it")
-            what = f"{beside} was found as the {split} split and" if beside else f"The {split} split"
+            what = f"{printable(beside)} was found as the {split} split and" if beside else f"The {split} split"
             unused.append(
                 f"{what} is not used, because {why}; --{split} names another file, and --{split} {NO_SPLIT} silences "
                 "this"

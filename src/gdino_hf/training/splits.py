@@ -27,6 +27,7 @@ from ..data.transforms import (
 )
 from ..evaluation.ground_truth import GroundTruth
 from ..evaluation.open_ground_truth import open_ground_truth
+from ..model.printable import printable
 
 # The model is not known yet when data is checked; the trainer compares boxes with its queries.
 _UNLIMITED = 10**9
@@ -59,7 +60,7 @@ class Split:
     @property
     def name(self) -> str:
         """Folder and file name, as reports show them."""
-        return f"{self.path.parent.name}/{self.path.stem}"
+        return printable(f"{self.path.parent.name}/{self.path.stem}")
 
     @cached_property
     def truth(self) -> GroundTruth:
@@ -95,15 +96,17 @@ def read_split(
         tolerated = (MISSING, UNREADABLE, OUTSIDE) if options.unreadable == "skip" else ()
         report.raise_for_errors(except_for=tolerated)
         if report.num_images == 0:
-            raise ValueError(f"{path} has no images; give a data set that has some.")
+            raise ValueError(f"{printable(path)} has no images; give a data set that has some.")
         rows, labels = open_dataset(path, images, streaming, options, log=False)
         tolerable = [finding for finding in report.findings if not finding.is_error or finding.kind in tolerated]
         # The command checks names against the tokenizer of the model that it trains.
         told = (UNKNOWN, HALF_KNOWN, EQUAL_TOKENS)
-        remarks = tuple(f"{path}: {finding}" for finding in tolerable if finding.kind not in told)
+        remarks = tuple(f"{printable(path)}: {finding}" for finding in tolerable if finding.kind not in told)
         if not streaming and len(rows) == 0:
             why = next((f" ({finding})" for finding in report.findings if finding.kind in tolerated), "")
-            raise ValueError(f"None of the {report.num_images} images of {path} can be read{why}; repair it.")
+            raise ValueError(
+                f"None of the {report.num_images} images of {printable(path)} can be read{why}; repair it."
+            )
         groups = tuple(report.groups)
         split = Split(Path(path), rows, labels or [], remarks, report.most_boxes, images, options, groups)
         if measured and split.labels:
@@ -129,14 +132,16 @@ def split_file(place: str | Path, split: str, option: str) -> Path:
     if path.is_file():
         return path
     if not path.exists():
-        raise ValueError(f"{option} {place} does not exist; give an annotation file, or a folder with one.")
+        raise ValueError(f"{option} {printable(place)} does not exist; give an annotation file, or a folder with one.")
     found = find_split(path, split)
     if found is None:
         other = describe_other_format(path)
         if other is not None:
             raise ValueError(f"{option}: {other}")
         wanted = " or ".join(f"{name}{suffix}" for name in SPLIT_NAMES[split] for suffix in SUFFIXES[:2])
-        raise ValueError(f"{option} {place} has no {split} split; put {wanted} there, or name the file itself.")
+        raise ValueError(
+            f"{option} {printable(place)} has no {split} split; put {wanted} there, or name the file itself."
+        )
     return found
 
 
