@@ -395,7 +395,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_there(data, tiny_folder, tmp
         (["{data}", "--predictions", "{data}"], "not a prediction file"),
         (["{data}", "--predictions", "x", "--labels", "cat"], "exclude each other"),
         (["{data}", "--labels", "zebra"], "has nothing of --labels zebra"),
-        (["{data}", "--protocol", "lvis"], "no neg_category_ids"),
+        (["{data}", "--protocol", "lvis"], "no neg_category_ids or neg_names"),
         (["{data}", "--protocol", "phrases"], "no captions"),
         (["{data}", "--resume", "."], "holds no predictions.jsonl"),
         (["{data}", "--model", "no/such-model"], "cannot be loaded"),

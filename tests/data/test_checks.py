@@ -1,13 +1,16 @@
 """Tests of the data set report: every fault is found, counted, and classified as error or warning."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from gdino_hf.data.checks import check_dataset
+from gdino_hf.data.faults import ERRORS, WARNINGS, sentence
 from gdino_hf.data.formats import open_dataset
+from gdino_hf.evaluation.ground_truth import coco_ground_truth
 
 
 @pytest.fixture
@@ -196,3 +199,129 @@ def test_a_class_of_the_train_split_may_be_without_boxes_in_the_others(write, tm
     empty.rename(train)
     (tmp_path / "spare").rename(empty)
     assert "empty classes" in found(check_dataset(train))
+
+
+def named(*names):
+    """Categories 2, 3, ... of these names, and a box of each."""
+    return {
+        "categories": [{"id": place, "name": name} for place, name in enumerate(names, 2)],
+        "annotations": [box(category=place, number=place) for place, _ in enumerate(names, 2)],
+    }
+
+
+@pytest.mark.parametrize("name", ["dog, brown", "red. blue", "sign\nboard", "安全帽、黄", "a,b", "cup."])
+def test_names_that_typed_label_text_would_split_are_named(write, name):
+    kinds = found(check_dataset(write(**named(name))))
+    assert kinds.pop("names with separators" if name != "cup." else "names with marks") == 1
+    assert kinds.keys() <= {"repeated boxes", "half-known names"}
+
+
+@pytest.mark.parametrize("name", ["St. Bernard", "3.5 mm jack", "U.S. flag", "left-hand glove", "Dog  Brown"])
+def test_names_that_stay_whole_are_not_said_to_be_split(write, name):
+    assert "names with separators" not in found(check_dataset(write(**named(name))))
+
+
+@pytest.mark.parametrize(
+    ("given", "is_crowd", "is_odd"),
+    [
+        *((value, True, False) for value in (1, 1.0, "1", " 1 ", True, "true", "True")),
+        *((value, False, False) for value in (0, 0.0, "0", False, "false", "", None)),
+        *((value, True, True) for value in ("yes", "YES ", "y", "t")),
+        *((value, False, True) for value in ("no", "n", "crowd", 2, -1, 0.5, [1], {"a": 1}, float("nan"))),
+    ],
+)
+def test_an_unusual_iscrowd_is_named_and_read_alike_everywhere(write, caplog, given, is_crowd, is_odd):
+    path = write(annotations=[{**box(bbox=(2, 2, 6, 6)), "iscrowd": given}])
+    report = check_dataset(path)
+    assert found(report) == ({"odd crowd marks": 1} if is_odd else {})
+    assert report.boxes_per_name == {"cat": 2 - is_crowd}
+    assert open_dataset(path)[0][0]["crowd"] == [False, is_crowd]
+    assert ("odd crowd marks" in caplog.text) == is_odd
+    assert coco_ground_truth(path).references[1]["crowd"].tolist() == [False, is_crowd]
+
+
+@pytest.mark.parametrize(
+    ("bbox", "is_thin"),
+    [
+        ((5, 5, 1e-4, 4), True),
+        ((5, 5, 4, 0.4), True),
+        ((-3, 2, 3.2, 4), True),
+        ((19.8, 2, 1, 4), True),
+        ((5, 5, 0.5, 0.5), False),
+        ((5, 5, 1, 1), False),
+    ],
+)
+def test_boxes_in_which_nothing_can_be_seen_are_named(write, bbox, is_thin):
+    assert (found(check_dataset(write(annotations=[box(bbox=bbox)]))).get("thin boxes", 0) == 1) == is_thin
+
+
+def test_boxes_of_an_odvg_file_in_which_nothing_can_be_seen_are_named(write, tmp_path):
+    write()
+    instances = [{"bbox": [1, 1, 1.0001, 5], "category": "cat"}, {"bbox": [1, 1, 5, 5], "category": "cat, black"}]
+    line = {"filename": "a.png", "width": 20, "height": 10, "detection": {"instances": instances}}
+    path = tmp_path / "odvg.jsonl"
+    path.write_text(json.dumps(line))
+    assert found(check_dataset(path)) == {"thin boxes": 1, "names with separators": 1}
+
+
+def test_thin_boxes_are_not_named_beside_their_cause(write):
+    report = check_dataset(write(annotations=[box(bbox=(0.1, 0.1, 0.2, 0.2)) for _ in range(3)]))
+    assert "thin boxes" in found(report)
+    path = write()
+    content = json.loads(path.read_text())
+    content["annotations"] = [box(bbox=(0.1, 0.1, 0.2, 0.2))]
+    path.write_text(json.dumps(content))
+    assert found(check_dataset(path)) == {"normalized boxes": 1}
+
+
+@pytest.mark.parametrize("unknown", ["zzz", "2.5", "", "0001", "b.png"])
+def test_text_image_ids_that_no_image_has_are_named(write, unknown):
+    path = write(images=[image(number="b")], annotations=[box("b"), box(unknown, number=3)])
+    report = check_dataset(path)
+    assert found(report) == {"unknown images": 1}
+    assert repr(unknown) in str(report)
+
+
+def test_an_annotation_without_an_image_id_does_not_belong_to_an_image_without_an_id(write):
+    path = write(images=[{"file_name": "b.png"}], annotations=[{"id": 2, "category_id": 1, "bbox": [1, 1, 5, 5]}])
+    assert found(check_dataset(path)) == {"broken entries": 1, "unknown images": 1}
+
+
+def test_a_few_annotations_of_unknown_images_are_left_out_with_a_line(write, caplog):
+    others = [box(bbox=(n % 15, n // 15 / 3, 3, 3), number=n) for n in range(2, 200)]
+    path = write(annotations=[*others, box("zzz", number=999)])
+    assert found(check_dataset(path)) == {"few unknown images": 1}
+    open_dataset(path)
+    assert "few unknown images: 1 annotation refers to an image that the file does not list, and is left out" in (
+        caplog.text
+    )
+
+
+@pytest.mark.parametrize("kind", [*ERRORS, *WARNINGS])
+def test_the_sentence_of_every_kind_agrees_with_its_count(kind):
+    one, many = sentence(kind, 1), sentence(kind, 2)
+    for text in (one, many):
+        assert not set("#[]|") & set(text)
+        assert not text.endswith(".")
+    if "#" not in {**ERRORS, **WARNINGS}[kind]:
+        assert one == many
+        return
+    assert re.search(r"\b1 (\w+ )?[a-z]+\b", one)
+    words = one.split()
+    noun = words[words.index("1") + 1]
+    assert not noun.endswith("s") or noun.endswith("ss")
+    # A plural verb beside one thing, or a singular one beside two, are what reads oddly.
+    rest = " ".join(words[words.index("1") + 2 :]).split(";")[0]
+    assert not re.match(r"(are|have|lead|differ|refer|extend|stand|contain|provide)\b", rest), one
+    plural = many.split()
+    rest = " ".join(plural[plural.index("2") + 2 :])
+    assert plural[plural.index("2") + 1].rstrip(",").endswith("s"), many
+    assert not re.match(r"(is|has|leads|differs|refers|extends|stands|contains|provides)\b", rest), many
+
+
+def test_a_report_counts_in_words_that_agree(write):
+    assert str(check_dataset(write())).splitlines()[0].endswith("train.json: 1 image, 1 box, 1 name")
+    report = check_dataset(write(images=[image()], annotations=[box(2)], categories=[{"id": 2, "name": "dog"}]))
+    lines = str(report).splitlines()
+    assert lines[0].endswith("2 images, 2 boxes, 2 names")
+    assert lines[1:] == ["  warning: empty classes: 1 class has no box ('dog')"]

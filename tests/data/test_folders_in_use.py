@@ -174,8 +174,8 @@ def test_one_broken_image_entry_is_left_out_with_a_count(tmp_path, entry, caplog
     path = write(tmp_path / "train.json", content)
     with caplog.at_level(logging.WARNING):
         assert len(read_coco(path)) == len(coco_ground_truth(path).references) == 2
-    assert "1 broken entries" in caplog.text
-    assert "1 broken entries" in str(check_dataset(path))
+    assert "broken entries: 1 " in caplog.text
+    assert "broken entries: 1 " in str(check_dataset(path))
     assert check_dataset(path).errors == []
     assert len(list(read_coco(path, streaming=True))) == 2
 
@@ -246,7 +246,7 @@ def test_one_broken_line_is_left_out_with_a_count(tmp_path, broken, caplog):
     path.write_text(f"{line()}\n{broken}\n{line(width='40', height='30')}\n")
     with caplog.at_level(logging.WARNING):
         assert read_odvg(path)["image_id"] == [0, 2]
-    assert "1 broken entries" in caplog.text
+    assert "broken entries: 1 " in caplog.text
     assert check_dataset(path).errors == []
     path.write_text(broken if broken not in ("{", "[]") else f"{line(filename=3)}\n{broken}")
     with pytest.raises(ValueError, match="Line 1"):

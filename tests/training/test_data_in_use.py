@@ -91,7 +91,13 @@ def test_missing_and_broken_photographs_are_skipped_if_asked_for(options, drawn,
     assert "train1.png" in capsys.readouterr().err
     assert main([*options, "--max_steps", "4", "--unreadable", "skip"]) == 0
     errors = capsys.readouterr().err
-    for count in ("1 missing files", "1 unreadable files", "2 broken entries", "1 broken boxes", "1 broken areas"):
+    for count in (
+        "missing files: 1 ",
+        "unreadable files: 1 ",
+        "broken entries: 2 ",
+        "broken boxes: 1 ",
+        "broken areas: 1 ",
+    ):
         assert count in errors
 
 

@@ -203,7 +203,9 @@ def _open(args: argparse.Namespace, data: Any, images: Any, labels: Sequence[str
             "does not judge; leave the option out"
         )
     if protocol == "lvis" and not truth.is_federated:
-        raise ValueError(f"{data} has no neg_category_ids, which LVIS' protocol needs; leave --protocol out")
+        raise ValueError(
+            f"{data} has no neg_category_ids or neg_names, which LVIS' protocol needs; leave --protocol out"
+        )
     if labels is not None:
         chosen = truth.restricted_to(labels)
         if not any(len(reference["labels"]) for reference in chosen.references.values()):

@@ -14,13 +14,13 @@ from tqdm import tqdm
 from ..error_text import reason
 from ..model.picture_files import open_picture
 from ..model.printable import printable
-from ..model.text_prompt import name_key, shorten
+from ..model.text_prompt import name_key, shorten, split_labels
 from .annotation_files import annotation_file, annotation_format, find_split, split_of
 from .annotation_options import DEFAULT_OPTIONS, AnnotationOptions
 from .coco_content import id_key, names_with_boxes
 from .coco_file import CocoFile
 from .duplicates import photographs_of_other_splits, twins
-from .faults import FEW, MISSING, OUTSIDE, UNREADABLE, Finding, Findings
+from .faults import FEW, MISSING, OUTSIDE, THIN, UNREADABLE, Finding, Findings, counted
 from .frames import Box, Frame, annotated_size, find_frame, may_be_cut_off, read_header
 from .image_paths import ImagePaths, OutsideError, image_folder
 from .name_tokens import check_name_tokens
@@ -30,6 +30,7 @@ from .odvg_content import (
     entry_boxes,
     entry_name,
     has_captions,
+    line_absent_names,
     line_entries,
     odvg_lines,
     odvg_names,
@@ -86,7 +87,7 @@ class DatasetReport:
         """
         errors = [finding for finding in self.errors if finding.kind not in except_for]
         if errors:
-            more = f" and {len(errors) - 1} other kinds of fault" if len(errors) > 1 else ""
+            more = f" and {counted(len(errors) - 1, 'other kind')} of fault" if len(errors) > 1 else ""
             raise ValueError(f"{printable(self.path)} cannot be trained on: {errors[0]}{more}; repair it.")
 
     def as_dict(self) -> dict[str, Any]:
@@ -101,8 +102,9 @@ class DatasetReport:
         }
 
     def __str__(self) -> str:
-        names = len(self.boxes_per_name)
-        lines = [f"{printable(self.path)}: {self.num_images} images, {self.num_boxes} boxes, {names} names"]
+        images, boxes = counted(self.num_images, "image"), counted(self.num_boxes, "box", "boxes")
+        names = counted(len(self.boxes_per_name), "name")
+        lines = [f"{printable(self.path)}: {images}, {boxes}, {names}"]
         lines += [f"  {'error' if finding.is_error else 'warning'}: {finding}" for finding in self.findings]
         return "\n".join(lines if self.findings else [*lines, "  nothing is wrong with it"])
 
@@ -147,6 +149,9 @@ def check_dataset(
         check.add("no usable entries", "the file lists no images")
     check.finish_names(tokenizer, _names_in_training(file))
     check.photographs(file, images)
+    if "normalized boxes" in check.findings.by_kind:
+        # Boxes of fractions are all thin.
+        check.findings.by_kind.pop(THIN, None)
     return DatasetReport(
         path=file,
         format=form,
@@ -263,7 +268,9 @@ class _Check:
             alike.setdefault(name_key(name), []).append(name)
             if count == 0 and name not in self.crowd_names and name_key(name) not in in_training:
                 self.add("empty classes", shorten(name))
-            if not self.are_phrases and ("." in name or "?" in name):
+            if not self.are_phrases and len(split_labels(name)) > 1:
+                self.add("names with separators", shorten(name))
+            elif not self.are_phrases and ("." in name or "?" in name):
                 self.add("names with marks", shorten(name))
         for spellings in alike.values():
             if len(spellings) > 1 and not self.are_phrases:
@@ -328,6 +335,7 @@ def _check_odvg(check: _Check, file: Path, images: str | Path | None) -> None:
     paths = ImagePaths(file, images, check.options)
     for name in odvg_names(file) or []:
         check.name(name, "label map")
+    classes = {name_key(name) for name in check.boxes_per_name}
     for name, count in Counter(names.values()).items():
         if count > 1:
             check.add("repeated names", shorten(name))
@@ -359,6 +367,8 @@ def _check_odvg(check: _Check, file: Path, images: str | Path | None) -> None:
         for entry in entries:
             boxes += _check_entry(check, entry, names, caption, frame, where)
         check.boxes_of_image(boxes, Path(name))
+        present = [label for _, label in boxes]
+        line_absent_names(content, names, present, caption, where, check.add, classes)
         check.count(check.num_boxes - before, where)
     for example in check.unknown:
         check.add("unknown classes" if len(check.unknown) > FEW * check.num_images else "few unknown classes", example)

@@ -36,7 +36,9 @@ def read_coco(
     Returns:
         One row per image, in file order: `image` (PIL), `image_id` (an integer, or text if the file has text ids),
         `width`, `height`, `boxes` ((N, 4) xyxy in pixels, clipped to the image), `names` (N) and `crowd` (N). Boxes
-        without area are dropped. What was turned, scaled or left out is logged, one line for each kind.
+        without area are dropped. If some images say which names are absent from them ("neg_names", or LVIS'
+        "neg_category_ids"), also `neg_names`: these names, or None for an image that does not say. What was turned,
+        scaled or left out is logged, one line for each kind.
 
     Raises:
         ValueError: The file is not a COCO detection file, holds something that cannot be used, or lists an image file
@@ -75,8 +77,8 @@ def open_coco(
             "images": None if images is None else str(images),
             "options": options,
         }
-        return make_stream(_read_rows, False, arguments, file.has_text_ids), file.labels
-    rows = make_dataset(_rows(file), captions=False, text_ids=file.has_text_ids)
+        return make_stream(_read_rows, False, arguments, file.has_text_ids, file.has_absent_names), file.labels
+    rows = make_dataset(_rows(file), False, file.has_text_ids, file.has_absent_names)
     if log:
         findings.log()
     return rows, file.labels
@@ -127,6 +129,8 @@ def _row(image: CocoImage, file: CocoFile) -> dict[str, Any]:
     number = str(image.id) if file.has_text_ids else image.id
     row: dict[str, Any] = {"image": str(image.path), "image_id": number, "width": width, "height": height}
     row |= {"boxes": [], "names": [], "crowd": []}
+    if file.has_absent_names:
+        row["neg_names"] = image.absent
     for box, category, crowd in zip(image.boxes, image.categories, image.crowd, strict=True):
         inside = clip_box(box, width, height)
         if inside is not None:

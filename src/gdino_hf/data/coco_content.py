@@ -89,10 +89,17 @@ def read_id(value: Any) -> int | str:
     )
 
 
-def is_marked(value: Any) -> bool:
-    """Return whether a flag of a file is set; 1, "1", true and "true" are."""
+def is_marked(value: Any) -> tuple[bool, bool]:
+    """Return whether a flag of a file is set, and whether it is written as flags are.
+
+    Args:
+        value: The flag; 1, "1", true and "true" are set and written as usual, and so is "yes", which is not usual.
+            Anything that is neither these nor their opposites is not set.
+    """
     number = parse_number(value)
-    return number.strip().lower() == "true" if isinstance(number, str) else bool(number)
+    word = number.strip().lower() if isinstance(number, str) else number
+    usual = word in (None, "", "true", "false") or (isinstance(word, (int, float)) and word in (0, 1))
+    return isinstance(word, (int, float, str)) and word in (1, "true", "yes", "y", "t"), usual
 
 
 def names_with_boxes(annotations: str | Path) -> frozenset[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..error_text import reason
 from ..model.text_prompt import name_key, shorten
+from .absent_names import IDS, absent_names, check_absent_names, has_absent_names, report_unread
 from .annotation_files import other_splits
 from .annotation_options import DEFAULT_OPTIONS, AnnotationOptions
 from .coco_content import id_key, is_marked, load_coco, names_with_boxes, read_id
@@ -37,6 +38,7 @@ class CocoImage:
         categories: Category of each box, as a key of `CocoFile.names`.
         crowd: Whether each box marks a crowd.
         areas: Area of each box's segment in square pixels as annotated, or else that of the box.
+        absent: Names that are known not to be in the picture; None if these are all that have no box in it.
     """
 
     id: int | str
@@ -47,6 +49,7 @@ class CocoImage:
     categories: list[int | str] = field(default_factory=list)
     crowd: list[bool] = field(default_factory=list)
     areas: list[float] = field(default_factory=list)
+    absent: list[str] | None = None
 
 
 class CocoFile:
@@ -62,8 +65,11 @@ class CocoFile:
         names: Name of each category by its id, in ascending order; those left out as groups are not among them.
         labels: The distinct names, in the order of `names`. Spellings that differ in case or blanks are one name.
         label_of: Index in `labels` of each category id in `names`.
+        label_places: Index in `labels` of each name, in the form of `name_key`.
         groups: The names left out because they only group others.
         has_text_ids: Whether some image ids are text that is no number.
+        has_absent_names: Whether some images say which names are absent from them.
+        is_lvis: Whether they do so by ids, as in LVIS.
 
     Raises:
         ValueError: The file is not a COCO detection file.
@@ -84,13 +90,15 @@ class CocoFile:
         groups = set() if self.options.groups == "keep" else self._find_groups()
         self.groups = [name for number, name in self._all_names.items() if number in groups]
         self.names = {number: name for number, name in self._all_names.items() if number not in groups}
-        places: dict[str, int] = {}
+        places = self.label_places = dict[str, int]()
         self.labels: list[str] = []
         for name in self.names.values():
             if name_key(name) not in places:
                 places[name_key(name)] = len(self.labels)
                 self.labels.append(name)
         self.label_of = {number: places[name_key(name)] for number, name in self.names.items()}
+        self.has_absent_names = any(map(has_absent_names, self.content["images"]))
+        self.is_lvis = any(IDS in image for image in self.content["images"])
         self.has_text_ids = any(isinstance(image.get("id"), str) for image in self.content["images"])
         if _is_normalized(self._annotations()):
             findings.add("normalized boxes", f"{len(self._annotations())} boxes")
@@ -148,7 +156,8 @@ class CocoFile:
         """Report annotations whose category or image is not in the file; a few of thousands are left out."""
         categories: list[str] = []
         images: list[str] = []
-        listed = {id_key(entry.get("id")) for entry in self.content["images"]}
+        # An annotation without an image id does not belong to an image without an id.
+        listed = {id_key(entry["id"]) for entry in self.content["images"] if entry.get("id") is not None}
         for annotation in self._annotations():
             category, image = annotation.get("category_id"), annotation.get("image_id")
             if id_key(category) not in self._all_names:
@@ -208,6 +217,7 @@ class CocoFile:
             tally.images += 1
             image = CocoImage(number, path, entry, (frame.width, frame.height) if frame else None)
             self._add_boxes(image, by_image.get(number, []), frame or Frame(0, 0), tally)
+            self._add_absent(image)
             yield image
         self._conclude(tally)
 
@@ -243,7 +253,7 @@ class CocoFile:
             # Annotations of unknown categories were reported when the file was opened.
             if name is None:
                 continue
-            crowd = self.options.crowds == "ignore" and is_marked(annotation.get("iscrowd", 0))
+            crowd = self.options.crowds == "ignore" and self._is_crowd(annotation, where)
             tally.used[name] += 0
             try:
                 annotated = annotation_box(annotation, frame.annotated)
@@ -272,6 +282,24 @@ class CocoFile:
             image.areas.append(area * frame.scale[0] * frame.scale[1])
         if image.boxes and not singles:
             self.findings.add("images of crowds", shorten(image.path.name))
+
+    def _add_absent(self, image: CocoImage) -> None:
+        where = shorten(image.path.name)
+        report_unread(image.entry, where, self.findings.add)
+        if not has_absent_names(image.entry):
+            return
+        absent = absent_names(image.entry, self.names, where, self.findings.add)
+        groups = {name_key(name) for name in self.groups}
+        absent = [name for name in absent if name_key(name) not in groups]
+        present = [self.names[category] for category in image.categories]
+        image.absent = check_absent_names(absent, present, self.label_places, where, self.findings.add)
+
+    def _is_crowd(self, annotation: Mapping[str, Any], where: str) -> bool:
+        given = annotation.get("iscrowd")
+        is_set, is_usual = is_marked(given)
+        if not is_usual:
+            self.findings.add("odd crowd marks", f"{where}: {shorten(given)}")
+        return is_set
 
     def _conclude(self, tally: _Tally) -> None:
         if tally.broken_image and not tally.images and not tally.skipped:

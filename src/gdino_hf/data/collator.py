@@ -14,6 +14,7 @@ from ..model.caption_prompt import build_caption, phrase_tokens
 from ..model.image_processing_gdino import load_image
 from ..model.text_prompt import Prompt, build_prompt, shorten
 from .captions import fit_caption
+from .negatives import PromptSampler
 from .prompt_packing import PromptPacker
 from .reproducible_sampling import row_random
 from .transforms import RandomChoiceResize, Transform
@@ -75,7 +76,8 @@ class GDinoDataCollator:
         Args:
             rows: Dicts with "image" (PIL), "boxes" ((N, 4) xyxy in pixels), "names" (N) and optionally "crowd" (N).
                 Crowd boxes are dropped, and their name is not part of the prompt unless the image also has a single
-                object of that name. Grounding rows also have "caption" and "spans" (N lists of [start, end)
+                object of that name. Rows with "neg_names" (a list of names) have no other names as negatives, unless
+                `labels` are given. Grounding rows also have "caption" and "spans" (N lists of [start, end)
                 characters).
 
         Returns:
@@ -116,13 +118,20 @@ class GDinoDataCollator:
         if example.get("caption") is not None:
             return self._ask_caption(example, turn)
         names = example["names"]
-        if self.prompt_sampler is not None:
+        absent = example.get("neg_names")
+        if isinstance(self.prompt_sampler, PromptSampler):
+            text = self.prompt_sampler(names, rng, absent)
+        elif self.prompt_sampler is not None:
             text = self.prompt_sampler(names, rng)
         else:
             text = self.labels if self.labels is not None else list(everything)
         # A name that occurs only as a crowd is neither a positive nor a negative, so the prompt leaves it out.
         unsure = {self._prompts.key(name) for name in example["crowd_names"]} - {self._prompts.key(n) for n in names}
         text = [label for label in text if self._prompts.key(label) not in unsure]
+        if absent is not None and self.labels is None:
+            # A name that is neither in the image nor known to be absent may be there without a box.
+            sure = {self._prompts.key(name) for name in (*names, *absent)}
+            text = [label for label in text if self._prompts.key(label) in sure]
         text = self._prompts.choose(text, names, rng, turn) or [_NO_NAME]
         place = {self._prompts.key(label): index for index, label in enumerate(text)}
         keys = [self._prompts.key(name) for name in names]

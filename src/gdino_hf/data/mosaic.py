@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ..model.image_processing_gdino import load_image
+from ..model.text_prompt import name_key
 from .transforms import PADDING_COLOUR, Example, crop, resize
 
 
@@ -63,6 +65,8 @@ class Mosaic:
             crowd += tile.get("crowd") or [False] * len(tile["names"])
         result = {**example, "image": canvas, "boxes": np.concatenate(boxes), "names": names, "crowd": crowd}
         result.pop("resized", None)
+        if any(part.get("neg_names") is not None for part in (example, *others)):
+            result["neg_names"] = _absent_from_all([example, *others])
         return result
 
     def _fill(self, part: Example, width: int, height: int, rng: random.Random) -> Example:
@@ -75,3 +79,10 @@ class Mosaic:
         left = rng.randint(0, part["image"].width - width)
         top = rng.randint(0, part["image"].height - height)
         return crop(part, (left, top, left + width, top + height), self.min_visibility)
+
+
+def _absent_from_all(parts: Sequence[Example]) -> list[str]:
+    """Return the names that are known to be in none of the images; those without a list lack all that they can."""
+    lists = [part["neg_names"] for part in parts if part.get("neg_names") is not None]
+    common = set.intersection(*({name_key(name) for name in names} for names in lists))
+    return [name for name in lists[0] if name_key(name) in common]

@@ -15,7 +15,8 @@ class PromptSampler:
     positions instead of words. The number of labels varies because it does at inference too.
 
     Args:
-        vocabulary: Names to draw negatives from. Every image must be annotated exhaustively for all of them.
+        vocabulary: Names to draw negatives from. Every image must be annotated exhaustively for all of them, except
+            where its row says which names are absent (`neg_names`).
         num_labels: Minimum and maximum number of labels in a prompt. An image with more names keeps all of them.
 
     Raises:
@@ -30,12 +31,13 @@ class PromptSampler:
         self.vocabulary = list(dict.fromkeys(vocabulary))
         self.num_labels = num_labels
 
-    def __call__(self, names: Sequence[str], rng: random.Random) -> list[str]:
+    def __call__(self, names: Sequence[str], rng: random.Random, absent: Sequence[str] | None = None) -> list[str]:
         """Sample the labels of one prompt.
 
         Args:
             names: Names of the image's boxes, with repetitions; may be empty.
             rng: Random generator.
+            absent: Names that are known not to be in the image, to draw from in place of the vocabulary.
 
         Returns:
             Distinct labels that include all of `names`. Empty if there are neither names nor absent ones to draw.
@@ -44,7 +46,8 @@ class PromptSampler:
         wanted = rng.randint(*self.num_labels)
         # Names are compared without case: "Cat" as a negative for a "cat" image would punish the right answer.
         held = {name_key(name) for name in positives}
-        absent = [name for name in self.vocabulary if name_key(name) not in held]
-        labels = positives + rng.sample(absent, min(len(absent), max(0, wanted - len(positives))))
+        others = self.vocabulary if absent is None else list(dict.fromkeys(absent))
+        others = [name for name in others if name_key(name) not in held]
+        labels = positives + rng.sample(others, min(len(others), max(0, wanted - len(positives))))
         rng.shuffle(labels)
         return labels

@@ -13,7 +13,7 @@ from ..model.printable import printable
 from ..model.text_prompt import shorten
 from .annotation_options import DEFAULT_OPTIONS, AnnotationOptions
 from .coco import reader_findings
-from .faults import ERRORS, FEW, MISSING, OUTSIDE, UNREADABLE, FaultError, StrictFindings
+from .faults import FEW, MISSING, OUTSIDE, UNREADABLE, FaultError, StrictFindings, describe
 from .frames import Frame, annotated_size, find_frame, read_header
 from .image_paths import ImagePaths, OutsideError
 from .odvg_content import (
@@ -22,11 +22,13 @@ from .odvg_content import (
     entry_boxes,
     entry_name,
     has_captions,
+    line_absent_names,
     line_entries,
     locate_phrase,
     odvg_lines,
     odvg_names,
     read_label_map,
+    says_absent_names,
 )
 from .rows import (
     BoxRange,
@@ -75,8 +77,8 @@ def read_odvg(
 
     Returns:
         One row per line that can be used, as in `read_coco`; `image_id` is the line's number from 0. Lines that cannot
-        be used are left out and counted in the log. If the first line is a grounding
-        line, rows also have `caption` and `spans`, and `names` holds the phrases.
+        be used are left out and counted in the log. If the first line is a grounding line, rows also have `caption` and
+        `spans`, and `names` holds the phrases. If a line has "neg_names", rows also have `neg_names`.
 
     Raises:
         ValueError: An image does not exist or is damaged, lines with and without captions are mixed, or no line can be
@@ -92,9 +94,11 @@ def read_odvg(
         "names": names,
         "captions": captions,
     }
+    absent = says_absent_names(annotations)
     if streaming:
-        return make_stream(_stream, captions, {**arguments, "parts": _parts(Path(annotations))})
-    return make_dataset(_all_rows(**arguments), captions)
+        parts = _parts(Path(annotations))
+        return make_stream(_stream, captions, {**arguments, "parts": parts}, absent=absent)
+    return make_dataset(_all_rows(**arguments), captions, absent=absent)
 
 
 def odvg_rows(
@@ -175,6 +179,8 @@ def _row(
                 row["names"].append(name)
                 row["spans"].append(pairs)
                 row["crowd"].append(False)
+    present = [name for _, name, _ in named]
+    row["neg_names"] = line_absent_names(content, names, present, caption, where, findings.add)
     return row
 
 
@@ -209,7 +215,7 @@ def _all_rows(annotations: str, places: _Places, names: Mapping[int, str], capti
         try:
             row = _row(line, number, places, names, captions, findings)
         except FaultError as error:
-            why = f"{error.kind}, {error.example} ({ERRORS[error.kind]})"
+            why = describe(error.kind, error.example)
             raise ValueError(_refusal(annotations, number, why)) from None
         except _MixedLinesError as error:
             raise ValueError(_refusal(annotations, number, str(error))) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from ..error_text import reason
 from ..model.caption_prompt import check_pair
 from ..model.printable import printable
 from ..model.text_prompt import name_key, shorten
+from .absent_names import IDS, NAMES, absent_names, check_absent_names, has_absent_names, report_unread
+from .faults import Report
 from .rows import is_file, parse_box, parse_integer, parse_line, parse_text, read_json
 
 MIXED = "it is a grounding line, but the first line is a detection line; keep them in two files"
@@ -152,6 +154,54 @@ def line_entries(content: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], s
         regions = _dicts(content["grounding"], "grounding", "regions")
         return regions, parse_text(content["grounding"].get("caption"), "the caption")
     return _dicts(content.get("detection"), "detection", "instances"), None
+
+
+def line_absent_names(
+    content: Mapping[str, Any],
+    names: Mapping[int, str],
+    present: Iterable[str],
+    caption: str | None,
+    where: str,
+    report: Report,
+    classes: Collection[str] | None = None,
+) -> list[str] | None:
+    """Return the names that a line's image is known not to contain, and report what is wrong with them.
+
+    Args:
+        content: The line, from `parse_line`; the names stand in it or in its "detection".
+        names: Label number to name.
+        present: Names of its boxes.
+        caption: The line's caption, beside which such names are not read; None for a detection line.
+        where: Where the line is, for faults.
+        report: Function that faults are passed to.
+        classes: All classes of the file, in the form of `name_key`; None does not compare them.
+
+    Returns:
+        The names; None if the line does not say.
+    """
+    inner = content.get("detection" if caption is None else "grounding")
+    fields = {**(inner if isinstance(inner, Mapping) else {}), **content}
+    if caption is not None:
+        report_unread(fields, where, report, read=())
+        return None
+    report_unread(fields, where, report)
+    if not has_absent_names(fields):
+        return None
+    absent = absent_names(fields, names, where, report)
+    return check_absent_names(absent, present, classes, where, report)
+
+
+def says_absent_names(annotations: str | Path) -> bool:
+    """Return whether some line of an ODVG file says which names are absent from its image.
+
+    Args:
+        annotations: The json lines file, which is read as a whole.
+
+    Raises:
+        ValueError: The file cannot be read.
+    """
+    fields = [f'"{field}"'.encode() for field in (NAMES, IDS)]
+    return any(field in line for _, line in odvg_lines(Path(annotations)) for field in fields)
 
 
 def entry_boxes(entry: Mapping[str, Any]) -> list[tuple[float, float, float, float]]:

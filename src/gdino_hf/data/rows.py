@@ -14,7 +14,7 @@ import numpy as np
 from ..error_text import reason
 from ..model.printable import printable
 from ..model.text_prompt import shorten
-from .faults import Report
+from .faults import THIN, Report
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
@@ -26,19 +26,23 @@ _LONGEST_NUMBER = 40
 
 # Pixels by which a box may extend beyond its image, for the rounding of annotation tools.
 _TOLERANCE = 1.0
+# Narrower boxes show nothing.
+_THINNEST = 0.5
 
 
-def features(captions: bool, text_ids: bool = False) -> Features:
+def features(captions: bool, text_ids: bool = False, absent: bool = False) -> Features:
     """Return the column types of a data set.
 
     Args:
         captions: Whether rows have `caption` and `spans`.
         text_ids: Whether `image_id` is text instead of an integer.
+        absent: Whether rows have `neg_names`.
 
     Returns:
         `image` (decoded when a row is read), `image_id`, `width`, `height`, `boxes` ((N, 4) xyxy in pixels), `names`
         (N) and `crowd` (N); for grounding also `caption` (None in rows without one) and `spans` (a list of [start, end)
-        characters of the caption per box).
+        characters of the caption per box); if images say which names they lack, also `neg_names` (None for an image
+        that does not, in which every other name of the data set is absent).
     """
     from datasets import Features, List, Value
 
@@ -55,23 +59,28 @@ def features(captions: bool, text_ids: bool = False) -> Features:
     }
     if captions:
         columns |= {"caption": Value("string"), "spans": List(List(List(Value("int32"), length=2)))}
+    if absent:
+        columns["neg_names"] = List(Value("string"))
     return Features(columns)
 
 
-def make_dataset(rows: Iterator[dict[str, Any]], captions: bool, text_ids: bool = False) -> Dataset:
+def make_dataset(
+    rows: Iterator[dict[str, Any]], captions: bool, text_ids: bool = False, absent: bool = False
+) -> Dataset:
     """Build a data set in memory; its images stay on disk.
 
     Args:
         rows: Rows with the image's path as "image".
         captions: Whether rows have `caption` and `spans`.
         text_ids: Whether `image_id` is text instead of an integer.
+        absent: Whether rows have `neg_names`.
 
     Returns:
         The data set.
     """
     from datasets import Dataset
 
-    columns = features(captions, text_ids)
+    columns = features(captions, text_ids, absent)
     values: dict[str, list[Any]] = {name: [] for name in columns}
     for row in rows:
         for name, column in values.items():
@@ -84,6 +93,7 @@ def make_stream(
     captions: bool,
     arguments: Mapping[str, Any],
     text_ids: bool = False,
+    absent: bool = False,
 ) -> IterableDataset:
     """Build a data set that is read while iterating.
 
@@ -92,13 +102,15 @@ def make_stream(
         captions: Whether rows have `caption` and `spans`.
         arguments: Keyword arguments of the generator. Lists among them are split among a data loader's workers.
         text_ids: Whether `image_id` is text instead of an integer.
+        absent: Whether rows have `neg_names`.
 
     Returns:
         The data set.
     """
     from datasets import IterableDataset
 
-    return IterableDataset.from_generator(generator, features=features(captions, text_ids), gen_kwargs=dict(arguments))
+    columns = features(captions, text_ids, absent)
+    return IterableDataset.from_generator(generator, features=columns, gen_kwargs=dict(arguments))
 
 
 def read_json(path: str | Path, what: str) -> Any:
@@ -260,7 +272,7 @@ class BoxRange:
 
 
 def report_box(box: Sequence[float], width: int, height: int, where: str, report: Report) -> None:
-    """Report a box that will be dropped or clipped, except for the rounding of annotation tools.
+    """Report a box that will be dropped or clipped, except for the rounding of annotation tools, or that is too thin.
 
     Args:
         box: The box as xyxy in pixels.
@@ -272,9 +284,12 @@ def report_box(box: Sequence[float], width: int, height: int, where: str, report
     if x2 <= x1 or y2 <= y1:
         report("boxes without area", f"{where}: {_numbers(box)}")
         return
+    inside = clip_box(box, width, height)
     outside = min(x1, y1) < -_TOLERANCE or x2 > width + _TOLERANCE or y2 > height + _TOLERANCE
-    if outside or clip_box(box, width, height) is None:
+    if outside or inside is None:
         report("boxes outside", f"{where}: {_numbers(box)} in {width}x{height}")
+    if inside is not None and min(inside[2] - inside[0], inside[3] - inside[1]) < _THINNEST:
+        report(THIN, f"{where}: {_numbers(box)}")
 
 
 def _numbers(box: Sequence[float]) -> str:

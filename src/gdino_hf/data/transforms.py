@@ -208,6 +208,8 @@ def mirror(example: Example) -> Example:
     mirrored = {**example, "image": image, "boxes": boxes}
     if "names" in example:
         mirrored["names"] = [swap_sides(name)[0] for name in example["names"]]
+    if example.get("neg_names") is not None:
+        mirrored["neg_names"] = [swap_sides(name)[0] for name in example["neg_names"]]
     if example.get("caption") is not None:
         mirrored["caption"], move = swap_sides(example["caption"])
         mirrored["spans"] = [[move(*pair) for pair in pairs] for pairs in example["spans"]]

@@ -24,7 +24,8 @@ class GroundTruth:
     Attributes:
         labels: Names of the label numbers in `references`, which are also the labels to detect.
         references: By image id, a dict with "boxes" (M, 4) xyxy in pixels, "labels" (M,), "crowd" (M,) and "area" (M,);
-            for LVIS also "negative_labels" and "not_exhaustive_labels" (lists of label numbers).
+            for LVIS and files with "neg_names" also "negative_labels" and "not_exhaustive_labels" (lists of label
+            numbers).
         rows: Rows for `predict`, each with "image" and "image_id".
         frequencies: "r" (rare), "c" (common) or "f" (frequent) for each label of LVIS; empty for other data sets.
         category_ids: Category id of each label of a COCO file; empty for other data sets. Of several ids with one name
@@ -159,7 +160,7 @@ def coco_ground_truth(
     sizes: dict[Any, tuple[int, int]] = {}
     for image in file.images(need_files=False):
         image_id = image.entry["id"] if isinstance(image.entry["id"], str) else image.id
-        references[image_id] = _reference(image, file) | _lvis_labels(image.entry, file.label_of)
+        references[image_id] = _reference(image, file) | _lvis_labels(image, file)
         rows.append({"image": str(image.path), "image_id": image_id})
         if image.size is not None:
             sizes[image_id] = image.size
@@ -218,15 +219,23 @@ def _reference(image: CocoImage, file: CocoFile) -> dict[str, Any]:
     }
 
 
-def _lvis_labels(image: Mapping[str, Any], number: Mapping[Any, int]) -> dict[str, list[int]]:
-    """Return the labels of an LVIS image that are known to be absent, and those not annotated exhaustively."""
-    if "neg_category_ids" not in image:
+def _lvis_labels(image: CocoImage, file: CocoFile) -> dict[str, list[int]]:
+    """Return the labels that are known to be absent from an image, and those not annotated exhaustively in it."""
+    if not file.has_absent_names:
         return {}
     # A subset of LVIS may lack some of the categories.
-    return {
-        name: [number[id_key(category)] for category in image.get(key) or () if id_key(category) in number]
-        for name, key in (
-            ("negative_labels", "neg_category_ids"),
-            ("not_exhaustive_labels", "not_exhaustive_category_ids"),
-        )
-    }
+    listed, partly = (
+        [
+            file.label_of[id_key(category)]
+            for category in image.entry.get(key) or ()
+            if id_key(category) in file.label_of
+        ]
+        for key in ("neg_category_ids", "not_exhaustive_category_ids")
+    )
+    named = [file.label_places[key] for key in map(name_key, image.absent or ()) if key in file.label_places]
+    negative = list(dict.fromkeys([*listed, *named]))
+    if image.absent is None and not file.is_lvis:
+        # An image that does not say which names are absent has all of them annotated.
+        here = {file.label_of[category] for category in image.categories}
+        negative = [label for label in file.label_places.values() if label not in here]
+    return {"negative_labels": negative, "not_exhaustive_labels": partly}
