@@ -29,7 +29,7 @@ TRACEBACK = (
         (OSError("cannot identify the disk"), "cannot identify the disk"),
         (UnidentifiedImageError("cannot identify image file <_io.BytesIO>"), "it is not a picture that can be read"),
         (URLError(ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")), "Connection refused"),
-        (URLError("unknown url type: ftp"), "<urlopen error unknown url type: ftp>"),
+        (URLError("unknown url type: ftp"), "unknown url type: ftp"),
         (HTTPError("http://host/a.jpg", 404, "Not Found", None, None), "HTTP Error 404: Not Found"),
         (
             StrictDataclassFieldValidationError("width", ValueError("it must be positive")),

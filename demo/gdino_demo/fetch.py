@@ -163,7 +163,8 @@ def _get(parts: urllib.parse.SplitResult, deadline: float) -> tuple[http.client.
     except (OSError, http.client.HTTPException, ValueError) as error:
         if time.monotonic() > deadline or isinstance(error, TimeoutError):
             raise Refused(f"The web server took more than {SECONDS:.0f} seconds; upload the file instead.") from error
-        raise Refused("The web server cannot be reached or ends the connection; check the address.") from error
+        why = getattr(error, "strerror", None) or "it ends the connection"
+        raise Refused(f"The server {host} cannot be reached ({why}); check the address.") from error
     finally:
         watchdog.cancel()
         connection.close()
@@ -176,7 +177,7 @@ def _look_up(host: str, port: int, deadline: float) -> str:
         future = _LOOKUPS.submit(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
         found = future.result(timeout=max(deadline - time.monotonic(), 0.01))
     except (OSError, UnicodeError, concurrent.futures.TimeoutError) as error:
-        raise Refused("The host name in this address is unknown; check the address.") from error
+        raise Refused(f"The host {host} is not found; check the address.") from error
     addresses = [str(entry[4][0]) for entry in found]
     if not addresses or not all(is_public(address) for address in addresses):
         raise Refused(_NOT_PUBLIC)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.error import HTTPError, URLError
 
 from .model.printable import printable
 
@@ -43,6 +44,8 @@ def reason(error: BaseException, *, name_file: bool = False, most_lines: int = 1
     if isinstance(error, OSError) and isinstance(cause, BaseException):
         # A URLError wraps the connection's error, which has the cause.
         return reason(cause, most_lines=most_lines)
+    if isinstance(error, URLError) and not isinstance(error, HTTPError) and isinstance(cause, str):
+        return printable(cause)
     if isinstance(error, OSError) and error.strerror:
         return printable(f"{error.strerror}: {error.filename}" if name_file and error.filename else error.strerror)
     if isinstance(error, KeyError) and len(error.args) == 1:

@@ -378,6 +378,9 @@ def test_a_server_that_is_not_there_is_an_input_that_failed(detect, photo, monke
     status, report, _, _ = detect("http://127.0.0.1:9/x.jpg", photo)
     assert status == 1
     assert report["failed"][0]["image"] == "http://127.0.0.1:9/x.jpg"
+    assert report["failed"][0]["error"] == (
+        "it cannot be read (127.0.0.1 cannot be asked: Connection refused); check the address and the network"
+    )
     assert len(report["images"]) == 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -17,6 +18,7 @@ from transformers.models.grounding_dino.image_processing_pil_grounding_dino impo
 from gdino_hf import GDinoImageProcessor
 from gdino_hf.model.picture_pixels import load_image
 from gdino_hf.model.pixel_layouts import checked_device
+from gdino_hf.model.remote_pictures import downloaded
 
 SMALL = {"shortest_edge": 64, "longest_edge": 96}
 # The same operations in float32, in another order.
@@ -242,6 +244,34 @@ def test_addresses_that_fail_are_named(address, small):
         small("data:image/svg+xml,<svg/>")
     with pytest.raises(ValueError, match="holds no base64"):
         small("data:image/png;base64,%%%")
+
+
+def test_unreachable_addresses_are_one_sentence_with_host_reason_and_remedy(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    silent = socket.create_server(("127.0.0.1", 0))
+    port = silent.getsockname()[1]
+    causes = {
+        "http://127.0.0.1:9/a.png": r"127\.0\.0\.1 cannot be asked: Connection refused\); check the address",
+        "http://no-such-host.invalid/a.png": r"the host no-such-host\.invalid is not found: .+\); check its name",
+        f"http://127.0.0.1:{port}/a.png": r"127\.0\.0\.1 does not answer within 0\.2 seconds\); try later",
+        f"https://127.0.0.1:{port}/a.png": r"127\.0\.0\.1 does not answer within 0\.2 seconds\); try later",
+        "http://[::1/a.png": r"names no host that can be asked\); give an address like",
+        "http://:80/a.png": r"names no host that can be asked\); give an address like",
+        "http://127.0.0.1:99999/a.png": r"127\.0\.0\.1 cannot be asked: .+\); check the address",
+        "http://127.0.0.1:9/a b.png": r"127\.0\.0\.1 cannot be asked: .+\); check the address",
+        f"http://{'x' * 70}.invalid/a.png": r"x is not found|cannot be asked",
+    }
+    for address, cause in causes.items():
+        with pytest.raises(ValueError, match=cause) as caught:
+            downloaded(address, timeout=0.2)
+        message = str(caught.value)
+        assert message.startswith(f"{address} cannot be read (")
+        assert message.endswith(".")
+        assert "urlopen" not in message
+        assert "\n" not in message
+        assert "Errno" not in message
+    silent.close()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -14,7 +14,7 @@ from gdino_hf.error_text import reason
 from gdino_hf.model.printable import printable
 
 from .errors import UsageError
-from .inputs import is_url, read_url
+from .inputs import is_url
 
 _MODEL_TYPE = "gdino"
 _CONFIG = "config.json"
@@ -42,12 +42,12 @@ def read_image(source: str) -> Any:
         The picture, turned by its EXIF orientation.
 
     Raises:
-        OSError: The address cannot be reached.
-        ValueError: The source is missing, not an image, damaged or beyond a limit.
+        ValueError: The address cannot be reached, or the source is missing, not an image, damaged or beyond a limit.
     """
     from gdino_hf.model.picture_pixels import load_image
+    from gdino_hf.model.remote_pictures import fetched
 
-    return load_image(read_url(source) if is_url(source) else Path(source))
+    return load_image(fetched(source) if is_url(source) else Path(source))
 
 
 class Detector:

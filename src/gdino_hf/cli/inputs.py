@@ -18,8 +18,6 @@ from .errors import UsageError
 from .folder_files import sort_files
 
 LONGEST_NAME = 100
-URL_TIMEOUT_SECONDS = 30
-URL_LIMIT_BYTES = 200 * 2**20
 
 
 @dataclass(frozen=True)
@@ -128,29 +126,6 @@ def _image(file: Path, name: Path, error: str | None = None) -> ImageInput:
     if not file.exists():
         error = f"this link leads nowhere ({os.readlink(file)})"
     return ImageInput(str(file), str(name), error)
-
-
-def read_url(address: str) -> bytes:
-    """Download one image.
-
-    Args:
-        address: An http or https URL.
-
-    Returns:
-        The bytes of the response.
-
-    Raises:
-        OSError: The server cannot be reached or refuses the request.
-        ValueError: The response is larger than 200 MB.
-    """
-    import urllib.request
-
-    request = urllib.request.Request(address, headers={"User-Agent": "gdino-hf"})
-    with urllib.request.urlopen(request, timeout=URL_TIMEOUT_SECONDS) as answer:
-        data = answer.read(URL_LIMIT_BYTES + 1)
-    if len(data) > URL_LIMIT_BYTES:
-        raise ValueError(f"the response is larger than {URL_LIMIT_BYTES // 2**20} MB; download it and pass the file")
-    return data
 
 
 def read_labels(text: str, option: str = "--labels") -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Literal
@@ -22,6 +23,12 @@ SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test
 # Files that lie beside annotations but hold none.
 _OTHERS = ("label_map.json",)
 _HEAD_BYTES = 2**20
+# Larger files are not parsed just to say what is wrong with them.
+_MOST_PARSED_BYTES = 2**26
+_NEITHER = (
+    "it is neither COCO json (images, annotations, categories) nor ODVG json lines (filename with detection or "
+    "grounding)"
+)
 _COCO_LIST = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')
 # A split's name within a longer one, such as instances_val2017.
 _NAME_PART = re.compile(r"(?:^|[_.-])(train|val|valid|validation|test)(?:20\d\d)?(?=$|[_.-])", re.IGNORECASE)
@@ -52,7 +59,10 @@ def annotation_file(path: str | Path, *choices: str) -> Path:
     found = _annotation_files(path)
     for split in choices or ("train",):
         own = _of_split(found, split)
-        own = own or [file for name in SPLIT_NAMES.get(split, ()) for file in _annotation_files(path / name)]
+        inside = [path / name for name in SPLIT_NAMES.get(split, ())]
+        own = own or [file for folder in inside for file in _annotation_files(folder)]
+        if not own:
+            _refuse_broken(split, path, *inside)
         if len(own) == 1:
             return own[0]
         if own:
@@ -67,9 +77,15 @@ def annotation_file(path: str | Path, *choices: str) -> Path:
         raise ValueError(f"{printable(path)} holds several annotation files ({names}); give the path of one of them.")
     if not found:
         endings = ", ".join(SUFFIXES)
+        known = describe_other_format(path)
+        if known is not None:
+            raise ValueError(known)
+        folders = [path, *(path / name for names in SPLIT_NAMES.values() for name in names), path / "annotations"]
+        broken = [f"{file.relative_to(path)}: {why}" for folder in folders for file, why in _unusable(folder)]
+        named = f" ({'; '.join(broken[:3])}{'; ...' if len(broken) > 3 else ''})" if broken else ""
         raise ValueError(
-            describe_other_format(path)
-            or f"{printable(path)} holds no annotations; give a COCO json or ODVG json lines file ({endings})."
+            f"{printable(path)} holds no annotations{printable(named)}; give a COCO json or ODVG json lines file "
+            f"({endings})."
         )
     return found[0]
 
@@ -90,8 +106,8 @@ def annotation_format(file: str | Path) -> Format:
     if found is None:
         raise ValueError(
             describe_other_format(Path(file))
-            or f"{printable(file)} is neither COCO json (images, annotations, categories) nor ODVG json lines "
-            "(filename with detection or grounding); convert it to one of them."
+            or f"{printable(file)} holds no annotations: {_why_unusable(Path(file))}; repair it, or convert it to one "
+            "of these."
         )
     return found
 
@@ -128,6 +144,8 @@ def find_split(place: str | Path, split: str) -> Path | None:
             own = [file for file in found if split_of(file.stem) in (None, split)]
         if not own and _annotation_files(folder / "annotations"):
             return find_split(folder / "annotations", split)
+    if not own:
+        _refuse_broken(split, *([folder] if folder != place or split_of(folder.name) in (None, split) else []), inside)
     if len(own) > 1:
         names = printable(", ".join(file.name for file in own))
         raise ValueError(
@@ -182,6 +200,47 @@ def _annotation_files(folder: Path) -> list[Path]:
         return [file for file in files if is_file(file) and _looks_like(file) is not None]
     except OSError as error:
         raise ValueError(f"{printable(folder)} cannot be read ({reason(error)}).") from error
+
+
+def _refuse_broken(split: str, *folders: Path | None) -> None:
+    """Raise an error if a file called like a split, or lying in its folder, is damaged or holds something else.
+
+    Other files of a folder, such as configurations and results, are no annotations and need not be named.
+    """
+    for folder in folders:
+        for file, why in _unusable(folder):
+            is_exact = file.stem in SPLIT_NAMES.get(split, (split,))
+            is_meant = split_of(file.stem) == split or (folder is not None and split_of(folder.name) == split)
+            if is_exact or (is_meant and not why.startswith(_NEITHER)):
+                raise ValueError(f"{printable(file)} holds no annotations: {why}; repair it, or remove it.")
+
+
+def _unusable(folder: Path | None) -> list[tuple[Path, str]]:
+    """Return the files of a folder that are called like annotation files but hold none, each with the reason."""
+    if folder is None or not _is_folder(folder):
+        return []
+    try:
+        files = [file for file in sorted(folder.iterdir()) if file.suffix in SUFFIXES and file.name not in _OTHERS]
+        return [(file, _why_unusable(file)) for file in files if is_file(file) and _looks_like(file) is None]
+    except OSError:
+        # Reading the folder was reported before.
+        return []
+
+
+def _why_unusable(file: Path) -> str:
+    """Say why a file holds no annotations that are read here."""
+    try:
+        size = file.stat().st_size
+        if size == 0:
+            return "it is empty"
+        if size <= _MOST_PARSED_BYTES:
+            content = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+            json.loads(content.split(b"\n", 1)[0] if file.suffix != ".json" else content)
+    except RecursionError:
+        return "it is nested too deeply"
+    except (OSError, ValueError) as error:
+        return f"it is not valid json ({reason(error)})"
+    return _NEITHER
 
 
 def _is_folder(path: Path) -> bool:

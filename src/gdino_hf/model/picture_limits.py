@@ -31,7 +31,7 @@ class PictureError(ValueError):
         name: Name of the picture.
         what: What is wrong with it, with the limit, as the end of a sentence that begins with its name.
         remedy: What to do about it.
-        kind: "missing", "bytes", "pixels", "time", "format" or "damaged".
+        kind: "missing", "address", "bytes", "pixels", "time", "format" or "damaged".
 
     Attributes:
         without_name: The message for places that name the picture themselves.
