@@ -199,3 +199,38 @@ def test_outputs_hold_tensors_only_and_the_same_terms_whatever_the_labels(config
     assert list(outputs[0].loss_dict) == list(outputs[1].loss_dict)
     for output in (*outputs, model.model(**inputs, labels=LABELS, output_attentions=True)):
         assert tensors_only(output)
+
+
+def test_a_parameter_that_a_map_sends_to_disk_alone_stays_in_memory(config, inputs, tmp_path, caplog):
+    reference = make_random_model(config)
+    reference.save_pretrained(tmp_path / "model")
+    devices = {**device_map(reference, blocks(reference), ["bbox_embed"]), "model.level_embed": "disk"}
+    given = dict(devices)
+    with torch.no_grad():
+        wanted = reference(**inputs)
+        model = GDinoForObjectDetection.from_pretrained(
+            tmp_path / "model", device_map=devices, offload_folder=tmp_path / "offload"
+        )
+        assert {x.device.type for x in model.bbox_embed.parameters()} == {"meta"}
+        assert model.model.level_embed.device.type == "cpu"
+        assert_same(model(**inputs), wanted)
+    assert devices == given
+    assert caplog.text.count("'model.level_embed' on disk without its module") == 1
+
+
+def test_optimizing_a_model_that_accelerate_moves_is_refused(config, tmp_path):
+    model = make_random_model(config)
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"\d+ modules have its hooks, .*without device_map"):
+        model.optimize_for_inference()
+    assert not model._optimized
+    assert not hasattr(make_random_model(config).optimize_for_inference(), "_hf_hook")
+
+
+def test_labels_that_data_parallel_could_not_split_are_explained(config, inputs):
+    two = {name: value.repeat(2, *[1] * (value.ndim - 1)) for name, value in inputs.items()}
+    replica = Replica(make_random_model(config).train()).model
+    # What a replica gets of a batch of four images: two images, and an entry of each image's boxes.
+    with pytest.raises(ValueError, match=r"DataParallel gave a replica 4 entries of labels for 2 images.*torchrun"):
+        replica(**two, labels=LABELS * 4)
+    assert replica(**two, labels=LABELS * 2).loss.isfinite()

@@ -152,7 +152,8 @@ class _Stages:
             masks=masks,
             padding_seen=self.padding_seen,
         )
-        prompts = GDinoTextFeatures(**{name: inputs[name] for name in _TEXT})
+        texts: dict[str, Any] = {name: inputs[name] for name in _TEXT}
+        prompts = GDinoTextFeatures(**texts)
         output = self.core._stages(images, prompts, None, self.box_deltas, False, False, self.geometry)
         return {name: x for name, x in output.items() if isinstance(x, Tensor)}
 

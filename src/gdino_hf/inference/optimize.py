@@ -74,10 +74,11 @@ def optimize_for_inference(model: Any, int8: bool | None = None) -> Any:
 
     Raises:
         TypeError: The model is not one of this package's classes, for example because it was loaded as remote code.
-        ValueError: `int8` is True, but the model is not on a CPU or not float32 or bfloat16, this CPU has no AVX-512
-            VNNI, or the C library was not compiled.
+        ValueError: accelerate moves the model's weights (`device_map`, offloading), or `int8` is True, but the model is
+            not on a CPU or not float32 or bfloat16, this CPU has no AVX-512 VNNI, or the C library was not compiled.
     """
     _check_class(model)
+    _check_hooks(model)
     if model._optimized:
         return model
     model.eval()
@@ -134,6 +135,16 @@ def _check_class(model: Any) -> None:
             "the model again without trust_remote_code."
         )
     raise TypeError(f"optimize_for_inference takes a GDinoModel or GDinoForObjectDetection, not {name}.")
+
+
+def _check_hooks(model: Any) -> None:
+    """Refuse a model with hooks of accelerate, which would be lost with the layers that they belong to."""
+    hooked = [name for name, module in model.named_modules() if hasattr(module, "_hf_hook")]
+    if hooked:
+        raise ValueError(
+            f"optimize_for_inference() cannot replace layers whose weights accelerate moves, and {len(hooked)} modules "
+            "have its hooks, from device_map or offloading: load the model on one device, without device_map."
+        )
 
 
 def _choose_arithmetic(model: Any, int8: bool | None) -> bool:

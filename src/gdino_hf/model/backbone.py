@@ -1,7 +1,7 @@
 """The image backbone: any AutoBackbone, projected to a feature pyramid of the model's width, with padding masks."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -139,6 +139,20 @@ class Backbone(nn.Module):
             return self.fast_forward(pixel_values)
         return list(self.conv_encoder.model(pixel_values).feature_maps)
 
+    def record(self, outputs: list[Any], requests: Mapping[str, bool], pixel_values: Tensor) -> list[Tensor]:
+        """Compute the feature maps like `forward`, and keep all that the AutoBackbone returns.
+
+        Args:
+            outputs: List that the AutoBackbone's output is appended to.
+            requests: Keyword arguments for the AutoBackbone, such as `output_hidden_states=True`.
+            pixel_values: (B, 3, H, W) normalized pixels.
+
+        Returns:
+            Maps (B, C_l, h_l, w_l), fine to coarse.
+        """
+        outputs.append(self.conv_encoder.model(pixel_values, **requests))
+        return list(outputs[-1].feature_maps)
+
 
 def input_projections(channels: Sequence[int], num_levels: int, width: int) -> nn.ModuleList:
     """Build one projection to the model's width per level.
@@ -165,11 +179,13 @@ def input_projections(channels: Sequence[int], num_levels: int, width: int) -> n
     return nn.ModuleList(projections)
 
 
-def project(backbone: Backbone, projections: nn.ModuleList, pixel_values: Tensor) -> list[Tensor]:
+def project(
+    backbone: Callable[[Tensor], list[Tensor]], projections: nn.ModuleList, pixel_values: Tensor
+) -> list[Tensor]:
     """Run the backbone and project its maps to the model's width.
 
     Args:
-        backbone: The image backbone.
+        backbone: The image backbone, from pixels to maps.
         projections: L projections, see `input_projections`.
         pixel_values: (B, 3, H, W) normalized pixels.
 
@@ -185,12 +201,15 @@ def project(backbone: Backbone, projections: nn.ModuleList, pixel_values: Tensor
 
 
 def project_by_size(
-    backbone: Backbone, projections: nn.ModuleList, pixel_values: Tensor, image_sizes: Sequence[Sequence[int]]
+    backbone: Callable[[Tensor], list[Tensor]],
+    projections: nn.ModuleList,
+    pixel_values: Tensor,
+    image_sizes: Sequence[Sequence[int]],
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Run backbone and projections on images of one size at a time, so that padding has no effect.
 
     Args:
-        backbone: The image backbone.
+        backbone: The image backbone, from pixels to maps.
         projections: L projections, see `input_projections`.
         pixel_values: (B, 3, H, W) normalized pixels, each image at the top left.
         image_sizes: (height, width) of each image in pixels.

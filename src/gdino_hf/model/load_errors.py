@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 # The device's memory and missing packages are not the folder's fault.
 _NOT_OF_THE_FOLDER = (torch.OutOfMemoryError, MemoryError, ImportError)
+# Nor are arguments that do not exist and a default device that holds no numbers: parts of transformers' messages.
+_OF_THE_CALLER = ("unexpected keyword", "meta device context manager")
 _LONGEST_CAUSE = 300
 
 
@@ -59,7 +61,8 @@ def plain_load_errors(where: str) -> Iterator[None]:
         where: Folder or Hub id, for the message.
 
     Raises:
-        OSError: As raised inside; so are ImportError, TypeError for unknown arguments, and errors of memory.
+        OSError: As raised inside; so are ImportError, TypeError for unknown arguments, errors of memory, and
+            RuntimeError under a default device "meta".
         ValueError: For any other exception; those raised inside with one line of text are passed on.
     """
     try:
@@ -69,7 +72,8 @@ def plain_load_errors(where: str) -> Iterator[None]:
     except Exception as error:
         text = str(error)
         passed_on = isinstance(error, OSError) or (type(error) is ValueError and 0 < len(text) <= _LONGEST_CAUSE)
-        if passed_on or isinstance(error, (ModelFolderError, HeadMismatchError)) or "unexpected keyword" in text:
+        passed_on = passed_on or any(part in text for part in _OF_THE_CALLER)
+        if passed_on or isinstance(error, (ModelFolderError, HeadMismatchError)):
             raise
         damaged = _damaged_json(Path(where))
         cause = f"{damaged} is not valid JSON" if damaged else failure_cause(error)

@@ -29,9 +29,9 @@ from .outputs_gdino import (
 )
 from .position_encoding import token_position_embedding
 from .pretrained_gdino import GDinoPreTrainedModel, say_attention_is_eager, wants_dict
-from .prompt_pairing import check_trainable, pair
+from .prompt_pairing import check_trainable, pair, required
 from .query_selection import SelectedQueries, select_queries
-from .targets import OpaqueLabels, Targets, compile_from_below, prepare_targets
+from .targets import OpaqueLabels, Targets, check_replica, compile_from_below, prepare_targets
 from .token_blocks import by_blocks
 
 
@@ -113,11 +113,11 @@ class GDinoModel(FeatureExtraction):
         if attentions:
             say_attention_is_eager(config)
         if image_features is None:
-            pixels = _given(pixel_values, "image", "pixel_values")
-            image_features = self.get_image_features(pixels, pixel_mask, image_sizes)
+            pixels = required(pixel_values, "image", "pixel_values")
+            image_features = self._image_features(pixels, pixel_mask, image_sizes, {})
         if text_features is None:
-            tokens = _given(input_ids, "text", "input_ids")
-            text_features = self.get_text_features(tokens, attention_mask, token_type_ids)
+            tokens = required(input_ids, "text", "input_ids")
+            text_features = self._checked_text_features(tokens, attention_mask, token_type_ids, {})
         if labels is not None:
             check_trainable(image_features, text_features, image_indices)
         images, prompts = pair(image_features, text_features, image_indices)
@@ -155,7 +155,7 @@ class GDinoModel(FeatureExtraction):
         """Let image and text features attend to each other in the encoder (3.1)."""
         config, masks = self.config, images.masks
         spatial_shapes = tuple((x.shape[-2], x.shape[-1]) for x in images.feature_maps)
-        vision = torch.cat([x.flatten(2).transpose(1, 2) for x in images.feature_maps], dim=1)
+        vision = images.last_hidden_state
         geometry = geometry or image_geometry(
             spatial_shapes, masks, config.d_model, config.positional_embedding_temperature, vision.device
         )
@@ -220,6 +220,8 @@ class GDinoModel(FeatureExtraction):
     @torch.compiler.disable
     def _targets(self, labels: list[dict[str, Tensor]] | OpaqueLabels, prompts: GDinoTextFeatures) -> Targets:
         """Check and concatenate the labels of the batch."""
+        if getattr(self, "_is_replica", False):
+            check_replica(labels, len(prompts.phrase_ids))
         return prepare_targets(labels, prompts.phrase_ids, prompts.attention_mask)
 
     @torch.compiler.disable
@@ -296,25 +298,28 @@ class GDinoForObjectDetection(GDinoPreTrainedModel):
         pixel_values: Tensor,
         pixel_mask: Tensor | None = None,
         image_sizes: Tensor | Sequence[Sequence[int]] | None = None,
-    ) -> GDinoImageFeatures:
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
         """Compute image features that can be used with any number of prompts; see `GDinoModel.get_image_features`."""
-        return self.model.get_image_features(pixel_values, pixel_mask, image_sizes)
+        return self.model.get_image_features(
+            pixel_values, pixel_mask, image_sizes, output_attentions, output_hidden_states, return_dict
+        )
 
     def get_text_features(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
-    ) -> GDinoTextFeatures:
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
         """Compute text features that can be used with any number of images; see `GDinoModel.get_text_features`."""
-        return self.model.get_text_features(input_ids, attention_mask, token_type_ids)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the model as usual; torch.compile starts below this method, so it does not see these tensors' values."""
-        if not torch.compiler.is_compiling():
-            if kwargs.get("labels") is not None:
-                kwargs["labels"] = OpaqueLabels(kwargs["labels"])
-            if isinstance(kwargs.get("image_sizes"), Tensor):
-                # Sizes decide about shapes, and reading them inside would break the graph.
-                kwargs["image_sizes"] = kwargs["image_sizes"].tolist()
-        return super().__call__(*args, **kwargs)
+        return self.model.get_text_features(
+            input_ids, attention_mask, token_type_ids, output_attentions, output_hidden_states, return_dict
+        )
 
     def forward(
         self,
@@ -441,10 +446,4 @@ class GDinoForObjectDetection(GDinoPreTrainedModel):
         return loss, terms, num_denoising
 
 
-compile_from_below(GDinoForObjectDetection.__call__)
-
-
-def _given(value: Tensor | None, kind: str, name: str) -> Tensor:
-    if value is None:
-        raise ValueError(f"There is no {kind}: give {name} or {kind}_features.")
-    return value
+compile_from_below(GDinoForObjectDetection.get_image_features)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
@@ -18,11 +19,22 @@ class GDinoImageFeatures(ModelOutput):
             model the masking.
         padding_seen: Whether padding took part in computing the features, as in published models. The position
             embedding of queries then counts padding as part of the image, too.
+        hidden_states: States of the image backbone's stages in its own layout, if output_hidden_states.
+        attentions: Attention weights of the image backbone in its own layout, if output_attentions.
+        pooler_output: None. transformers' models return a pooled vector here, which detection does not have.
     """
 
     feature_maps: tuple[Tensor, ...] = None  # type: ignore[assignment]
     masks: tuple[Tensor, ...] | None = None
     padding_seen: bool | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    pooler_output: Tensor | None = None
+
+    @property
+    def last_hidden_state(self) -> Tensor:
+        """(B, S, D) tokens that the encoder reads: the cells of all feature maps, level by level."""
+        return torch.cat([x.flatten(2).transpose(1, 2) for x in self.feature_maps], dim=1)
 
 
 @dataclass
@@ -36,6 +48,10 @@ class GDinoTextFeatures(ModelOutput):
         phrase_ids: (R, T) number of the label that each token belongs to, -1 on special tokens and padding.
         phrase_mask: (R, T, T) bool, True = may attend.
         position_ids: (R, T) position of each token, starting at 0 in every phrase.
+        hidden_states: (R, T, text width) states of the text backbone before and after each layer, if
+            output_hidden_states. The last one is what `last_hidden_state` projects.
+        attentions: Attention weights of the text backbone's layers, if output_attentions.
+        pooler_output: None. transformers' models return a pooled vector here, which detection does not have.
     """
 
     last_hidden_state: Tensor = None  # type: ignore[assignment]
@@ -44,6 +60,9 @@ class GDinoTextFeatures(ModelOutput):
     phrase_ids: Tensor = None  # type: ignore[assignment]
     phrase_mask: Tensor = None  # type: ignore[assignment]
     position_ids: Tensor = None  # type: ignore[assignment]
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    pooler_output: Tensor | None = None
 
 
 @dataclass

@@ -15,6 +15,7 @@ from .heads import PRIOR_BIAS, BoxHead, ContrastiveHead
 from .load_errors import HeadMismatchError, check_finite, plain_load_errors, with_fields
 from .ms_deform_attn import MSDeformAttn
 from .stored_model import StoredModel
+from .targets import OpaqueLabels, compile_from_below
 from .transformers_internals import own_attention
 from .weight_files import check_weight_files
 
@@ -71,6 +72,16 @@ class GDinoPreTrainedModel(StoredModel):
 
     _optimized = False  # set by optimize_for_inference
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model as usual; torch.compile starts below this method, so it does not see these tensors' values."""
+        if not torch.compiler.is_compiling():
+            if kwargs.get("labels") is not None and not isinstance(kwargs["labels"], OpaqueLabels):
+                kwargs["labels"] = OpaqueLabels(kwargs["labels"])
+            if isinstance(kwargs.get("image_sizes"), torch.Tensor):
+                # Sizes decide about shapes, and reading them inside would break the graph.
+                kwargs["image_sizes"] = kwargs["image_sizes"].tolist()
+        return super().__call__(*args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, (nn.Linear, nn.Conv2d)):
@@ -120,6 +131,8 @@ class GDinoPreTrainedModel(StoredModel):
                 folder, or hold NaN or infinity.
         """
         where = str((args[0] if args else kwargs.get("pretrained_model_name_or_path")) or "The model")
+        if isinstance(kwargs.get("device_map"), dict):
+            kwargs["device_map"] = dict(kwargs["device_map"])  # loading may change it
         with plain_load_errors(where):
             folder = Path(where) / kwargs.get("subfolder", "")
             if folder.is_dir():
@@ -211,3 +224,6 @@ class GDinoPreTrainedModel(StoredModel):
         if mode and self._optimized:
             raise ValueError("train() on a model optimized for inference: load it again with from_pretrained to train.")
         return super().train(mode)
+
+
+compile_from_below(GDinoPreTrainedModel.__call__)

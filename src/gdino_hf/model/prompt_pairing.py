@@ -1,5 +1,7 @@
 """Pairs of image and prompt: one prompt per image, one for all images, or several prompts (chunks) per image."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -34,15 +36,18 @@ def pair(
     if num_images == num_prompts:
         return images, prompts
     if num_prompts == 1:
-        repeated = {name: x.expand(num_images, *x.shape[1:]) for name, x in prompts.items()}
+        # The states of the text backbone, which are tuples, are of no use from here on.
+        repeated: dict[str, Any] = {
+            name: x.expand(num_images, *x.shape[1:]) for name, x in prompts.items() if isinstance(x, Tensor)
+        }
         return images, GDinoTextFeatures(**repeated)
     if num_images == 1:
-        repeated = GDinoImageFeatures(
+        repeated_images = GDinoImageFeatures(
             feature_maps=tuple(x.expand(num_prompts, -1, -1, -1) for x in images.feature_maps),
             masks=images.masks and tuple(x.expand(num_prompts, -1, -1) for x in images.masks),
             padding_seen=images.padding_seen,
         )
-        return repeated, prompts
+        return repeated_images, prompts
     raise ValueError(
         f"There are {num_images} images and {num_prompts} prompts; give one prompt per image, one for all, or "
         "image_indices."
@@ -65,6 +70,13 @@ def check_trainable(images: GDinoImageFeatures, prompts: GDinoTextFeatures, imag
             "labels go with one prompt per image, but an image has several prompts; keep an image's labels within "
             "max_text_len tokens in training, for instance by sampling fewer negatives."
         )
+
+
+def required(value: Tensor | None, kind: str, name: str) -> Tensor:
+    """Return an input of forward, or raise a ValueError if neither it nor its features were given."""
+    if value is None:
+        raise ValueError(f"There is no {kind}: give {name} or {kind}_features.")
+    return value
 
 
 def _check_indices(image_indices: Tensor, num_images: int, num_prompts: int) -> None:

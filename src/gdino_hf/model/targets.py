@@ -135,6 +135,27 @@ def prepare_targets(
     return targets
 
 
+def check_replica(labels: Sequence[Mapping[str, Tensor]] | OpaqueLabels, num_images: int) -> None:
+    """Raise an error if nn.DataParallel gave a replica labels that do not belong to its images.
+
+    DataParallel splits each tensor along its first axis, and a list by splitting every tensor inside. So a replica gets
+    some images, but an entry for every image of the batch, each with some of its boxes.
+
+    Args:
+        labels: The labels that the replica got.
+        num_images: Number of the replica's images.
+
+    Raises:
+        ValueError: The numbers differ.
+    """
+    entries = labels.labels if isinstance(labels, OpaqueLabels) else labels
+    if len(entries) != num_images:
+        raise ValueError(
+            f"nn.DataParallel gave a replica {len(entries)} entries of labels for {num_images} images, since it cannot "
+            "split a list of labels: train on several devices with one process each (torchrun or accelerate launch)."
+        )
+
+
 def _fit_tokens(token_map: Tensor, num_tokens: int) -> Tensor:
     missing = num_tokens - token_map.shape[1]
     return torch.nn.functional.pad(token_map, (0, missing)) if missing > 0 else token_map[:, :num_tokens]

@@ -119,6 +119,28 @@ def has_known_swin_parts(backbone: Any) -> bool:
     return named and all(callable(block.attention.relative_position_bias) for block in blocks)
 
 
+def keep_off_disk(model: PreTrainedModel, device_map: dict[str, Any] | None) -> None:
+    """Put parameters that a device map sends to disk by their own name on the main device instead.
+
+    accelerate's hooks fetch the weights of the modules that a map names. A parameter beside sub-modules, such as
+    `level_embed`, has no module of its own, so nothing would ever read it back.
+
+    Args:
+        model: The model to be loaded.
+        device_map: Device of each module or parameter by name, changed in place; None does nothing.
+    """
+    if device_map is None or "disk" not in device_map.values():
+        return
+    main_device = next((x for x in device_map.values() if x not in ("cpu", "disk")), "cpu")
+    alone = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for name in [name for name, device in device_map.items() if device == "disk" and name in alone]:
+        device_map[name] = main_device
+        logger.warning(
+            f"device_map puts the parameter {name!r} on disk without its module, from where accelerate could not read "
+            f"it back: it stays on {main_device!r}."
+        )
+
+
 class PreTrainedModelHooks(PreTrainedModel):
     """Overrides of private methods of PreTrainedModel, each of which calls a method that subclasses may override.
 
@@ -158,6 +180,7 @@ class PreTrainedModelHooks(PreTrainedModel):
             return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
         # Quantized files and `ignore_mismatched_sizes` have tensors of other shapes.
         options = args[0] if args else kwargs.get("load_config")
+        keep_off_disk(model, getattr(options, "device_map", None))
         exact = not (getattr(options, "ignore_mismatched_sizes", False) or getattr(options, "hf_quantizer", None))
         state_dict, checkpoint_files = model.check_checkpoint(state_dict, checkpoint_files, exact)
         return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
