@@ -135,3 +135,26 @@ def test_a_folder_whose_configuration_describes_another_head_converts_with_its_b
     assert loaded.config.class_head == "scaled_bias"
     assert torch.equal(loaded.class_embed[1].bias, model.class_embed[1].bias)
     assert torch.equal(loaded.bbox_embed[1].layers[0].weight, model.bbox_embed[1].layers[0].weight)
+
+
+@pytest.mark.parametrize(("wrapper", "prefix"), [("ema", "net."), ("params", "detector.model."), ("state_dict", "gd.")])
+@pytest.mark.parametrize("shapes", [original, mmdet])
+def test_wrappers_and_prefixes_of_any_name_are_found_and_come_back(shapes, wrapper, prefix, tmp_path):
+    state = {prefix + key: tensor for key, tensor in state_dict(shapes(SMALL)).items()}
+    # A dictionary under a usual name that holds no tensors is not the model.
+    content = {"model": {"name": "swin"}, wrapper: state, "optimizer": {"state": {0: {"step": torch.ones(1)}}}}
+    report = convert(write(tmp_path / "theirs.pth", content), tmp_path / "ours")
+    assert report.prefix == prefix
+    convert(tmp_path / "ours", tmp_path / "back.pth", to=shapes.__name__)
+    assert_same(torch.load(tmp_path / "back.pth", weights_only=True)[wrapper], state)
+
+
+def test_a_file_of_two_models_is_refused_with_their_names(tmp_path):
+    state = state_dict(mmdet(SMALL))
+    both = {f"{name}.{key}": tensor for name in ("student", "teacher") for key, tensor in state.items()}
+    path = write(tmp_path / "semi.pth", {"state_dict": both})
+    with pytest.raises(ConversionError, match=r"'student\.' and 'teacher\.'; save the tensors of one prefix alone"):
+        convert(path, tmp_path / "ours")
+    path = write(tmp_path / "two.pth", {"a": state, "b": state})
+    with pytest.raises(ConversionError, match=r"holds tensors under 'a' and 'b'.*save its state dict alone"):
+        convert(path, tmp_path / "ours")

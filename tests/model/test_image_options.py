@@ -310,3 +310,25 @@ def test_sizes_beyond_the_limit_of_pixels_are_refused_before_memory_is_taken(siz
     monkeypatch.setenv("GDINO_MAX_MEGAPIXELS", "0.004")
     with pytest.raises(ValueError, match=r"pad_size .* makes a picture of 80 x 60 pixels, and 0.004 million"):
         small(pixels(), pad_size={"height": 60, "width": 80})
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"image_std": [0.2, -0.2, 0.2]}, r"image_std is \[0.2, -0.2, 0.2\]; .*give numbers from 1e-06 to 1e\+06"),
+        ({"image_std": [1e-9] * 3}, "give numbers from 1e-06"),
+        ({"image_std": 1e30}, r"to 1e\+06"),
+        ({"image_mean": [1e38, 0, 0]}, r"image_mean is .*; give the mean of the pixels, at most 1e\+06"),
+        ({"rescale_factor": 1e30}, "with which a model sees nothing; give 1 / 255"),
+        ({"rescale_factor": -1 / 255}, "with which a model sees nothing; give 1 / 255"),
+        ({"resample": 99}, r"resample is 99; give one of Pillow's filters \[0, 1, 2, 3, 4, 5\]"),
+        ({"resample": "bilinear"}, "resample is 'bilinear'; give one of"),
+        ({"size": {"shortest_edge": float("nan")}}, "size must be positive shortest_edge"),
+        ({"size": {"height": "x", "width": 3}}, "size must be positive shortest_edge"),
+    ],
+)
+def test_options_with_which_a_model_would_see_nothing_are_refused(option, words, small):
+    with pytest.raises(ValueError, match=words):
+        GDinoImageProcessor(**option)
+    with pytest.raises(ValueError, match=words):
+        small(pixels(), **option)

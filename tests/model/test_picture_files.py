@@ -360,3 +360,22 @@ def test_peak_memory_is_what_the_limit_states(tmp_path):
     assert len(used) == 10
     # Half a byte per pixel for the decoder's and Python's own buffers, which do not grow with the picture.
     assert {name: value for name, value in used.items() if float(value) > PEAK_BYTES_PER_PIXEL + 0.5} == {}
+
+
+def test_very_narrow_pictures_count_as_wider_because_every_row_takes_memory():
+    limits = PictureLimits(pixels=MEGAPIXEL)
+    with pytest.raises(PictureError, match=r"has 1 x 200000 pixels, counted as 8 wide.*--max-megapixels 2"):
+        open_picture(png(1, 200_000, 8, 0, zlib.compress(bytes(400_000))), limits)
+    assert open_picture(png(200_000, 1, 8, 0, zlib.compress(bytes(200_001))), limits).size == (200_000, 1)
+
+
+@pytest.mark.parametrize("read", [open_picture, read_header])
+def test_large_files_of_formats_whose_decoders_cannot_be_stopped_are_refused(read):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 600, 3), dtype=np.uint8))
+    data = encoded(noise, "JPEG2000")
+    # Decoders read 2.5 MB a second at least, and this file has one.
+    words = r"is a JPEG 2000 picture of 1 MB, which may take 1 seconds to decode, and 0.1 are.*--max-seconds 1"
+    with pytest.raises(PictureError, match=words) as caught:
+        read(data, PictureLimits(seconds=0.1))
+    assert caught.value.kind == "time"
+    read(data, PictureLimits(seconds=1))

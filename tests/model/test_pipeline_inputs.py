@@ -199,3 +199,14 @@ def test_boxes_lie_within_the_picture(detector):
     found = [list(result["box"].values()) for result in detector.postprocess([output], threshold=0.1)]
     assert found == [[0, 19, 8, 44], [24, 53, 56, 64], [0, 0, 80, 64], [20, 16, 60, 48]]
     assert SimpleNamespace(**output).pred_boxes.shape == (1, 4, 4)
+
+
+def test_an_array_of_objects_is_a_list_of_pictures_or_refused(detector, tmp_path):
+    picture().save(tmp_path / "a.png")
+    path = str(tmp_path / "a.png")
+    expected = detector(path, candidate_labels=LABELS, **ALL)
+    assert detector(np.array(path), candidate_labels=LABELS, **ALL) == expected
+    assert detector(np.array([path, path]), candidate_labels=LABELS, **ALL) == [expected, expected]
+    # What numpy makes of a picture with dtype=object.
+    with pytest.raises(TypeError, match=r"array of numbers.*got an array of object of the shape \(64, 80, 3\)"):
+        detector(np.array(picture(), dtype=object), candidate_labels=LABELS, **ALL)

@@ -166,3 +166,22 @@ def test_each_depth_is_said_once(caplog):
 def test_full_range_and_bytes_are_not_mentioned(kind, caplog):
     load_image(scene(16 if kind is np.uint16 else 8)[0].astype(kind))
     assert caplog.records == []
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "datetime64[s]", "U3", "O"])
+def test_arrays_that_hold_no_real_numbers_are_refused(dtype):
+    with pytest.raises((TypeError, ValueError), match="must be integers, floats or booleans"):
+        load_image(np.zeros((8, 8, 3), dtype))
+
+
+@pytest.mark.parametrize("depth", [5, 9, 11, 12, 13, 15])
+def test_colours_of_any_stated_depth_are_scaled_and_checked_band_by_band(depth, monkeypatch):
+    monkeypatch.setattr(pixel_depth, "_BAND", 400)
+    values = np.random.default_rng(depth).integers(0, 2**depth, (40, 30, 4)).astype(np.uint16)
+    # Transparency uses all of its bits and is no colour.
+    values[..., 3] = 65535
+    pixels = np.asarray(load_image(png16(values), bit_depth=depth))
+    assert np.array_equal(pixels, np.rint(values[..., :3] * (255 / (2**depth - 1))).astype(np.uint8))
+    values[-1, -1, 0] = 2**depth
+    with pytest.raises(ValueError, match=f"{depth} bits hold at most {2**depth - 1}"):
+        load_image(png16(values), bit_depth=depth)

@@ -91,6 +91,31 @@ def test_one_prompt_per_picture_is_the_usual_pass(model, tiny_processor, watched
     assert watched[0] == [2, 2]
 
 
+def test_a_configuration_of_tuples_gives_the_same_results(tiny_config, tiny_processor, short_processor, monkeypatch):
+    expected = make_random_model(tiny_config)
+    tuples = make_random_model(tiny_config)
+    tuples.config.return_dict = False
+    few, many = tiny_processor(picture(), text=["cat"]), short_processor(images=picture(), text=MANY)
+    with torch.no_grad():
+        for limit in (prompt_groups.IMAGE_TOKENS_AT_ONCE, 1):
+            monkeypatch.setattr(prompt_groups, "IMAGE_TOKENS_AT_ONCE", limit)
+            for inputs in (few, many):
+                first, second = (forward_in_groups(each, inputs) for each in (expected, tuples))
+                assert torch.equal(first.logits, second.logits)
+
+
+def test_outputs_that_are_nan_are_refused_instead_of_finding_nothing(model, tiny_processor):
+    inputs = tiny_processor(picture(), text=["cat"])
+    for name in ("logits", "pred_boxes"):
+        with torch.no_grad():
+            outputs = forward_in_groups(model, inputs)
+        outputs[name][0, 0, 0] = torch.nan
+        with pytest.raises(ValueError, match=r"float32 hold NaN; load it in float32 or bfloat16"):
+            tiny_processor.post_process_grounded_object_detection(outputs, inputs)
+        with pytest.raises(ValueError, match="hold NaN"):
+            tiny_processor.image_processor.post_process_object_detection(outputs)
+
+
 PROGRAM = """
 import resource, sys
 from PIL import Image

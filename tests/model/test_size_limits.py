@@ -22,7 +22,9 @@ def test_published_models_are_far_below_the_limits(name):
         ({"a": {"b": [{"num_hidden_layers": 10**9}]}}, "a.b.num_hidden_layers must be at most 200"),
         ({"vocab_size": 2**24 + 1}, "vocab_size must be at most 16,777,216"),
         ({"max_text_len": 65_537}, "max_text_len must be at most 65,536"),
-        ({"text_config": {"num_labels": 10**9}}, "text_config.num_labels must be at most 1,000,000"),
+        ({"text_config": {"num_labels": 10**9}}, "text_config.num_labels must be at most 100,000"),
+        ({"id2label": dict.fromkeys(range(100_001), "x")}, r"len\(id2label\) must be at most 100,000, got 100,001"),
+        ({"num_queries": 10_001}, "num_queries must be at most 10,000, got 10,001"),
     ],
 )
 def test_what_is_above_is_named(fields, words):

@@ -185,20 +185,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _add_pickle(checkpoint: Checkpoint, path: Path) -> None:
     """Add the tensors of a .pth file, wrapped in a dictionary or bare."""
-    wrappers = dict.fromkeys([*(layout.wrapper for layout in LAYOUTS.values()), *_FURTHER_WRAPPERS])
     content = _load_pickle(path)
-    state, wrapper = content, None
-    if isinstance(content, dict):
-        for name in wrappers:
-            if isinstance(content.get(name), dict) and content[name]:
-                state, wrapper = content[name], name
-                break
-    tensors = isinstance(state, dict) and any(isinstance(value, Tensor) for value in state.values())
-    if not tensors:
-        raise ConversionError(
-            f"{path} holds no tensors, neither bare nor under {', '.join(map(repr, wrappers))}; give a checkpoint "
-            "with weights."
-        )
+    wrapper = _wrapper(content, path)
+    state = content if wrapper is None else content[wrapper]
     for key, value in state.items():
         if not isinstance(key, str):
             raise ConversionError(
@@ -217,6 +206,30 @@ def _add_pickle(checkpoint: Checkpoint, path: Path) -> None:
     if wrapper is not None:
         checkpoint.wrapper = wrapper
         checkpoint.others += [str(name) for name in content if name != wrapper]
+
+
+def _wrapper(content: Any, path: Path) -> str | None:
+    """Return the key under which a file holds its tensors, or None if it is a bare state dict."""
+    usual = dict.fromkeys([*(layout.wrapper for layout in LAYOUTS.values()), *_FURTHER_WRAPPERS])
+    held = [name for name, value in content.items() if _has_tensors(value)] if isinstance(content, dict) else []
+    first = next((name for name in usual if name in held), None)
+    if first is not None or _has_tensors(content):
+        return first
+    if not held:
+        raise ConversionError(
+            f"{path} holds no tensors, neither bare nor under a key such as {', '.join(map(repr, usual))}; give a "
+            "checkpoint with weights, or save its state dict alone."
+        )
+    if len(held) > 1 or not isinstance(held[0], str):
+        raise ConversionError(
+            f"{path} holds tensors under {' and '.join(map(repr, held[:4]))}, and none of these is known to be the "
+            "model; save its state dict alone and give that."
+        )
+    return held[0]
+
+
+def _has_tensors(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(item, Tensor) for item in value.values())
 
 
 def _load_pickle(path: Path) -> Any:

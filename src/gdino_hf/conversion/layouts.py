@@ -137,8 +137,25 @@ def find_layout(keys: Iterable[str], where: Any) -> tuple[Layout, str]:
         more = (p for p in WRAPPING_PREFIXES if sum(name.startswith(p) for name in stripped) > len(stripped) / 2)
         wrapping = next(more, None)
         if wrapping is None:
-            raise ConversionError(_no_detector(stripped, where))
+            layout, wrapping = _under_other_prefix(stripped, where)
+            return layout, prefix + wrapping
         prefix += wrapping
+
+
+def _under_other_prefix(keys: list[str], where: Any) -> tuple[Layout, str]:
+    """Recognize a layout under a prefix of any name, such as the attribute of a training program's own module."""
+    for layout in LAYOUTS.values():
+        found = [key[: key.index(f".{sign}") + 1] for sign in layout.signs for key in keys if f".{sign}" in key]
+        prefixes = list(dict.fromkeys(found))
+        for prefix in prefixes:
+            if sum(key.startswith(prefix) for key in keys) > len(keys) / 2:
+                return layout, prefix
+        if prefixes:
+            raise ConversionError(
+                f"{where} holds a {layout.title} under the prefix {' and '.join(map(repr, prefixes[:4]))}, and most "
+                "of its tensors are elsewhere; save the tensors of one prefix alone, and give that file."
+            )
+    raise ConversionError(_no_detector(keys, where))
 
 
 def _no_detector(keys: list[str], where: Any) -> str:

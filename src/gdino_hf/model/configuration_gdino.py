@@ -100,8 +100,10 @@ _LIMITS: tuple[tuple[tuple[str, ...], float | None, float], ...] = (
     (("focal_gamma", "class_cost", "bbox_cost", "giou_cost"), 0, math.inf),
     (("class_loss_coefficient", "bbox_loss_coefficient", "giou_loss_coefficient"), 0, math.inf),
     (("contrastive_loss_coefficient",), 0, math.inf),
-    (("class_head_temperature", "contrastive_temperature", "layer_norm_eps"), None, math.inf),
-    (("inverse_sigmoid_eps", "decoder_inverse_sigmoid_eps"), None, math.inf),
+    (("class_head_temperature", "contrastive_temperature"), None, math.inf),
+    # Larger ones would make every feature 0 and every box the same.
+    (("layer_norm_eps",), None, 1.0),
+    (("inverse_sigmoid_eps", "decoder_inverse_sigmoid_eps"), None, 0.4),
     (("positional_embedding_temperature", "query_position_temperature", "text_position_temperature"), None, math.inf),
 )
 

@@ -12,7 +12,9 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
 from .box_ops import box_scale, cxcywh_to_xyxy
 from .coco_labels import boxes_from_coco, labels_from_coco
-from .picture_files import check_opened, upright
+from .grounded_results import check_outputs
+from .picture_files import check_opened
+from .picture_metadata import upright
 from .picture_pixels import in_unit_range, load_image
 from .pixel_layouts import channel_axis, checked_device, converted, moved, tensor_type, with_channels_last
 from .remote_pictures import downloaded
@@ -30,8 +32,8 @@ _CALL_OPTIONS = frozenset(
 )
 # Pictures are not grouped here, so this option has nothing to change.
 _WITHOUT_EFFECT = frozenset({"disable_grouping"})
-# Smaller numbers are lost in float32, in which pixels are computed.
-_SMALLEST = 1e-30
+# Factors of pixels from 0 to 65535 and back; beyond them, every picture is black, or infinite, to a model.
+_SMALLEST, _LARGEST = 1e-6, 1e6
 
 
 class GDinoImageProcessor(BaseImageProcessor):
@@ -77,11 +79,11 @@ class GDinoImageProcessor(BaseImageProcessor):
         super().__init__(**kwargs)
         self.do_resize = do_resize
         self.size = checked_size(size if size is not None else DEFAULT_SIZE, max_size if size is not None else None)
-        self.resample = int(resample)
+        self.resample = _checked_resample(resample)
         self.do_rescale = do_rescale
         self.rescale_factor = _checked_factor(rescale_factor)
         self.do_normalize = do_normalize
-        self.image_mean = _per_channel(image_mean, "image_mean")
+        self.image_mean = _checked_mean(image_mean)
         self.image_std = _checked_std(image_std)
         if len(self.image_mean) != len(self.image_std):
             raise ValueError(
@@ -163,7 +165,9 @@ class GDinoImageProcessor(BaseImageProcessor):
         if given.get("pad_and_return_pixel_mask") is not None:
             options["do_pad"] = given["pad_and_return_pixel_mask"]
         options["pad_size"] = checked_pad_size(options["pad_size"])
+        options["image_mean"] = _checked_mean(options["image_mean"])
         options["image_std"] = _checked_std(options["image_std"])
+        options["resample"] = _checked_resample(options["resample"])
         options["rescale_factor"] = _checked_factor(options["rescale_factor"])
         options["input_data_format"] = channel_axis(options.get("input_data_format"), "input_data_format", ("none",))
         options["data_format"] = channel_axis(options.get("data_format"), "data_format")
@@ -190,6 +194,7 @@ class GDinoImageProcessor(BaseImageProcessor):
         Returns:
             For each image "scores" (N,), "labels" (N,) index of the best token, and "boxes" (N, 4) xyxy.
         """
+        check_outputs(outputs)
         scores, tokens = outputs.logits.float().sigmoid().max(-1)
         boxes = cxcywh_to_xyxy(outputs.pred_boxes.float())
         if target_sizes is not None:
@@ -237,16 +242,35 @@ def _per_channel(values: float | Sequence[float], name: str) -> list[float]:
 
 def _checked_std(values: float | Sequence[float]) -> list[float]:
     checked = _per_channel(values, "image_std")
-    if any(abs(number) < _SMALLEST for number in checked):
-        raise ValueError(f"image_std is {checked}; pixels are divided by it, give numbers other than 0.")
+    if not all(_SMALLEST <= number <= _LARGEST for number in checked):
+        raise ValueError(
+            f"image_std is {checked}; pixels are divided by it, give numbers from {_SMALLEST:g} to {_LARGEST:g}."
+        )
     return checked
+
+
+def _checked_mean(values: float | Sequence[float]) -> list[float]:
+    checked = _per_channel(values, "image_mean")
+    if any(abs(number) > _LARGEST for number in checked):
+        raise ValueError(f"image_mean is {checked}; give the mean of the pixels, at most {_LARGEST:g}.")
+    return checked
+
+
+def _checked_resample(value: Any) -> int:
+    known = sorted(int(each) for each in Image.Resampling)
+    if isinstance(value, bool) or value not in known:
+        raise ValueError(f"resample is {value!r}; give one of Pillow's filters {known}, such as 2 for bilinear.")
+    return int(value)
 
 
 def _checked_factor(factor: float) -> float:
     if isinstance(factor, bool) or not isinstance(factor, (int, float, np.number)) or not np.isfinite(factor):
         raise ValueError(f"rescale_factor is {factor!r}; give one finite number, such as 1 / 255.")
-    if abs(factor) < _SMALLEST:
-        raise ValueError(f"rescale_factor is {factor}, which makes every picture black; give 1 / 255 for 0..1.")
+    if not _SMALLEST <= factor <= _LARGEST:
+        raise ValueError(
+            f"rescale_factor is {factor}, with which a model sees nothing; give 1 / 255 for 0..1, or another number "
+            f"from {_SMALLEST:g} to {_LARGEST:g}."
+        )
     return float(factor)
 
 

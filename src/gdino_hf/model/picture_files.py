@@ -30,11 +30,13 @@ from .picture_limits import (
     TimedFile,
     check_icon,
     check_pixels,
+    check_speed,
     damaged,
     has_many_scans,
     too_many_scans,
     too_slow,
 )
+from .picture_metadata import ORIENTATION, check_directories, check_metadata, upright
 from .pixel_depth import join_bytes, low_bytes_mode, read_binary_ppm, stated_depth, use_raw_mode
 from .printable import printable
 
@@ -45,19 +47,9 @@ DEPTH_KEY = "gdino_bit_depth"
 _HIGH_BYTE_IN_USE = 64
 
 # Tags of EXIF and TIFF.
-_WIDTH, _HEIGHT, _ORIENTATION = 0x0100, 0x0101, 0x0112
+_WIDTH, _HEIGHT = 0x0100, 0x0101
 # In the first picture of a raw file of most cameras.
 _SUBFILE_TYPE, _PREVIEW = 0x00FE, 1
-_METADATA = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def open_picture(
@@ -93,16 +85,17 @@ def open_picture(
         picture.info[DEPTH_KEY] = stated_depth(kind, data, picture)
         low, low_modes = None, low_bytes_mode(picture)
         picture.load()
-        if low_modes is not None and (bit_depth or not _uses_16_bits(picture)):
+        highest = _highest(picture) if low_modes is not None else 0
+        if low_modes is not None and (bit_depth or highest < _HIGH_BYTE_IN_USE):
             low = decoder(kind)(TimedBytes(data, limits.seconds), "")
             use_raw_mode(low, *low_modes)
             low.load()
         del data
     if low is not None and low_modes is not None:
-        picture = join_bytes(picture, low, grey=low_modes[1] == "RGBA", bit_depth=bit_depth)
+        picture = join_bytes(picture, low, grey=low_modes[1] == "RGBA", highest=highest, bit_depth=bit_depth)
         del low
     # Turning and copying both leave the open file behind.
-    return upright(picture)
+    return upright(picture, name)
 
 
 def read_header(
@@ -136,26 +129,12 @@ def read_header(
         kind, picture = _opened(timed, limits, name)
         # Pillow's size of a TIFF is that after turning.
         size = (picture.tag_v2[_WIDTH], picture.tag_v2[_HEIGHT]) if kind == "TIFF" else picture.size
+        check_metadata(picture, name)
         # A PNG may tell its orientation behind the pixels, for which Pillow decodes all of them.
         is_told_early = kind == "PNG" and not _has_late_text(timed)
         exif = Image.Image.getexif(picture) if is_told_early else picture.getexif()
-        orientation = exif.get(_ORIENTATION, 1)
+        orientation = exif.get(ORIENTATION, 1)
     return size, orientation if orientation in range(1, 9) else 1
-
-
-def upright(picture: Image.Image) -> Image.Image:
-    """Return a copy turned by its EXIF orientation, or an unturned copy if its metadata cannot be read."""
-    try:
-        turn = _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
-    except Exception:  # metadata may be damaged in any way
-        turn = None
-    if turn is None:
-        return picture.copy()
-    turned = picture.transpose(turn)
-    # Pillow copies the metadata, which would turn the picture once more when it is read again.
-    for name in _METADATA:
-        turned.info.pop(name, None)
-    return turned
 
 
 def content_of_deep(picture: Image.Image) -> bytes | None:
@@ -216,11 +195,15 @@ def _opened(file: Any, limits: PictureLimits, name: str) -> tuple[str, Any]:
     if kind in ("ICO", "CUR"):
         check_icon(file.read(), limits, name)
         file.seek(0)
+    found = next(each for each in PICTURE_FORMATS if each.name == kind)
+    check_speed(length, found.title, found.speed, limits, name)
+    if kind in ("TIFF", "AVIF", "HEIF"):
+        check_directories(file, name, everywhere=kind != "TIFF")
+        file.seek(0)
     try:
         opener = decoder(kind)
     except ImportError as error:
-        title = next(each.title for each in PICTURE_FORMATS if each.name == kind)
-        raise PictureError(name, f"is a {title} picture", str(error), "format") from error
+        raise PictureError(name, f"is a {found.title} picture", str(error), "format") from error
     picture: Any = opener(file, "")
     check_pixels(picture.size, _share(kind, start), limits, name)
     if kind == "TIFF" and (start[8:10] == b"CR" or picture.tag_v2.get(_SUBFILE_TYPE, 0) == _PREVIEW):
@@ -303,9 +286,10 @@ def _is_decoded(picture: Image.Image) -> bool:
     return vars(picture).get("_im", vars(picture).get("im")) is not None
 
 
-def _uses_16_bits(picture: Image.Image) -> bool:
+def _highest(picture: Image.Image) -> int:
+    """Return the largest byte of the colours."""
     extrema: Any = picture.getextrema()
-    return max(high for _, high in extrema[:3]) >= _HIGH_BYTE_IN_USE
+    return max(high for _, high in extrema[:3])
 
 
 def _not_a_picture(data: bytes, name: str) -> PictureError:

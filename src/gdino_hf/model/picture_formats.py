@@ -1,6 +1,7 @@
 """The list of picture formats that are decoded, and how a file's format is recognized by its first bytes."""
 
 import importlib
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ class PictureFormat:
         suffixes: Usual file name endings, in lower case.
         share: The decoder needs so many times the memory or time per pixel that a picture may have only this part of
             the pixels that others may have.
+        speed: Bytes that the decoder reads in a second at least, where the size of a file decides how long it takes.
     """
 
     name: str
@@ -27,6 +29,7 @@ class PictureFormat:
     plugin: str
     suffixes: tuple[str, ...]
     share: float = 1.0
+    speed: float = math.inf
 
 
 # Pillow has more decoders. Those left out start other programs (EPS), draw instead of decoding (WMF), parse text in
@@ -38,9 +41,9 @@ PICTURE_FORMATS = (
     PictureFormat("GIF", "GIF", "GifImagePlugin", (".gif",)),
     PictureFormat("BMP", "BMP", "BmpImagePlugin", (".bmp", ".dib")),
     PictureFormat("TIFF", "TIFF", "TiffImagePlugin", (".tif", ".tiff")),
-    PictureFormat("AVIF", "AVIF", "AvifImagePlugin", (".avif", ".avifs"), share=0.75),
-    PictureFormat("HEIF", "HEIC", "", (".heic", ".heif", ".hif", ".heics", ".heifs"), share=0.75),
-    PictureFormat("JPEG2000", "JPEG 2000", "Jpeg2KImagePlugin", (".jp2", ".j2k", ".j2c", ".jpc", ".jpx"), share=0.25),
+    PictureFormat("AVIF", "AVIF", "AvifImagePlugin", (".avif", ".avifs"), share=0.75, speed=5e6),
+    PictureFormat("HEIF", "HEIC", "", (".heic", ".heif", ".hif", ".heics", ".heifs"), 0.75, 5e6),
+    PictureFormat("JPEG2000", "JPEG 2000", "Jpeg2KImagePlugin", (".jp2", ".j2k", ".j2c", ".jpc", ".jpx"), 0.25, 2.5e6),
     PictureFormat("PPM", "PPM", "PpmImagePlugin", (".ppm", ".pgm", ".pbm", ".pnm", ".pfm")),
     PictureFormat("TGA", "TGA", "TgaImagePlugin", (".tga", ".icb", ".vda", ".vst")),
     PictureFormat("ICO", "ICO", "IcoImagePlugin", (".ico",)),

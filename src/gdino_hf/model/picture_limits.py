@@ -1,6 +1,7 @@
 """Limits of pixels, bytes and time for pictures, and the error for those beyond them."""
 
 import io
+import math
 import os
 import re
 import struct
@@ -17,6 +18,9 @@ PEAK_BYTES_PER_PIXEL = 12
 
 MOST_SCANS = 100
 """Most scans of a JPEG: progressive files have about ten, and decoding passes over all pixels once per scan."""
+
+_NARROWEST = 8
+"""Pillow keeps a pointer for each row, so a narrower picture counts as one of this width."""
 
 _MOST_MARKERS = 10_000
 # In a scan's data, FF is followed by 0 or is a restart marker; FF may be repeated before a marker.
@@ -89,17 +93,33 @@ def damaged(name: str, error: Exception) -> PictureError:
 
 def check_pixels(size: tuple[int, int], share: float, limits: PictureLimits, name: str) -> None:
     width, height = size
-    most = int(limits.pixels * share)
-    if width * height > most:
+    most, pixels = int(limits.pixels * share), max(width, _NARROWEST) * height
+    if pixels > most:
         # Rounded up, and more for a format that may use only a part of the limit.
-        needed = -int(-width * height // (share * MEGAPIXEL))
+        needed = -int(-pixels // (share * MEGAPIXEL))
         of_its_kind = "" if share == 1 else " of its format"
+        narrow = f", counted as {_NARROWEST} wide" if width < _NARROWEST else ""
         raise PictureError(
             name,
-            f"has {width} x {height} pixels; a picture{of_its_kind} may have {most / MEGAPIXEL:g} million",
+            f"has {width} x {height} pixels{narrow}; a picture{of_its_kind} may have {most / MEGAPIXEL:g} million",
             f"make it smaller, or allow it with --max-megapixels {needed}, GDINO_MAX_MEGAPIXELS={needed} or "
             f"PictureLimits(pixels={needed}_000_000)",
             "pixels",
+        )
+
+
+def check_speed(length: int, title: str, speed: float, limits: PictureLimits, name: str) -> None:
+    """Check the size of a file whose decoder cannot be stopped and whose time grows with it."""
+    most = limits.seconds * speed
+    if length > most:
+        needed = math.ceil(length / speed)
+        raise PictureError(
+            name,
+            f"is a {title} picture of {length / 1e6:.0f} MB, which may take {needed} seconds to decode, and "
+            f"{limits.seconds:g} are the limit",
+            f"compress it more, or allow it with --max-seconds {needed}, GDINO_MAX_SECONDS={needed} or "
+            f"PictureLimits(seconds={needed})",
+            "time",
         )
 
 

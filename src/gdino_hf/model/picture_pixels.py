@@ -7,8 +7,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from .picture_files import DEPTH_KEY, check_opened, content_of_deep, open_picture, upright
+from .picture_files import DEPTH_KEY, check_opened, content_of_deep, open_picture
 from .picture_limits import PictureLimits, damaged
+from .picture_metadata import upright
 from .pixel_depth import check_depth, is_unit, to_bytes
 from .printable import printable
 

@@ -29,6 +29,13 @@ def pipeline_inputs(image: Any, labels: Any) -> Any:
         ValueError: A picture has no labels or labels twice, or the numbers of pictures and lists of labels differ.
     """
     per_picture = isinstance(labels, Sequence) and any(not isinstance(label, str) for label in labels)
+    if isinstance(image, np.ndarray) and image.dtype.kind in "OSU":
+        if image.ndim > 1:
+            raise TypeError(
+                f"The pipeline takes an array of numbers as a picture, or a list of pictures, got an array of "
+                f"{image.dtype} of the shape {image.shape}; convert it by astype('uint8')."
+            )
+        image = image.tolist()
     if is_picture(image) or isinstance(image, Mapping):
         if per_picture and len(labels) == 1:
             labels = labels[0]

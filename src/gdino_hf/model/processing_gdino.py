@@ -10,7 +10,14 @@ from transformers import BatchFeature, ProcessorMixin
 
 from .box_ops import box_scale
 from .coco_labels import category_names, label_of_prompt
-from .grounded_results import LabelledRows, Selection, are_prompts_of, rows_of_prompts, rows_of_tokens
+from .grounded_results import (
+    LabelledRows,
+    Selection,
+    are_prompts_of,
+    check_outputs,
+    rows_of_prompts,
+    rows_of_tokens,
+)
 from .image_processing_gdino import GDinoImageProcessor, as_list, check_options
 from .label_faults import warn_of_labels
 from .load_errors import plain_load_errors
@@ -296,6 +303,7 @@ class GDinoProcessor(ProcessorMixin):
             class_agnostic_nms,
             top_k,
         )
+        check_outputs(outputs)
         num_rows = outputs.logits.shape[0]
         labelled = self._rows(outputs, input_ids if inputs is None else inputs, text_labels)
         if len(labelled.rows) != num_rows:

@@ -32,18 +32,19 @@ def forward_in_groups(model: Any, inputs: Mapping[str, Any]) -> Any:
     """
     image_indices = inputs.get("image_indices")
     if image_indices is None:
-        return model(**inputs)
+        return model(**{**inputs, "return_dict": True})
     features = model.get_image_features(**{name: inputs[name] for name in _OF_IMAGES if name in inputs})
     at_once = rows_at_once(features)
     prompts = {name: inputs[name] for name in _OF_PROMPTS if inputs.get(name) is not None}
     if len(image_indices) <= at_once:
-        return model(image_features=features, image_indices=image_indices, **prompts)
+        return model(image_features=features, image_indices=image_indices, return_dict=True, **prompts)
     logits, boxes = [], []
     for start in range(0, len(image_indices), at_once):
         rows = slice(start, start + at_once)
         outputs = model(
             image_features=features_of_rows(features, image_indices[rows]),
             **{name: value[rows] for name, value in prompts.items()},
+            return_dict=True,
         )
         logits.append(outputs.logits)
         boxes.append(outputs.pred_boxes)

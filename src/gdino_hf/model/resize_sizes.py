@@ -44,7 +44,7 @@ def checked_size(size: Any, max_size: int | None = None, *, square: bool = False
         longest = DEFAULT_SIZE["longest_edge"] if max_size is None else max_size
         size = {"height": size, "width": size} if square else {"shortest_edge": size, "longest_edge": longest}
         max_size = None
-    checked = {name: int(value) for name, value in size.items() if value is not None}
+    checked = {name: _whole(value) for name, value in size.items() if value is not None}
     if max_size is not None and checked.setdefault("longest_edge", int(max_size)) != max_size:
         raise ValueError(f"size {checked} and max_size {max_size} contradict each other; give one longest edge.")
     if set(checked) not in _KEYS or min(checked.values()) < 1:
@@ -69,11 +69,19 @@ def checked_pad_size(size: Any) -> dict[str, int] | None:
     if size is None:
         return None
     given = dict(size) if isinstance(size, (Mapping, SizeDict)) else {}
-    checked = {name: int(value) for name, value in given.items() if value is not None}
+    checked = {name: _whole(value) for name, value in given.items() if value is not None}
     if set(checked) != {"height", "width"} or min(checked.values()) < 1:
         raise ValueError(f"pad_size must be {{'height': ..., 'width': ...}} in pixels, got {size!r}.")
     _check_amount((checked["height"], checked["width"]), "pad_size", checked)
     return checked
+
+
+def _whole(value: Any) -> int:
+    """Return a number of pixels; 0, which is refused afterwards, for what is none."""
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        return 0
 
 
 def _check_amount(target: tuple[int, int], name: str, size: Mapping[str, int]) -> None:

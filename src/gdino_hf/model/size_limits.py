@@ -11,12 +11,14 @@ MOST_LAYERS = 200
 """Most layers of one part of the model: transformer layers, or all blocks of a backbone together."""
 MOST_LEVELS = 32
 """Most feature levels, stages of a backbone, or feature maps."""
-MOST_LABELS = 1_000_000
-"""Most entries of id2label, which transformers writes out for a given num_labels."""
+MOST_LABELS = 100_000
+"""Most entries of id2label, which transformers writes out for a given num_labels and copies many times."""
 LONGEST_PROMPT = 2**16
 """Most tokens of a prompt; every output has this many columns for each query."""
+MOST_QUERIES = 10_000
+"""Most queries of the decoder; its attention takes time and memory for every pair of them."""
 LARGEST_SIZE = 2**24
-"""Largest width, vocabulary, number of queries or positions, and any other number of a configuration."""
+"""Largest width, vocabulary, number of positions, and any other number of a configuration."""
 
 _LAYERS = ("layers", "layer", "depth", "depths", "blocks", "repeats", "stage_repeats")
 _LEVELS = ("levels", "stages", "maps")
@@ -43,6 +45,7 @@ def _numbers(value: Any, name: str) -> Iterator[tuple[str, int]]:
     """Yield every integer of a nested configuration with its name; lists of layers count as one sum."""
     if isinstance(value, Mapping):
         if name.rpartition(".")[2] in ("id2label", "label2id"):
+            yield f"len({name})", len(value)
             return
         for key, item in value.items():
             yield from _numbers(item, f"{name}.{key}" if name else str(key))
@@ -60,10 +63,12 @@ def _numbers(value: Any, name: str) -> Iterator[tuple[str, int]]:
 def _limit(name: str) -> int:
     """Return the limit of a field."""
     last = name.rpartition(".")[2]
-    if last == "num_labels":
+    if last in ("num_labels", "id2label)", "label2id)") or name in ("len(id2label)", "len(label2id)"):
         return MOST_LABELS
     if last == "max_text_len":
         return LONGEST_PROMPT
+    if last == "num_queries":
+        return MOST_QUERIES
     if name.startswith("len(") or _is(name, _LEVELS):
         return MOST_LEVELS
     if _is(name, _LAYERS):
