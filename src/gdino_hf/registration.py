@@ -59,13 +59,15 @@ def register_auto_classes() -> None:
 def _register() -> None:
     from transformers import (
         AutoConfig,
-        AutoImageProcessor,
         AutoModel,
         AutoModelForZeroShotObjectDetection,
         AutoProcessor,
         AutoTokenizer,
         BertTokenizerFast,
     )
+
+    # Before 5.20, transformers itself offers a placeholder under this name where torchvision is missing.
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     from .inference.optimize import install as install_optimizer
     from .model.configuration_gdino import GDinoConfig

@@ -1,5 +1,6 @@
 """Tests of the GPU benchmark: it refuses to run without a GPU, and its parts work on a CPU with small shapes."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import torch
 @pytest.fixture
 def benchmarks(cases, monkeypatch):
     """The modules of the script, which import each other by name."""
-    monkeypatch.syspath_prepend(str(cases.PROJECT / "benchmarks"))
+    monkeypatch.syspath_prepend(str(cases.PROJECT.parent / "benchmarks"))
     names = ("measure", "operators", "models")
     yield {name: __import__(name) for name in names}
     for name in names:
@@ -19,7 +20,7 @@ def benchmarks(cases, monkeypatch):
 
 
 def test_without_a_gpu_it_refuses_in_one_sentence(cases, tmp_path):
-    command = [sys.executable, str(cases.PROJECT / "benchmarks" / "run_gpu.py"), "--out", str(tmp_path)]
+    command = [sys.executable, str(cases.PROJECT.parent / "benchmarks" / "run_gpu.py"), "--out", str(tmp_path)]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 2
@@ -39,9 +40,8 @@ def test_operators_are_checked_and_timed(benchmarks, monkeypatch):
     with pytest.raises(RuntimeError, match="triton does not run here"):
         operators.check("triton", "plain", shape, torch.float32, "cpu")
     bandwidth = measure.copy_bandwidth("cpu", 2**20)
-    rows = operators.time_shape(shape, torch.float32, "cpu", ["c"], bandwidth, 1)
-    assert [row["pass"] for row in rows] == ["forward", "forward and backward"]
-    for row in rows:
+    for backward in (False, True):
+        row = operators.time_shape(shape, torch.float32, "cpu", ["c"], bandwidth, 1, backward=backward)
         assert set(row["milliseconds"]) == {"grid_sample", "c"}
         assert all(time > 0 for time in row["milliseconds"].values())
         assert row["copy limit"] > 0
@@ -56,8 +56,9 @@ def test_failing_peer_is_reported_and_not_raised(benchmarks):
     assert result["bad"] == "ValueError: no such kernel"
 
 
-def test_published_shapes_agree(benchmarks):
-    ours, theirs = benchmarks["models"].published_shape()
+@pytest.mark.parametrize("shape", ["T", "B", "tiny"])
+def test_shapes_of_both_models_agree(benchmarks, shape):
+    ours, theirs = benchmarks["models"].configurations(shape)
     for name in (
         "d_model",
         "encoder_layers",
@@ -67,36 +68,66 @@ def test_published_shapes_agree(benchmarks):
         "encoder_n_points",
     ):
         assert getattr(ours, name) == getattr(theirs, name), name
+    for name in ("embed_dim", "depths", "num_heads", "window_size"):
+        assert getattr(ours.backbone_config, name) == getattr(theirs.backbone_config, name), name
+
+
+def test_rows_without_time_and_failing_rows_say_why(benchmarks, tmp_path):
+    def broken():
+        raise ValueError("no such kernel\nmore")
+
+    rows = benchmarks["measure"].Rows(tmp_path / "rows", "models", 100)
+    rows.add("good", 10, lambda: {"milliseconds": {}})
+    rows.add("long", 200, lambda: {"milliseconds": {}})
+    rows.add("bad", 10, broken)
+    good, long, bad = (json.loads(line) for line in (tmp_path / "rows").read_text().splitlines())
+    assert good == {"part": "models", "name": "good", "milliseconds": {}}
+    assert long["skipped"].startswith("it needs about 200 s, and ")
+    assert bad["failed"] == "ValueError: no such kernel"
+
+
+def run(cases, folder, *options):
+    script = cases.PROJECT.parent / "benchmarks" / "run_gpu.py"
+    command = [
+        sys.executable,
+        str(script),
+        "--device",
+        "cpu",
+        "--tiny",
+        "--repeats",
+        "1",
+        "--out",
+        str(folder),
+        *options,
+    ]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (report,) = folder.glob("*-tiny.json")
+    return json.loads(report.read_text()), report.with_suffix(".md").read_text()
 
 
 @pytest.mark.slow
-def test_models_are_timed(benchmarks):
-    from transformers import BertConfig, GroundingDinoConfig, SwinConfig
-
-    from gdino_hf import GDinoConfig
-
-    def parts():
-        text = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
-        vision = SwinConfig(
-            embed_dim=16, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4, out_indices=[2, 3, 4]
-        )
-        return {
-            "backbone_config": vision,
-            "text_config": text,
-            "d_model": 32,
-            "encoder_layers": 1,
-            "decoder_layers": 2,
-            "encoder_ffn_dim": 32,
-            "decoder_ffn_dim": 32,
-            "encoder_attention_heads": 4,
-            "decoder_attention_heads": 4,
-            "num_queries": 10,
-        }
-
-    configs = GDinoConfig(**parts()), GroundingDinoConfig(**parts())
-    rows = benchmarks["models"].time_models(
-        configs, torch.float32, "cpu", [], batches=(1,), size=(96, 128), repeats=1, modes=("eager",)
+def test_the_whole_script_runs_on_a_cpu(cases, tmp_path):
+    report, page = run(cases, tmp_path)
+    assert {row["part"] for row in report["rows"]} == {"checks", "operator", "models", "training", "compiled"}
+    assert [row for row in report["rows"] if "failed" in row] == []
+    assert {row["name"] for row in report["rows"] if "skipped" in row} == {"hub kernel of this project"}
+    times = {name: ms for row in report["rows"] for name, ms in row.get("milliseconds", {}).items()}
+    # The Hub's kernel cannot be had without a network and a GPU.
+    assert {name for name, ms in times.items() if not isinstance(ms, float)} <= {
+        "transformers + Hub kernel float32",
+        "transformers + Hub kernel bfloat16",
+        "transformers bfloat16",
+    }
+    assert {"gdino_hf optimized float16", "gdino_hf optimized float32", "transformers float32", "grid_sample"} <= set(
+        times
     )
-    assert [row["mode"] for row in rows] == ["eager"]
-    assert set(rows[0]["milliseconds"]) == {"transformers", "gdino_hf torch"}
-    assert all(isinstance(time, float) for time in rows[0]["milliseconds"].values()), rows
+    assert f"torch {torch.__version__.split('+')[0]}" in page
+    assert all(f"## {part}" in page for part in ("checks", "operator", "models", "training", "compiled"))
+
+
+def test_a_short_budget_skips_parts_and_says_so(cases, tmp_path):
+    report, page = run(cases, tmp_path, "--seconds", "1")
+    assert len(report["rows"]) == 5
+    assert all("skipped" in row for row in report["rows"])
+    assert "skipped: 0 s are left" in page

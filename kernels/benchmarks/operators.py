@@ -146,31 +146,25 @@ def time_shape(
     bandwidth: float,
     repeats: int,
     community: Any = None,
-) -> list[dict[str, Any]]:
-    """Time the forward, and forward with backward.
+    backward: bool = False,
+) -> dict[str, Any]:
+    """Time the forward, or forward with backward.
 
     Returns:
-        One row for each, with median milliseconds by name and the time that a copy of the data takes ("copy limit").
+        Median milliseconds by name, and the time that a copy of the data takes ("copy limit").
     """
     inputs = make_inputs(shape, dtype, device)
-    rows = []
-    for backward in (False, True):
-        functions = {"grid_sample": call(inputs, "reference", backward)}
-        for name in backends:
-            functions[name] = _under(name, call(inputs, "plain", backward))
-        if "triton" in backends:
-            functions["triton fused"] = _under("triton", call(inputs, "fused", backward))
-        if community is not None and not backward:
-            functions["kernels-community"] = community_call(community, inputs)
-        rows.append(
-            {
-                "pass": "forward and backward" if backward else "forward",
-                "dtype": str(dtype).removeprefix("torch."),
-                "milliseconds": alternate(functions, device, repeats),
-                "copy limit": traffic(inputs, backward) / bandwidth * 1e3,
-            }
-        )
-    return rows
+    functions = {"grid_sample": call(inputs, "reference", backward)}
+    for name in backends:
+        functions[name] = _under(name, call(inputs, "plain", backward))
+    if "triton" in backends:
+        functions["triton fused"] = _under("triton", call(inputs, "fused", backward))
+    if community is not None and not backward:
+        functions["kernels-community"] = community_call(community, inputs)
+    return {
+        "milliseconds": alternate(functions, device, repeats),
+        "copy limit": traffic(inputs, backward) / bandwidth * 1e3,
+    }
 
 
 def _under(name: str, function: Any) -> Any:
