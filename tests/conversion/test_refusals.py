@@ -17,6 +17,7 @@ from published import SMALL, mmdet, original
 from synthetic import state_dict
 
 from gdino_hf.cli import main
+from gdino_hf.conversion.conversion_error import ConversionError
 from gdino_hf.conversion.engine import convert
 
 MARK = "gdino-malicious-pickle-ran"
@@ -244,3 +245,14 @@ def test_pushing_without_the_hub_is_refused_before_converting(capsys, tmp_path):
     assert "me/model" in error
     error = refused(capsys, tmp_path / "theirs.pth", tmp_path / "x.pth", "--to-mmdet", "--push-to-hub", "me/model")
     assert "--push-to-hub" in error
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn, torch.int32], ids=str)
+def test_quantized_weights_are_refused(tmp_path, dtype):
+    source = state_dict(original(SMALL))
+    key = next(key for key, tensor in source.items() if key.endswith("linear1.weight") and tensor.ndim == 2)
+    source[key] = source[key].clamp(0, 1).to(dtype)
+    torch.save({"model": source}, tmp_path / "theirs.pth")
+    with pytest.raises(ConversionError, match=rf"linear1\.weight is stored as {str(dtype)[6:]}, so the weights are"):
+        convert(tmp_path / "theirs.pth", tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()

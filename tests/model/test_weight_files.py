@@ -275,3 +275,42 @@ def test_an_index_that_is_no_json_is_named(text, folder):
     index.write_text(text)
     with pytest.raises(ValueError, match=r"index\.json (is not a JSON file|has no weight_map)"):
         GDinoForObjectDetection.from_pretrained(folder)
+
+
+QUANTIZED = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2, torch.int32)
+
+
+def quantize(state, dtype, scaled=False, only=lambda key: key.endswith("weight")):
+    """Store weights in another data type, as quantizers do."""
+    for key in [key for key in state if only(key) and state[key].ndim == 2]:
+        scale = state[key].abs().max() / 100 + 1e-6
+        state[key] = (state[key] / scale).abs().clamp(max=100).to(dtype)
+        if scaled:
+            state[f"{key}_scale"] = scale.clone()
+
+
+@pytest.mark.parametrize("dtype", QUANTIZED, ids=str)
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_quantized_weights_are_refused_not_read_as_floats(folder, dtype, scaled, kind):
+    change_weights(folder, lambda state: quantize(state, dtype, scaled))
+    if kind == "bin":
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+    how = r"with scales \(.+_scale\) that are not read here" if scaled else "without the scales that they need"
+    for load in (GDinoForObjectDetection, GDinoModel, AutoModelForZeroShotObjectDetection):
+        with pytest.raises(ValueError, match=rf"as {str(dtype)[6:]}, quantized weights {how}; take") as caught:
+            load.from_pretrained(folder)
+        assert "\n" not in str(caught.value)
+
+
+def test_one_quantized_weight_among_others_is_refused(folder):
+    change_weights(folder, lambda state: quantize(state, torch.int8, only=lambda key: "decoder.layers.1.fc1" in key))
+    with pytest.raises(ValueError, match=r"The files hold \S*decoder\.layers\.1\.fc1\.weight as int8, quantized"):
+        GDinoForObjectDetection.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_wide_floats_load(folder, dtype):
+    change_weights(folder, lambda state: state.update({k: v.to(dtype) for k, v in state.items() if v.ndim}))
+    assert GDinoForObjectDetection.from_pretrained(folder, dtype=torch.float32).dtype == torch.float32

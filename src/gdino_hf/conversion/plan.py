@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gdino_hf.model.weight_files import is_finite
+from gdino_hf.model.weight_files import dtype_name, is_finite
 
 from .conversion_error import ConversionError
 from .key_map import Bindings, KeyMap, Row
@@ -18,6 +19,8 @@ from .rules import FILLS
 Shapes = Mapping[str, tuple[int, ...]]
 DTypes = Mapping[str, torch.dtype]
 Reader = Callable[[str], Tensor]
+# Tables of integers that models store end otherwise.
+_WEIGHT = re.compile(r"(weight|bias|_embed|_embedding|_embeddings|_param|log_temperature)$")
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,13 @@ class Step:
                 f"{self.key} was planned as {self.shape} {self.dtype}, but is {tuple(tensor.shape)} {tensor.dtype}; "
                 "its line in the key table is wrong."
             )
-        if tensor.is_floating_point() and tensor.itemsize > 1 and not is_finite(tensor):
+        is_wide = tensor.is_floating_point() and tensor.itemsize > 1
+        if not is_wide and self.sources and self.rule != "keep" and _WEIGHT.search(self.key):
+            raise ConversionError(
+                f"{' and '.join(self.sources)} is stored as {dtype_name(tensor)}, so the weights are quantized, "
+                "which is not converted; take a checkpoint in float32, float16 or bfloat16."
+            )
+        if is_wide and not is_finite(tensor):
             raise ConversionError(
                 f"{' and '.join(self.sources) or self.key} holds NaN or infinity; fetch the checkpoint again, or "
                 "take one from before the training diverged."

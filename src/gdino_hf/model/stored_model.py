@@ -10,12 +10,15 @@ from .model_card import write_model_card
 from .transformers_internals import PreTrainedModelHooks, rename_as_in_memory, tensors_as_stored
 from .weight_files import (
     check_amount,
+    check_dtypes,
     check_shapes,
     differing_copies,
+    dtype_name,
     fitting_heads,
     head_tensors,
     read_all,
     single_numbers,
+    stored_dtypes,
     stored_shapes,
 )
 
@@ -46,6 +49,12 @@ class StoredModel(PreTrainedModelHooks):
         shapes = {**stored, **{key: tuple(tensor.shape) for key, tensor in (state_dict or {}).items()}}
         if exact:
             check_amount(self, stored)
+        if getattr(self.config, "quantization_config", None) is None:
+            dtypes = {
+                **stored_dtypes(files or ()),
+                **{key: dtype_name(value) for key, value in (state_dict or {}).items()},
+            }
+            check_dtypes(dtypes, tensors_as_stored(self))
         fields = fitting_heads(shapes, head_tensors(state_dict, files), self.config, exact)
         if fields:
             raise HeadMismatchError(fields)

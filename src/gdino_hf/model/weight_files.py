@@ -17,6 +17,24 @@ from .configuration_gdino import GDinoConfig
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _HEAD = re.compile(r"^(?P<decoder>model\.decoder\.)?(?P<name>bbox|class)_embed\.(?P<layer>\d+)\.(?P<rest>.+)$")
 _CLASS_TENSOR = re.compile(r"(?:^|\.)(?:class_embed\.\d+|encoder_output_class_embed)\.(?P<rest>bias|log_temperature)$")
+_SCALE = re.compile(r"(scales?|absmax|SCB|zero_points?|zeros)$|_scale(_inv)?$|scale_inv$", re.IGNORECASE)
+_WIDE_FLOATS = ("float64", "float32", "float16", "bfloat16")
+_DTYPE_NAMES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "BOOL": "bool",
+    "I8": "int8",
+    "U8": "uint8",
+    "I16": "int16",
+    "U16": "uint16",
+    "I32": "int32",
+    "U32": "uint32",
+    "I64": "int64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
 # A model may lack some weights in its files, such as new heads, but not most of them.
 _MOST_MISSING, _SMALL = 2, 10_000_000
 
@@ -158,6 +176,57 @@ def check_shapes(shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, t
         raise ValueError(
             f"The files hold {other[0]} of shape {shapes[other[0]]}, but config.json describes {expected[other[0]]}"
             f"{more}; take the config.json that belongs to the weights."
+        )
+
+
+def stored_dtypes(files: Sequence[str | Path]) -> dict[str, str]:
+    """Return the data types of all tensors in weight files, without reading their values.
+
+    Args:
+        files: Safetensors or PyTorch files; others are left out.
+
+    Returns:
+        Names of torch's data types, such as "float16", by key.
+    """
+    dtypes: dict[str, str] = {}
+    for path in files:
+        if Path(path).suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                names = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
+            dtypes |= {key: _DTYPE_NAMES.get(name, name) for key, name in names.items()}
+        elif Path(path).suffix == ".bin":
+            dtypes |= {key: dtype_name(tensor) for key, tensor in _pickled_tensors(path, "meta").items()}
+    return dtypes
+
+
+def dtype_name(tensor: Tensor) -> str:
+    """Return the name of a tensor's data type, such as "float16"."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def check_dtypes(dtypes: Mapping[str, str], expected: Mapping[str, Tensor]) -> None:
+    """Refuse quantized weights, which would be read as if their integers were the weights.
+
+    Args:
+        dtypes: Names of the data types of the stored tensors.
+        expected: The model's tensors, under their names in files and in memory.
+
+    Raises:
+        ValueError: A weight is stored in 8 bits or as integers; the message names the first.
+    """
+    floats = {key for key, tensor in expected.items() if tensor.is_floating_point()}
+    wrong = [
+        key
+        for key, dtype in dtypes.items()
+        if dtype not in _WIDE_FLOATS and (key in floats or key.removeprefix("model.") in floats)
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        scales = next((key for key in dtypes if _SCALE.search(key)), None)
+        how = f"with scales ({scales}) that are not read here" if scales else "without the scales that they need"
+        raise ValueError(
+            f"The files hold {wrong[0]}{more} as {dtypes[wrong[0]]}, quantized weights {how}; take the model in "
+            "float32, float16 or bfloat16."
         )
 
 
