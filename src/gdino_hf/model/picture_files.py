@@ -39,6 +39,7 @@ from .picture_limits import (
 from .picture_metadata import ORIENTATION, check_directories, check_metadata, upright
 from .pixel_depth import join_bytes, low_bytes_mode, read_binary_ppm, stated_depth, use_raw_mode
 from .printable import printable
+from .tiff_messages import quiet_libtiff
 
 DEPTH_KEY = "gdino_bit_depth"
 """Key of a picture's `info` with the bit depth that its file states."""
@@ -75,7 +76,7 @@ def open_picture(
     name = _name(source, name)
     data = _read(source, limits, name)
     timed = TimedBytes(data, limits.seconds)
-    with _one_sentence(name, timed, limits):
+    with quiet_libtiff(), _one_sentence(name, timed, limits):
         kind, picture = _opened(timed, limits, name)
         if kind == "JPEG" and has_many_scans(data):
             raise too_many_scans(name)

@@ -12,6 +12,7 @@ from .picture_limits import PictureLimits, damaged
 from .picture_metadata import upright
 from .pixel_depth import check_depth, is_unit, to_bytes
 from .printable import printable
+from .tiff_messages import quiet_libtiff
 
 
 def load_image(image: Any, *, limits: PictureLimits | None = None, bit_depth: int | None = None) -> Image.Image:
@@ -42,7 +43,8 @@ def load_image(image: Any, *, limits: PictureLimits | None = None, bit_depth: in
         if deep is not None:
             return to_rgb(open_picture(deep, limits, bit_depth=bit_depth))
         try:
-            image.load()
+            with quiet_libtiff():
+                image.load()
         except Exception as error:  # decoders raise exceptions of any type on damaged files
             raise damaged(printable(getattr(image, "filename", "") or "The picture"), error) from error
         return to_rgb(upright(image), bit_depth)
