@@ -175,6 +175,8 @@ def test_evaluation_counts_a_label_only_where_it_is_annotated(tmp_path):
     assert truth.is_federated
     assert [reference["negative_labels"] for reference in truth.references.values()] == [[1], [], [1, 2, 3, 4]]
     assert not coco_ground_truth(coco(tmp_path, {}, {})).is_federated
+    broken = coco_ground_truth(coco(tmp_path, {"neg_category_ids": 7, "not_exhaustive_category_ids": "a"}, {}))
+    assert [reference["negative_labels"] for reference in broken.references.values()] == [[], []]
 
 
 def test_wild_photographs_have_the_negatives_of_their_own_set(shared, tiny_processor):

@@ -325,3 +325,15 @@ def test_a_report_counts_in_words_that_agree(write):
     lines = str(report).splitlines()
     assert lines[0].endswith("2 images, 2 boxes, 2 names")
     assert lines[1:] == ["  warning: empty classes: 1 class has no box ('dog')"]
+
+
+def test_a_spelling_without_boxes_of_a_class_that_has_some_is_not_empty(write):
+    path = write(categories=[{"id": 2, "name": " Cat"}, {"id": 3, "name": "dog"}])
+    assert found(check_dataset(path)) == {"alike names": 1, "empty classes": 1}
+    assert "empty classes: 1 class has no box ('dog')" in str(check_dataset(path))
+
+
+@pytest.mark.parametrize("number", [True, [1], {"a": 1}, 1.5])
+def test_annotations_of_an_image_whose_id_is_none_are_named(write, number):
+    path = write(images=[image(number=number)], annotations=[box(number)])
+    assert found(check_dataset(path)) == {"broken entries": 1, "unknown images": 1}

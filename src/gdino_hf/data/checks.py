@@ -264,9 +264,12 @@ class _Check:
     def finish_names(self, tokenizer: Any, in_training: Collection[str]) -> None:
         """Check the registered names, once all boxes have been counted; `in_training` has boxes in the train split."""
         alike: dict[str, list[str]] = {}
+        used: Counter[str] = Counter()
         for name, count in self.boxes_per_name.items():
+            used[name_key(name)] += count
+        for name in self.boxes_per_name:
             alike.setdefault(name_key(name), []).append(name)
-            if count == 0 and name not in self.crowd_names and name_key(name) not in in_training:
+            if not used[name_key(name)] and name not in self.crowd_names and name_key(name) not in in_training:
                 self.add("empty classes", shorten(name))
             if not self.are_phrases and len(split_labels(name)) > 1:
                 self.add("names with separators", shorten(name))

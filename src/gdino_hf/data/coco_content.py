@@ -65,6 +65,15 @@ def id_key(value: Any) -> int | str:
         return f"no id: {shorten(value)}"
 
 
+def is_id(value: Any) -> bool:
+    """Return whether a value from a file is an id; see `read_id`."""
+    try:
+        read_id(value)
+    except ValueError:
+        return False
+    return True
+
+
 def read_id(value: Any) -> int | str:
     """Check that a value from a file is an id, an integer or text.
 

@@ -14,7 +14,7 @@ from ..model.text_prompt import name_key, shorten
 from .absent_names import IDS, absent_names, check_absent_names, has_absent_names, report_unread
 from .annotation_files import other_splits
 from .annotation_options import DEFAULT_OPTIONS, AnnotationOptions
-from .coco_content import id_key, is_marked, load_coco, names_with_boxes, read_id
+from .coco_content import id_key, is_id, is_marked, load_coco, names_with_boxes, read_id
 from .faults import FEW, MISSING, OUTSIDE, UNREADABLE, Findings
 from .frames import Box, Frame, annotated_size, find_frame, read_header
 from .image_paths import ImagePaths, OutsideError
@@ -157,7 +157,7 @@ class CocoFile:
         categories: list[str] = []
         images: list[str] = []
         # An annotation without an image id does not belong to an image without an id.
-        listed = {id_key(entry["id"]) for entry in self.content["images"] if entry.get("id") is not None}
+        listed = {id_key(entry["id"]) for entry in self.content["images"] if is_id(entry.get("id"))}
         for annotation in self._annotations():
             category, image = annotation.get("category_id"), annotation.get("image_id")
             if id_key(category) not in self._all_names:

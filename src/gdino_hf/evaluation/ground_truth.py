@@ -223,14 +223,8 @@ def _lvis_labels(image: CocoImage, file: CocoFile) -> dict[str, list[int]]:
     """Return the labels that are known to be absent from an image, and those not annotated exhaustively in it."""
     if not file.has_absent_names:
         return {}
-    # A subset of LVIS may lack some of the categories.
     listed, partly = (
-        [
-            file.label_of[id_key(category)]
-            for category in image.entry.get(key) or ()
-            if id_key(category) in file.label_of
-        ]
-        for key in ("neg_category_ids", "not_exhaustive_category_ids")
+        _known_labels(image.entry.get(key), file) for key in ("neg_category_ids", "not_exhaustive_category_ids")
     )
     named = [file.label_places[key] for key in map(name_key, image.absent or ()) if key in file.label_places]
     negative = list(dict.fromkeys([*listed, *named]))
@@ -239,3 +233,9 @@ def _lvis_labels(image: CocoImage, file: CocoFile) -> dict[str, list[int]]:
         here = {file.label_of[category] for category in image.categories}
         negative = [label for label in file.label_places.values() if label not in here]
     return {"negative_labels": negative, "not_exhaustive_labels": partly}
+
+
+def _known_labels(ids: Any, file: CocoFile) -> list[int]:
+    """Return the labels of category ids; a subset of LVIS may lack some, and anything but a list was reported."""
+    found = [file.label_of.get(id_key(category)) for category in (ids if isinstance(ids, list) else [])]
+    return [label for label in found if label is not None]
