@@ -7,6 +7,7 @@ coordinate is off by up to two pixels in an image 1000 wide, and areas and their
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -237,3 +238,19 @@ def box_scale(target_sizes: Tensor | Sequence[tuple[int, int]], boxes: Tensor) -
     if sizes.shape[0] != boxes.shape[0]:
         raise ValueError(f"There are {sizes.shape[0]} target_sizes for {boxes.shape[0]} images; give one each.")
     return sizes.flip(-1).repeat(1, 2)
+
+
+def check_outputs(outputs: Any) -> None:
+    """Refuse outputs that are NaN, whose scores would pass no threshold, as if nothing were in the picture.
+
+    Args:
+        outputs: Model output with logits and pred_boxes.
+
+    Raises:
+        ValueError: A logit is NaN, or a box is not finite.
+    """
+    if outputs.logits.isnan().any() or not outputs.pred_boxes.isfinite().all():
+        raise ValueError(
+            f"The model's outputs in {outputs.logits.dtype} hold NaN; load it in float32 or bfloat16, and check its "
+            "weights and the pixels that it was given."
+        )

@@ -56,22 +56,6 @@ class LabelledRows:
     rows: list[LabelledRow]
 
 
-def check_outputs(outputs: Any) -> None:
-    """Refuse outputs that are NaN, whose scores would pass no threshold, as if nothing were in the picture.
-
-    Args:
-        outputs: Model output with logits and pred_boxes.
-
-    Raises:
-        ValueError: A logit is NaN, or a box is not finite.
-    """
-    if outputs.logits.isnan().any() or not outputs.pred_boxes.isfinite().all():
-        raise ValueError(
-            f"The model's outputs in {outputs.logits.dtype} hold NaN; load it in float32 or bfloat16, and check its "
-            "weights and the pixels that it was given."
-        )
-
-
 def rows_of_prompts(prompts: Sequence[Prompt]) -> LabelledRows:
     """Return the rows of outputs for prompts.
 

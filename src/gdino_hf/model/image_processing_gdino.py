@@ -10,9 +10,8 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
-from .box_ops import box_scale, cxcywh_to_xyxy
+from .box_ops import box_scale, check_outputs, cxcywh_to_xyxy
 from .coco_labels import boxes_from_coco, labels_from_coco
-from .grounded_results import check_outputs
 from .picture_files import check_opened
 from .picture_metadata import upright
 from .picture_pixels import in_unit_range, load_image

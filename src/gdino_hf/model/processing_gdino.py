@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
-from .box_ops import box_scale
+from .box_ops import box_scale, check_outputs
 from .coco_labels import category_names, label_of_prompt
 from .grounded_results import (
     LabelledRows,
     Selection,
     are_prompts_of,
-    check_outputs,
     rows_of_prompts,
     rows_of_tokens,
 )

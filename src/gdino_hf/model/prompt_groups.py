@@ -33,7 +33,8 @@ def forward_in_groups(model: Any, inputs: Mapping[str, Any]) -> Any:
     image_indices = inputs.get("image_indices")
     if image_indices is None:
         return model(**{**inputs, "return_dict": True})
-    features = model.get_image_features(**{name: inputs[name] for name in _OF_IMAGES if name in inputs})
+    images = {name: inputs[name] for name in _OF_IMAGES if name in inputs}
+    features = model.get_image_features(**images, return_dict=True)
     at_once = rows_at_once(features)
     prompts = {name: inputs[name] for name in _OF_PROMPTS if inputs.get(name) is not None}
     if len(image_indices) <= at_once:
