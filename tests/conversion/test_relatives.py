@@ -153,7 +153,9 @@ def test_a_file_of_two_models_is_refused_with_their_names(tmp_path):
     state = state_dict(mmdet(SMALL))
     both = {f"{name}.{key}": tensor for name in ("student", "teacher") for key, tensor in state.items()}
     path = write(tmp_path / "semi.pth", {"state_dict": both})
-    with pytest.raises(ConversionError, match=r"'student\.' and 'teacher\.', and most of its tensors are elsewhere; save the tensors of one prefix alone"):
+    with pytest.raises(
+        ConversionError, match=r"'student\.' and 'teacher\.', and most of its.*; save the tensors of one prefix alone"
+    ):
         convert(path, tmp_path / "ours")
     path = write(tmp_path / "two.pth", {"a": state, "b": state})
     with pytest.raises(ConversionError, match=r"holds tensors under 'a' and 'b'.*save its state dict alone"):
