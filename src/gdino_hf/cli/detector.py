@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import socket
 import sys
 from collections.abc import Collection, Sequence
@@ -150,13 +149,9 @@ class Detector:
         Raises:
             ValueError: The processor refuses the picture.
         """
-        from gdino_hf.inference.workers import only_blocks
+        from gdino_hf.detection.prepared_images import prepare_image
 
-        with only_blocks():
-            inputs = self.processor(images=image)
-            if self.device.type == "cuda":
-                inputs.data = {name: value.pin_memory() for name, value in inputs.data.items()}
-        return inputs
+        return prepare_image(self.processor, image, self.device)
 
     def detect(
         self, prepared: Sequence[Any], *, threshold: float, text_threshold: float, nms_threshold: float | None = None
@@ -195,20 +190,13 @@ class Detector:
 
     def _with_text(self, prepared: Sequence[Any]) -> Any:
         """Join pictures and the prompt to the inputs of one forward, on the model's device."""
-        import torch.nn.functional as F
-        from torch import cat
+        from gdino_hf.detection.prepared_images import join_images
 
         if len(prepared) not in self._text:
             self._text[len(prepared)] = self.processor(text=[self._prompt] * len(prepared)).to(self.device)
-        inputs = copy.copy(self._text[len(prepared)])
-        inputs.data = dict(inputs.data)
-        height, width = (max(item["pixel_values"].shape[axis] for item in prepared) for axis in (2, 3))
-        for name in prepared[0]:
-            parts = [item[name].to(self.device, non_blocking=True) for item in prepared]
-            if name != "image_sizes":
-                parts = [F.pad(part, (0, width - part.shape[-1], 0, height - part.shape[-2])) for part in parts]
-            inputs.data[name] = cat(parts)
-        inputs.original_sizes = [size for item in prepared for size in item.original_sizes]
+        text, inputs = self._text[len(prepared)], join_images(prepared, self.device)
+        inputs.update(text)
+        inputs.prompts = text.prompts
         return inputs
 
     def check_labels(self, labels: Sequence[str], negative_labels: Sequence[str] = ()) -> Any:

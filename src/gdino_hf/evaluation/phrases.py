@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..detection.prepared_images import join_images
 from ..model.box_ops import cxcywh_to_xyxy
 from ..model.caption_prompt import build_caption, phrase_tokens
 from ..model.text_prompt import Prompt
-from .predict import Picture, prepare_images, read_batches, record, record_failure, start_results
+from .predict import BatchReader, Picture, record, record_failure, start_results
 from .prediction_file import PredictionFile, Predictions
 
 Span = tuple[int, int]
@@ -56,29 +58,21 @@ def predict_phrases(
     model.eval()
     try:
         results = start_results(store)
-        for batch in read_batches(rows, results, batch_size, limit=limit, store=store, progress=progress):
-            max_text_len = min(processor.max_text_len, model.config.max_text_len)
-            captions = _prepare_captions(processor, max_text_len, batch, results, store)
-            inputs = prepare_images(processor, batch, results, store)
-            if not batch:
-                continue
-            prompts = [captions[id(item)] for item in batch]
-            inputs = inputs.to(model.device)
-            outputs = model(
-                **{name: inputs[name] for name in ("pixel_values", "pixel_mask", "image_sizes")},
-                **_text_inputs(prompts, processor.tokenizer.pad_token_id or 0, model.device),
-            )
-            probabilities = outputs.logits.float().sigmoid()
-            for place, item in enumerate(batch):
-                width, height = item.image.size
-                boxes = cxcywh_to_xyxy(outputs.pred_boxes[place].float())
-                boxes = boxes * boxes.new_tensor([width, height, width, height])
-                phrases = [
-                    {"phrase": phrase, "spans": [list(span) for span in spans]}
-                    | _best(probabilities[place], boxes, phrase_tokens(prompts[place], spans)[1], score, top_k)
-                    for phrase, spans in row_phrases(item.row)
-                ]
-                record(item.entry({"phrases": phrases}), results, store)
+        max_text_len = min(processor.max_text_len, model.config.max_text_len)
+        reader = BatchReader(processor, model.device, batch_size, results, store)
+        with closing(reader.batches(rows, limit, progress)) as batches:
+            for batch in batches:
+                captions = _prepare_captions(processor, max_text_len, batch, results, store)
+                if not batch:
+                    continue
+                prompts = [captions[id(item)] for item in batch]
+                outputs = model(
+                    **join_images([item.inputs for item in batch], model.device),
+                    **_text_inputs(prompts, processor.tokenizer.pad_token_id or 0, model.device),
+                )
+                for item, prompt, logits, boxes in zip(batch, prompts, outputs.logits, outputs.pred_boxes, strict=True):
+                    phrases = _phrases(item, prompt, logits.float().sigmoid(), boxes.float(), score, top_k)
+                    record(item.entry({"phrases": phrases}), results, store)
     finally:
         model.train(was_training)
     return results
@@ -136,6 +130,19 @@ def _text_inputs(prompts: Sequence[Prompt], pad: int, device: Any) -> dict[str, 
     ids = [[*caption, *[pad] * (longest - len(caption))] for caption in captions]
     real = [[1] * len(caption) + [0] * (longest - len(caption)) for caption in captions]
     return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(real, device=device)}
+
+
+def _phrases(
+    item: Picture, prompt: Prompt, probabilities: Tensor, boxes: Tensor, score: Score, top_k: int
+) -> list[dict[str, Any]]:
+    """Return the best boxes of each phrase of a picture, from (Q, T) probabilities and (Q, 4) boxes, cxcywh in 0..1."""
+    corners = cxcywh_to_xyxy(boxes)
+    corners = corners * corners.new_tensor([*item.size, *item.size])
+    return [
+        {"phrase": phrase, "spans": [list(span) for span in spans]}
+        | _best(probabilities, corners, phrase_tokens(prompt, spans)[1], score, top_k)
+        for phrase, spans in row_phrases(item.row)
+    ]
 
 
 def _best(

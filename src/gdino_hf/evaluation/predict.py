@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from types import SimpleNamespace
@@ -13,12 +15,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..detection.prepared_images import join_images, prepare_image
+from ..detection.stages import in_order
 from ..error_text import reason
 from ..model.image_processing_gdino import load_image
 from ..model.picture_limits import PictureError
 from ..model.printable import printable
 from ..model.text_prompt import Prompt, build_prompt
 from .prediction_file import PredictionFile, Predictions
+
+_READERS = 2
 
 
 @torch.no_grad()
@@ -74,21 +80,18 @@ def predict(
     try:
         parts = _prompt_parts(model, processor, asked, labels_per_prompt)
         results = start_results(store)
-        batches = read_batches(rows, results, batch_size, limit=limit, store=store, progress=progress)
-        for batch in batches:
-            inputs = prepare_images(processor, batch, results, store)
-            if not batch:
-                continue
-            inputs = inputs.to(model.device)
-            features = model.get_image_features(inputs["pixel_values"], inputs["pixel_mask"], inputs["image_sizes"])
-            detections = [
-                _detect(
-                    model, processor, features, part, inputs.original_sizes, score, max_per_prompt or max_detections
-                )
-                for part in parts
-            ]
-            for place, item in enumerate(batch):
-                record(item.entry(_merge([found[place] for found in detections], max_detections)), results, store)
+        reader = BatchReader(processor, model.device, batch_size, results, store)
+        with closing(reader.batches(rows, limit, progress)) as batches:
+            for batch in batches:
+                inputs = join_images([item.inputs for item in batch], model.device)
+                features = model.get_image_features(**inputs)
+                sizes = inputs.original_sizes
+                detections = [
+                    _detect(model, processor, features, part, sizes, score, max_per_prompt or max_detections)
+                    for part in parts
+                ]
+                for place, item in enumerate(batch):
+                    record(item.entry(_merge([found[place] for found in detections], max_detections)), results, store)
     finally:
         model.train(was_training)
     return results
@@ -100,88 +103,96 @@ class Picture:
 
     Attributes:
         image_id: Identifier of the image in its row.
-        image: The image, upright and RGB.
+        size: Width and height in pixels of the upright image.
+        inputs: The image prepared for the model.
         row: The row it was read from.
     """
 
     image_id: Any
-    image: Any
+    size: tuple[int, int]
+    inputs: Any
     row: Mapping[str, Any]
 
     def entry(self, found: Mapping[str, Any]) -> dict[str, Any]:
         """Combine predictions with the image's id and size into an entry of `Predictions.images`."""
-        return {"image_id": self.image_id, "width": self.image.width, "height": self.image.height, **found}
+        return {"image_id": self.image_id, "width": self.size[0], "height": self.size[1], **found}
 
 
-def read_batches(
-    rows: Any,
-    results: Predictions,
-    batch_size: int,
-    *,
-    limit: int | None = None,
-    store: PredictionFile | None = None,
-    progress: str = "predict",
-) -> Iterator[list[Picture]]:
-    """Yield batches of images with a progress bar, without images that are done or cannot be read.
+@dataclass
+class BatchReader:
+    """Reads images and prepares them for a model in threads, ahead of the batch that the model works on.
 
-    Args:
-        rows: Rows as for `predict`.
-        results: Predictions so far, whose images are skipped; unreadable images are added to `failed`.
-        batch_size: Number of images in a batch.
-        limit: Number of rows to read, from the first; None for all.
-        store: File that unreadable images are also recorded in.
-        progress: Title of the progress bar.
+    Attributes:
+        processor: The model's processor.
+        device: The model's device.
+        size: Number of images in a batch.
+        results: Predictions so far, whose images are skipped; images that cannot be used are added to `failed`.
+        store: File that images that cannot be used are also recorded in.
     """
-    done = {entry["image_id"] for entry in results.images}
-    total = len(rows) if hasattr(rows, "__len__") else None
-    if limit is not None:
-        total = limit if total is None else min(total, limit)
-    batch: list[Picture] = []
-    if not sys.stderr.isatty():
-        print(f"{progress}: {'a stream of' if total is None else total} images", file=sys.stderr, flush=True)
-    # disable=None shows no bar if stderr is not a terminal; the line printed above stands in for it.
-    for index, row in enumerate(tqdm(islice(_undecoded(rows), limit), progress, total, disable=None, leave=False)):
+
+    processor: Any
+    device: Any
+    size: int
+    results: Predictions
+    store: PredictionFile | None
+
+    def batches(self, rows: Any, limit: int | None, progress: str) -> Generator[list[Picture], None, None]:
+        """Yield batches of images with a progress bar, without images that are done or cannot be used.
+
+        Args:
+            rows: Rows as for `predict`.
+            limit: Number of rows to read, from the first; None for all.
+            progress: Title of the progress bar.
+        """
+        done = {entry["image_id"] for entry in self.results.images}
+        total = len(rows) if hasattr(rows, "__len__") else None
+        if limit is not None:
+            total = limit if total is None else min(total, limit)
+        batch: list[Picture] = []
+        if not sys.stderr.isatty():
+            print(f"{progress}: {'a stream of' if total is None else total} images", file=sys.stderr, flush=True)
+        numbered = enumerate(islice(_undecoded(rows), limit))
+        read = functools.partial(self._read, done)
+        with closing(in_order(read, numbered, _READERS, ahead=2 * self.size)) as found:
+            # disable=None shows no bar if stderr is not a terminal; the line printed above stands in for it.
+            for item in tqdm(found, progress, total, disable=None, leave=False):
+                if isinstance(item, _Unusable):
+                    record_failure(item.image_id, item.error, self.results, self.store)
+                elif item is not None:
+                    batch.append(item)
+                if len(batch) == self.size:
+                    yield batch
+                    batch = []
+        if batch:
+            yield batch
+
+    def _read(self, done: set[Any], numbered: tuple[int, Mapping[str, Any]]) -> Picture | _Unusable | None:
+        """Read and prepare the image of a row; return None if it is done."""
+        index, row = numbered
         if "image" not in row:
             raise ValueError(f"Row {index} has no 'image' but {printable(', '.join(row))}; give rows with images.")
         image_id = row.get("image_id", index)
         if image_id in done:
-            continue
-        try:
-            batch.append(Picture(image_id, _read(row["image"]), row))
+            return None
         # In bulk work one broken image, whatever exception it causes, must not stop the others.
+        try:
+            image = _read(row["image"])
+            return Picture(image_id, image.size, prepare_image(self.processor, image, self.device), row)
         except Exception as error:
-            record_failure(image_id, error, results, store)
-        if len(batch) == batch_size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+            return _Unusable(image_id, error)
+
+
+@dataclass(frozen=True)
+class _Unusable:
+    """An image that cannot be read, or that the processor rejects, and the reason."""
+
+    image_id: Any
+    error: Exception
 
 
 def start_results(store: PredictionFile | None) -> Predictions:
     """Return the predictions that the store already holds. Its failed images are left out, so they are tried again."""
     return Predictions() if store is None else Predictions(dict(store.header), list(store.earlier.images))
-
-
-def prepare_images(processor: Any, batch: list[Picture], results: Predictions, store: PredictionFile | None) -> Any:
-    """Return the model's image inputs for a batch, after removing images that the processor rejects.
-
-    Args:
-        processor: The model's processor.
-        batch: Images to prepare; rejected ones are removed from this list.
-        results: Predictions that rejected images are recorded in, under `failed`.
-        store: File that rejected images are also recorded in.
-    """
-    try:
-        return processor(images=[item.image for item in batch])
-    except (TypeError, ValueError):
-        for item in list(batch):
-            try:
-                processor(images=[item.image])
-            except (TypeError, ValueError) as error:
-                batch.remove(item)
-                record_failure(item.image_id, error, results, store)
-        return processor(images=[item.image for item in batch]) if batch else None
 
 
 def record(entry: dict[str, Any], results: Predictions, store: PredictionFile | None) -> None:
