@@ -273,6 +273,29 @@ def picture_without_boxes(data):
     data.content["annotations"] = [box for box in data.content["annotations"] if box["image_id"] != image["id"]]
 
 
+def name_with_a_comma(data):
+    data.rng.choice(data.content["categories"])["name"] += ", small"
+
+
+def crowd_in_words(data):
+    data.box["iscrowd"] = "yes"
+
+
+def box_of_fractions(data):
+    data.box["bbox"][2] = 1e-4
+
+
+def absent_names_under_another_key(data):
+    data.image["negative_names"] = ["cat"]
+
+
+def absent_name_that_has_a_box(data):
+    box = data.box
+    names = {entry["id"]: entry["name"] for entry in data.content["categories"]}
+    image = next(image for image in data.content["images"] if image["id"] == box["image_id"])
+    image["neg_names"] = [names[box["category_id"]]]
+
+
 # Each mistake and the kind of finding that names it.
 MISTAKES = {
     flipped_sizes: "wrong sizes",
@@ -319,6 +342,11 @@ MISTAKES = {
     copies_of_a_photograph_in_two_splits: "shared photographs",
     box_marked_twice: "repeated boxes",
     picture_without_boxes: "images without boxes",
+    name_with_a_comma: "names with separators",
+    crowd_in_words: "odd crowd marks",
+    box_of_fractions: "thin boxes",
+    absent_names_under_another_key: "unread absent names",
+    absent_name_that_has_a_box: "contradicting absent names",
 }
 
 
