@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from PIL import Image
 
 from ..error_text import reason
-from ..model.box_ops import box_scale
-from ..model.grounded_results import LabelledRow, ScoredRow, Selection
 from ..model.label_faults import warn_of_labels
 from ..model.picture_limits import PictureError
 from ..model.picture_pixels import load_image
 from ..model.pipeline_inputs import is_picture
-from ..model.prompt_groups import features_of_rows, rows_at_once
 from ..model.remote_pictures import downloaded
 from ..model.text_prompt import Prompt
 from .detections import Detections
 from .loading import DTYPES, fitted, load_pair, usable_device
+from .phrase_grounding import Chunker, ground
+from .prompt_passes import Asked, Options, run_prompts
 from .stages import in_batches
 from .text_features import TextFeatureStore
+from .tiles import OVERLAP, merge_tiles, tile_areas
 from .vocabulary import EncodedTexts, Labels, Vocabulary
-
-THRESHOLD = 0.3
-"""Score that detections must exceed by default."""
 
 
 class DetectionError(ValueError):
@@ -41,46 +38,6 @@ class DetectionError(ValueError):
     def __init__(self, source: Any, why: str) -> None:
         super().__init__(why)
         self.source = source
-
-
-@dataclass(frozen=True)
-class Options:
-    """Which boxes become detections.
-
-    Attributes:
-        threshold: Score that detections must exceed, 0..1; labels may have thresholds of their own in the vocabulary.
-        text_threshold: Lowest score of a label's best token, 0..1.
-        nms_threshold: IoU in 0..1 above which the lower-scoring of two boxes of one label is dropped; None keeps both.
-        class_agnostic_nms: Whether boxes of different labels also suppress each other.
-        top_k: Largest number of detections in a picture; None keeps all.
-        multi_label: Whether one box may have several labels, each with its own score.
-        score: How a label's score follows from those of its tokens: "max", or "mean" as in COCO evaluations.
-    """
-
-    threshold: float = THRESHOLD
-    text_threshold: float = 0.0
-    nms_threshold: float | None = None
-    class_agnostic_nms: bool = False
-    top_k: int | None = None
-    multi_label: bool = False
-    score: Literal["max", "mean"] = "max"
-
-    def selection(self, vocabulary: Vocabulary) -> Selection:
-        """Return the rule by which a vocabulary's scores become detections.
-
-        Raises:
-            ValueError: A value is out of its range.
-        """
-        return Selection(
-            vocabulary.thresholds(self.threshold),
-            self.text_threshold,
-            self.score,
-            self.multi_label,
-            self.nms_threshold,
-            self.class_agnostic_nms,
-            self.top_k,
-            "mean" if vocabulary.combine == "mean" else "max",
-        )
 
 
 class Detector:
@@ -181,6 +138,8 @@ class Detector:
         *,
         negative: Labels = (),
         batch_size: int = 1,
+        tiles: int | None = None,
+        overlap: float = OVERLAP,
         **options: Any,
     ) -> Any:
         """Detect objects in one picture or several.
@@ -189,7 +148,10 @@ class Detector:
             images: One picture (path, http(s) address, bytes, PIL image, array, tensor, open file) or a list of them.
             labels: A vocabulary, or labels in any form that `Vocabulary` takes.
             negative: Labels that compete for boxes but are left out; only with labels that are not a vocabulary.
-            batch_size: Number of pictures in one forward pass. Pictures of like shape are put together.
+            batch_size: Number of pictures or tiles in one forward pass. Pictures of like shape are put together.
+            tiles: Side in pixels of overlapping tiles in which larger pictures are looked at beside the whole; None
+                looks at the whole alone.
+            overlap: Part of a tile's side that it shares with its neighbour, in [0, 1).
             **options: Fields of `Options`: `threshold`, `nms_threshold`, `top_k` and so on.
 
         Returns:
@@ -203,7 +165,7 @@ class Detector:
         single = is_picture(images)
         sources = [images] if single else list(images)
         pictures = [_read(source) for source in sources]
-        run = self._prepared(vocabulary, _options(options))
+        run = self._prepared(vocabulary, Options.of(options), tiles, overlap, _at_least_one(batch_size))
         found: list[Detections | None] = [None] * len(pictures)
         order = sorted(range(len(pictures)), key=lambda place: pictures[place].width / pictures[place].height)
         for start in range(0, len(order), _at_least_one(batch_size)):
@@ -221,6 +183,8 @@ class Detector:
         *,
         negative: Labels = (),
         batch_size: int = 1,
+        tiles: int | None = None,
+        overlap: float = OVERLAP,
         readers: int = 1,
         ahead: int = 4,
         **options: Any,
@@ -233,7 +197,9 @@ class Detector:
             images: Pictures in any form that a call takes; a generator is read as it is needed.
             labels: A vocabulary, or labels in any form that `Vocabulary` takes.
             negative: Labels that compete for boxes but are left out; only with labels that are not a vocabulary.
-            batch_size: Number of pictures in one forward pass.
+            batch_size: Number of pictures or tiles in one forward pass.
+            tiles: Side of tiles in pixels, as in a call.
+            overlap: Part of a tile's side that it shares with its neighbour, as in a call.
             readers: Number of threads that read pictures.
             ahead: Number of pictures that are read before they are needed.
             **options: Fields of `Options`.
@@ -246,8 +212,54 @@ class Detector:
             ValueError: A label cannot be used.
         """
         vocabulary = _as_vocabulary(labels, {"negative": negative} if len(negative) > 0 else {})
-        run = self._prepared(vocabulary, _options(options))
+        run = self._prepared(vocabulary, Options.of(options), tiles, overlap, _at_least_one(batch_size))
         return self._stream(images, run, _at_least_one(batch_size), readers, max(ahead, batch_size))
+
+    def ground(
+        self,
+        image: Any,
+        caption: str,
+        *,
+        spans: Sequence[Any] | None = None,
+        chunker: Chunker | None = None,
+        **options: Any,
+    ) -> Detections:
+        """Find the boxes of each phrase of a caption. The whole caption is the prompt, as in phrase grounding.
+
+        Args:
+            image: One picture in any form that a call takes.
+            caption: A text such as "a man riding a horse on the beach".
+            spans: (start, end) characters of each phrase, or a list of such pairs for a phrase in several parts; None
+                finds the noun phrases.
+            chunker: Function from the caption to the (start, end) characters of its noun phrases; None for
+                `gdino_hf.detection.phrase_grounding.noun_phrases`.
+            **options: Fields of `Options`. A box may have several phrases.
+
+        Returns:
+            `Detections` whose `names` are the phrases, with `spans`, `token_scores` and `caption`, best first.
+
+        Raises:
+            ValueError: The picture or the caption cannot be used, or a span is not of the caption.
+        """
+        picture, choice = _read(image), Options.of(options)
+        return ground(self.model, self.processor, self.texts, picture, image, caption, spans, chunker, choice)
+
+    def refer(self, image: Any, expression: str, score: Literal["max", "mean"] = "max") -> Detections:
+        """Find the one box that an expression such as "the cup left of the lamp" refers to.
+
+        Args:
+            image: One picture in any form that a call takes.
+            expression: The text, all of which is one phrase.
+            score: How the box's score follows from those of the tokens: "max", as published for referring expressions,
+                or "mean".
+
+        Returns:
+            `Detections` with one box, however low its score is.
+
+        Raises:
+            ValueError: The picture or the expression cannot be used.
+        """
+        return self.ground(image, expression, spans=[(0, len(expression))], threshold=0.0, top_k=1, score=score)
 
     def _stream(
         self, images: Iterable[Any], run: Any, batch_size: int, readers: int, ahead: int
@@ -255,15 +267,37 @@ class Detector:
         for batch in in_batches(_attempt, images, batch_size, readers, ahead):
             yield from _run_safely(run, batch)
 
-    def _prepared(self, vocabulary: Vocabulary, options: Options) -> Callable[..., list[Detections]]:
-        """Return a function from pictures and their sources to detections, with all labels checked."""
-        prompt, given = self._prompt(vocabulary), self._given(vocabulary)
-        select = options.selection(vocabulary)
+    def _prepared(
+        self, vocabulary: Vocabulary, options: Options, tiles: int | None, overlap: float, batch_size: int
+    ) -> Callable[..., list[Detections]]:
+        """Return a function from pictures and their sources to detections, with all labels and options checked."""
+        asked = Asked(
+            vocabulary.labels,
+            self._prompt(vocabulary).chunks,
+            options.selection(vocabulary),
+            given=self._given(vocabulary),
+            colors=vocabulary.colors,
+        )
+        run = partial(run_prompts, self.model, self.processor, self.texts, asked)
+        if tiles is None:
+            return run
+        tile_areas((1, 1), tiles, overlap)
 
-        def run(pictures: list[Image.Image], sources: Sequence[Any]) -> list[Detections]:
-            return self._run(pictures, sources, vocabulary, prompt, given, select)
+        def run_tiled(pictures: Sequence[Image.Image], sources: Sequence[Any]) -> list[Detections]:
+            found = []
+            for picture, whole in zip(pictures, run(pictures, sources), strict=True):
+                areas = tile_areas(picture.size, tiles, overlap)
+                if len(areas) > 1:
+                    parts: list[Detections] = []
+                    for start in range(0, len(areas), batch_size):
+                        crops = [picture.crop(area) for area in areas[start : start + batch_size]]
+                        parts += run(crops, [None] * len(crops))
+                    merged = merge_tiles(list(zip(areas, parts, strict=True)), whole, options.class_agnostic_nms)
+                    whole = merged if options.top_k is None else merged[: options.top_k]
+                found.append(whole)
+            return found
 
-        return run
+        return run_tiled
 
     def _prompt(self, vocabulary: Vocabulary) -> Prompt:
         prompt = vocabulary.prompt(self.processor.tokenizer, self.processor.max_text_len)
@@ -281,76 +315,6 @@ class Detector:
             )
         return vocabulary.encoded.features
 
-    @torch.inference_mode()
-    def _run(
-        self,
-        pictures: list[Image.Image],
-        sources: Sequence[Any],
-        vocabulary: Vocabulary,
-        prompt: Prompt,
-        given: Mapping[tuple[int, ...], torch.Tensor],
-        select: Selection,
-    ) -> list[Detections]:
-        inputs = self.processor(images=pictures).to(self.device)
-        features = self.model.get_image_features(inputs["pixel_values"], inputs["pixel_mask"], inputs["image_sizes"])
-        scored = [_Scored(select, len(vocabulary)) for _ in pictures]
-        per_pass = max(1, rows_at_once(features) // len(pictures))
-        for start in range(0, len(prompt.chunks), per_pass):
-            chunks = prompt.chunks[start : start + per_pass]
-            texts = self.texts.stacked([chunk.input_ids for chunk in chunks], given)
-            rows, images = features, None
-            if len(chunks) > 1:
-                # Row i * P + j is picture i with prompt j.
-                pairs = torch.cartesian_prod(torch.arange(len(pictures)), torch.arange(len(chunks))).to(self.device)
-                images = pairs[:, 0]
-                rows = features_of_rows(features, images)
-                texts = type(texts)(**{name: x.index_select(0, pairs[:, 1]) for name, x in texts.items()})
-            outputs = self.model(image_features=rows, text_features=texts)
-            logits = outputs.logits.unflatten(0, (len(pictures), len(chunks)))
-            boxes = outputs.pred_boxes.unflatten(0, (len(pictures), len(chunks)))
-            for image, of_image in enumerate(scored):
-                for place, chunk in enumerate(chunks):
-                    row = LabelledRow(image, chunk.label_indices, chunk.spans)
-                    of_image.add(logits[image, place], boxes[image, place], row)
-        scale = box_scale(
-            [(picture.height, picture.width) for picture in pictures],
-            outputs.pred_boxes[:1].expand(len(pictures), -1, -1),
-        )
-        return [
-            of_image.detections(vocabulary, scale[image], pictures[image].size, _name(sources[image]))
-            for image, of_image in enumerate(scored)
-        ]
-
-
-class _Scored:
-    """The results of one picture so far, prompt by prompt, so that memory does not grow with the number of labels."""
-
-    def __init__(self, select: Selection, num_labels: int) -> None:
-        self.select, self.num_labels = select, num_labels
-        self.parts: list[dict[str, torch.Tensor]] = []
-        self.presence: dict[int, torch.Tensor] = {}
-
-    def add(self, logits: torch.Tensor, boxes: torch.Tensor, row: LabelledRow) -> None:
-        found: ScoredRow = self.select.scored(logits, row)
-        self.parts.append(self.select.select(found, boxes, self.num_labels))
-        self.presence |= dict(zip(found.labels.tolist(), found.scores.amax(0).tolist(), strict=True))
-
-    def detections(
-        self, vocabulary: Vocabulary, scale: torch.Tensor, size: tuple[int, int], source: str | None
-    ) -> Detections:
-        labels = vocabulary.labels
-        found = self.select.merged(self.parts, labels, scale, scale)
-        return Detections(
-            found["boxes"].cpu().numpy(),
-            found["scores"].cpu().numpy(),
-            found["labels"].cpu().numpy(),
-            labels,
-            size,
-            presence={label: float(self.presence[index]) for index, label in enumerate(labels)},
-            source=source,
-            colors=vocabulary.colors,
-        )
-
 
 def _as_vocabulary(labels: Labels | Vocabulary, options: Mapping[str, Any]) -> Vocabulary:
     if not isinstance(labels, Vocabulary):
@@ -358,13 +322,6 @@ def _as_vocabulary(labels: Labels | Vocabulary, options: Mapping[str, Any]) -> V
     if options:
         raise TypeError(f"{', '.join(options)} cannot be given beside a Vocabulary; make it with them.")
     return labels
-
-
-def _options(given: Mapping[str, Any]) -> Options:
-    unknown = sorted(set(given) - set(Options.__dataclass_fields__))
-    if unknown:
-        raise TypeError(f"There is no option {unknown[0]!r}; choose {', '.join(Options.__dataclass_fields__)}.")
-    return Options(**given)
 
 
 def _at_least_one(batch_size: int) -> int:
@@ -407,13 +364,6 @@ def _run_safely(run: Any, batch: Sequence[tuple[Any, Any]]) -> Iterator[tuple[An
     finished = iter(results)
     for source, picture in batch:
         yield source, next(finished) if isinstance(picture, Image.Image) else picture
-
-
-def _name(source: Any) -> str | None:
-    """Return the name of an input, if it has one."""
-    if isinstance(source, str):
-        return source if len(source) < 1000 else None
-    return os.fspath(source) if isinstance(source, os.PathLike) else getattr(source, "filename", None) or None
 
 
 def _processor_of(model: Any) -> Any:

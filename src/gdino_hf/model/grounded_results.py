@@ -190,7 +190,9 @@ class Selection:
             for index, row in enumerate(labelled.rows)
             if row.image == image and row.spans
         ]
-        return self.merged(parts, labelled.labels[image], scale, outputs.pred_boxes)
+        found = self.merged(parts, labelled.labels[image], scale, outputs.pred_boxes)
+        del found["queries"]
+        return found
 
     def scored(self, logits: Tensor, row: LabelledRow) -> ScoredRow:
         """Compute the scores of one prompt's labels.
@@ -230,7 +232,7 @@ class Selection:
             num_positives: Number of labels that may appear in results.
 
         Returns:
-            "scores", "labels" and "boxes" (xyxy in [0, 1]) of the results.
+            "scores", "labels", "boxes" (xyxy in [0, 1]) and "queries" (the query's index) of the results.
         """
         labels, scores, peaks = found.labels, found.scores, found.peaks
         positive = labels < num_positives
@@ -249,6 +251,7 @@ class Selection:
             "scores": scores[query, column],
             "labels": labels[column],
             "boxes": cxcywh_to_xyxy(boxes.float()[query]),
+            "queries": query,
         }
 
     def merged(
@@ -263,11 +266,12 @@ class Selection:
             like: Any tensor on the device of the results.
 
         Returns:
-            "scores", "boxes", "text_labels" and "labels".
+            "scores", "boxes", "text_labels", "labels" and "queries".
         """
         if not parts:
             nothing = torch.empty(0, device=like.device)
-            parts = [{"scores": nothing, "labels": nothing.long(), "boxes": nothing.view(0, 4)}]
+            numbers = {"labels": nothing.long(), "queries": nothing.long()}
+            parts = [{"scores": nothing, "boxes": nothing.view(0, 4), **numbers}]
         found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         if scale is not None:
             found["boxes"] = found["boxes"] * scale
@@ -278,10 +282,11 @@ class Selection:
                 keep = batched_nms(found["boxes"], found["scores"], found["labels"], self.nms_threshold)
             found = {name: value[keep] for name, value in found.items()}
         order = found["scores"].argsort(descending=True, stable=True)[: self.top_k]
-        numbers = found["labels"][order]
+        picked = found["labels"][order]
         return {
             "scores": found["scores"][order],
             "boxes": found["boxes"][order],
-            "text_labels": [labels[index] for index in numbers.tolist()],
-            "labels": numbers,
+            "text_labels": [labels[index] for index in picked.tolist()],
+            "labels": picked,
+            "queries": found["queries"][order],
         }

@@ -1,0 +1,216 @@
+"""Forward passes of a batch of pictures over all prompts, and from their outputs to detections."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..model.box_ops import box_scale
+from ..model.grounded_results import LabelledRow, Selection
+from ..model.prompt_groups import features_of_rows, rows_at_once
+from ..model.text_prompt import PromptChunk
+from .detections import Detections
+from .text_features import TextFeatureStore, Tokens
+from .vocabulary import Vocabulary
+
+THRESHOLD = 0.3
+"""Score that detections must exceed by default."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which boxes become detections.
+
+    Attributes:
+        threshold: Score that detections must exceed, 0..1; labels may have thresholds of their own in the vocabulary.
+        text_threshold: Lowest score of a label's best token, 0..1.
+        nms_threshold: IoU in 0..1 above which the lower-scoring of two boxes of one label is dropped; None keeps both.
+        class_agnostic_nms: Whether boxes of different labels also suppress each other.
+        top_k: Largest number of detections in a picture; None keeps all.
+        multi_label: Whether one box may have several labels, each with its own score.
+        score: How a label's score follows from those of its tokens: "max", or "mean" as in COCO evaluations.
+    """
+
+    threshold: float = THRESHOLD
+    text_threshold: float = 0.0
+    nms_threshold: float | None = None
+    class_agnostic_nms: bool = False
+    top_k: int | None = None
+    multi_label: bool = False
+    score: Literal["max", "mean"] = "max"
+
+    def selection(self, vocabulary: Vocabulary) -> Selection:
+        """Return the rule by which a vocabulary's scores become detections.
+
+        Raises:
+            ValueError: A value is out of its range.
+        """
+        return self.rule(vocabulary.thresholds(self.threshold), "mean" if vocabulary.combine == "mean" else "max")
+
+    def rule(self, thresholds: Tensor, phrases: Literal["max", "mean"]) -> Selection:
+        """Return the rule for labels with these thresholds (N,), whose phrases are combined as given."""
+        return Selection(
+            thresholds,
+            self.text_threshold,
+            self.score,
+            self.multi_label,
+            self.nms_threshold,
+            self.class_agnostic_nms,
+            self.top_k,
+            phrases,
+        )
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Options:
+        """Return the options of a call.
+
+        Raises:
+            TypeError: There is no option of a given name.
+        """
+        unknown = sorted(set(given) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise TypeError(f"There is no option {unknown[0]!r}; choose {', '.join(cls.__dataclass_fields__)}.")
+        return cls(**given)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to look for, ready for a model.
+
+    Attributes:
+        names: Labels that results may carry; label indices from `len(names)` on are negative labels.
+        chunks: The prompts.
+        select: Rule by which scores become detections.
+        given: Text features that were computed before, by the tokens of a prompt.
+        colors: "#rrggbb" of labels that have a colour of their own.
+    """
+
+    names: tuple[str, ...]
+    chunks: tuple[PromptChunk, ...]
+    select: Selection
+    given: Mapping[Tokens, Tensor] = field(default_factory=dict)
+    colors: Mapping[str, str] = field(default_factory=dict)
+
+
+class ScoredPicture:
+    """The results of one picture so far, prompt by prompt, so that memory does not grow with the number of labels.
+
+    Attributes:
+        found: After `finish`, the picture's results as `Selection.merged` returns them.
+        logits: (Q, T) token logits of the latest prompt.
+    """
+
+    def __init__(self, asked: Asked, size: tuple[int, int], source: Any) -> None:
+        self.asked, self.size, self.source = asked, size, source
+        self.found: dict[str, Any] = {}
+        self.logits: Tensor | None = None
+        self._parts: list[dict[str, Tensor]] = []
+        self._presence: dict[int, float] = {}
+
+    def add(self, logits: Tensor, boxes: Tensor, row: LabelledRow) -> None:
+        """Add the outputs of one prompt: logits (Q, T) and boxes (Q, 4) cxcywh in [0, 1]."""
+        found = self.asked.select.scored(logits, row)
+        self._parts.append(self.asked.select.select(found, boxes, len(self.asked.names)))
+        self._presence |= dict(zip(found.labels.tolist(), found.scores.amax(0).tolist(), strict=True))
+        self.logits = logits
+
+    def finish(self, scale: Tensor) -> None:
+        """Merge the results of all prompts; `scale` (4,) has the factors from 0..1 to pixels."""
+        self.found = self.asked.select.merged(self._parts, self.asked.names, scale, scale)
+        self._parts = []
+
+    def detections(self, **values: Any) -> Detections:
+        """Return the picture's detections; `values` are further attributes of `Detections`."""
+        return Detections(
+            self.found["boxes"].cpu().numpy(),
+            self.found["scores"].cpu().numpy(),
+            self.found["labels"].cpu().numpy(),
+            self.asked.names,
+            self.size,
+            presence={name: self._presence[index] for index, name in enumerate(self.asked.names)},
+            source=name_of(self.source),
+            colors=self.asked.colors,
+            **values,
+        )
+
+
+def run_prompts(
+    model: Any,
+    processor: Any,
+    texts: TextFeatureStore,
+    asked: Asked,
+    pictures: Sequence[Image.Image],
+    sources: Sequence[Any],
+) -> list[Detections]:
+    """Detect in a batch of pictures.
+
+    Args:
+        model: A `GDinoForObjectDetection`.
+        processor: Its processor.
+        texts: Store of its text features.
+        asked: What to look for.
+        pictures: Upright RGB pictures, at least one.
+        sources: Where each came from.
+
+    Returns:
+        Detections of each picture, best first.
+    """
+    return [scored.detections() for scored in score_pictures(model, processor, texts, asked, pictures, sources)]
+
+
+@torch.inference_mode()
+def score_pictures(
+    model: Any,
+    processor: Any,
+    texts: TextFeatureStore,
+    asked: Asked,
+    pictures: Sequence[Image.Image],
+    sources: Sequence[Any],
+) -> list[ScoredPicture]:
+    """Run a batch of pictures over all prompts; arguments as for `run_prompts`.
+
+    The image backbone runs once. Each further pass has as many prompts as `rows_at_once` allows.
+
+    Returns:
+        The finished results of each picture.
+    """
+    inputs = processor(images=list(pictures)).to(model.device)
+    features = model.get_image_features(inputs["pixel_values"], inputs["pixel_mask"], inputs["image_sizes"])
+    scored = [ScoredPicture(asked, picture.size, source) for picture, source in zip(pictures, sources, strict=True)]
+    per_pass = max(1, rows_at_once(features) // len(pictures))
+    for start in range(0, len(asked.chunks), per_pass):
+        chunks = asked.chunks[start : start + per_pass]
+        shape = (len(pictures), len(chunks))
+        text_features: Any = texts.stacked([chunk.input_ids for chunk in chunks], asked.given)
+        rows = features
+        if len(chunks) > 1:
+            # Row i * P + j is picture i with prompt j.
+            image, prompt = (
+                x.flatten().to(model.device) for x in torch.meshgrid(*map(torch.arange, shape), indexing="ij")
+            )
+            rows = features_of_rows(features, image)
+            text_features = type(text_features)(**{name: x[prompt] for name, x in text_features.items()})
+        outputs = model(image_features=rows, text_features=text_features)
+        logits, boxes = outputs.logits.unflatten(0, shape), outputs.pred_boxes.unflatten(0, shape)
+        for place, of_picture in enumerate(scored):
+            for number, chunk in enumerate(chunks):
+                row = LabelledRow(place, chunk.label_indices, chunk.spans)
+                of_picture.add(logits[place, number], boxes[place, number], row)
+    sizes = [(picture.height, picture.width) for picture in pictures]
+    scales = box_scale(sizes, torch.empty(len(pictures), 0, 4, device=model.device))
+    for of_picture, scale in zip(scored, scales, strict=True):
+        of_picture.finish(scale)
+    return scored
+
+
+def name_of(source: Any) -> str | None:
+    """Return the name of an input, if it has one."""
+    if isinstance(source, str):
+        return source if len(source) < 1000 else None
+    return os.fspath(source) if isinstance(source, os.PathLike) else getattr(source, "filename", None) or None
