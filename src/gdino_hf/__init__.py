@@ -28,6 +28,7 @@ _HOMES = {
     "Detector": "detection.detector_engine",
     "Detections": "detection.detections",
     "Vocabulary": "detection.vocabulary",
+    "drop_in": "integrations.replacement",
     "use_fast_attention": "acceleration",
 }
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from .detection.detections import Detections as Detections
     from .detection.detector_engine import Detector as Detector
     from .detection.vocabulary import Vocabulary as Vocabulary
+    from .integrations.replacement import drop_in as drop_in
     from .model.configuration_gdino import GDinoConfig as GDinoConfig
     from .model.image_processing_gdino import GDinoImageProcessor as GDinoImageProcessor
     from .model.modeling_gdino import GDinoForObjectDetection as GDinoForObjectDetection
