@@ -13,6 +13,7 @@ from gdino_hf.model.printable import printable
 from .detect_stages import detect_all
 from .detector import Detector, add_dtype
 from .errors import INTERRUPTED, OutputError, UsageError
+from .format_option import FormatFiles, add_format
 from .inputs import ImageInput, collect_images, read_labels
 from .numbers import fraction, positive
 from .progress_file import ProgressFile, folder_stamp
@@ -72,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder for the annotated pictures (default: %(default)s)",
     )
+    add_format(parser)
     parser.add_argument("--json", type=Path, metavar="PATH", help="file for the results (default: DIR/detections.json)")
     parser.add_argument(
         "--restart",
@@ -117,14 +119,18 @@ def run(args: argparse.Namespace) -> int:
         "images": [],
         "failed": [],
     }
+    format_files = FormatFiles(args.format, args.out, labels)
     progress, earlier = _earlier_progress(args, json_path, report, images)
     # If there is no image to detect anything in, saying so needs no model.
     to_do = any(image.error is None and image.source not in earlier for image in images)
     detector = _load(args, labels, negative_labels) if to_do else None
     report_file = _prepare_output(args.out, json_path, images)
+    written: list[str] = []
     try:
         report["finished"] = detect_all(args, detector, images, earlier, report, report_file, progress)
         report_file.write(report)
+        if report["finished"]:
+            written = format_files.write(report)
     except OSError as error:
         raise OutputError(
             f"{json_path}: the results cannot be written ({reason(error, name_file=True)}); make room and repeat the "
@@ -136,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
         progress.close(finished=True)
     print(_table(report["images"]))
     print(f"\n{_count(report)}")
-    print(f"results: {printable(json_path)}")
+    print("\n".join([f"results: {printable(json_path)}", *written]))
     if not report["finished"]:
         print("stopped; the results so far are written, and the same command goes on from there", file=sys.stderr)
         return INTERRUPTED

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..model.text_prompt import shorten
+from .detection_formats import DetectionFormats
 
 _PER_BOX = ("boxes", "scores", "labels", "masks", "track_ids", "token_scores", "spans")
 
@@ -23,7 +24,7 @@ class Detection(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Detections:
+class Detections(DetectionFormats):
     """What was found in one picture.
 
     Boxes lie within the picture: a side that a model places outside is moved to the edge.

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..detection.spreadsheet_cells import harmless_cell
 from ..model.image_processing_gdino import load_image
 from ..whole_files import whole_file, write_whole_text
 from .box_map import BoxMap, evaluate_boxes
@@ -23,10 +24,6 @@ from .prediction_file import Predictions
 
 PROTOCOLS = ("coco", "lvis", "phrases", "referring")
 _MOSAIC_IMAGES = 8
-# Characters that make a spreadsheet take a cell for a formula, the last four in East Asian versions. Spaces before them
-# change nothing in some programs.
-_FORMULA_STARTS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-_SPREADSHEET_CONTROLS = ("\t", "\r", "\n")
 
 
 @dataclass
@@ -157,15 +154,8 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) 
         unfinished.open("w", newline="", encoding="utf-8", errors="backslashreplace") as f,
     ):
         writer = csv.writer(f)
-        writer.writerow([_harmless(value) for value in header])
-        writer.writerows([_harmless(value) for value in row] for row in rows)
-
-
-def _harmless(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    is_formula = value.startswith(_SPREADSHEET_CONTROLS) or value.lstrip().startswith(_FORMULA_STARTS)
-    return f"'{value}" if is_formula else value
+        writer.writerow([harmless_cell(value) for value in header])
+        writer.writerows([harmless_cell(value) for value in row] for row in rows)
 
 
 def unique_names(labels: Sequence[str]) -> list[str]:
