@@ -29,6 +29,7 @@ _HOMES = {
     "Detections": "detection.detections",
     "Vocabulary": "detection.vocabulary",
     "drop_in": "integrations.replacement",
+    "fit_thresholds": "detection.thresholds",
     "use_fast_attention": "acceleration",
 }
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from .data.collator import GDinoDataCollator as GDinoDataCollator
     from .detection.detections import Detections as Detections
     from .detection.detector_engine import Detector as Detector
+    from .detection.thresholds import fit_thresholds as fit_thresholds
     from .detection.vocabulary import Vocabulary as Vocabulary
     from .integrations.replacement import drop_in as drop_in
     from .model.configuration_gdino import GDinoConfig as GDinoConfig
