@@ -133,11 +133,11 @@ def label_studio_config(names: Sequence[str], from_name: str = "label", to_name:
 def fiftyone_rows(found: Any) -> list[dict[str, Any]]:
     """Return `Detections` as arguments of `fiftyone.Detection`; see `Detections.to_fiftyone`."""
     say_left_out(found, "FiftyOne's rows", "masks", "spans")
-    scores = decimal(found.scores).tolist()
-    rows = []
-    for place, box in enumerate(_relative(found, 1.0, 6).tolist()):
-        row = {"label": found.text_labels[place], "bounding_box": box, "confidence": scores[place]}
-        rows.append(row if found.track_ids is None else {**row, "index": int(found.track_ids[place])})
+    columns = zip(found.text_labels, _relative(found, 1.0, 6).tolist(), decimal(found.scores).tolist(), strict=True)
+    rows = [{"label": label, "bounding_box": box, "confidence": score} for label, box, score in columns]
+    if found.track_ids is not None:
+        for row, track in zip(rows, found.track_ids.tolist(), strict=True):
+            row["index"] = track
     return rows
 
 

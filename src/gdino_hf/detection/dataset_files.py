@@ -33,10 +33,12 @@ class DataSetFiles:
     ```python
     with DataSetFiles("found", ["coco", "yolo"], labels) as files:
         for path, found in detector.stream(paths, labels):
-            files.add(found)
+            if isinstance(found, Detections):
+                files.add(found)
     ```
 
-    The files appear in the folder when the block ends; if it ends with an exception, earlier files stay as they are.
+    The files appear in the folder when the block ends, in place of earlier ones; if it ends with an exception, earlier
+    files stay as they are.
 
     Args:
         folder: Folder of the files, which is made.
@@ -275,17 +277,21 @@ class _Parquet(_Writer):
         unfinished = stack.enter_context(whole_file(folder / self.place))
         self._file = stack.enter_context(parquet.ParquetWriter(unfinished, self._schema))
         self._tables: list[Any] = []
+        self._waiting = 0
 
     def add(self, found: Any, name: str, number: int) -> None:
+        if len(found) == 0:
+            return
         self._tables.append(table_exchange.arrow_table(found, name).replace_schema_metadata(self._schema.metadata))
-        if sum(table.num_rows for table in self._tables) >= _ROW_GROUP:
+        self._waiting += len(found)
+        if self._waiting >= _ROW_GROUP:
             self.finish()
 
     def finish(self) -> None:
         arrow = kept_library("pyarrow", "Parquet files need")
         if self._tables:
             self._file.write_table(arrow.concat_tables(self._tables))
-        self._tables = []
+        self._tables, self._waiting = [], 0
 
 
 class _HuggingFace(_Writer):
