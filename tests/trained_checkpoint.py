@@ -25,7 +25,7 @@ LABELS = ["a cat", "a remote control"]
 COLORS = {"a cat": (220, 30, 30), "a remote control": (30, 60, 230)}
 BOXES = {"a cat": (10, 6, 24, 20), "a remote control": (52, 30, 36, 28)}
 """(x, y, width, height) in pixels of what each label names in the picture."""
-STEPS = 60
+STEPS = 100
 KINDS = {
     "grounding-dino": (GroundingDinoConfig, GroundingDinoForObjectDetection),
     "mm-grounding-dino": (MMGroundingDinoConfig, MMGroundingDinoForObjectDetection),

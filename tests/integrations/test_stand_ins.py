@@ -101,6 +101,39 @@ def test_text_threshold_drops_no_box_as_in_transformers(ours, theirs, found):
     assert sorted(result["labels"]) == LABELS
 
 
+def test_labels_are_written_as_they_were_given(ours, theirs, their_checkpoint, learned_picture):
+    """Tools compare them with the labels they asked for: SAHI drops a box whose label is "t - shirt" for "t-shirt"."""
+    model = GroundingDinoForObjectDetection.from_pretrained(their_checkpoint).eval()
+    image, labels = Image.open(learned_picture), ["A cat", "star-hat", "the sword, a dog", "the dog. hat", "a cat, on"]
+    inputs = ours(images=[image, image], text=[labels, ["a remote control"]], return_tensors="pt")
+    with torch.no_grad():
+        outputs = model(**inputs)
+    low = {"threshold": 0.0, "target_sizes": [(64, 96)] * 2}
+    first, second = ours.post_process_grounded_object_detection(outputs, inputs.input_ids, **low)
+    assert set(first["labels"]) <= {label.lower() for label in labels}
+    assert set(second["labels"]) == {"a remote control"}
+    # Prompts that it did not make are read from the tokens.
+    fresh = GroundingDinoProcessor(ours.image_processor, ours.tokenizer)
+    first, second = fresh.post_process_grounded_object_detection(outputs, inputs.input_ids, **low)
+    assert set(first["labels"]) <= {
+        "a cat",
+        "star - hat",
+        "the sword, a dog",
+        "a cat, on",
+        "the dog hat",
+        "the dog",
+        "hat",
+    }
+    assert set(second["labels"]) == {"a remote control"}
+
+
+def test_few_prompts_are_kept(ours):
+    processor = GroundingDinoProcessor(ours.image_processor, ours.tokenizer)
+    for number in range(300):
+        processor._keep((number,), ["a cat"])
+    assert list(processor._words_of_tokens) == [(number,) for number in range(44, 300)]
+
+
 def test_two_names_of_the_threshold_must_agree(ours, found):
     inputs, outputs = found
     with pytest.raises(ValueError, match="give one"):

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
@@ -50,9 +51,12 @@ class GroundingDinoForObjectDetection(_StandIn, GDinoForObjectDetection):
 class GroundingDinoProcessor(GDinoProcessor):
     """`GDinoProcessor` with the conventions of transformers' class.
 
-    Text is read as transformers reads it: only periods separate labels. "labels" of results are strings. Each is a
-    whole label, where transformers may return part of one or several joined together.
+    Text is read as transformers reads it: only periods separate labels. "labels" of results are strings in lower case.
+    Each is a whole label, where transformers may return part of one or several joined together, and is written as the
+    caller wrote it ("t-shirt"), where transformers joins its tokens ("t - shirt").
     """
+
+    _KEPT_PROMPTS = 256
 
     def __call__(self, images: Any = None, text: Any = None, *args: Any, **kwargs: Any) -> GDinoInputs:
         """Prepare images and labels for the model.
@@ -67,7 +71,11 @@ class GroundingDinoProcessor(GDinoProcessor):
         Returns:
             See `GDinoProcessor`.
         """
-        return super().__call__(images, _labels_of(text), *args, **kwargs)
+        inputs = super().__call__(images, _labels_of(text), *args, **kwargs)
+        for prompt in inputs.prompts or ():
+            for chunk in prompt.chunks:
+                self._keep(chunk.input_ids, [prompt.labels[index].lower() for index in chunk.label_indices])
+        return inputs
 
     def post_process_grounded_object_detection(  # type: ignore[override]
         self,
@@ -115,7 +123,27 @@ class GroundingDinoProcessor(GDinoProcessor):
             target_sizes=target_sizes,
             **kwargs,
         )
+        if getattr(input_ids, "prompts", None) is None:
+            for result, words in zip(results, self._words(outputs, input_ids), strict=False):
+                if words is not None:
+                    result["text_labels"] = [words[index] for index in result["labels"].tolist()]
         return [{**result, "labels": result["text_labels"]} for result in results]
+
+    def _keep(self, tokens: Sequence[int], words: list[str]) -> None:
+        """Remember the labels of a prompt, of which scripts keep only the tokens."""
+        # Not an argument of __init__, because transformers saves those.
+        kept = self.__dict__.setdefault("_words_of_tokens", {})
+        kept[tuple(tokens)] = words
+        while len(kept) > self._KEPT_PROMPTS:
+            kept.pop(next(iter(kept)), None)
+
+    def _words(self, outputs: Any, input_ids: Any) -> list[list[str] | None]:
+        """Return the labels of each row of logits, or None for a prompt that this processor did not make."""
+        ids = input_ids.get("input_ids") if isinstance(input_ids, Mapping) else input_ids
+        rows = torch.as_tensor(outputs.input_ids if ids is None else ids).tolist()
+        kept, pad = self.__dict__.get("_words_of_tokens", {}), self.tokenizer.pad_token_id
+        words = [kept.get(tuple(token for token in row if token != pad)) for row in rows]
+        return words * outputs.logits.shape[0] if len(words) == 1 else words
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is saved: the class of a saved processor is `GDinoProcessor`, as its model's type is `gdino`."""
