@@ -106,6 +106,15 @@ def test_supervision_reads_pascal_voc(tmp_path, pictures, photos, part):
     assert_same_boxes(data_set, there, photos)
 
 
+def test_the_pascal_voc_split_lists_every_picture(tmp_path, pictures):
+    write(tmp_path, ["voc"], pictures)
+    stems = (tmp_path / "voc" / "ImageSets" / "Main" / "train.txt").read_text(encoding="utf-8").splitlines()
+    assert stems == ["a", "sub/b", "empty", "dot"]
+    for stem, found in zip(stems, pictures, strict=True):
+        document = (tmp_path / "voc" / "Annotations" / f"{stem}.xml").read_text(encoding="utf-8")
+        assert Detections.from_voc(document, NAMES, found.source) == found
+
+
 def test_supervision_reads_createml(tmp_path, pictures, photos):
     sv = pytest.importorskip("supervision")
     if not hasattr(sv.DetectionDataset, "from_createml"):
@@ -170,6 +179,32 @@ def test_cvat_holds_every_picture(tmp_path, pictures):
     document = (tmp_path / "cvat.xml").read_text(encoding="utf-8")
     for found in pictures:
         assert Detections.from_cvat(document, found.source) == found
+
+
+def test_datumaro_which_imports_for_cvat_reads_the_same_boxes(tmp_path, pictures, photos):
+    """datumaro is not among the requirements of the tests, so this runs where someone installed it."""
+    datumaro = pytest.importorskip("datumaro.components.dataset")
+    write(tmp_path, ["cvat", "coco"], pictures[:2])
+    layouts = {
+        "cvat": (tmp_path / "cvat.xml", "train.xml", "images"),
+        "coco_instances": (tmp_path / "coco.json", "annotations/instances_default.json", "images/default"),
+    }
+    for name, (file, place, images) in layouts.items():
+        folder = tmp_path / name
+        (folder / place).parent.mkdir(parents=True)
+        file.rename(folder / place)
+        (folder / images).parent.mkdir(parents=True, exist_ok=True)
+        (folder / images).symlink_to(photos)
+        items = {item.id: item for item in datumaro.Dataset.import_from(str(folder), name)}
+        for found in pictures[:2]:
+            boxes = [
+                box for box in items[str(Path(found.source).with_suffix(""))].annotations if hasattr(box, "points")
+            ]
+            theirs = sorted_boxes([box.points for box in boxes], [NAMES[box.label] for box in boxes])
+            ours = sorted_boxes(found.boxes, found.text_labels)
+            assert [row[0] for row in theirs] == [row[0] for row in ours]
+            sides = np.array([row[1:] for row in theirs]) - np.array([row[1:] for row in ours])
+            assert np.abs(sides).max() < HALF_A_PIXEL
 
 
 def test_label_studio_tasks_hold_predictions_and_addresses(tmp_path, pictures):

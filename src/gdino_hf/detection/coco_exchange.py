@@ -76,6 +76,8 @@ def annotation_rows(
     rows = result_rows(found, image_id, category_ids)
     for place, row in enumerate(rows):
         area = float(found.masks[place].sum()) if found.masks is not None else round(row["bbox"][2] * row["bbox"][3], 2)
+        # Some readers need the field also where there are boxes alone.
+        row.setdefault("segmentation", [])
         row.update(id=first_id + place, area=area, iscrowd=0)
     return rows
 

@@ -321,12 +321,15 @@ class _TextFiles(_Writer):
     def __init__(self, folder: Path, names: Sequence[str], stack: ExitStack) -> None:
         super().__init__(folder, names, stack)
         self._place = stack.enter_context(whole_folder(folder / self.place))
+        # Path of the latest file inside its folder.
+        self.last = Path()
         self._taken: set[str] = set()
         self._renamed = 0
         self._first: tuple[str, Path] | None = None
 
     def add(self, found: Any, name: str, number: int) -> None:
-        path = self._path(name)
+        self.last = self._path(name)
+        path = self._place / self.last
         path.parent.mkdir(parents=True, exist_ok=True)
         text = self.text(found, name)
         path.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
@@ -346,7 +349,7 @@ class _TextFiles(_Writer):
             )
 
     def _path(self, name: str) -> Path:
-        """Return the file of a picture, which lies inside the folder whatever the picture's name is."""
+        """Choose the file of a picture, which lies inside the folder whatever the picture's name is."""
         if "://" in name:
             # An address: its last part, without the query and without characters that file systems refuse.
             name = re.sub(r"[^\w. -]", "_", name.partition("?")[0].rpartition("/")[2])
@@ -361,7 +364,7 @@ class _TextFiles(_Writer):
             self._renamed += 1
             self._first = self._first or (name, path)
         self._taken.add(str(path).lower())
-        return self._place / path
+        return path
 
 
 class _Yolo(_TextFiles):
@@ -379,6 +382,15 @@ class _Yolo(_TextFiles):
 class _Voc(_TextFiles):
     place, shown, ending = "voc/Annotations", "voc", ".xml"
     purpose = "Pascal VOC"
+
+    def __init__(self, folder: Path, names: Sequence[str], stack: ExitStack) -> None:
+        super().__init__(folder, names, stack)
+        # Readers of the devkit's layout list a split's pictures here.
+        self._list = self.open("voc/ImageSets/Main/train.txt")
+
+    def add(self, found: Any, name: str, number: int) -> None:
+        super().add(found, name, number)
+        self._list.write(f"{printable(self.last.with_name(self.last.name[: -len(self.ending)]).as_posix())}\n")
 
     def text(self, found: Any, name: str) -> str:
         return xml_exchange.voc_document(found, PurePath(name).name)
