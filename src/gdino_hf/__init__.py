@@ -25,7 +25,7 @@ _HOMES = {
     "GDinoProcessor": "model.processing_gdino",
     "GDinoZeroShotObjectDetectionPipeline": "model.pipeline_gdino",
     "GDinoDataCollator": "data.collator",
-    "Detector": "detection.detector_engine",
+    "Detector": "detection.detector",
     "Detections": "detection.detections",
     "Vocabulary": "detection.vocabulary",
     "drop_in": "integrations.replacement",
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from .acceleration import use_fast_attention as use_fast_attention
     from .data.collator import GDinoDataCollator as GDinoDataCollator
     from .detection.detections import Detections as Detections
-    from .detection.detector_engine import Detector as Detector
+    from .detection.detector import Detector as Detector
     from .detection.thresholds import fit_thresholds as fit_thresholds
     from .detection.vocabulary import Vocabulary as Vocabulary
     from .integrations.replacement import drop_in as drop_in

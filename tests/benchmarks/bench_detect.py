@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from gdino_hf import Detector
 from gdino_hf.cli import detect, main
 from gdino_hf.cli.annotated_files import save_whole
-from gdino_hf.cli.detector import Detector, read_image
+from gdino_hf.cli.inputs import read_image
 from gdino_hf.visualize import draw_detections
 
 LABELS = ["cat", "cup", "person", "book", "chair", "table", "dog", "bottle", "plant", "remote control"]
@@ -82,8 +83,8 @@ def timed(way):
 
 def time_batches(detector, paths, repeats):
     """Print what an image costs the model alone in batches of several sizes."""
-    prepared = [detector.prepare(read_image(str(path))) for path in paths[:8]]
-    batches = {size: detector._with_text(prepared[:size]) for size in (1, 2, 4, 8)}
+    images = [read_image(str(path)) for path in paths[:8]]
+    batches = {size: detector.processor(images=images[:size], text=[LABELS] * size) for size in (1, 2, 4, 8)}
     seconds = {size: [] for size in batches}
     for _ in range(repeats):
         for size, inputs in batches.items():
@@ -102,9 +103,10 @@ def main_benchmark():
     parser.add_argument("--batches", action="store_true", help="time the model alone in batches instead")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    detector = Detector("nano", LABELS)
+    detector = Detector("nano", device="cpu")
+    search = detector.search(LABELS, **THRESHOLDS)
     # Loading the model is not what is measured.
-    detect.Detector = lambda *_, **__: detector
+    detect.load_detector = lambda *_, **__: detector
     with tempfile.TemporaryDirectory() as name:
         folder, out = Path(name) / "photographs", Path(name) / "out"
         folder.mkdir()
@@ -112,9 +114,9 @@ def main_benchmark():
         if args.batches:
             time_batches(detector, paths, args.repeats)
             return
-        prepared = [detector.prepare(read_image(str(path))) for path in paths[:IN_MEMORY]]
-        inputs = [detector._with_text([item]) for item in prepared]
-        found = [detector.detect([item], **THRESHOLDS)[0] for item in prepared]
+        images = [read_image(str(path)) for path in paths[:IN_MEMORY]]
+        inputs = [detector.processor(images=image, text=[LABELS]) for image in images]
+        found = [search([search.prepare(image)])[0].as_result() for image in images]
         ways = {
             "gdino detect": lambda: run_detect(folder, out, args.batch),
             "model alone": lambda: run_model(detector, inputs, len(paths)),

@@ -65,7 +65,7 @@ def test_further_ports_are_passed_to_the_page(monkeypatch):
         close = launch
 
     monkeypatch.setattr(demo, "_page_class", lambda: Page)
-    monkeypatch.setattr(demo, "Detector", lambda *_, **__: types.SimpleNamespace(model=None, processor=None))
+    monkeypatch.setattr(demo, "load_detector", lambda *_, **__: types.SimpleNamespace(model=None, processor=None))
     # Set first, so that the variable is removed again after the test.
     monkeypatch.setenv("GDINO_DEMO_PORTS", "")
     monkeypatch.delenv("GDINO_DEMO_PORTS")

@@ -8,8 +8,8 @@ from PIL import Image
 
 from detect_command import EVERYTHING
 from gdino_hf.cli import detect_stages
-from gdino_hf.cli.detector import Detector
 from gdino_hf.cli.errors import INTERRUPTED
+from gdino_hf.detection.search import Search
 
 # Rounding of float32 sums in another order, and of the report's two digits.
 PIXELS, SCORES = 0.02, 0.0002
@@ -35,13 +35,13 @@ def names(entries):
 @pytest.fixture
 def batches(monkeypatch):
     """Sizes of the batches that the model gets."""
-    sizes, detect = [], Detector.detect
+    sizes, detect = [], Search.__call__
 
-    def counted(self, prepared, **options):
-        sizes.append(len(prepared))
-        return detect(self, prepared, **options)
+    def counted(self, pictures):
+        sizes.append(len(pictures))
+        return detect(self, pictures)
 
-    monkeypatch.setattr(Detector, "detect", counted)
+    monkeypatch.setattr(Search, "__call__", counted)
     return sizes
 
 
@@ -63,28 +63,28 @@ def test_batches_of_like_sizes_give_what_single_images_give(detect, folder, batc
 
 
 def test_a_batch_that_the_model_refuses_is_run_image_by_image(detect, folder, monkeypatch):
-    run = Detector.detect
+    run = Search.__call__
 
-    def too_large(self, prepared, **options):
-        if len(prepared) > 1:
+    def too_large(self, pictures):
+        if len(pictures) > 1:
             raise RuntimeError("out of memory")
-        return run(self, prepared, **options)
+        return run(self, pictures)
 
-    monkeypatch.setattr(Detector, "detect", too_large)
+    monkeypatch.setattr(Search, "__call__", too_large)
     _, report, _, _ = detect(folder, *EVERYTHING, "--batch", "2")
     assert names(report["images"]) == ["0.png", "2.png", "3.png", "5.png"]
 
 
 def test_an_image_that_the_model_refuses_does_not_stop_the_others(detect, folder, monkeypatch):
-    run, calls = Detector.detect, []
+    run, calls = Search.__call__, []
 
-    def fails_once(self, prepared, **options):
+    def fails_once(self, pictures):
         calls.append(1)
         if len(calls) == 2:
             raise RuntimeError("a strange picture")
-        return run(self, prepared, **options)
+        return run(self, pictures)
 
-    monkeypatch.setattr(Detector, "detect", fails_once)
+    monkeypatch.setattr(Search, "__call__", fails_once)
     status, report, _, said = detect(folder, *EVERYTHING)
     assert status == 1
     assert names(report["images"]) == ["0.png", "3.png", "5.png"]
@@ -93,21 +93,21 @@ def test_an_image_that_the_model_refuses_does_not_stop_the_others(detect, folder
 
 
 def test_an_interruption_keeps_every_image_that_the_model_has_seen(detect, folder, monkeypatch):
-    run, calls = Detector.detect, []
+    run, calls = Search.__call__, []
 
-    def interrupted(self, prepared, **options):
+    def interrupted(self, pictures):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return run(self, prepared, **options)
+        return run(self, pictures)
 
-    monkeypatch.setattr(Detector, "detect", interrupted)
+    monkeypatch.setattr(Search, "__call__", interrupted)
     status, report, _, said = detect(folder, *EVERYTHING)
     assert status == INTERRUPTED
     assert report["finished"] is False
     assert names(report["images"]) == ["0.png", "2.png"]
     assert "the same command goes on from there" in said
-    monkeypatch.setattr(Detector, "detect", run)
+    monkeypatch.setattr(Search, "__call__", run)
     _, report, _, said = detect(folder, *EVERYTHING)
     assert "an unfinished run goes on, 2 of 6 images are done" in said
     assert names(report["images"]) == ["0.png", "2.png", "3.png", "5.png"]

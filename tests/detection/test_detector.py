@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from gdino_hf import Detector, Vocabulary
-from gdino_hf.detection.detector_engine import DetectionError
+from gdino_hf.detection.detector import DetectionError
 from gdino_hf.model.box_ops import cxcywh_to_xyxy
 from gdino_hf.model.text_prompt import build_prompt
 from random_models import make_random_model

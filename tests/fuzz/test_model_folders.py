@@ -11,16 +11,16 @@ import shutil
 import signal
 import time
 
+import numpy as np
 import pytest
-import torch
 from huggingface_hub.errors import StrictDataclassError
 from model_folder_mutations import KINDS, mutate
 from PIL import Image
 from transformers import AutoModelForZeroShotObjectDetection, pipeline
 
 from gdino_hf import GDinoForObjectDetection
-from gdino_hf.cli.detector import Detector
 from gdino_hf.cli.errors import UsageError
+from gdino_hf.cli.model_options import load_detector
 from gdino_hf.conversion.conversion_error import ConversionError
 from gdino_hf.conversion.engine import convert
 
@@ -32,10 +32,10 @@ LIBRARY = (OSError, ValueError, TypeError, ImportError, StrictDataclassError)
 
 def detect(folder):
     """Load a model as `gdino detect`, `eval` and `train` do, and run it."""
-    detector = Detector(str(folder), ["cat", "red cup"], device="cpu", optimize=False)
-    found = detector(PICTURE, threshold=0.0, text_threshold=0.0)
-    assert torch.isfinite(found["scores"]).all()
-    assert torch.isfinite(found["boxes"]).all()
+    labels = ["cat", "red cup"]
+    found = load_detector(str(folder), labels, device="cpu", optimize=False)(PICTURE, labels, threshold=0.0)
+    assert np.isfinite(found.scores).all()
+    assert np.isfinite(found.boxes).all()
 
 
 # How to load -> (function, errors that are documented).

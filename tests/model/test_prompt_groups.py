@@ -119,10 +119,10 @@ def test_outputs_that_are_nan_are_refused_instead_of_finding_nothing(model, tiny
 PROGRAM = """
 import resource, sys
 from PIL import Image
-from gdino_hf.cli.detector import Detector
+from gdino_hf import Detector
 labels = [f"thing {number}" for number in range(int(sys.argv[1]))]
-detector = Detector("nano", labels, device="cpu")
-detector(Image.new("RGB", (900, 700), (90, 120, 30)), threshold=0.3, text_threshold=0.25)
+detector = Detector("nano", device="cpu")
+detector(Image.new("RGB", (900, 700), (90, 120, 30)), labels)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

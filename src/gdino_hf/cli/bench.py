@@ -15,9 +15,9 @@ from typing import Any
 from gdino_hf.error_text import reason
 from gdino_hf.whole_files import write_whole_text
 
-from .detector import Detector, add_dtype
 from .errors import UsageError
 from .inputs import read_labels
+from .model_options import add_dtype, load_detector
 from .numbers import positive
 
 HELP = "time a model stage by stage, alone or against transformers"
@@ -128,7 +128,7 @@ class _Bench:
         import torch
 
         self.args = args
-        ours = Detector(where, labels, device=args.device, dtype=args.dtype, optimize=not args.plain)
+        ours = load_detector(where, labels, device=args.device, dtype=args.dtype, optimize=not args.plain)
         self.where, self.model, self.processor, self.device = where, ours.model, ours.processor, ours.device
         self.optimized = ours.optimized
         size = args.size or (_SHAPE_SIZE if args.model == _SHAPE else self._own_size())

@@ -9,8 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from .detector import Detector, add_dtype
 from .errors import UsageError
+from .model_options import add_dtype, load_detector
 
 HELP = "serve the web page"
 # The page's code is in the Space's folder: copied into the wheel, or beside src in a checkout.
@@ -53,8 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
     loaded: dict[str, tuple[Any, Any]] = {}
     for model in args.model or ["nano"]:
-        # The detector needs some label; the page sets the visitors' labels later.
-        detector = Detector(model, ["thing"], device=args.device, dtype=args.dtype)
+        detector = load_detector(model, device=args.device, dtype=args.dtype)
         loaded[_shown(model, loaded)] = (detector.model, detector.processor)
     if args.fetch_ports:
         os.environ["GDINO_DEMO_PORTS"] = " ".join(map(str, args.fetch_ports))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,17 @@ from gdino_hf.error_text import reason
 from gdino_hf.model.printable import printable
 
 from .detect_stages import detect_all
-from .detector import Detector, add_dtype
 from .errors import INTERRUPTED, OutputError, UsageError
 from .format_option import FormatFiles, add_format
 from .inputs import ImageInput, collect_images, read_labels
+from .model_options import add_dtype, load_detector
 from .numbers import fraction, positive
 from .progress_file import ProgressFile, folder_stamp
 from .report_file import ReportFile
 
 HELP = "find the objects that labels name in photographs"
 TEXT_THRESHOLD = 0.25
+_BATCH_ON_CPU, _BATCH_ELSEWHERE = 1, 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -123,11 +125,15 @@ def run(args: argparse.Namespace) -> int:
     progress, earlier = _earlier_progress(args, json_path, report, images)
     # If there is no image to detect anything in, saying so needs no model.
     to_do = any(image.error is None and image.source not in earlier for image in images)
-    detector = _load(args, labels, negative_labels) if to_do else None
+    search = None
+    if to_do:
+        detector = _load(args, labels, negative_labels)
+        args.batch = args.batch or (_BATCH_ON_CPU if detector.device.type == "cpu" else _BATCH_ELSEWHERE)
+        search = _search(args, detector, labels, negative_labels)
     report_file = _prepare_output(args.out, json_path, images)
     written: list[str] = []
     try:
-        report["finished"] = detect_all(args, detector, images, earlier, report, report_file, progress)
+        report["finished"] = detect_all(args, search, images, earlier, report, report_file, progress)
         report_file.write(report)
         if report["finished"]:
             written = format_files.write(report)
@@ -173,7 +179,22 @@ def _load(args: argparse.Namespace, labels: list[str], negative_labels: list[str
 
     # The bar over the images is the one to show; transformers' bar for loading weights would only flash by.
     logging.disable_progress_bar()
-    return Detector(args.model, labels, negative_labels=negative_labels, device=args.device, dtype=args.dtype)
+    return load_detector(args.model, labels, negative_labels=negative_labels, device=args.device, dtype=args.dtype)
+
+
+def _search(args: argparse.Namespace, detector: Any, labels: list[str], negative_labels: list[str]) -> Any:
+    """Return the run's search; what is odd about the labels was printed before the model was loaded."""
+    from gdino_hf.model.label_faults import LabelWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LabelWarning)
+        return detector.search(
+            labels,
+            negative=negative_labels,
+            threshold=args.threshold,
+            text_threshold=args.text_threshold,
+            nms_threshold=args.nms,
+        )
 
 
 def _prepare_output(out: Path, json_path: Path, images: list[ImageInput]) -> ReportFile:

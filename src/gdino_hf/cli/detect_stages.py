@@ -18,16 +18,13 @@ from gdino_hf.error_text import reason
 from gdino_hf.model.printable import printable
 
 from .annotated_files import OutputNames, is_disk_error, save_whole
-from .inputs import ImageInput
+from .inputs import ImageInput, read_image
 from .progress_file import ProgressFile, file_stamp
 from .report_file import ReportFile
 
 _READERS = 2
 # Images that wait to be written. Each holds a picture in memory, so there are few.
 _WAITING = 2
-_BATCH_ON_CPU, _BATCH_ELSEWHERE = 1, 4
-# A picture joins a batch if its number of pixels is at least this part of the padded one.
-_SMALLEST_SHARE = 0.8
 
 
 @dataclass
@@ -39,9 +36,8 @@ class _Work:
         earlier: Its result from an earlier part of the run.
         error: Reason why it failed.
         stamp: `file_stamp` of the image before it was read.
-        picture: The picture, upright and RGB.
-        inputs: What `Detector.prepare` returned.
-        found: What `Detector.detect` returned for it.
+        picture: The picture, ready for the model and, once it is detected, as a PIL image.
+        found: Its detections.
     """
 
     image: ImageInput
@@ -49,13 +45,12 @@ class _Work:
     error: str | None = None
     stamp: list[int] | None = None
     picture: Any = None
-    inputs: Any = None
     found: Any = None
 
 
 def detect_all(
     args: argparse.Namespace,
-    detector: Any,
+    search: Any,
     images: list[ImageInput],
     earlier: dict[str, dict[str, Any]],
     report: dict[str, Any],
@@ -66,7 +61,7 @@ def detect_all(
 
     Args:
         args: Options of the command.
-        detector: The Detector; None if there is no image to detect anything in.
+        search: The `gdino_hf.detection.search.Search`; None if there is no image to detect anything in.
         images: All inputs of the run.
         earlier: Results, by source, that an earlier part of the run has left.
         report: Report to fill.
@@ -78,10 +73,7 @@ def detect_all(
     """
     from tqdm import tqdm
 
-    size = args.batch
-    if size is None:
-        size = _BATCH_ON_CPU if detector is None or detector.device.type == "cpu" else _BATCH_ELSEWHERE
-    read = functools.partial(_read, detector, earlier)
+    read = functools.partial(_read, search, earlier)
     names = OutputNames(args.out, images, [result["annotated"] for result in earlier.values()])
     report_file.write_if_due(report)
     try:
@@ -89,10 +81,10 @@ def detect_all(
         with (
             tqdm(total=len(images), desc="detect", unit="image", disable=None, leave=False) as bar,
             in_background(_Recorder(names, report, report_file, progress, bar), _WAITING) as record,
-            closing(in_batches(read, images, size, threads=_READERS, alike=_are_alike)) as batches,
+            closing(in_batches(read, images, args.batch or 1, threads=_READERS, alike=_are_alike)) as batches,
         ):
             for batch in batches:
-                _detect(args, detector, [work for work in batch if work.inputs is not None])
+                _detect(search, [work for work in batch if work.picture is not None])
                 for work in batch:
                     record(work)
     except KeyboardInterrupt:
@@ -100,48 +92,47 @@ def detect_all(
     return True
 
 
-def _read(detector: Any, earlier: dict[str, dict[str, Any]], image: ImageInput) -> _Work:
+def _read(search: Any, earlier: dict[str, dict[str, Any]], image: ImageInput) -> _Work:
     """Read and prepare one image, unless it is done or cannot be read."""
-    from .detector import read_image
-
     work = _Work(image, earlier.get(image.source), image.error)
     if work.error is not None or work.earlier is not None:
         return work
     work.stamp = file_stamp(image.source)
     # In bulk work a broken image of any kind must not stop the others.
     try:
-        work.picture = read_image(image.source)
-        work.inputs = detector.prepare(work.picture)
+        work.picture = search.prepare(read_image(image.source), image.source)
     except Exception as error:
         work.error = _reason(error)
     return work
 
 
 def _are_alike(batch: list[_Work], work: _Work) -> bool:
-    """Return whether a picture can join a batch without much padding; images without inputs always can."""
-    shapes = [each.inputs["pixel_values"].shape[2:] for each in (*batch, work) if each.inputs is not None]
-    if work.inputs is None or len(shapes) == 1:
+    """Return whether an image can join a batch; one without a picture always can."""
+    if work.picture is None:
         return True
-    padded = max(height for height, _ in shapes) * max(width for _, width in shapes)
-    return all(height * width >= _SMALLEST_SHARE * padded for height, width in shapes)
+    # Imported here, because mistakes in the command line are reported without waiting for torch.
+    from gdino_hf.detection.search import are_alike
+
+    return are_alike([each.picture for each in batch if each.picture is not None], work.picture)
 
 
-def _detect(args: argparse.Namespace, detector: Any, batch: list[_Work]) -> None:
+def _detect(search: Any, batch: list[_Work]) -> None:
     """Run the model over the images of a batch; if it fails, over each image by itself."""
     if not batch:
         return
-    options = {"threshold": args.threshold, "text_threshold": args.text_threshold, "nms_threshold": args.nms}
     try:
-        found = detector.detect([work.inputs for work in batch], **options)
+        found = search([work.picture for work in batch])
     except Exception as error:
         if len(batch) > 1:
             for work in batch:
-                _detect(args, detector, [work])
+                _detect(search, [work])
         else:
             batch[0].error = _reason(error)
         return
     for work, result in zip(batch, found, strict=True):
-        work.found, work.inputs = result, None
+        work.found = result
+        # The inputs are larger than the picture, which waits to be drawn.
+        work.picture = work.picture.image
 
 
 class _Recorder:
@@ -182,7 +173,7 @@ class _Recorder:
 
         try:
             result = _result(work)
-            annotated = draw_detections(work.picture, work.found)
+            annotated = draw_detections(work.picture, work.found.as_result())
         except Exception as error:
             return _reason(error)
         if self.is_new:
@@ -204,29 +195,17 @@ class _Recorder:
 
 def _result(work: _Work) -> dict[str, Any]:
     """Return the entry of an image in the report."""
-    found, picture = work.found, work.picture
+    width, height = work.found.size
     detections = [
         {
-            "label": label,
-            "label_index": int(index),
-            "score": round(float(score), 4),
-            "box": _inside(box, picture.size),
+            "label": found.text_label,
+            "label_index": found.label,
+            "score": round(found.score, 4),
+            "box": [round(side, 2) for side in found.box],
         }
-        for label, index, score, box in zip(
-            found["text_labels"], found["labels"], found["scores"], found["boxes"], strict=True
-        )
+        for found in work.found
     ]
-    return {
-        "image": work.image.source,
-        "width": picture.width,
-        "height": picture.height,
-        "detections": detections,
-    }
-
-
-def _inside(box: Any, size: tuple[int, int]) -> list[float]:
-    """Clip a box to its picture; the model may place a side slightly outside."""
-    return [round(min(max(float(side), 0.0), limit), 2) for side, limit in zip(box, size * 2, strict=True)]
+    return {"image": work.image.source, "width": width, "height": height, "detections": detections}
 
 
 def _reason(error: Exception) -> str:

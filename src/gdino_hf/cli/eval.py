@@ -16,9 +16,9 @@ from typing import Any
 from gdino_hf.error_text import reason
 from gdino_hf.model.printable import printable
 
-from .detector import Detector, add_dtype
 from .errors import INTERRUPTED, OutputError, UsageError
 from .inputs import read_labels
+from .model_options import add_dtype, check_labels, load_detector
 from .numbers import fraction, positive
 from .run_folder import new_run_folder
 
@@ -224,7 +224,7 @@ def _run_one(args: argparse.Namespace) -> int:
     # absolute(), because DATA may be ".".
     name = args.name or Path(args.data).absolute().stem
     if stored is None:
-        detector = _load(args, task.truth.labels or ["object"])
+        detector = _load(args, task.truth.labels)
         folder = Path(args.resume) if args.resume else new_run_folder("eval", name, args.runs)
         predictions = _predict(args, detector, task, folder)
         if predictions is None:
@@ -278,7 +278,7 @@ def _run_table(args: argparse.Namespace) -> int:
         raise UsageError(reason(error)) from error
     if args.protocol in ("phrases", "referring"):
         raise UsageError(f"--table compares average precision; --protocol {args.protocol} takes DATA")
-    detector = _load(args, ["object"])
+    detector = _load(args, [])
     folder = Path(args.resume) if args.resume else new_run_folder("eval", args.name or Path(args.table).stem, args.runs)
     rows: dict[str, dict[str, float]] = {}
     failed: dict[str, str] = {}
@@ -287,7 +287,7 @@ def _run_table(args: argparse.Namespace) -> int:
         try:
             task = _open(args, entry.annotations, entry.images, entry.labels)
             task.prompts = entry.prompts_of(task.truth.labels)
-            detector.check_labels(task.prompts or task.truth.labels)
+            check_labels(detector.processor, task.prompts or task.truth.labels)
             (folder / entry.name).mkdir(exist_ok=True)
             predictions = _predict(args, detector, task, folder / entry.name)
             if predictions is None:
@@ -320,7 +320,7 @@ def _load(args: argparse.Namespace, labels: list[str]) -> Any:
     _demand_metric()
     # The bar over the images is the one to show; transformers' bar for loading weights would only flash by.
     logging.disable_progress_bar()
-    return Detector(args.model, labels, device=args.device, dtype=args.dtype)
+    return load_detector(args.model, labels, device=args.device, dtype=args.dtype)
 
 
 def _demand_metric() -> None:

@@ -9,6 +9,7 @@ import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from gdino_hf.error_text import reason
 from gdino_hf.model.picture_formats import READABLE
@@ -126,6 +127,24 @@ def _image(file: Path, name: Path, error: str | None = None) -> ImageInput:
     if not file.exists():
         error = f"this link leads nowhere ({os.readlink(file)})"
     return ImageInput(str(file), str(name), error)
+
+
+def read_image(source: str) -> Any:
+    """Read one image as an upright RGB PIL picture.
+
+    Args:
+        source: Path or http(s) URL.
+
+    Returns:
+        The picture, turned by its EXIF orientation.
+
+    Raises:
+        ValueError: The address cannot be reached, or the source is missing, not an image, damaged or beyond a limit.
+    """
+    from gdino_hf.model.picture_pixels import load_image
+    from gdino_hf.model.remote_pictures import fetched
+
+    return load_image(fetched(source) if is_url(source) else Path(source))
 
 
 def read_labels(text: str, option: str = "--labels") -> list[str]:

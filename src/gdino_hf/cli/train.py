@@ -63,7 +63,7 @@ def _train(options: _Options) -> int:
     from gdino_hf.training.run_report import push, summary, write_report
     from gdino_hf.training.saving import SavingError, last_checkpoint
 
-    from .detector import Detector
+    from .model_options import load_detector
 
     data, model_arguments, training = options.data, options.model, options.training
     try:
@@ -73,7 +73,7 @@ def _train(options: _Options) -> int:
     for remark in (*sets.remarks, *(remark for split in sets for remark in split.remarks)):
         if training.should_save:
             print(f"warning: {remark}", file=sys.stderr)
-    detector = Detector(model_arguments.model, sets.train.labels or ["object"], device="cpu", optimize=False)
+    detector = load_detector(model_arguments.model, sets.train.labels, device="cpu", optimize=False)
     folder = _folder(options)
     training.output_dir = str(folder)
     repository = (training.hub_model_id or folder.name) if training.push_to_hub else None

@@ -24,6 +24,19 @@ _CONFIG = "config.json"
 _HUB_SECONDS = 5.0
 
 
+class LoadingError(ValueError):
+    """A model that cannot be loaded.
+
+    Args:
+        model: Hub id, folder or "nano".
+        why: The reason, as a part of a sentence.
+    """
+
+    def __init__(self, model: str | Path, why: str) -> None:
+        super().__init__(f"{model} cannot be loaded ({why}); give a Hub id, a folder with its files, or nano.")
+        self.why = why
+
+
 def load_pair(model: str | Path, dtype: str = "float32", check: Callable[[Any], None] | None = None) -> tuple[Any, Any]:
     """Load a model and its processor.
 
@@ -36,13 +49,12 @@ def load_pair(model: str | Path, dtype: str = "float32", check: Callable[[Any], 
         The model on the CPU in eval mode, and the processor.
 
     Raises:
-        ValueError: The model cannot be loaded; the message says why. What `check` raises is passed on.
+        LoadingError: The model cannot be loaded; the message says why. What `check` raises is passed on.
     """
     from ..model.modeling_gdino import GDinoForObjectDetection
     from ..model.processing_gdino import GDinoProcessor
 
     where = str(NANO_FOLDER if str(model) == "nano" else model)
-    refused = f"{model} cannot be loaded ({{}}); give a Hub id, a folder with its files, or nano."
     try:
         # Ask once here whether the Hub answers: loaders would try six times for each of their files.
         local = {"local_files_only": not Path(where).exists() and not _hub_answers()}
@@ -51,7 +63,7 @@ def load_pair(model: str | Path, dtype: str = "float32", check: Callable[[Any], 
         _check_tokenizer(processor.tokenizer, config)
     # Loaders raise exceptions of any type on damaged or unreachable checkpoints.
     except Exception as error:
-        raise ValueError(refused.format(reason(error))) from error
+        raise LoadingError(model, reason(error)) from error
     if check is not None:
         check(processor)
     try:
@@ -60,7 +72,7 @@ def load_pair(model: str | Path, dtype: str = "float32", check: Callable[[Any], 
         )
         _check_weights(loading["missing_keys"])
     except Exception as error:
-        raise ValueError(refused.format(reason(error))) from error
+        raise LoadingError(model, reason(error)) from error
     return loaded.eval(), processor
 
 
@@ -92,8 +104,28 @@ def usable_device(name: str | torch.device) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         why = reason(error).split(". ")[0]
-        raise ValueError(f"The device {name} cannot be used here ({why}); the device cpu always can.") from error
+        raise ValueError(f"device {name} cannot be used here ({why}); device cpu always can.") from error
     return device
+
+
+def check_int8_place(device: torch.device, optimize: bool) -> None:
+    """Raise if int8 cannot run here, before a model is loaded or downloaded.
+
+    Args:
+        device: Device of the model.
+        optimize: Whether the model is going to be optimized.
+
+    Raises:
+        ValueError: int8 is not for this device, this processor or models that are not optimized.
+    """
+    from ..inference.int8_linear import check_int8
+
+    if device.type != "cpu" or not optimize:
+        raise ValueError("int8 is for optimized models on a CPU; choose float32, bfloat16 or float16.")
+    try:
+        check_int8(device, torch.float32)
+    except ValueError as error:
+        raise ValueError(f"int8 cannot be used ({reason(error)}).") from error
 
 
 def _hub_answers() -> bool:

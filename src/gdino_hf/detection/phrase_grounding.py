@@ -13,8 +13,7 @@ import torch
 
 from ..model.caption_prompt import build_caption, check_pair, phrase_tokens
 from ..model.text_prompt import Prompt, shorten
-from .detections import Detections
-from .prompt_passes import Asked, Options, ScoredPicture, score_pictures
+from .prompt_passes import Asked, Options, ScoredPicture
 
 logger = logging.getLogger(__name__)
 
@@ -101,32 +100,20 @@ def phrases_by_rule(caption: str) -> list[Span]:
     return spans
 
 
-def ground(
-    model: Any,
-    processor: Any,
-    texts: Any,
-    picture: Any,
-    source: Any,
-    caption: str,
-    spans: Sequence[Any] | None,
-    chunker: Chunker | None,
-    options: Options,
-) -> Detections:
-    """Find the boxes of each phrase of a caption; see `Detector.ground`.
+def asked_of_caption(
+    processor: Any, caption: str, spans: Sequence[Any] | None, chunker: Chunker | None, options: Options
+) -> Asked:
+    """Make what to look for from a caption; see `Detector.ground`.
 
     Args:
-        model: A `GDinoForObjectDetection`.
-        processor: Its processor.
-        texts: Store of its text features.
-        picture: Upright RGB picture.
-        source: Where it came from.
+        processor: The model's processor.
         caption: The text, which is one prompt.
         spans: Characters of each phrase: (start, end) pairs, or lists of such pairs; None asks the chunker.
         chunker: Finds the noun phrases; None for `noun_phrases`.
         options: Which boxes become detections. A query may have several phrases.
 
     Returns:
-        Detections whose names are the distinct phrases.
+        What to look for, whose names are the distinct phrases.
 
     Raises:
         ValueError: The caption cannot be used, or a span is not of the caption or holds no word.
@@ -149,15 +136,17 @@ def ground(
             ranges.append((first, last))
     chunk = replace(prompt.chunks[0], label_indices=tuple(owners), spans=tuple(ranges))
     select = replace(options, multi_label=True).rule(torch.full((len(names),), options.threshold), "max")
-    asked = Asked(tuple(names), (chunk,), select)
-    (scored,) = score_pictures(model, processor, texts, asked, [picture], [source])
     spans_of = {name: tuple(sorted(s for p in phrases if _text(caption, p) == name for s in p)) for name in names}
-    labels = scored.found["labels"].tolist()
-    return scored.detections(
-        spans=tuple(spans_of[asked.names[label]] for label in labels),
-        token_scores=_token_scores(scored, prompt, caption, [tokens_of[label] for label in labels]),
-        caption=caption,
-    )
+
+    def details(scored: ScoredPicture) -> dict[str, Any]:
+        labels = scored.found["labels"].tolist()
+        return {
+            "spans": tuple(spans_of[scored.asked.names[label]] for label in labels),
+            "token_scores": _token_scores(scored, prompt, caption, [tokens_of[label] for label in labels]),
+            "caption": caption,
+        }
+
+    return Asked(tuple(names), (chunk,), select, details=details)
 
 
 def _phrases(caption: str, spans: Sequence[Any] | None, chunker: Chunker | None) -> list[tuple[Span, ...]]:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 
+from ..inference.workers import only_blocks
 from ..model.box_ops import box_scale
 from ..model.grounded_results import LabelledRow, Selection
 from ..model.prompt_groups import features_of_rows, rows_at_once
 from ..model.text_prompt import PromptChunk
 from .detections import Detections
+from .prepared_images import join_images
 from .text_features import TextFeatureStore, Tokens
 from .vocabulary import Vocabulary
 
@@ -89,6 +90,8 @@ class Asked:
         select: Rule by which scores become detections.
         given: Text features that were computed before, by the tokens of a prompt.
         colors: "#rrggbb" of labels that have a colour of their own.
+        details: Function from a picture's results to further attributes of its `Detections`; None for none.
+        top_k_per_prompt: Largest number of results of one prompt in a picture; None keeps all.
     """
 
     names: tuple[str, ...]
@@ -96,6 +99,8 @@ class Asked:
     select: Selection
     given: Mapping[Tokens, Tensor] = field(default_factory=dict)
     colors: Mapping[str, str] = field(default_factory=dict)
+    details: Callable[[ScoredPicture], dict[str, Any]] | None = None
+    top_k_per_prompt: int | None = None
 
 
 class ScoredPicture:
@@ -116,7 +121,11 @@ class ScoredPicture:
     def add(self, logits: Tensor, boxes: Tensor, row: LabelledRow) -> None:
         """Add the outputs of one prompt: logits (Q, T) and boxes (Q, 4) cxcywh in [0, 1]."""
         found = self.asked.select.scored(logits, row)
-        self._parts.append(self.asked.select.select(found, boxes, len(self.asked.names)))
+        part = self.asked.select.select(found, boxes, len(self.asked.names))
+        if self.asked.top_k_per_prompt is not None:
+            best = part["scores"].argsort(descending=True, stable=True)[: self.asked.top_k_per_prompt]
+            part = {name: value[best] for name, value in part.items()}
+        self._parts.append(part)
         self._presence |= dict(zip(found.labels.tolist(), found.scores.amax(0).tolist(), strict=True))
         self.logits = logits
 
@@ -125,8 +134,9 @@ class ScoredPicture:
         self.found = self.asked.select.merged(self._parts, self.asked.names, scale, scale)
         self._parts = []
 
-    def detections(self, **values: Any) -> Detections:
-        """Return the picture's detections; `values` are further attributes of `Detections`."""
+    def detections(self) -> Detections:
+        """Return the picture's detections."""
+        values = {} if self.asked.details is None else self.asked.details(self)
         return Detections(
             self.found["boxes"].cpu().numpy(),
             self.found["scores"].cpu().numpy(),
@@ -140,53 +150,42 @@ class ScoredPicture:
         )
 
 
-def run_prompts(
-    model: Any,
-    processor: Any,
-    texts: TextFeatureStore,
-    asked: Asked,
-    pictures: Sequence[Image.Image],
-    sources: Sequence[Any],
-) -> list[Detections]:
-    """Detect in a batch of pictures.
+@torch.no_grad()
+def score_pictures(
+    model: Any, texts: TextFeatureStore, asked: Asked, prepared: Sequence[Any], sources: Sequence[Any]
+) -> list[ScoredPicture]:
+    """Run a batch of pictures over all prompts.
+
+    The image backbone runs once. Each further pass has as many prompts as `rows_at_once` allows.
 
     Args:
         model: A `GDinoForObjectDetection`.
-        processor: Its processor.
         texts: Store of its text features.
         asked: What to look for.
-        pictures: Upright RGB pictures, at least one.
-        sources: Where each came from.
-
-    Returns:
-        Detections of each picture, best first.
-    """
-    return [scored.detections() for scored in score_pictures(model, processor, texts, asked, pictures, sources)]
-
-
-@torch.inference_mode()
-def score_pictures(
-    model: Any,
-    processor: Any,
-    texts: TextFeatureStore,
-    asked: Asked,
-    pictures: Sequence[Image.Image],
-    sources: Sequence[Any],
-) -> list[ScoredPicture]:
-    """Run a batch of pictures over all prompts; arguments as for `run_prompts`.
-
-    The image backbone runs once. Each further pass has as many prompts as `rows_at_once` allows.
+        prepared: What `prepare_image` returned for each picture, at least one.
+        sources: Where each picture came from.
 
     Returns:
         The finished results of each picture.
     """
-    inputs = processor(images=list(pictures)).to(model.device)
+    # On a busy machine, splitting the many small operations over threads costs more than it gains.
+    with only_blocks():
+        return _score(model, texts, asked, prepared, sources)
+
+
+def _score(
+    model: Any, texts: TextFeatureStore, asked: Asked, prepared: Sequence[Any], sources: Sequence[Any]
+) -> list[ScoredPicture]:
+    inputs = join_images(prepared, model.device)
+    sizes = inputs.original_sizes
     features = model.get_image_features(inputs["pixel_values"], inputs["pixel_mask"], inputs["image_sizes"])
-    scored = [ScoredPicture(asked, picture.size, source) for picture, source in zip(pictures, sources, strict=True)]
-    per_pass = max(1, rows_at_once(features) // len(pictures))
+    scored = [
+        ScoredPicture(asked, (width, height), source) for (height, width), source in zip(sizes, sources, strict=True)
+    ]
+    per_pass = max(1, rows_at_once(features) // len(scored))
     for start in range(0, len(asked.chunks), per_pass):
         chunks = asked.chunks[start : start + per_pass]
-        shape = (len(pictures), len(chunks))
+        shape = (len(scored), len(chunks))
         text_features: Any = texts.stacked([chunk.input_ids for chunk in chunks], asked.given)
         rows = features
         if len(chunks) > 1:
@@ -202,8 +201,7 @@ def score_pictures(
             for number, chunk in enumerate(chunks):
                 row = LabelledRow(place, chunk.label_indices, chunk.spans)
                 of_picture.add(logits[place, number], boxes[place, number], row)
-    sizes = [(picture.height, picture.width) for picture in pictures]
-    scales = box_scale(sizes, torch.empty(len(pictures), 0, 4, device=model.device))
+    scales = box_scale(sizes, torch.empty(len(scored), 0, 4, device=model.device))
     for of_picture, scale in zip(scored, scales, strict=True):
         of_picture.finish(scale)
     return scored

@@ -13,7 +13,7 @@ import torch
 from ..model.box_ops import box_iou
 from ..model.text_prompt import name_key
 from .detections import Detections
-from .detector_engine import DetectionError, Detector
+from .detector import DetectionError, Detector
 from .vocabulary import Labels, Vocabulary
 
 _IOU = 0.5

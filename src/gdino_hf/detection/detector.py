@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,12 +17,13 @@ from ..model.pipeline_inputs import is_picture
 from ..model.remote_pictures import downloaded
 from ..model.text_prompt import Prompt
 from .detections import Detections
-from .loading import DTYPES, fitted, load_pair, usable_device
-from .phrase_grounding import Chunker, ground
-from .prompt_passes import Asked, Options, run_prompts
+from .loading import DTYPES, check_int8_place, fitted, load_pair, usable_device
+from .phrase_grounding import Chunker, asked_of_caption
+from .prompt_passes import Asked, Options
+from .search import PreparedPicture, Search, are_alike
 from .stages import in_batches
 from .text_features import TextFeatureStore
-from .tiles import OVERLAP, merge_tiles, tile_areas
+from .tiles import OVERLAP
 from .vocabulary import EncodedTexts, Labels, Vocabulary
 
 
@@ -38,6 +38,9 @@ class DetectionError(ValueError):
     def __init__(self, source: Any, why: str) -> None:
         super().__init__(why)
         self.source = source
+
+
+_Attempt = tuple[Any, PreparedPicture | DetectionError]
 
 
 class Detector:
@@ -83,7 +86,7 @@ class Detector:
         place = None if device is None else usable_device(device)
         if isinstance(model, (str, os.PathLike)):
             if dtype == "int8":
-                _check_int8(place or torch.device("cpu"), optimize)
+                check_int8_place(place or torch.device("cpu"), optimize)
             self.model, loaded = load_pair(str(model), dtype or "float32", check)
             self.processor = loaded if processor is None else fitted(processor, self.model.config)
         elif isinstance(model, GDinoForObjectDetection):
@@ -98,7 +101,7 @@ class Detector:
         if place is not None:
             self.model.to(place)
         if dtype == "int8":
-            _check_int8(self.model.device, optimize)
+            check_int8_place(self.model.device, optimize)
         # float16 is no faster on a CPU, so it is requested for its exact results: do not optimize.
         self.optimized = optimize and self.model.device.type == "cpu" and self.model.dtype != torch.float16
         if self.optimized:
@@ -165,14 +168,13 @@ class Detector:
         single = is_picture(images)
         sources = [images] if single else list(images)
         pictures = [_read(source) for source in sources]
-        run = self._prepared(vocabulary, Options.of(options), tiles, overlap, _at_least_one(batch_size))
+        search = self.search(vocabulary, tiles=tiles, overlap=overlap, batch_size=batch_size, **options)
         found: list[Detections | None] = [None] * len(pictures)
         order = sorted(range(len(pictures)), key=lambda place: pictures[place].width / pictures[place].height)
-        for start in range(0, len(order), _at_least_one(batch_size)):
+        for start in range(0, len(order), batch_size):
             places = order[start : start + batch_size]
-            for place, result in zip(
-                places, run([pictures[i] for i in places], [sources[i] for i in places]), strict=True
-            ):
+            batch = [search.prepare(pictures[place], sources[place]) for place in places]
+            for place, result in zip(places, search(batch), strict=True):
                 found[place] = result
         return found[0] if single else found
 
@@ -212,8 +214,59 @@ class Detector:
             ValueError: A label cannot be used.
         """
         vocabulary = _as_vocabulary(labels, {"negative": negative} if len(negative) > 0 else {})
-        run = self._prepared(vocabulary, Options.of(options), tiles, overlap, _at_least_one(batch_size))
-        return self._stream(images, run, _at_least_one(batch_size), readers, max(ahead, batch_size))
+        search = self.search(vocabulary, tiles=tiles, overlap=overlap, batch_size=batch_size, **options)
+        return _stream(images, search, batch_size, readers, max(ahead, batch_size))
+
+    def search(
+        self,
+        labels: Labels | Vocabulary,
+        *,
+        negative: Labels = (),
+        batch_size: int = 1,
+        tiles: int | None = None,
+        overlap: float = OVERLAP,
+        **options: Any,
+    ) -> Search:
+        """Check labels and options once, for programs with stages of their own; a call and `stream` do this for you.
+
+        Args:
+            labels: A vocabulary, or labels in any form that `Vocabulary` takes.
+            negative: Labels that compete for boxes but are left out; only with labels that are not a vocabulary.
+            batch_size: Number of tiles in one forward pass.
+            tiles: Side of tiles in pixels, as in a call.
+            overlap: Part of a tile's side that it shares with its neighbour, as in a call.
+            **options: Fields of `Options`.
+
+        Returns:
+            A search. Its `prepare` makes a picture ready in any thread; a call runs the model over a batch of these.
+
+        Raises:
+            TypeError: A label or an option has another type, or there is no such option.
+            ValueError: A label or an option cannot be used.
+        """
+        vocabulary = _as_vocabulary(labels, {"negative": negative} if len(negative) > 0 else {})
+        batch_size, choice = _at_least_one(batch_size), Options.of(options)
+        asked = Asked(
+            vocabulary.labels,
+            self._prompt(vocabulary).chunks,
+            choice.selection(vocabulary),
+            given=self._given(vocabulary),
+            colors=vocabulary.colors,
+        )
+        return self._search(asked, tiles=tiles, overlap=overlap, batch_size=batch_size)
+
+    def caption_search(
+        self, caption: str, *, spans: Sequence[Any] | None = None, chunker: Chunker | None = None, **options: Any
+    ) -> Search:
+        """Check a caption once, to ground it in any number of pictures; arguments as for `ground`.
+
+        Returns:
+            A search, as `search` returns it.
+
+        Raises:
+            ValueError: The caption cannot be used, or a span is not of the caption.
+        """
+        return self._search(asked_of_caption(self.processor, caption, spans, chunker, Options.of(options)))
 
     def ground(
         self,
@@ -241,8 +294,8 @@ class Detector:
         Raises:
             ValueError: The picture or the caption cannot be used, or a span is not of the caption.
         """
-        picture, choice = _read(image), Options.of(options)
-        return ground(self.model, self.processor, self.texts, picture, image, caption, spans, chunker, choice)
+        search = self.caption_search(caption, spans=spans, chunker=chunker, **options)
+        return search([search.prepare(_read(image), image)])[0]
 
     def refer(self, image: Any, expression: str, score: Literal["max", "mean"] = "max") -> Detections:
         """Find the one box that an expression such as "the cup left of the lamp" refers to.
@@ -261,43 +314,8 @@ class Detector:
         """
         return self.ground(image, expression, spans=[(0, len(expression))], threshold=0.0, top_k=1, score=score)
 
-    def _stream(
-        self, images: Iterable[Any], run: Any, batch_size: int, readers: int, ahead: int
-    ) -> Iterator[tuple[Any, Detections | DetectionError]]:
-        for batch in in_batches(_attempt, images, batch_size, readers, ahead):
-            yield from _run_safely(run, batch)
-
-    def _prepared(
-        self, vocabulary: Vocabulary, options: Options, tiles: int | None, overlap: float, batch_size: int
-    ) -> Callable[..., list[Detections]]:
-        """Return a function from pictures and their sources to detections, with all labels and options checked."""
-        asked = Asked(
-            vocabulary.labels,
-            self._prompt(vocabulary).chunks,
-            options.selection(vocabulary),
-            given=self._given(vocabulary),
-            colors=vocabulary.colors,
-        )
-        run = partial(run_prompts, self.model, self.processor, self.texts, asked)
-        if tiles is None:
-            return run
-        tile_areas((1, 1), tiles, overlap)
-
-        def run_tiled(pictures: Sequence[Image.Image], sources: Sequence[Any]) -> list[Detections]:
-            found = []
-            for picture, whole in zip(pictures, run(pictures, sources), strict=True):
-                areas = tile_areas(picture.size, tiles, overlap)
-                if len(areas) > 1:
-                    parts: list[Detections] = []
-                    for start in range(0, len(areas), batch_size):
-                        crops = [picture.crop(area) for area in areas[start : start + batch_size]]
-                        parts += run(crops, [None] * len(crops))
-                    merged = merge_tiles(list(zip(areas, parts, strict=True)), whole, options.class_agnostic_nms)
-                    whole = merged if options.top_k is None else merged[: options.top_k]
-                found.append(whole)
-            return found
-
-        return run_tiled
+    def _search(self, asked: Asked, **options: Any) -> Search:
+        return Search(self.model, self.processor, self.texts, asked, **options)
 
     def _prompt(self, vocabulary: Vocabulary) -> Prompt:
         prompt = vocabulary.prompt(self.processor.tokenizer, self.processor.max_text_len)
@@ -334,13 +352,25 @@ def _read(source: Any) -> Image.Image:
     return load_image(downloaded(source))
 
 
-def _attempt(source: Any) -> tuple[Any, Image.Image | DetectionError]:
-    """Read a picture; a picture that cannot be read is a value, because it must not end a stream."""
-    try:
-        return source, _read(source)
-    # Decoders raise exceptions of any type on damaged files.
-    except Exception as error:
-        return source, _error(source, error)
+def _stream(
+    images: Iterable[Any], search: Search, batch_size: int, readers: int, ahead: int
+) -> Iterator[tuple[Any, Detections | DetectionError]]:
+    def attempt(source: Any) -> _Attempt:
+        # A picture that cannot be read is a value, because it must not end a stream. Decoders raise exceptions of any
+        # type on damaged files.
+        try:
+            return source, search.prepare(_read(source), source)
+        except Exception as error:
+            return source, _error(source, error)
+
+    for batch in in_batches(attempt, images, batch_size, readers, ahead, _can_join):
+        yield from _run_safely(search, batch)
+
+
+def _can_join(batch: list[_Attempt], attempt: _Attempt) -> bool:
+    if isinstance(attempt[1], DetectionError):
+        return True
+    return are_alike([picture for _, picture in batch if isinstance(picture, PreparedPicture)], attempt[1])
 
 
 def _error(source: Any, error: Exception) -> DetectionError:
@@ -350,20 +380,20 @@ def _error(source: Any, error: Exception) -> DetectionError:
     return found
 
 
-def _run_safely(run: Any, batch: Sequence[tuple[Any, Any]]) -> Iterator[tuple[Any, Detections | DetectionError]]:
+def _run_safely(search: Search, batch: Sequence[_Attempt]) -> Iterator[tuple[Any, Detections | DetectionError]]:
     """Run a batch; if it fails, run its pictures one by one, so that only the culprit has no detections."""
-    readable = [(source, picture) for source, picture in batch if isinstance(picture, Image.Image)]
+    readable = [picture for _, picture in batch if isinstance(picture, PreparedPicture)]
     results: list[Detections | DetectionError]
     try:
-        results = run([picture for _, picture in readable], [source for source, _ in readable]) if readable else []
+        results = [*search(readable)] if readable else []
     except Exception as error:
         if len(readable) == 1:
-            results = [_error(readable[0][0], error)]
+            results = [_error(readable[0].source, error)]
         else:
-            results = [next(_run_safely(run, [pair]))[1] for pair in readable]
+            results = [next(_run_safely(search, [(picture.source, picture)]))[1] for picture in readable]
     finished = iter(results)
     for source, picture in batch:
-        yield source, next(finished) if isinstance(picture, Image.Image) else picture
+        yield source, next(finished) if isinstance(picture, PreparedPicture) else picture
 
 
 def _processor_of(model: Any) -> Any:
@@ -374,12 +404,3 @@ def _processor_of(model: Any) -> Any:
         return GDinoProcessor.from_pretrained(where)
     except (OSError, ValueError) as error:
         raise ValueError(f"The model {where or 'in memory'} has no processor beside it; pass processor=.") from error
-
-
-def _check_int8(device: torch.device, optimize: bool) -> None:
-    """Raise if int8 cannot run here, before a model is loaded or downloaded."""
-    from ..inference.int8_linear import check_int8
-
-    if device.type != "cpu" or not optimize:
-        raise ValueError("int8 is for optimized models on a CPU; choose float32, bfloat16 or float16.")
-    check_int8(device, torch.float32)

@@ -1,0 +1,126 @@
+"""Search: what to look for and how, checked once and then run over any number of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from .detections import Detections
+from .prepared_images import prepare_image
+from .prompt_passes import Asked, score_pictures
+from .text_features import TextFeatureStore
+from .tiles import OVERLAP, merge_tiles, tile_areas
+
+# A picture joins a batch if its number of pixels is at least this part of the padded one.
+_SMALLEST_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class PreparedPicture:
+    """A picture that is ready for a model.
+
+    Attributes:
+        image: The picture, upright and RGB.
+        source: Where it came from.
+        inputs: What `prepare_image` returned for it.
+    """
+
+    image: Image.Image
+    source: Any
+    inputs: Any
+
+
+class Search:
+    """Runs a model over batches of pictures, always for the same labels or the same caption.
+
+    Args:
+        model: A `GDinoForObjectDetection`.
+        processor: Its processor.
+        texts: Store of its text features.
+        asked: What to look for.
+        tiles: Side in pixels of overlapping tiles in which larger pictures are looked at beside the whole; None looks
+            at the whole alone.
+        overlap: Part of a tile's side that it shares with its neighbour, in [0, 1).
+        batch_size: Largest number of tiles in one forward pass.
+
+    Raises:
+        ValueError: `tiles` or `overlap` is out of its range, or tiles are asked for with a caption.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        texts: TextFeatureStore,
+        asked: Asked,
+        *,
+        tiles: int | None = None,
+        overlap: float = OVERLAP,
+        batch_size: int = 1,
+    ) -> None:
+        if tiles is not None:
+            tile_areas((1, 1), tiles, overlap)
+            if asked.details is not None:
+                raise ValueError("tiles are for labels; look for a caption's phrases in the whole picture.")
+        self._model, self._processor, self._texts = model, processor, texts
+        self.asked = asked
+        self._tiles, self._overlap, self._batch_size = tiles, overlap, batch_size
+
+    def prepare(self, image: Image.Image, source: Any = None) -> PreparedPicture:
+        """Make the model's inputs of one picture, in any thread.
+
+        Args:
+            image: Upright RGB picture.
+            source: Where it came from.
+
+        Raises:
+            ValueError: The processor refuses the picture.
+        """
+        return PreparedPicture(image, source, prepare_image(self._processor, image, self._model.device))
+
+    @torch.inference_mode()
+    def __call__(self, pictures: Sequence[PreparedPicture]) -> list[Detections]:
+        """Detect in a batch of pictures.
+
+        Args:
+            pictures: At least one; smaller ones are padded to the largest.
+
+        Returns:
+            Detections of each picture, best first.
+        """
+        found = self._run([picture.inputs for picture in pictures], [picture.source for picture in pictures])
+        if self._tiles is None:
+            return found
+        return [self._with_tiles(picture, whole) for picture, whole in zip(pictures, found, strict=True)]
+
+    def _run(self, inputs: Sequence[Any], sources: Sequence[Any]) -> list[Detections]:
+        scored = score_pictures(self._model, self._texts, self.asked, inputs, sources)
+        return [picture.detections() for picture in scored]
+
+    def _with_tiles(self, picture: PreparedPicture, whole: Detections) -> Detections:
+        """Return the detections of the whole picture merged with those of its tiles."""
+        assert self._tiles is not None
+        areas = tile_areas(picture.image.size, self._tiles, self._overlap)
+        if len(areas) == 1:
+            return whole
+        parts: list[Detections] = []
+        for start in range(0, len(areas), self._batch_size):
+            # Only the tiles of one forward pass are in memory.
+            crops = [picture.image.crop(area) for area in areas[start : start + self._batch_size]]
+            parts += self._run(
+                [prepare_image(self._processor, crop, self._model.device) for crop in crops], [None] * len(crops)
+            )
+        select = self.asked.select
+        merged = merge_tiles(list(zip(areas, parts, strict=True)), whole, select.class_agnostic_nms)
+        return merged if select.top_k is None else merged[: select.top_k]
+
+
+def are_alike(batch: Sequence[PreparedPicture], picture: PreparedPicture) -> bool:
+    """Return whether a picture can join a batch without much padding."""
+    shapes = [each.inputs["pixel_values"].shape[2:] for each in (*batch, picture)]
+    padded = max(height for height, _ in shapes) * max(width for _, width in shapes)
+    return all(height * width >= _SMALLEST_SHARE * padded for height, width in shapes)
