@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ from gdino_hf.model.printable import printable
 from .detect_stages import detect_all
 from .errors import INTERRUPTED, OutputError, UsageError
 from .format_option import FormatFiles, add_format
-from .inputs import ImageInput, collect_images, read_labels
+from .inputs import ImageInput, collect_images
 from .model_options import add_dtype, load_detector
 from .numbers import fraction, positive
 from .progress_file import ProgressFile, folder_stamp
+from .query_options import Query, add_query, make_search, read_query, settings
 from .report_file import ReportFile
 
 HELP = "find the objects that labels name in photographs"
@@ -28,17 +28,7 @@ _BATCH_ON_CPU, _BATCH_ELSEWHERE = 1, 4
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's options."""
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder (with its sub-folders), glob or URL")
-    parser.add_argument(
-        "--labels",
-        required=True,
-        help='what to look for: "cat, remote control" or "a cat. a remote control."; commas, periods and line breaks '
-        'separate labels ("St. Bernard", "3.5 mm jack" and "U.S. flag" stay whole); or @FILE with one label per line',
-    )
-    parser.add_argument(
-        "--negative",
-        metavar="LABELS",
-        help="labels that compete for boxes but are left out of the results, written as for --labels",
-    )
+    add_query(parser)
     parser.add_argument(
         "--model", default="nano", help="Hub id, folder, or nano, the built-in model (default: %(default)s)"
     )
@@ -87,23 +77,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Detect objects in every image and return the exit status: 0, or 1 if an image could not be used.
 
-    The JSON has "images", each with "image", "width" and "height" (upright, in pixels), "annotated" and "detections"
-    (each with "label", "label_index", "score", and "box": xyxy in pixels, inside the picture); "failed", each with
-    "image" and "error"; "finished", true once all images were processed; and the settings. It is rewritten every few
-    seconds during the work.
+    The JSON has "images", each with "image", "width" and "height" (upright, in pixels), "annotated", "presence" (the
+    highest score of each label, found or not) and "detections" (each with "label", "label_index", "score", and "box":
+    xyxy in pixels, inside the picture; with --caption also "spans", the phrase's characters, and "token_scores");
+    "failed", each with "image" and "error"; "finished", true once all images were processed; and the settings. It is
+    rewritten every few seconds during the work.
 
     Raises:
-        UsageError: The labels, the model, the device or the output folder cannot be used.
+        UsageError: The labels, the caption, the model, the device or the output folder cannot be used.
         OutputError: The results cannot be written any more.
     """
-    labels = read_labels(args.labels)
+    query = read_query(args)
     if args.text_threshold is None:
         # A label's score is that of its best token, so a higher text threshold would override --threshold.
         args.text_threshold = min(TEXT_THRESHOLD, args.threshold)
-    negative_labels = read_labels(args.negative, "--negative") if args.negative is not None else []
-    for label in negative_labels:
-        if label in labels:
-            raise UsageError(f"{label!r} is in --labels and in --negative; leave it in one of them")
     left_out: list[str] = []
     images = collect_images(args.images, exclude=args.out, left_out=left_out)
     for line in left_out:
@@ -111,8 +98,7 @@ def run(args: argparse.Namespace) -> int:
     json_path = args.json or args.out / "detections.json"
     report: dict[str, Any] = {
         "model": args.model,
-        "labels": labels,
-        "negative_labels": negative_labels,
+        **settings(args, query),
         "threshold": args.threshold,
         "text_threshold": args.text_threshold,
         "nms": args.nms,
@@ -121,15 +107,15 @@ def run(args: argparse.Namespace) -> int:
         "images": [],
         "failed": [],
     }
-    format_files = FormatFiles(args.format, args.out, labels)
+    format_files = FormatFiles(args.format, args.out, query.labels)
     progress, earlier = _earlier_progress(args, json_path, report, images)
     # If there is no image to detect anything in, saying so needs no model.
     to_do = any(image.error is None and image.source not in earlier for image in images)
     search = None
     if to_do:
-        detector = _load(args, labels, negative_labels)
+        detector = _load(args, query)
         args.batch = args.batch or (_BATCH_ON_CPU if detector.device.type == "cpu" else _BATCH_ELSEWHERE)
-        search = _search(args, detector, labels, negative_labels)
+        search = make_search(args, detector, query)
     report_file = _prepare_output(args.out, json_path, images)
     written: list[str] = []
     try:
@@ -159,10 +145,10 @@ def _earlier_progress(
     args: argparse.Namespace, json_path: Path, report: dict[str, Any], images: list[ImageInput]
 ) -> tuple[ProgressFile, dict[str, dict[str, Any]]]:
     """Return the progress file and the results, by image, that an unfinished run of this command left in it."""
-    settings = {name: value for name, value in report.items() if name not in ("finished", "images", "failed")}
-    settings |= {"out": str(args.out.resolve()), "dtype": args.dtype, "bit_depth": args.bit_depth}
-    settings["model_files"] = folder_stamp(args.model)
-    progress = ProgressFile(json_path.with_name(json_path.name + ".progress"), settings)
+    kept = {name: value for name, value in report.items() if name not in ("finished", "images", "failed")}
+    kept |= {"out": str(args.out.resolve()), "dtype": args.dtype, "bit_depth": args.bit_depth}
+    kept["model_files"] = folder_stamp(args.model)
+    progress = ProgressFile(json_path.with_name(json_path.name + ".progress"), kept)
     if args.restart:
         progress.forget()
     if progress.had_other_settings:
@@ -174,27 +160,15 @@ def _earlier_progress(
     return progress, earlier
 
 
-def _load(args: argparse.Namespace, labels: list[str], negative_labels: list[str]) -> Any:
+def _load(args: argparse.Namespace, query: Query) -> Any:
     from transformers.utils import logging
 
     # The bar over the images is the one to show; transformers' bar for loading weights would only flash by.
     logging.disable_progress_bar()
-    return load_detector(args.model, labels, negative_labels=negative_labels, device=args.device, dtype=args.dtype)
-
-
-def _search(args: argparse.Namespace, detector: Any, labels: list[str], negative_labels: list[str]) -> Any:
-    """Return the run's search; what is odd about the labels was printed before the model was loaded."""
-    from gdino_hf.model.label_faults import LabelWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", LabelWarning)
-        return detector.search(
-            labels,
-            negative=negative_labels,
-            threshold=args.threshold,
-            text_threshold=args.text_threshold,
-            nms_threshold=args.nms,
-        )
+    labels = query.labels if query.caption is None else []
+    return load_detector(
+        args.model, labels, negative_labels=query.negative_labels, device=args.device, dtype=args.dtype
+    )
 
 
 def _prepare_output(out: Path, json_path: Path, images: list[ImageInput]) -> ReportFile:

@@ -205,7 +205,17 @@ def _result(work: _Work) -> dict[str, Any]:
         }
         for found in work.found
     ]
-    return {"image": work.image.source, "width": width, "height": height, "detections": detections}
+    if work.found.spans is not None:
+        for item, spans, scores in zip(detections, work.found.spans, work.found.token_scores, strict=True):
+            item["spans"] = [list(span) for span in spans]
+            item["token_scores"] = [[token, round(score, 4)] for token, score in scores]
+    return {
+        "image": work.image.source,
+        "width": width,
+        "height": height,
+        "presence": {label: round(score, 4) for label, score in work.found.presence.items()},
+        "detections": detections,
+    }
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,97 @@
+"""`gdino detect --caption`, `--tiles` and the presence of labels: equal to the Detector of Python."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detect_command import EVERYTHING, LABELS
+from gdino_hf import Detector
+from gdino_hf.cli import main
+
+CAPTION = "a cat beside the red car"
+# The report rounds scores to four digits and boxes to two.
+SCORE, PIXEL = 1e-4, 0.011
+
+
+@pytest.fixture
+def run(tmp_path, tiny_folder, capsys):
+    """The verb without labels: its status, its report and what it complained about."""
+
+    def call(*arguments):
+        out = tmp_path / "out"
+        try:
+            status = main(["detect", *map(str, arguments), "--model", str(tiny_folder), "--out", str(out)])
+        except SystemExit as error:
+            status = error.code
+        path = out / "detections.json"
+        return status, json.loads(path.read_text()) if path.is_file() else None, capsys.readouterr().err
+
+    return call
+
+
+def compare(entry, found):
+    assert [item["label"] for item in entry["detections"]] == found.text_labels
+    scores, boxes = ([item[name] for item in entry["detections"]] for name in ("score", "box"))
+    np.testing.assert_allclose(scores, found.scores, atol=SCORE)
+    np.testing.assert_allclose(boxes, found.boxes, atol=PIXEL)
+    assert entry["presence"] == pytest.approx(found.presence, abs=SCORE)
+
+
+def test_a_caption_gives_the_boxes_spans_and_token_scores_of_its_phrases(run, photo, tiny_folder):
+    status, report, _ = run(photo, "--caption", CAPTION, *EVERYTHING)
+    assert status == 0
+    assert (report["caption"], report["labels"]) == (CAPTION, ["cat", "red car"])
+    found = Detector(str(tiny_folder), device="cpu").ground(photo, CAPTION, threshold=0.0)
+    (entry,) = report["images"]
+    compare(entry, found)
+    for item, scores in zip(entry["detections"], found.token_scores, strict=True):
+        ((start, end),) = item["spans"]
+        assert CAPTION[start:end] == item["label"]
+        assert [token for token, _ in item["token_scores"]] == [token for token, _ in scores]
+        assert max(score for _, score in item["token_scores"]) == pytest.approx(item["score"], abs=SCORE)
+
+
+def test_presence_has_labels_that_were_not_found(run, photo):
+    _, report, _ = run(photo, "--labels", ", ".join(LABELS), "--negative", "hat", "--threshold", "1")
+    (entry,) = report["images"]
+    assert entry["detections"] == []
+    assert list(entry["presence"]) == LABELS
+    assert all(0 < score < 1 for score in entry["presence"].values())
+
+
+def test_tiles_give_what_the_detector_gives_with_tiles(run, tmp_path, tiny_folder):
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "large.png")
+    options = ["--labels", "cat, dog", *EVERYTHING, "--nms", "0.5"]
+    _, report, _ = run(tmp_path / "large.png", *options, "--tiles", "64", "--overlap", "0.5")
+    assert (report["tiles"], report["overlap"]) == (64, 0.5)
+    found = Detector(str(tiny_folder), device="cpu")(
+        tmp_path / "large.png", ["cat", "dog"], threshold=0.0, nms_threshold=0.5, tiles=64, overlap=0.5
+    )
+    compare(report["images"][0], found)
+    _, whole, _ = run(tmp_path / "large.png", *options)
+    assert "tiles" not in whole
+    assert whole["images"][0]["detections"] != report["images"][0]["detections"]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ([], "one of the arguments --labels --caption is required"),
+        (["--labels", "cat", "--caption", "a cat"], "not allowed with argument"),
+        (["--caption", "  "], "--caption is empty; write for instance"),
+        (["--caption", "a cat", "--negative", "dog"], "--negative is for --labels"),
+        (["--caption", "a cat", "--tiles", "64"], "--tiles is for --labels"),
+        (["--caption", "cat " * 300], "--caption: "),
+        (["--labels", "cat", "--tiles", "31"], "--tiles 31 is too small; give at least 32 pixels"),
+        (["--labels", "cat", "--overlap", "0.5"], "--overlap is for --tiles"),
+        (["--labels", "cat", "--tiles", "64", "--overlap", "1"], "--overlap 1 leaves nothing new"),
+    ],
+)
+def test_options_that_do_not_go_together_are_named(run, photo, options, complaint):
+    status, report, said = run(photo, *options)
+    assert status == 2
+    assert report is None
+    assert complaint in said
