@@ -310,11 +310,41 @@ def test_models_saved_meanwhile_are_gdino_checkpoints(their_checkpoint, learned_
         first["processor"].save_pretrained(tmp_path)
         again = detect(tmp_path, learned_picture)
         assert again["result"]["labels"] == first["result"]["labels"]
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["GDinoForObjectDetection"]
     after = detect(tmp_path, learned_picture)
     assert type(after["model"]) is GDinoForObjectDetection
     assert type(after["processor"]) is GDinoProcessor
     assert torch.equal(after["outputs"].logits, first["outputs"].logits)
     assert after["result"]["text_labels"] == first["result"]["labels"]
+
+
+def test_saved_pipelines_work_in_and_after_the_block(their_checkpoint, learned_picture, tmp_path):
+    with gdino_hf.drop_in():
+        detector = pipeline("zero-shot-object-detection", model=str(their_checkpoint))
+        detector.save_pretrained(tmp_path)
+        again = pipeline("zero-shot-object-detection", model=str(tmp_path))
+    after = pipeline("zero-shot-object-detection", model=str(tmp_path))
+    found = [each(str(learned_picture), candidate_labels=["a cat"], threshold=0.4) for each in (detector, again, after)]
+    assert found[0] == found[1] == found[2] != []
+
+
+def test_options_of_loading_reach_our_models(their_checkpoint):
+    options = {"revision": "main", "token": None, "trust_remote_code": False}
+    with gdino_hf.drop_in():
+        assert AutoConfig.from_pretrained(their_checkpoint, **options).name_or_path == str(their_checkpoint)
+        model, info = AutoModelForZeroShotObjectDetection.from_pretrained(
+            str(their_checkpoint),
+            dtype=torch.bfloat16,
+            attn_implementation="eager",
+            output_loading_info=True,
+            **options,
+        )
+        size = {"shortest_edge": 32, "longest_edge": 48}
+        processor = AutoProcessor.from_pretrained(their_checkpoint, size=size, **options)
+    assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert (model.dtype, model.config._attn_implementation) == (torch.bfloat16, "eager")
+    assert model.name_or_path == str(their_checkpoint)
+    assert processor.image_processor.size == size
 
 
 def test_models_of_drop_in_can_be_optimized_and_stay_after_it(their_checkpoint, learned_picture):

@@ -150,7 +150,7 @@ def _config(original: Replacement, *args: Any, **kwargs: Any) -> Any:
         return loaded
     # Read again, because our class reads the file's fields, not the defaults of theirs.
     options = {name: value for name, value in kwargs.items() if name not in ("trust_remote_code", "code_revision")}
-    return GroundingDinoConfig.from_pretrained(*args, **options)
+    return GroundingDinoConfig.from_pretrained(*args, name_or_path=config.name_or_path, **options)
 
 
 def _processor(original: Replacement, *args: Any, **kwargs: Any) -> Any:

@@ -24,6 +24,12 @@ _THRESHOLD = 0.25
 class GroundingDinoConfig(GDinoConfig):
     """A `GDinoConfig` whose name tells programs that the model is a Grounding DINO; saved files say `gdino`."""
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """Save as `GDinoConfig` does, with the names of the classes that the stand-ins inherit from."""
+        names: list[str] = getattr(self, "architectures", None) or []
+        self.architectures = [name.replace("GroundingDino", "GDino") for name in names] or None
+        return super().save_pretrained(*args, **kwargs)
+
 
 class _StandIn:
     """Takes a configuration of transformers' own classes where the model wants one of ours."""
