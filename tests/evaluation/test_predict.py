@@ -13,6 +13,8 @@ from gdino_hf.evaluation.prediction_file import PredictionFile, read_predictions
 LABELS = ["cat", "dog", "red car", "traffic light", "remote control"]
 # Tolerance of boxes in pixels of a 200-pixel image, for float32 sums in another order.
 PIXELS = 0.01
+# Prompts that share a forward pass are padded to the longest, so sums have another order.
+SCORES = 1e-5
 
 
 def picture(seed, size=(200, 100)):
@@ -35,7 +37,7 @@ def same(first, second):
     for one, other in zip(first, second, strict=True):
         assert one["labels"].tolist() == other["labels"].tolist()
         np.testing.assert_allclose(one["boxes"], other["boxes"], atol=PIXELS)
-        np.testing.assert_allclose(one["scores"], other["scores"], atol=1e-5)
+        np.testing.assert_allclose(one["scores"], other["scores"], rtol=0, atol=SCORES)
 
 
 def test_the_best_pairs_of_query_and_label_are_kept(tiny_model, tiny_processor, rows):
@@ -59,7 +61,7 @@ def test_several_prompts_give_the_best_of_all_their_detections(tiny_model, tiny_
         scores = np.concatenate([part[place]["scores"] for part in apart])
         labels = np.concatenate([part[place]["labels"] + start for part, start in zip(apart, (0, 2, 4), strict=True)])
         order = np.argsort(-scores, kind="stable")[:30]
-        np.testing.assert_allclose(found["scores"], scores[order], atol=1e-6)
+        np.testing.assert_allclose(found["scores"], scores[order], rtol=0, atol=SCORES)
         assert found["labels"].tolist() == labels[order].tolist()
 
 
@@ -81,6 +83,28 @@ def test_image_features_are_computed_once_for_all_prompts(tiny_model, tiny_proce
     finally:
         hook.remove()
     assert len(calls) == 1
+
+
+def test_text_is_encoded_once_whatever_the_number_of_images(tiny_model, tiny_processor, rows, monkeypatch):
+    encoded, encode = [], type(tiny_model).get_text_features
+
+    def counted(self, ids, *arguments, **options):
+        encoded.append(len(ids))
+        return encode(self, ids, *arguments, **options)
+
+    monkeypatch.setattr(type(tiny_model), "get_text_features", counted)
+    predict(tiny_model, tiny_processor, rows, LABELS, labels_per_prompt=1, batch_size=2)
+    assert sum(encoded) == len(LABELS)
+
+
+def test_the_best_of_each_prompt_are_kept(tiny_model, tiny_processor, rows):
+    options = {"labels_per_prompt": 2, "max_detections": None}
+    (every,) = predict(tiny_model, tiny_processor, rows[:1], LABELS, **options).images
+    (few,) = predict(tiny_model, tiny_processor, rows[:1], LABELS, max_per_prompt=3, **options).images
+    for prompt in ([0, 1], [2, 3], [4]):
+        best, kept = (image["scores"][np.isin(image["labels"], prompt)] for image in (every, few))
+        assert len(best) > len(kept) == 3
+        np.testing.assert_array_equal(kept, best[:3])
 
 
 def test_batch_equals_single_images(tiny_model, tiny_processor, rows):

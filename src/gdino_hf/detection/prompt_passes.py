@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -168,8 +169,8 @@ def score_pictures(
     Returns:
         The finished results of each picture.
     """
-    # On a busy machine, splitting the many small operations over threads costs more than it gains.
-    with only_blocks():
+    # Packed layers split their own blocks over threads; splitting the many small operations costs more than it gains.
+    with only_blocks() if model._optimized and model.device.type == "cpu" else nullcontext():
         return _score(model, texts, asked, prepared, sources)
 
 

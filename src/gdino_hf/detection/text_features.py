@@ -59,10 +59,10 @@ class TextFeatureStore:
         given = given or {}
         with self._lock:
             found = {tokens: self._kept[tokens] for tokens in prompts if tokens in self._kept}
-        device, dtype = self._model.device, self._model.base_model.level_embed.dtype
-        found |= {
-            tokens: given[tokens].to(device, dtype) for tokens in prompts if tokens in given and tokens not in found
-        }
+        brought = [tokens for tokens in prompts if tokens in given and tokens not in found]
+        if brought:
+            dtype = self._model.base_model.level_embed.dtype
+            found |= {tokens: given[tokens].to(self._model.device, dtype) for tokens in brought}
         missing = [tokens for tokens in dict.fromkeys(prompts) if tokens not in found]
         for start in range(0, len(missing), _AT_ONCE):
             found |= self._encode(missing[start : start + _AT_ONCE])

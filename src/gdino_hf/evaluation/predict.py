@@ -6,22 +6,24 @@ import functools
 import sys
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..detection.prepared_images import join_images, prepare_image
+from ..detection.prepared_images import prepare_image
+from ..detection.prompt_passes import Asked, score_pictures
 from ..detection.stages import in_order
+from ..detection.text_features import TextFeatureStore
 from ..error_text import reason
+from ..model.grounded_results import Selection
 from ..model.image_processing_gdino import load_image
 from ..model.picture_limits import PictureError
 from ..model.printable import printable
-from ..model.text_prompt import Prompt, build_prompt
+from ..model.text_prompt import build_prompt
 from .prediction_file import PredictionFile, Predictions
 
 _READERS = 2
@@ -74,24 +76,30 @@ def predict(
     """
     if prompts is not None and len(prompts) != len(labels):
         raise ValueError(f"There are {len(prompts)} prompts for {len(labels)} labels; give one each.")
-    asked = list(labels if prompts is None else prompts)
+    asked = _asked(
+        model,
+        processor,
+        labels,
+        list(labels if prompts is None else prompts),
+        labels_per_prompt,
+        score,
+        max_detections,
+        max_per_prompt,
+    )
     was_training = model.training
     model.eval()
     try:
-        parts = _prompt_parts(model, processor, asked, labels_per_prompt)
+        # Every image needs all prompts, so all are kept.
+        texts = TextFeatureStore(model, size=len(asked.chunks))
         results = start_results(store)
         reader = BatchReader(processor, model.device, batch_size, results, store)
         with closing(reader.batches(rows, limit, progress)) as batches:
             for batch in batches:
-                inputs = join_images([item.inputs for item in batch], model.device)
-                features = model.get_image_features(**inputs)
-                sizes = inputs.original_sizes
-                detections = [
-                    _detect(model, processor, features, part, sizes, score, max_per_prompt or max_detections)
-                    for part in parts
-                ]
-                for place, item in enumerate(batch):
-                    record(item.entry(_merge([found[place] for found in detections], max_detections)), results, store)
+                ids = [item.image_id for item in batch]
+                for item, scored in zip(
+                    batch, score_pictures(model, texts, asked, [item.inputs for item in batch], ids), strict=True
+                ):
+                    record(item.entry(_arrays(scored.found)), results, store)
     finally:
         model.train(was_training)
     return results
@@ -229,68 +237,36 @@ def _read(image: Any) -> Any:
     return load_image(image)
 
 
-@dataclass(frozen=True)
-class _PromptPart:
-    """One prompt with the indices of its labels and its text features."""
-
-    prompt: Prompt
-    labels: np.ndarray
-    features: Any
-
-
-def _prompt_parts(model: Any, processor: Any, asked: list[str], labels_per_prompt: int | None) -> list[_PromptPart]:
-    step = labels_per_prompt or len(asked)
-    if step < 1 or not asked:
-        raise ValueError(
-            f"There are {len(asked)} labels and {labels_per_prompt} per prompt; give at least one of each."
-        )
-    max_text_len = min(processor.max_text_len, model.config.max_text_len)
-    parts = []
-    for start in range(0, len(asked), step):
-        whole = build_prompt(asked[start : start + step], processor.tokenizer, max_text_len)
-        for chunk in whole.chunks:
-            prompt = build_prompt(
-                [whole.labels[index] for index in chunk.label_indices], processor.tokenizer, max_text_len
-            )
-            ids = torch.tensor([prompt.chunks[0].input_ids], device=model.device)
-            indices = np.array(chunk.label_indices, dtype=np.int64) + start
-            parts.append(_PromptPart(prompt, indices, model.get_text_features(ids)))
-    return parts
-
-
-def _detect(
+def _asked(
     model: Any,
     processor: Any,
-    image_features: Any,
-    part: _PromptPart,
-    sizes: Sequence[tuple[int, int]],
+    labels: Sequence[str],
+    texts: Sequence[str],
+    labels_per_prompt: int | None,
     score: Literal["max", "mean"],
-    top_k: int | None,
-) -> list[dict[str, np.ndarray]]:
-    """Detect the labels of one prompt in every image of a batch."""
-    outputs = model(image_features=image_features, text_features=part.features)
-    found = processor.post_process_grounded_object_detection(
-        outputs,
-        SimpleNamespace(prompts=[part.prompt]),
-        threshold=0.0,
-        text_threshold=0.0,
-        target_sizes=list(sizes),
-        score=score,
-        multi_label=True,
-        top_k=top_k,
-    )
-    return [
-        {
-            "boxes": result["boxes"].double().cpu().numpy(),
-            "scores": result["scores"].double().cpu().numpy(),
-            "labels": part.labels[result["labels"].cpu().numpy()],
-        }
-        for result in found
+    max_detections: int | None,
+    max_per_prompt: int | None,
+) -> Asked:
+    """Arrange labels in prompts in their own order, as published results do; a `Vocabulary` would sort them."""
+    step = labels_per_prompt or len(texts)
+    if step < 1 or not texts:
+        raise ValueError(
+            f"There are {len(texts)} labels and {labels_per_prompt} per prompt; give at least one of each."
+        )
+    max_text_len = min(processor.max_text_len, model.config.max_text_len)
+    chunks = [
+        replace(chunk, label_indices=tuple(start + index for index in chunk.label_indices))
+        for start in range(0, len(texts), step)
+        for chunk in build_prompt(texts[start : start + step], processor.tokenizer, max_text_len).chunks
     ]
+    select = Selection(0.0, score=score, multi_label=True, top_k=max_detections)
+    return Asked(tuple(labels), tuple(chunks), select, top_k_per_prompt=max_per_prompt or max_detections)
 
 
-def _merge(found: Sequence[Mapping[str, np.ndarray]], max_detections: int | None) -> dict[str, np.ndarray]:
-    """Merge the detections of all prompts and keep the best."""
-    together = {name: np.concatenate([part[name] for part in found]) for name in ("boxes", "scores", "labels")}
-    order = np.argsort(-together["scores"], kind="stable")[:max_detections]
-    return {name: values[order] for name, values in together.items()}
+def _arrays(found: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return the predictions of one image: boxes (N, 4) xyxy in pixels, scores (N,) and labels (N,), best first."""
+    return {
+        "boxes": found["boxes"].double().cpu().numpy(),
+        "scores": found["scores"].double().cpu().numpy(),
+        "labels": found["labels"].cpu().numpy(),
+    }
