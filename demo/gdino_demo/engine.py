@@ -24,9 +24,11 @@ except ImportError:
 
 import torch
 
+from gdino_hf.detection.prepared_images import prepare_image
+from gdino_hf.detection.prompt_passes import prompt_outputs
+from gdino_hf.detection.text_features import TextFeatureStore
 from gdino_hf.model.label_faults import label_remarks
 from gdino_hf.model.msda_backends import backend_for
-from gdino_hf.model.prompt_groups import forward_in_groups
 from gdino_hf.model.text_prompt import build_prompt
 
 from .safety import KEPT_SECONDS, Picture, Refused
@@ -161,6 +163,7 @@ class Models:
             model.eval()
             if model.device.type == "cpu":
                 model.optimize_for_inference()
+        self._texts = {name: TextFeatureStore(model) for name, (model, _) in self._loaded.items()}
 
     @property
     def names(self) -> list[str]:
@@ -178,7 +181,7 @@ class Models:
         Raises:
             Refused: There is no such model, or its processor refuses a label.
         """
-        self._prepare(name, None, labels, negatives)
+        self._prompt(name, labels, negatives)
 
     def run(
         self,
@@ -205,10 +208,16 @@ class Models:
             Refused: There is no such model, or its processor refuses a label.
         """
         start = time.perf_counter()
-        inputs = self._prepare(name, picture.image, labels, negatives)
+        prompt = self._prompt(name, labels, negatives)
+        processor = self._loaded[name][1]
+        try:
+            # On ZeroGPU this process has no GPU to pin memory for.
+            prepared = prepare_image(processor, picture.image, "cpu")
+        except (TypeError, ValueError) as error:
+            raise Refused(str(error)) from error
         with self._lock:
             self.forwards += 1
-            logits, boxes, device, backend = self._on_device(name, dict(inputs))
+            logits, boxes, device, backend = self._on_device(name, prepared, prompt.chunks)
         return Outputs(
             model=name,
             labels=tuple(labels),
@@ -217,17 +226,17 @@ class Models:
             data=picture.data,
             size=picture.image.size,
             raw=SimpleNamespace(logits=logits, pred_boxes=boxes),
-            prompt=SimpleNamespace(prompts=inputs.prompts),
-            post_process=self._loaded[name][1].post_process_grounded_object_detection,
+            prompt=SimpleNamespace(prompts=[prompt]),
+            post_process=processor.post_process_grounded_object_detection,
             seconds=time.perf_counter() - start,
             device=device,
             backend=_BACKENDS[backend],
-            remarks=tuple(label_remarks(inputs.prompts[0], self._loaded[name][1].tokenizer)),
+            remarks=tuple(label_remarks(prompt, processor.tokenizer)),
             grounding=grounding,
         )
 
-    def _prepare(self, name: str, image: Any, labels: Sequence[str], negatives: Sequence[str]) -> Any:
-        """Return the model's inputs for a picture, or for the labels alone."""
+    def _prompt(self, name: str, labels: Sequence[str], negatives: Sequence[str]) -> Any:
+        """Return the prompt of the labels."""
         if name not in self._loaded:
             raise Refused(f"There is no model of this name here; choose one of {', '.join(self._loaded)}.")
         asked = {label.casefold() for label in labels}
@@ -236,21 +245,22 @@ class Models:
                 raise Refused(f"{label!r} is a label and a negative label; leave it in one of them.")
         processor = self._loaded[name][1]
         try:
-            prompt = build_prompt(list(labels), processor.tokenizer, processor.max_text_len, list(negatives))
-            return processor(images=image, text=[prompt])
+            return build_prompt(list(labels), processor.tokenizer, processor.max_text_len, list(negatives))
         except (TypeError, ValueError) as error:
             raise Refused(str(error)) from error
 
-    def _forward(self, name: str, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, str, str]:
+    def _forward(self, name: str, prepared: Any, chunks: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor, str, str]:
         """Return logits and boxes on the CPU, and the names of device and backend.
 
         On ZeroGPU this runs in a process of its own: only there is a GPU, and all results can be pickled.
         """
         model = self._loaded[name][0]
-        moved = {key: x.to(model.device) if isinstance(x, torch.Tensor) else x for key, x in inputs.items()}
         with torch.inference_mode():
-            outputs = forward_in_groups(model, moved)
-        logits, boxes = outputs.logits.float().cpu(), outputs.pred_boxes.float().cpu()
+            rows = [
+                (logits.float().cpu(), boxes.float().cpu())
+                for _, _, logits, boxes in prompt_outputs(model, self._texts[name], chunks, [prepared])
+            ]
+        logits, boxes = (torch.stack(parts) for parts in zip(*rows, strict=True))
         return logits, boxes, _device_name(model.device), _backend(model)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -177,19 +177,46 @@ def score_pictures(
 def _score(
     model: Any, texts: TextFeatureStore, asked: Asked, prepared: Sequence[Any], sources: Sequence[Any]
 ) -> list[ScoredPicture]:
-    inputs = join_images(prepared, model.device)
-    sizes = inputs.original_sizes
-    features = model.get_image_features(inputs["pixel_values"], inputs["pixel_mask"], inputs["image_sizes"])
+    sizes = [size for item in prepared for size in item.original_sizes]
     scored = [
         ScoredPicture(asked, (width, height), source) for (height, width), source in zip(sizes, sources, strict=True)
     ]
-    per_pass = max(1, rows_at_once(features) // len(scored))
-    for start in range(0, len(asked.chunks), per_pass):
-        chunks = asked.chunks[start : start + per_pass]
-        shape = (len(scored), len(chunks))
-        text_features: Any = texts.stacked([chunk.input_ids for chunk in chunks], asked.given)
+    for place, chunk, logits, boxes in prompt_outputs(model, texts, asked.chunks, prepared, asked.given):
+        scored[place].add(logits, boxes, LabelledRow(place, chunk.label_indices, chunk.spans))
+    scales = box_scale(sizes, torch.empty(len(scored), 0, 4, device=model.device))
+    for of_picture, scale in zip(scored, scales, strict=True):
+        of_picture.finish(scale)
+    return scored
+
+
+def prompt_outputs(
+    model: Any,
+    texts: TextFeatureStore,
+    chunks: Sequence[PromptChunk],
+    prepared: Sequence[Any],
+    given: Mapping[Tokens, Tensor] | None = None,
+) -> Iterator[tuple[int, PromptChunk, Tensor, Tensor]]:
+    """Run a batch of pictures over prompts, and yield the outputs of each pair; call it without gradients.
+
+    Args:
+        model: A `GDinoForObjectDetection`.
+        texts: Store of its text features.
+        chunks: The prompts.
+        prepared: What `prepare_image` returned for each picture, at least one.
+        given: Text features that were computed before, by the tokens of a prompt.
+
+    Yields:
+        Index of the picture, the prompt, its token logits (Q, T) and its boxes (Q, 4) cxcywh in [0, 1].
+    """
+    inputs = join_images(prepared, model.device)
+    features = model.get_image_features(inputs["pixel_values"], inputs["pixel_mask"], inputs["image_sizes"])
+    per_pass = max(1, rows_at_once(features) // len(prepared))
+    for start in range(0, len(chunks), per_pass):
+        group = chunks[start : start + per_pass]
+        shape = (len(prepared), len(group))
+        text_features: Any = texts.stacked([chunk.input_ids for chunk in group], given)
         rows = features
-        if len(chunks) > 1:
+        if len(group) > 1:
             # Row i * P + j is picture i with prompt j.
             image, prompt = (
                 x.flatten().to(model.device) for x in torch.meshgrid(*map(torch.arange, shape), indexing="ij")
@@ -198,14 +225,9 @@ def _score(
             text_features = type(text_features)(**{name: x[prompt] for name, x in text_features.items()})
         outputs = model(image_features=rows, text_features=text_features)
         logits, boxes = outputs.logits.unflatten(0, shape), outputs.pred_boxes.unflatten(0, shape)
-        for place, of_picture in enumerate(scored):
-            for number, chunk in enumerate(chunks):
-                row = LabelledRow(place, chunk.label_indices, chunk.spans)
-                of_picture.add(logits[place, number], boxes[place, number], row)
-    scales = box_scale(sizes, torch.empty(len(scored), 0, 4, device=model.device))
-    for of_picture, scale in zip(scored, scales, strict=True):
-        of_picture.finish(scale)
-    return scored
+        for place in range(len(prepared)):
+            for number, chunk in enumerate(group):
+                yield place, chunk, logits[place, number], boxes[place, number]
 
 
 def name_of(source: Any) -> str | None:
