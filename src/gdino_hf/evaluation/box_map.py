@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from ..model.text_prompt import shorten
-
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_POINTS = np.linspace(0.0, 1.0, 101)
 SIZES = ("all", "small", "medium", "large")
@@ -134,7 +132,7 @@ def truth_annotations(reference: Mapping[str, Any], image: int) -> list[dict[str
     area = sides.prod(axis=1) if area is None else np.asarray(area, dtype=np.float64).reshape(-1)
     if len(crowd) != len(boxes) or len(area) != len(boxes):
         raise ValueError(
-            f"The reference of image {shorten(image)} has {len(boxes)} boxes, {len(crowd)} crowd flags and {len(area)} "
+            f"The reference of image {image!r:.80} has {len(boxes)} boxes, {len(crowd)} crowd flags and {len(area)} "
             "areas; give one each."
         )
     return [
@@ -163,10 +161,10 @@ def detection_annotations(prediction: Mapping[str, Any], image: int) -> list[dic
     scores = np.asarray(prediction["scores"], dtype=np.float64).reshape(-1)
     if len(scores) != len(boxes):
         raise ValueError(
-            f"The prediction of image {shorten(image)} has {len(boxes)} boxes but {len(scores)} scores; give one each."
+            f"The prediction of image {image!r:.80} has {len(boxes)} boxes but {len(scores)} scores; give one each."
         )
     if not np.isfinite(scores).all():
-        raise ValueError(f"The prediction of image {shorten(image)} has a score that is not finite; leave it out.")
+        raise ValueError(f"The prediction of image {image!r:.80} has a score that is not finite; leave it out.")
     sides = np.round(boxes[:, 2:] - boxes[:, :2], _SIDE_DECIMALS)
     return [
         {

@@ -23,7 +23,6 @@ import datasets
 import evaluate
 import numpy as np
 
-from ..model.printable import printable
 from .box_map import UNDEFINED, evaluate_boxes
 
 _DESCRIPTION = "Average precision and recall of detected boxes, as COCO defines and pycocotools computes them."
@@ -165,9 +164,7 @@ def _reference(item: Mapping[str, Any]) -> dict[str, Any]:
 def _demand(item: Mapping[str, Any], names: Sequence[str], kind: str) -> None:
     missing = [name for name in names if name not in item]
     if missing:
-        raise ValueError(
-            f"A {kind} lacks {', '.join(missing)}; it has {printable(', '.join(map(str, item))) or 'nothing'}."
-        )
+        raise ValueError(f"A {kind} lacks {', '.join(missing)}; it has {', '.join(map(repr, item)) or 'nothing'}.")
 
 
 def _boxes(values: Any) -> list[list[float]]:
