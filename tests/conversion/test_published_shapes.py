@@ -21,10 +21,10 @@ from gdino_hf.conversion.layout_facts import facts_of_config, facts_of_source
 from gdino_hf.conversion.layouts import LAYOUTS, find_layout
 from gdino_hf.conversion.plan import plan_from_ours, plan_to_ours, reader_in_ours, shapes_in_ours
 
-# The tests check where every number goes, for which bytes suffice. Tensors are views of one pool, so that even the
-# largest checkpoint takes no memory.
-STORAGE = torch.uint8
-POOL = torch.randint(0, 256, (5_000_000,), generator=torch.Generator().manual_seed(0), dtype=STORAGE)
+# The tests check where every number goes, for which two bytes a number suffice. Tensors are views of one pool, so that
+# even the largest checkpoint takes no memory.
+STORAGE = torch.bfloat16
+POOL = torch.randint(0, 256, (5_000_000,), generator=torch.Generator().manual_seed(0)).to(STORAGE)
 STRIDES = (131, 17, 5, 1)
 
 
