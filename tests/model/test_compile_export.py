@@ -109,6 +109,16 @@ def test_labels_are_the_only_graph_breaks(model, tiny_tokenizer):
 COUNTS = [(1, 1), (3, 0), (2, 5), (0, 0), (7, 1), (1, 12), (0, 2), (1, 0), (4, 4)]
 
 
+@pytest.fixture
+def eager_random_numbers():
+    """Let Inductor draw the numbers of dropout as eager does, instead of from a generator of its own."""
+    import torch._inductor.config
+
+    # Pytest's monkeypatch would delete the setting at the end.
+    with torch._inductor.config.patch(fallback_random=True):
+        yield
+
+
 @pytest.mark.parametrize(
     ("backend", "counts"),
     [
@@ -118,11 +128,9 @@ COUNTS = [(1, 1), (3, 0), (2, 5), (0, 0), (7, 1), (1, 12), (0, 2), (1, 0), (4, 4
     ],
 )
 def test_training_with_changing_numbers_of_boxes_compiles_only_in_the_first_steps(
-    tiny_config, tiny_tokenizer, monkeypatch, backend, counts
+    tiny_config, tiny_tokenizer, eager_random_numbers, backend, counts
 ):
     torch._dynamo.reset()
-    # Without this setting, Inductor draws the numbers of dropout from a generator of its own.
-    monkeypatch.setattr(torch._inductor.config, "fallback_random", True)
     config = copy.deepcopy(tiny_config)
     config.encoder_layers = config.decoder_layers = 1
     model = make_random_model(config).train()
