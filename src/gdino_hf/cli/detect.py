@@ -55,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch",
         type=positive,
         metavar="N",
-        help="most images in a forward pass, next to each other and of like sizes (default: 1 on a CPU, where more are "
-        "no faster, and 4 on other devices)",
+        help="most images in a forward pass, next to each other and of like sizes (default: 1 on a CPU, and 4 on "
+        "other devices)",
     )
     parser.add_argument(
         "--out",

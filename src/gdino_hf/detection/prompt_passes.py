@@ -117,7 +117,7 @@ class ScoredPicture:
         self.found: dict[str, Any] = {}
         self.logits: Tensor | None = None
         self._parts: list[dict[str, Tensor]] = []
-        self._presence: dict[int, float] = {}
+        self._highest: list[tuple[Tensor, Tensor]] = []
 
     def add(self, logits: Tensor, boxes: Tensor, row: LabelledRow) -> None:
         """Add the outputs of one prompt: logits (Q, T) and boxes (Q, 4) cxcywh in [0, 1]."""
@@ -127,7 +127,8 @@ class ScoredPicture:
             best = part["scores"].argsort(descending=True, stable=True)[: self.asked.top_k_per_prompt]
             part = {name: value[best] for name, value in part.items()}
         self._parts.append(part)
-        self._presence |= dict(zip(found.labels.tolist(), found.scores.amax(0).tolist(), strict=True))
+        # Tensors, because a number for each prompt would wait for the device as often.
+        self._highest.append((found.labels, found.scores.amax(0)))
         self.logits = logits
 
     def finish(self, scale: Tensor) -> None:
@@ -138,13 +139,15 @@ class ScoredPicture:
     def detections(self) -> Detections:
         """Return the picture's detections."""
         values = {} if self.asked.details is None else self.asked.details(self)
+        labels, scores = (torch.cat(part).tolist() for part in zip(*self._highest, strict=True))
+        presence = dict(zip(labels, scores, strict=True))
         return Detections(
             self.found["boxes"].cpu().numpy(),
             self.found["scores"].cpu().numpy(),
             self.found["labels"].cpu().numpy(),
             self.asked.names,
             self.size,
-            presence={name: self._presence[index] for index, name in enumerate(self.asked.names)},
+            presence={name: presence[index] for index, name in enumerate(self.asked.names)},
             source=name_of(self.source),
             colors=self.asked.colors,
             **values,

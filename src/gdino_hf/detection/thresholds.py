@@ -184,7 +184,7 @@ def _truth(row: Mapping[str, Any], number: Mapping[str, int]) -> _Truth:
     told = set(keys) if absent is None else {*keys, *map(name_key, absent)}
     unknown = frozenset() if absent is None else frozenset(index for key, index in number.items() if key not in told)
     boxes = torch.as_tensor(np.asarray(row["boxes"], dtype=np.float32).reshape(-1, 4))
-    crowd = np.asarray(row.get("crowd") or [False] * len(keys), dtype=bool)
+    crowd = np.zeros(len(keys), dtype=bool) if row.get("crowd") is None else np.asarray(row["crowd"], dtype=bool)
     labels = np.array([number[key] for key in keys if key in number], dtype=np.int64)
     return _Truth(boxes[torch.from_numpy(known)], labels, crowd[known], unknown)
 

@@ -115,7 +115,7 @@ def _join_parts(
             if not alive[second] or labels[first] != labels[second] or (areas[first] == areas[second]).all():
                 continue
             shared = _shared(areas[first], areas[second])
-            # Both must end at the edge that the other one goes beyond.
+            # Parts of one object look alike where their tiles overlap.
             if shared is None or not _agree(_clip(boxes[first], shared), _clip(boxes[second], shared)):
                 continue
             inside = _covers(boxes[first], boxes[second]) or _covers(boxes[second], boxes[first])

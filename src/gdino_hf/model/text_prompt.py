@@ -189,12 +189,16 @@ def build_prompt(
     taken = sum(lengths[len(positives) :])
     longest = max(range(len(positives)), key=lambda index: lengths[index])
     if taken + lengths[longest] > room:
-        rest = "every prompt needs the negative labels; give fewer of them"
         if not negatives:
-            rest = "the texts of a label stay in one prompt; give it fewer"
+            raise ValueError(
+                f"The {len(written[longest])} texts of the label {shorten(every[longest])} have {lengths[longest]} "
+                f"tokens, but a prompt of {max_text_len} holds {room}, and the texts of a label stay in one prompt; "
+                "give it fewer."
+            )
         raise ValueError(
             f"The negative labels have {taken} tokens and the label {shorten(every[longest])} has "
-            f"{lengths[longest]}, but a prompt of {max_text_len} holds {room} and {rest}."
+            f"{lengths[longest]}, but a prompt of {max_text_len} holds {room} and every prompt needs the "
+            "negative labels; give fewer of them."
         )
     groups: list[list[int]] = [[]]
     used = taken
