@@ -326,7 +326,7 @@ def test_an_export_is_opened_by_its_root_or_its_split(write, tmp_path):
 def test_a_yolo_export_is_recognized(tmp_path):
     (tmp_path / "data.yaml").write_text("names: [cat]")
     (tmp_path / "labels").mkdir()
-    with pytest.raises(ValueError, match="YOLO"):
+    with pytest.raises(ValueError, match="has no pictures, though it is a YOLO folder"):
         open_dataset(tmp_path)
 
 

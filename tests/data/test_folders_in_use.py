@@ -122,19 +122,11 @@ def test_a_split_with_several_files_is_named_and_does_not_stop_training(tmp_path
     assert "--test none" in sets.remarks[0]
 
 
-VOC = "<annotation><filename>a.jpg</filename></annotation>"
-
-
 @pytest.mark.parametrize(
     ("name", "content", "what"),
     [
-        ("data.yaml", "train: ../train/images\nnc: 1\nnames: [cat]", "YOLO"),
-        ("labels/train/a.txt", "0 0.5 0.5 0.1 0.2\n1 0.1 0.1 0.1 0.1", "YOLO"),
-        ("train/labels/a.txt", "0 0.5 0.5 0.1 0.2", "YOLO"),
-        ("Annotations/a.xml", VOC, "Pascal VOC"),
-        ("train/a.xml", VOC, "Pascal VOC"),
         ("_annotations.csv", "filename,width,height,class,xmin,ymin,xmax,ymax", "CSV"),
-        ("a.json", '{"version": "5.0", "flags": {}, "shapes": [], "imagePath": "a.jpg"}', "LabelMe"),
+        ("train/boxes.tfrecord", "", "TFRecord"),
     ],
 )
 def test_other_formats_are_recognized_and_told_what_to_do(tmp_path, name, content, what, capsys):
@@ -149,6 +141,22 @@ def test_other_formats_are_recognized_and_told_what_to_do(tmp_path, name, conten
         assert main(["train", str(place)]) == main(["eval", str(place)]) == 2
         errors = capsys.readouterr().err.splitlines()
         assert [what in line for line in errors if "error:" in line] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("labels/a.txt", "0 0.5 0.5 0.1 0.2", "YOLO"),
+        ("Annotations/a.xml", "<annotation><filename>a.jpg</filename></annotation>", "Pascal VOC"),
+        ("a.json", '{"version": "5.0", "flags": {}, "shapes": [], "imagePath": "a.jpg"}', "LabelMe"),
+    ],
+)
+def test_the_annotations_of_one_picture_are_told_from_a_data_set(tmp_path, name, content, what):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(content)
+    for read in (open_dataset, check_dataset, open_ground_truth):
+        with pytest.raises(ValueError, match=rf"{what} annotations of one picture; give the folder"):
+            read(tmp_path / name)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Evaluate a model on annotated images; write metrics, curves and predictions.
 
-DATA is a COCO or LVIS JSON file or an ODVG JSON Lines file. Results go to a new folder, runs/eval/NAME.
+DATA is a data set of any form that gdino train takes: COCO or LVIS JSON, ODVG JSON Lines, YOLO, Pascal VOC,
+CreateML, LabelMe, a Hugging Face data set, or WebDataset tars; DATA:test names a split. Results go to a new folder,
+runs/eval/NAME.
 """
 
 from __future__ import annotations
@@ -16,11 +18,12 @@ from typing import Any
 from gdino_hf.error_text import reason
 from gdino_hf.model.printable import printable
 
+from .convention_options import add_conventions, annotation_options
 from .errors import INTERRUPTED, OutputError, UsageError
 from .inputs import read_labels
 from .model_options import add_dtype, check_labels, load_detector
 from .numbers import fraction, positive
-from .run_folder import new_run_folder
+from .run_folder import new_run_folder, place_name
 
 HELP = "evaluate a model, or stored predictions, on annotated images"
 PREDICTIONS = "predictions.jsonl"
@@ -32,9 +35,7 @@ _TABLE_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's options."""
-    parser.add_argument(
-        "data", nargs="?", metavar="DATA", help="COCO or LVIS JSON, ODVG JSON Lines, or a folder with one of them"
-    )
+    parser.add_argument("data", nargs="?", metavar="DATA", help="annotation file, folder or Hub id; see above")
     parser.add_argument("--images", metavar="DIR", help="folder of the photographs (default: images/ beside DATA)")
     parser.add_argument(
         "--model", default="nano", help="Hub id, folder, or nano, the built-in model (default: %(default)s)"
@@ -61,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="COCO AP, LVIS fixed AP, recall of a caption's phrases, or accuracy of referring expressions (default: "
         "the one that DATA is annotated for, but never referring)",
     )
-    _add_conventions(parser)
+    add_conventions(parser)
     parser.add_argument("--limit", type=positive, metavar="N", help="evaluate only the first N images")
     parser.add_argument("--batch", type=positive, default=8, help="images per forward pass (default: %(default)s)")
     parser.add_argument(
@@ -92,42 +93,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", metavar="DIR", help="folder of a stopped run to continue")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     add_dtype(parser)
-
-
-def _add_conventions(parser: argparse.ArgumentParser) -> None:
-    """Declare the options about conventions of the annotation file."""
-    parser.add_argument(
-        "--crowds",
-        choices=("ignore", "keep"),
-        default="ignore",
-        help="boxes marked iscrowd: ignore them as COCO does, or keep them as boxes like all others (default: ignore)",
-    )
-    parser.add_argument(
-        "--boxes-follow",
-        choices=("auto", "upright", "stored"),
-        default="auto",
-        help="what boxes of pictures with an EXIF orientation are pixels of: the upright picture, the stored one, or "
-        "auto, by the annotated width and height (default: auto)",
-    )
-    parser.add_argument(
-        "--sizes",
-        choices=("stop", "scale"),
-        default="stop",
-        help="annotated sizes that are the picture's in proportion only: stop, or scale the boxes (default: stop)",
-    )
-    parser.add_argument(
-        "--groups",
-        choices=("leave-out", "keep"),
-        default="leave-out",
-        help="classes without boxes that only group others: leave-out, or keep (default: leave-out)",
-    )
-    parser.add_argument(
-        "--paths",
-        choices=("inside", "anywhere"),
-        default="inside",
-        help="photographs whose path leads outside the data set's folder: refuse them, or take them from anywhere, for "
-        "files from people you trust (default: inside)",
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -180,12 +145,11 @@ def _open(args: argparse.Namespace, data: Any, images: Any, labels: Sequence[str
         ValueError: The data set cannot be read, or not be evaluated with the given protocol.
     """
     from gdino_hf.data.annotation_files import annotation_file
-    from gdino_hf.data.annotation_options import AnnotationOptions
     from gdino_hf.evaluation.open_ground_truth import EVALUATED_SPLITS, open_ground_truth
 
     # Labels that were asked for by name are kept.
     groups: Any = args.groups if labels is None else "keep"
-    options = AnnotationOptions(args.crowds, args.boxes_follow, args.sizes, groups, paths=args.paths)
+    options = annotation_options(args, groups=groups)
     file = annotation_file(data, *EVALUATED_SPLITS)
     if Path(data).expanduser().is_dir():
         # Which split of a folder that is.
@@ -221,8 +185,7 @@ def _run_one(args: argparse.Namespace) -> int:
         stored = _stored_predictions(args.predictions, task) if args.predictions else None
     except ValueError as error:
         raise UsageError(reason(error)) from error
-    # absolute(), because DATA may be ".".
-    name = args.name or Path(args.data).absolute().stem
+    name = args.name or place_name(args.data)
     if stored is None:
         detector = _load(args, task.truth.labels)
         folder = Path(args.resume) if args.resume else new_run_folder("eval", name, args.runs)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from itertools import count
 from pathlib import Path
 
+from gdino_hf.data.places import split_place
 from gdino_hf.error_text import reason
 
 from .errors import UsageError
+
+
+def place_name(place: str) -> str:
+    """Return the name of a data set for a run's folder: that of its file without the ending, or of its folder or id."""
+    path = Path(split_place(place)[0]).absolute()
+    name = path.stem if path.is_file() else path.name
+    return re.sub(r"[^\w. -]", "_", name)
 
 
 def new_run_folder(verb: str, name: str, root: str | Path = "runs") -> Path:

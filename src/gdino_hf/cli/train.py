@@ -16,13 +16,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+from gdino_hf.data.places import is_there, split_place, with_split
 from gdino_hf.error_text import reason
 from gdino_hf.whole_files import write_whole_text
 
 from .argparse_internals import long_options
 from .errors import OutputError, UsageError
 from .picture_options import PICTURE_OPTIONS, add_picture_options, picture_settings
-from .run_folder import new_run_folder
+from .run_folder import new_run_folder, place_name
 
 HELP = "fine-tune a model on your own boxes"
 READS_ITS_OPTIONS = True
@@ -191,9 +192,10 @@ def _parse(rest: Sequence[str]) -> _Options:
     pictures = {name: getattr(namespace, name) for name in PICTURE_OPTIONS if hasattr(namespace, name)}
     given |= pictures
     for name in _PLACES:
-        # Made absolute, because a run may be resumed from another working directory; a model may be a Hub id.
-        if given.get(name) not in (None, "", "none") and (name != "model" or Path(given[name]).exists()):
-            given[name] = os.path.abspath(given[name])
+        # Made absolute, because a run may be resumed from another working directory; Hub ids and addresses stay.
+        if given.get(name) not in (None, "", "none"):
+            base, split = split_place(given[name])
+            given[name] = with_split(os.path.abspath(base), split) if is_there(base) else given[name]
     try:
         made = [kind(**{n: values[n] for n in kind.__dataclass_fields__ if n in values}) for kind in kinds]
         data, model, training = made
@@ -270,8 +272,7 @@ def _prepare_folder(options: _Options) -> Path:
     if options.resume is not None:
         folder = Path(options.resume)
     else:
-        place = Path(os.path.abspath(options.data.data))
-        folder = new_run_folder("train", options.name or (place.stem if place.is_file() else place.name), options.runs)
+        folder = new_run_folder("train", options.name or place_name(options.data.data), options.runs)
     try:
         write_whole_text(folder / ARGUMENTS_FILE, yaml.safe_dump(options.given, allow_unicode=True))
     except OSError as error:

@@ -1,24 +1,24 @@
-"""Finding annotation files: in folders as people have them, for each split, with their format."""
+"""Finding data sets: in folders as people have them, for each split, with their form."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from ..error_text import reason
 from ..model.printable import printable
+from .createml_file import is_createml
+from .forms import READERS, TITLES, KnownSet, known_set
+from .image_folder import is_metadata
 from .other_formats import describe_other_format
+from .places import NAME_PART, SPLIT_NAMES, is_there, split_of, split_place, with_split
 from .rows import is_file, parse_line
-
-Format = Literal["coco", "odvg"]
 
 SUFFIXES = (".json", ".jsonl", ".odvg")
 """Endings of annotation files."""
-
-SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-"""Names that the files and folders of each split have."""
 
 # Files that lie beside annotations but hold none.
 _OTHERS = ("label_map.json",)
@@ -30,83 +30,105 @@ _NEITHER = (
     "grounding)"
 )
 _COCO_LIST = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')
-# A split's name within a longer one, such as instances_val2017.
-_NAME_PART = re.compile(r"(?:^|[_.-])(train|val|valid|validation|test)(?:20\d\d)?(?=$|[_.-])", re.IGNORECASE)
 
 
 def annotation_file(path: str | Path, *choices: str) -> Path:
-    """Return the annotation file that a path refers to.
+    """Return the annotation file, or the data set of another form, that a path refers to.
 
     Args:
         path: An annotation file; or a folder with one, with one for each split, or with a folder for each split, as
-            exports have them. COCO's folder `annotations` is looked into as well.
+            exports have them. COCO's folder `annotations` is looked into as well. A data set of any other form in
+            `TITLES`; a split of its own is named after a colon.
         *choices: Splits to take if the folder has several, the preferred one first; "train" by default.
 
     Returns:
-        The annotation file.
+        The annotation file; for other forms the data set, with a split after a colon if it has several.
 
     Raises:
-        ValueError: There is no annotation file, or there are several and none is of such a split.
+        ValueError: There is no data set, or there are several and none is of such a split.
     """
-    path = Path(path).expanduser()
+    base, split = split_place(path)
+    path = Path(base).expanduser()
+    choices = (split_of(split) or split,) if split is not None else choices or ("train",)
+    if is_file(path) and _looks_like(path) is not None:
+        return path
+    if not _is_folder(path) or not _has_annotation_files(path):
+        known = known_set(base)
+        if known is not None:
+            return _split_of_set(known, split, choices)
     if is_file(path):
         return path
     if not _is_folder(path):
-        raise ValueError(
-            f"{printable(path)} does not exist; give a COCO json file, an ODVG json lines file or a folder with one of "
-            "them."
-        )
+        raise ValueError(f"{printable(path)} does not exist; give one of: {', '.join(TITLES.values())}.")
     found = _annotation_files(path)
-    for split in choices or ("train",):
-        own = _of_split(found, split)
-        inside = [path / name for name in SPLIT_NAMES.get(split, ())]
-        own = own or [file for folder in inside for file in _annotation_files(folder)]
+    for name in choices:
+        own = _of_split(found, name)
+        inside = [path / word for word in SPLIT_NAMES.get(name, (name,))]
+        own = own or [file for folder in inside for file in _annotation_places(folder)]
         if not own:
-            _refuse_broken(split, path, *inside)
+            _refuse_broken(name, path, *inside)
         if len(own) == 1:
             return own[0]
         if own:
             found = own
             break
     if not found:
-        found = [file for names in SPLIT_NAMES.values() for name in names for file in _annotation_files(path / name)]
+        found = [file for names in SPLIT_NAMES.values() for name in names for file in _annotation_places(path / name)]
     if not found and _annotation_files(path / "annotations"):
         return annotation_file(path / "annotations", *choices)
     if len(found) > 1:
         names = printable(", ".join(str(file.relative_to(path)) for file in found))
         raise ValueError(f"{printable(path)} holds several annotation files ({names}); give the path of one of them.")
     if not found:
-        endings = ", ".join(SUFFIXES)
-        known = describe_other_format(path)
-        if known is not None:
-            raise ValueError(known)
-        folders = [path, *(path / name for names in SPLIT_NAMES.values() for name in names), path / "annotations"]
-        broken = [f"{file.relative_to(path)}: {why}" for folder in folders for file, why in _unusable(folder)]
-        named = f" ({'; '.join(broken[:3])}{'; ...' if len(broken) > 3 else ''})" if broken else ""
-        raise ValueError(
-            f"{printable(path)} holds no annotations{printable(named)}; give a COCO json or ODVG json lines file "
-            f"({endings})."
-        )
+        raise ValueError(describe_other_format(path) or _nothing_found(path))
     return found[0]
 
 
-def annotation_format(file: str | Path) -> Format:
-    """Detect whether an annotation file is COCO json or ODVG json lines.
+def _nothing_found(path: Path) -> str:
+    """Say that a folder holds no data set, and which files look like annotations but are none."""
+    folders = [path, *(path / name for names in SPLIT_NAMES.values() for name in names), path / "annotations"]
+    broken = [f"{file.relative_to(path)}: {why}" for folder in folders for file, why in _unusable(folder)]
+    named = f" ({'; '.join(broken[:3])}{'; ...' if len(broken) > 3 else ''})" if broken else ""
+    return f"{printable(path)} holds no annotations{printable(named)}; give one of: {', '.join(TITLES.values())}."
+
+
+def _split_of_set(known: KnownSet, split: str | None, choices: Sequence[str]) -> Path:
+    """Return the place of a data set's split: the one named, or the first of the choices, or the first that it has."""
+    if split is None:
+        split = known.split or next((name for name in (*choices, *SPLIT_NAMES) if name in known.splits), None)
+    elif split not in known.splits and split not in known.splits.values():
+        split = next((name for name, words in SPLIT_NAMES.items() if split in words and name in known.splits), split)
+        if known.splits and split not in known.splits and not READERS[known.form].has_split(known.base, split):
+            raise ValueError(
+                f"{printable(known.base)} has no split {printable(split)}; it has "
+                f"{printable(', '.join(known.splits.values()))}."
+            )
+    return Path(with_split(known.base, known.splits.get(split or "", split)))
+
+
+def annotation_format(file: str | Path) -> str:
+    """Return the form of a data set.
 
     Args:
-        file: The annotation file.
+        file: The annotation file or data set, as `annotation_file` returns it.
 
     Returns:
-        "coco" or "odvg".
+        A key of `TITLES`: "coco", "odvg", "yolo", "voc", ...
 
     Raises:
-        ValueError: The file has neither format.
+        ValueError: It is of none of these forms.
     """
-    found = _looks_like(Path(file))
+    base, _ = split_place(file)
+    found = _looks_like(Path(base)) if is_file(Path(base)) else None
+    if found is None:
+        known = known_set(base)
+        found = None if known is None else known.form
+    if found is None and not is_there(base):
+        raise ValueError(f"{printable(base)} does not exist; give one of: {', '.join(TITLES.values())}.")
     if found is None:
         raise ValueError(
-            describe_other_format(Path(file))
-            or f"{printable(file)} holds no annotations: {_why_unusable(Path(file))}; repair it, or convert it to one "
+            describe_other_format(Path(base))
+            or f"{printable(base)} holds no annotations: {_why_unusable(Path(base))}; repair it, or convert it to one "
             "of these."
         )
     return found
@@ -125,7 +147,12 @@ def find_split(place: str | Path, split: str) -> Path | None:
     Raises:
         ValueError: There are several, or the folder cannot be read.
     """
-    place = Path(place)
+    base, _ = split_place(place)
+    place = Path(base).expanduser()
+    if not is_there(place) or not _has_annotation_files(place if _is_folder(place) else place.parent):
+        known = known_set(base)
+        if known is not None:
+            return _other_split(known, split)
     folder = place if _is_folder(place) else place.parent
     found = [file for file in _annotation_files(folder) if file != place]
     own = _of_split(found, split, None if folder == place else place)
@@ -137,7 +164,7 @@ def find_split(place: str | Path, split: str) -> Path | None:
         elif split_of(place.stem) is None:
             return None
     inside = next((beside / name for name in SPLIT_NAMES[split] if _is_folder(beside / name)), None)
-    own = own or ([] if inside is None else _annotation_files(inside))
+    own = own or ([] if inside is None else _annotation_places(inside))
     if not own and folder == place:
         if split_of(folder.name) in (None, split):
             # A folder of one split, such as an export's train/, stands for that split; so does a folder of one file.
@@ -154,8 +181,23 @@ def find_split(place: str | Path, split: str) -> Path | None:
     return own[0] if own else None
 
 
+def _other_split(known: KnownSet, split: str) -> Path | None:
+    """Return the place of a split of a data set; for a folder of one split, the folder of the other one beside it."""
+    if known.splits:
+        why = None if split in known.splits else READERS[known.form].absent_split(known.base, split)
+        if why is not None:
+            raise ValueError(why)
+        return Path(with_split(known.base, known.splits[split])) if split in known.splits else None
+    own = split_of(Path(known.base).name)
+    if own in (None, split):
+        return Path(known.base)
+    beside = [Path(known.base).parent / name for name in SPLIT_NAMES[split]]
+    return next((place for folder in beside for place in _annotation_places(folder)), None)
+
+
 def other_splits(file: str | Path) -> list[Path]:
     """Return the annotation files of the other splits of the data set that a file belongs to."""
+    base, own = split_place(file)
     file = Path(file)
     found = []
     for split in SPLIT_NAMES:
@@ -166,14 +208,8 @@ def other_splits(file: str | Path) -> list[Path]:
             continue
         if beside is not None and beside != file:
             found.append(beside)
-    return found if split_of(file.stem) or split_of(file.parent.name) else []
-
-
-def split_of(name: str) -> str | None:
-    """Return the split that the name of a file or folder stands for: "train", "val" or "test"; None for other names."""
-    match = _NAME_PART.search(name)
-    word = match.group(1).lower() if match else name.lower()
-    return next((split for split, names in SPLIT_NAMES.items() if word in names), None)
+    is_split = own or split_of(Path(base).stem) or split_of(Path(base).parent.name)
+    return found if is_split else []
 
 
 def _of_split(files: list[Path], split: str, like: Path | None = None) -> list[Path]:
@@ -187,7 +223,7 @@ def _of_split(files: list[Path], split: str, like: Path | None = None) -> list[P
     exact = [file for file in files if file.stem in SPLIT_NAMES.get(split, (split,))]
     longer = [file for file in files if split_of(file.stem) == split]
     if like is not None:
-        longer = [file for file in longer if _NAME_PART.sub("", file.stem) == _NAME_PART.sub("", like.stem)]
+        longer = [file for file in longer if NAME_PART.sub("", file.stem) == NAME_PART.sub("", like.stem)]
     return exact or longer
 
 
@@ -200,6 +236,19 @@ def _annotation_files(folder: Path) -> list[Path]:
         return [file for file in files if is_file(file) and _looks_like(file) is not None]
     except OSError as error:
         raise ValueError(f"{printable(folder)} cannot be read ({reason(error)}).") from error
+
+
+def _annotation_places(folder: Path) -> list[Path]:
+    """Return the annotation files of a split's folder, or else the data set of another form that the folder is."""
+    found = _annotation_files(folder)
+    known = known_set(str(folder)) if not found and _is_folder(folder) else None
+    return found if known is None else [_split_of_set(known, None, ())]
+
+
+def _has_annotation_files(folder: Path) -> bool:
+    """Return whether a folder, its folder of annotations or that of a split has annotation files."""
+    inside = [folder / name for names in SPLIT_NAMES.values() for name in names]
+    return any(_annotation_files(place) for place in (folder, *inside, folder / "annotations"))
 
 
 def _refuse_broken(split: str, *folders: Path | None) -> None:
@@ -250,13 +299,15 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def _looks_like(file: Path) -> Format | None:
-    """Detect the format from the beginning of the file, which may be larger than memory; None for anything else."""
+def _looks_like(file: Path) -> str | None:
+    """Detect the form from the beginning of a file, which may be larger than memory; None for anything else."""
     try:
         with file.open("rb") as stream:
             head = stream.read(_HEAD_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()
     except OSError as error:
         raise ValueError(f"{printable(file)} cannot be read ({reason(error)}).") from error
+    if head.startswith(b"["):
+        return "createml" if is_createml(_first_item(head)) else None
     try:
         content = parse_line(head.split(b"\n", 1)[0])
     except ValueError:
@@ -264,4 +315,14 @@ def _looks_like(file: Path) -> Format | None:
         return "coco" if head.startswith(b"{") and _COCO_LIST.search(head) else None
     if "images" in content and "annotations" in content:
         return "coco"
-    return "odvg" if "detection" in content or "grounding" in content else None
+    if "detection" in content or "grounding" in content:
+        return "odvg"
+    return "imagefolder" if is_metadata(content) else None
+
+
+def _first_item(head: bytes) -> Any:
+    """Return the first item of a JSON list whose beginning is given; None if it does not end there."""
+    try:
+        return json.JSONDecoder().raw_decode(head[1:].decode("utf-8", "replace").lstrip())[0]
+    except (ValueError, RecursionError):
+        return None

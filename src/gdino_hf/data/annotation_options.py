@@ -12,6 +12,8 @@ Sizes = Literal["stop", "scale"]
 Groups = Literal["leave-out", "keep"]
 Unreadable = Literal["stop", "skip"]
 Paths = Literal["inside", "anywhere"]
+BoxFormat = Literal["auto", "xywh", "xyxy", "cxcywh"]
+FirstPixel = Literal["1", "0"]
 
 _KINDS = {
     "crowds": Crowds,
@@ -20,6 +22,8 @@ _KINDS = {
     "groups": Groups,
     "unreadable": Unreadable,
     "paths": Paths,
+    "box_format": BoxFormat,
+    "first_pixel": FirstPixel,
 }
 
 
@@ -28,8 +32,8 @@ class AnnotationOptions:
     """Conventions of an annotation file; training, evaluation and checks take the same ones.
 
     Attributes:
-        crowds: "ignore" takes boxes marked `iscrowd` as regions that neither teach nor count; "keep" takes them as
-            boxes like all others, for files whose marks are wrong.
+        crowds: "ignore" takes boxes marked `iscrowd`, and those that Pascal VOC marks as difficult, as regions that
+            neither teach nor count; "keep" takes them as boxes like all others, for files whose marks are wrong.
         boxes_follow: What the boxes of a picture with an EXIF orientation are pixels of: "upright" (the picture as it
             is seen), "stored" (the picture as it lies in the file), or "auto", which decides by the annotated width and
             height and takes "upright" where these fit both.
@@ -42,6 +46,10 @@ class AnnotationOptions:
         paths: "inside" refuses images whose path leads outside the data set's folder (and the image folder that was
             given), as absolute paths and ".." can; "anywhere" takes them, for files from people you trust. Links are
             followed in either case.
+        box_format: What the four numbers of a box are in `objects` of a Hugging Face data set and in the JSON of a tar:
+            "xywh" (corner and size), "xyxy" (two corners), "cxcywh" (center and size), or "auto", which decides by all
+            boxes and asks if several fit. Other forms say it themselves.
+        first_pixel: Number of the first pixel in Pascal VOC documents: "1", as VOC has it, or "0", as some tools do.
         used: Names with boxes in other splits, which are not left out as groups. Splits beside the file are looked into
             without being named here.
 
@@ -55,6 +63,8 @@ class AnnotationOptions:
     groups: Groups = "leave-out"
     unreadable: Unreadable = "stop"
     paths: Paths = "inside"
+    box_format: BoxFormat = "auto"
+    first_pixel: FirstPixel = "1"
     used: Collection[str] = ()
 
     def __post_init__(self) -> None:

@@ -15,9 +15,9 @@ from ..error_text import reason
 from ..model.picture_files import open_picture
 from ..model.printable import printable
 from ..model.text_prompt import name_key, shorten, split_labels
-from .annotation_files import annotation_file, annotation_format, find_split, split_of
+from .annotation_files import annotation_file, annotation_format, find_split
 from .annotation_options import DEFAULT_OPTIONS, AnnotationOptions
-from .coco_content import id_key, names_with_boxes
+from .coco_content import id_key
 from .coco_file import CocoFile
 from .duplicates import photographs_of_other_splits, twins
 from .faults import FEW, MISSING, OUTSIDE, THIN, UNREADABLE, Finding, Findings, counted
@@ -36,7 +36,10 @@ from .odvg_content import (
     odvg_names,
     read_label_map,
 )
+from .places import split_of, split_place
+from .reading import names_with_boxes
 from .rows import LARGEST_SIDE, BoxRange, is_file, parse_line, parse_text, report_box
+from .stored_pictures import Picture, StoredPicture, content_or_path
 
 # Queries of the published models: the largest number of boxes they can find in an image.
 PUBLISHED_QUERIES = 900
@@ -47,8 +50,8 @@ class DatasetReport:
     """Contents and faults of a data set.
 
     Attributes:
-        path: The annotation file.
-        format: "coco" or "odvg".
+        path: The annotation file or data set.
+        format: Its form, a key of `TITLES`: "coco", "odvg", "yolo", ...
         num_images: Number of images of a COCO file, or of lines of an ODVG file.
         num_boxes: Number of annotated boxes, including those that training drops.
         boxes_per_name: Number of boxes by name, without crowds; by phrase in grounding data.
@@ -136,15 +139,15 @@ def check_dataset(
         The report.
 
     Raises:
-        ValueError: There is no annotation file, or its format is unknown.
+        ValueError: There is no data set, or its form is unknown.
     """
     file = annotation_file(path)
     form = annotation_format(file)
     check = _Check(image_folder(file, images), decode, Findings(max_examples), options, num_queries)
-    if form == "coco":
-        _check_coco(check, file, images)
-    else:
+    if form == "odvg":
         _check_odvg(check, file, images)
+    else:
+        _check_coco(check, file, images)
     if check.num_images == 0:
         check.add("no usable entries", "the file lists no images")
     check.finish_names(tokenizer, _names_in_training(file))
@@ -186,12 +189,12 @@ class _Check:
         self.unknown: list[str] = []
         self.seen = BoxRange()
         self.groups: list[str] = []
-        self.paths: list[Path] = []
+        self.paths: list[Picture] = []
         self._files: set[str] = set()
 
-    def file(self, path: Path) -> bool:
+    def file(self, path: Picture) -> bool:
         """Check that an image is listed once and, if asked for, can be decoded; return whether it is new."""
-        name = os.path.relpath(path, self.folder)
+        name = path.name if isinstance(path, StoredPicture) else os.path.relpath(path, self.folder)
         if name in self._files:
             self.add("repeated files", shorten(name))
             return False
@@ -204,7 +207,7 @@ class _Check:
             return True
         if self.decode or may_be_cut_off(path):
             try:
-                open_picture(path, name=path.name)
+                open_picture(content_or_path(path), name=path.name)
             # A damaged file makes the decoders raise exceptions of almost any type.
             except Exception as error:
                 self.add(UNREADABLE, f"{shorten(name)}: {reason(error)}")
@@ -228,7 +231,7 @@ class _Check:
             return annotated
         return find_frame(size, stored, orientation, self.options, name, self.add)
 
-    def boxes_of_image(self, boxes: Iterable[tuple[Box, Hashable]], path: Path) -> None:
+    def boxes_of_image(self, boxes: Iterable[tuple[Box, Hashable]], path: Picture) -> None:
         """Check that no box of an image is marked twice with the same category or phrase."""
         for box, count in Counter(boxes).items():
             if count > 1:
@@ -287,7 +290,9 @@ def _names_in_training(file: Path) -> frozenset[str]:
 
     A validation or test split rarely has boxes of all classes, which is no fault; a train split should have them.
     """
-    if (split_of(file.stem) or split_of(file.parent.name)) not in ("val", "test"):
+    base, split = split_place(file)
+    split = split_of(split or "") or split_of(Path(base).stem) or split_of(Path(base).parent.name)
+    if split not in ("val", "test"):
         return frozenset()
     try:
         train = find_split(file, "train")
@@ -300,7 +305,7 @@ def _names_in_training(file: Path) -> frozenset[str]:
 def _check_coco(check: _Check, path: Path, images: str | Path | None) -> None:
     file = CocoFile(path, images, check.options, check.findings)
     check.groups = file.groups
-    check.num_images, check.num_boxes = len(file.content["images"]), len(file.content["annotations"])
+    check.num_images, check.num_boxes = len(file.content.images), len(file.content.annotations)
     for name in file.names.values():
         # Names that are not text were reported with their category.
         if name:
@@ -323,9 +328,7 @@ def _check_coco(check: _Check, path: Path, images: str | Path | None) -> None:
 
 def _check_annotation_ids(check: _Check, file: CocoFile) -> None:
     """Check that no id stands for several annotations; those of unknown classes are left out anyway."""
-    used = [
-        annotation for annotation in file.content["annotations"] if id_key(annotation.get("category_id")) in file.ids
-    ]
+    used = [annotation for annotation in file.content.annotations if id_key(annotation.get("category_id")) in file.ids]
     ids = Counter(id_key(annotation["id"]) for annotation in used if annotation.get("id") is not None)
     for number, count in ids.items():
         if count > 1:

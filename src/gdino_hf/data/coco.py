@@ -1,4 +1,4 @@
-"""COCO detection files as a `datasets.Dataset` whose images are decoded when a row is read."""
+"""Data sets of boxes as a `datasets.Dataset` whose images are decoded when a row is read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from .annotation_options import DEFAULT_OPTIONS, AnnotationOptions
 from .coco_file import CocoFile, CocoImage
 from .faults import MISSING, OUTSIDE, UNREADABLE, StrictFindings
+from .reading import open_set
 from .rows import clip_box, make_dataset, make_stream
+from .stored_pictures import image_value
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -54,10 +56,10 @@ def open_coco(
     options: AnnotationOptions = DEFAULT_OPTIONS,
     log: bool = True,
 ) -> tuple[Dataset | IterableDataset, list[str]]:
-    """Return the rows and the category names of a COCO file, reading it only once.
+    """Return the rows and the names of a COCO file or a data set of another form but ODVG, reading it only once.
 
     Args:
-        annotations: The COCO json file.
+        annotations: The COCO json file or the data set, as `annotation_file` returns it.
         images: Folder of the images, as in `read_coco`.
         streaming: Whether to create rows while iterating, as in `read_coco`.
         options: Conventions of the file.
@@ -70,13 +72,13 @@ def open_coco(
         ValueError: The file cannot be used, as in `read_coco`.
     """
     findings = reader_findings(annotations, options)
-    file = CocoFile(annotations, images, options, findings)
+    reader = open_set(annotations, images, options)
+    if reader is not None and streaming:
+        arguments = {"annotations": str(annotations), "images": _text(images), "options": options}
+        return make_stream(_read_parts, False, {**arguments, "parts": reader.parts()}), reader.labels()
+    file = CocoFile(annotations, images, options, findings, None if reader is None else reader.content(findings))
     if streaming:
-        arguments = {
-            "annotations": str(annotations),
-            "images": None if images is None else str(images),
-            "options": options,
-        }
+        arguments = {"annotations": str(annotations), "images": _text(images), "options": options}
         return make_stream(_read_rows, False, arguments, file.has_text_ids, file.has_absent_names), file.labels
     rows = make_dataset(_rows(file), False, file.has_text_ids, file.has_absent_names)
     if log:
@@ -119,16 +121,38 @@ def _read_rows(annotations: str, images: str | None, options: AnnotationOptions)
     findings.log()
 
 
+def _read_parts(
+    annotations: str, images: str | None, options: AnnotationOptions, parts: list[tuple[int, int]]
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a data set whose annotations lie picture by picture, reading some pictures at a time."""
+    findings = reader_findings(annotations, options)
+    reader = open_set(annotations, images, options)
+    assert reader is not None
+    for begin, end in parts:
+        file = CocoFile(annotations, images, options, findings, reader.content(findings, begin, end))
+        yield from _rows(file, check_damage=options.unreadable == "skip")
+    findings.log()
+
+
+def _text(path: str | Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
 def _rows(file: CocoFile, check_damage: bool = True) -> Iterator[dict[str, Any]]:
     for image in file.images(check_damage=check_damage):
-        yield _row(image, file)
+        yield {"image": image_value(image.path), **annotated_row(image, file)}
 
 
-def _row(image: CocoImage, file: CocoFile) -> dict[str, Any]:
+def annotated_row(image: CocoImage, file: CocoFile) -> dict[str, Any]:
+    """Return an image's row as `read_coco` has it, without the image itself.
+
+    Args:
+        image: The image.
+        file: The file that it is from.
+    """
     width, height = image.size or (0, 0)
     number = str(image.id) if file.has_text_ids else image.id
-    row: dict[str, Any] = {"image": str(image.path), "image_id": number, "width": width, "height": height}
-    row |= {"boxes": [], "names": [], "crowd": []}
+    row: dict[str, Any] = {"image_id": number, "width": width, "height": height, "boxes": [], "names": [], "crowd": []}
     if file.has_absent_names:
         row["neg_names"] = image.absent
     for box, category, crowd in zip(image.boxes, image.categories, image.crowd, strict=True):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ..model.printable import printable
-from ..model.text_prompt import name_key, shorten
+from ..model.text_prompt import shorten
+from .content import Content
 from .faults import Findings
 from .rows import parse_integer, parse_number, parse_text, read_json
 
@@ -16,7 +15,7 @@ from .rows import parse_integer, parse_number, parse_text, read_json
 _LISTS = {"images": "broken entries", "annotations": "broken boxes", "categories": "broken entries"}
 
 
-def load_coco(annotations: str | Path, findings: Findings) -> dict[str, Any]:
+def load_coco(annotations: str | Path, findings: Findings) -> Content:
     """Load a COCO file; the entries of its three lists are dicts, whose content is not checked.
 
     Args:
@@ -24,7 +23,7 @@ def load_coco(annotations: str | Path, findings: Findings) -> dict[str, Any]:
         findings: Receives the entries that are no dicts, which are left out.
 
     Returns:
-        The parsed content.
+        The content.
 
     Raises:
         ValueError: The file is not a COCO detection file.
@@ -47,7 +46,7 @@ def load_coco(annotations: str | Path, findings: Findings) -> dict[str, Any]:
             if not isinstance(entry, dict):
                 findings.add(kind, f"{name}[{place}] is {shorten(entry)}, not a dict")
         content[name] = [entry for entry in entries if isinstance(entry, dict)]
-    return content
+    return Content(*(content[name] for name in _LISTS))
 
 
 def id_key(value: Any) -> int | str:
@@ -109,28 +108,3 @@ def is_marked(value: Any) -> tuple[bool, bool]:
     word = number.strip().lower() if isinstance(number, str) else number
     usual = word in (None, "", "true", "false") or (isinstance(word, (int, float)) and word in (0, 1))
     return isinstance(word, (int, float, str)) and word in (1, "true", "yes", "y", "t"), usual
-
-
-def names_with_boxes(annotations: str | Path) -> frozenset[str]:
-    """Return the names that annotations of a COCO file use, in the form of `name_key`.
-
-    Args:
-        annotations: The annotation file; one that cannot be read, or is no COCO file, has no names.
-    """
-    try:
-        status = os.stat(annotations)
-    except OSError:
-        return frozenset()
-    # Several readers of one data set ask for the same file, which may be large.
-    return _names_with_boxes(str(annotations), status.st_mtime_ns, status.st_size)
-
-
-@lru_cache(maxsize=16)
-def _names_with_boxes(annotations: str, changed: int, size: int) -> frozenset[str]:
-    try:
-        content = load_coco(annotations, Findings())
-    except ValueError:
-        return frozenset()
-    used = {id_key(annotation.get("category_id")) for annotation in content["annotations"]}
-    names = {category.get("name") for category in content["categories"] if id_key(category.get("id")) in used}
-    return frozenset(name_key(name) for name in names if isinstance(name, str))

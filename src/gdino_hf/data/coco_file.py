@@ -1,4 +1,4 @@
-"""A COCO file as training, evaluation and checks all read it: names, and images with boxes of the upright picture."""
+"""A data set as training, evaluation and checks all read it: names, and images with boxes of the upright picture."""
 
 from __future__ import annotations
 
@@ -12,26 +12,30 @@ from typing import Any
 from ..error_text import reason
 from ..model.text_prompt import name_key, shorten
 from .absent_names import IDS, absent_names, check_absent_names, has_absent_names, report_unread
-from .annotation_files import other_splits
 from .annotation_options import DEFAULT_OPTIONS, AnnotationOptions
-from .coco_content import id_key, is_id, is_marked, load_coco, names_with_boxes, read_id
+from .coco_content import id_key, is_id, is_marked, read_id
+from .content import PICTURE, WHERE, Content
 from .faults import FEW, MISSING, OUTSIDE, UNREADABLE, Findings
 from .frames import Box, Frame, annotated_size, find_frame, read_header
 from .image_paths import ImagePaths, OutsideError
+from .reading import names_in_other_splits, read_content
 from .rows import BoxRange, is_file, parse_box, parse_number, parse_text, report_box
 from .segments import segment_box
+from .stored_pictures import Picture, StoredPicture
 
 # Boxes outside of their picture that make it likely that all boxes are corners.
 _FEWEST_OUTSIDE = 3
+# Fractions of boxes at a picture's edge may be above 1 by rounding; larger ones than the second are pixels.
+_FRACTION_ROUNDING, _CERTAINLY_PIXELS = 1e-3, 2.0
 
 
 @dataclass
 class CocoImage:
-    """An image of a COCO file with its annotations.
+    """An image of a data set with its annotations.
 
     Attributes:
         id: Its id: an integer, or text if the file has text.
-        path: Its file, which need not exist.
+        path: Its file, which need not exist, or where it is stored.
         entry: Its entry in the file.
         size: Width and height of the upright picture in pixels; None if neither the file nor the annotations tell.
         boxes: Boxes as xyxy in pixels of the upright picture, neither clipped nor rounded.
@@ -42,7 +46,7 @@ class CocoImage:
     """
 
     id: int | str
-    path: Path
+    path: Picture
     entry: Mapping[str, Any]
     size: tuple[int, int] | None
     boxes: list[Box] = field(default_factory=list)
@@ -53,13 +57,14 @@ class CocoImage:
 
 
 class CocoFile:
-    """A COCO detection file with its conventions resolved.
+    """A COCO file, or a data set of another form but ODVG, with its conventions resolved.
 
     Args:
-        annotations: The COCO json file.
+        annotations: The COCO json file, or the place of the data set as `annotation_file` returns it.
         images: Folder of the images; found as `read_coco` finds it by default.
         options: The conventions to assume.
         findings: Receives the faults of categories at once, and those of images as `images` is iterated.
+        content: What was read from it, or a part of that; None to read all.
 
     Attributes:
         names: Name of each category by its id, in ascending order; those left out as groups are not among them.
@@ -72,7 +77,7 @@ class CocoFile:
         is_lvis: Whether they do so by ids, as in LVIS.
 
     Raises:
-        ValueError: The file is not a COCO detection file.
+        ValueError: It cannot be read, or is not a COCO detection file.
     """
 
     def __init__(
@@ -81,9 +86,10 @@ class CocoFile:
         images: str | Path | None,
         options: AnnotationOptions,
         findings: Findings,
+        content: Content | None = None,
     ) -> None:
         self.annotations, self.options, self.findings = annotations, options or DEFAULT_OPTIONS, findings
-        self.content = load_coco(annotations, findings)
+        self.content = read_content(annotations, images, self.options, findings) if content is None else content
         self.paths = ImagePaths(annotations, images, self.options)
         self.ids: dict[int | str, Any] = {}
         self._all_names = self._read_names()
@@ -97,17 +103,17 @@ class CocoFile:
                 places[name_key(name)] = len(self.labels)
                 self.labels.append(name)
         self.label_of = {number: places[name_key(name)] for number, name in self.names.items()}
-        self.has_absent_names = any(map(has_absent_names, self.content["images"]))
-        self.is_lvis = any(IDS in image for image in self.content["images"])
-        self.has_text_ids = any(isinstance(image.get("id"), str) for image in self.content["images"])
-        if _is_normalized(self._annotations()):
+        self.has_absent_names = any(map(has_absent_names, self.content.images))
+        self.is_lvis = any(IDS in image for image in self.content.images)
+        self.has_text_ids = any(isinstance(image.get("id"), str) for image in self.content.images)
+        if not self.content.is_relative and _is_normalized(self.content):
             findings.add("normalized boxes", f"{len(self._annotations())} boxes")
         self._find_unknown()
 
     def _read_names(self) -> dict[int | str, str]:
         names: dict[int | str, str] = {}
         keys: set[str] = set()
-        for category in self.content["categories"]:
+        for category in self.content.categories:
             where = f"category {shorten(category.get('id'))}"
             try:
                 number = read_id(category.get("id"))
@@ -134,7 +140,7 @@ class CocoFile:
         used = {name_key(self._all_names.get(id_key(item.get("category_id")), "")) for item in self._annotations()}
         parents = {
             name_key(category["supercategory"])
-            for category in self.content["categories"]
+            for category in self.content.categories
             if isinstance(category.get("supercategory"), str)
             and name_key(category["supercategory"]) != name_key(str(category.get("name")))
         }
@@ -146,7 +152,7 @@ class CocoFile:
         if groups:
             # A class that has boxes in another split only is none that groups others.
             elsewhere = {name_key(name) for name in self.options.used}
-            elsewhere.update(*(names_with_boxes(path) for path in other_splits(self.annotations)))
+            elsewhere |= names_in_other_splits(self.annotations)
             groups = {number for number in groups if name_key(self._all_names[number]) not in elsewhere}
         for number in groups:
             self.findings.add("grouping classes", shorten(self._all_names[number]))
@@ -157,7 +163,7 @@ class CocoFile:
         categories: list[str] = []
         images: list[str] = []
         # An annotation without an image id does not belong to an image without an id.
-        listed = {id_key(entry["id"]) for entry in self.content["images"] if is_id(entry.get("id"))}
+        listed = {id_key(entry["id"]) for entry in self.content.images if is_id(entry.get("id"))}
         for annotation in self._annotations():
             category, image = annotation.get("category_id"), annotation.get("image_id")
             if id_key(category) not in self._all_names:
@@ -171,8 +177,7 @@ class CocoFile:
                 self.findings.add(f"few {kind}" if few else kind, example)
 
     def _annotations(self) -> list[dict[str, Any]]:
-        annotations: list[dict[str, Any]] = self.content["annotations"]
-        return annotations
+        return self.content.annotations
 
     def images(
         self, need_files: bool = True, keep_faulty: bool = False, check_damage: bool = True
@@ -188,12 +193,16 @@ class CocoFile:
         by_image: dict[int | str, list[dict[str, Any]]] = defaultdict(list)
         for annotation in self._annotations():
             by_image[id_key(annotation.get("image_id"))].append(annotation)
-        listed: dict[int | str, Path] = {}
+        listed: dict[int | str, Picture] = {}
         tally = _Tally()
-        for place, entry in enumerate(self.content["images"]):
+        for place, entry in enumerate(self.content.images):
             try:
                 number = read_id(entry.get("id"))
-                path = self.paths.find_coco(entry)
+                path = (
+                    entry[PICTURE]
+                    if isinstance(entry.get(PICTURE), (Path, StoredPicture))
+                    else self.paths.find_coco(entry)
+                )
             except OutsideError as error:
                 self.findings.add(OUTSIDE, f"image {place}: {error}")
                 tally.skipped = True
@@ -222,7 +231,7 @@ class CocoFile:
         self._conclude(tally)
 
     def _frame(
-        self, path: Path, size: tuple[int, int] | None, need_files: bool, check_damage: bool
+        self, path: Picture, size: tuple[int, int] | None, need_files: bool, check_damage: bool
     ) -> tuple[Frame | None, bool]:
         """Return what an image's boxes are pixels of, if that is known, and whether its file can be used."""
         annotated = None if size is None else Frame(*size)
@@ -256,7 +265,7 @@ class CocoFile:
             crowd = self.options.crowds == "ignore" and self._is_crowd(annotation, where)
             tally.used[name] += 0
             try:
-                annotated = annotation_box(annotation, frame.annotated)
+                annotated = annotation_box(annotation, frame.annotated, self.content)
             except ValueError as error:
                 tally.broken = f"{where}: {error}"
                 self.findings.add("broken boxes", tally.broken)
@@ -272,7 +281,9 @@ class CocoFile:
                 tally.broken_area = f"{where}: {error}"
                 self.findings.add("broken areas", tally.broken_area)
                 area = box_area(annotated)
-            if image.size is not None and not crowd:
+            if self.content.is_relative:
+                self._check_fractions(annotation, where, tally)
+            elif image.size is not None and not crowd and self.content.box_form == "xywh":
                 tally.compare_corners(annotated, frame, annotation.get("bbox"))
             image.boxes.append(frame.box(annotated))
             if image.size is not None:
@@ -282,6 +293,14 @@ class CocoFile:
             image.areas.append(area * frame.scale[0] * frame.scale[1])
         if image.boxes and not singles:
             self.findings.add("images of crowds", shorten(image.path.name))
+
+    def _check_fractions(self, annotation: Mapping[str, Any], where: str, tally: _Tally) -> None:
+        """Report numbers outside of 0..1 where fractions of the picture are expected."""
+        given = annotation.get("bbox") or [side for polygon in annotation.get("segmentation") or () for side in polygon]
+        numbers = [float(parse_number(number)) for number in given]
+        if numbers and not all(-_FRACTION_ROUNDING <= number <= 1 + _FRACTION_ROUNDING for number in numbers):
+            self.findings.add("fractions outside", f"{where}: {', '.join(f'{number:g}' for number in numbers[:8])}")
+            tally.pixels += max(numbers) > _CERTAINLY_PIXELS
 
     def _add_absent(self, image: CocoImage) -> None:
         where = shorten(image.path.name)
@@ -310,6 +329,8 @@ class CocoFile:
             self.findings.add("no usable boxes", f"such as {tally.broken}")
         if tally.boxes and tally.broken_areas == tally.boxes:
             self.findings.add("no usable areas", f"such as {tally.broken_area}")
+        if tally.boxes and tally.pixels * 2 > tally.boxes:
+            self.findings.add("pixels for fractions", f"{tally.pixels} of {tally.boxes} boxes")
         if tally.as_corners and tally.outside >= max(_FEWEST_OUTSIDE, tally.boxes / 4):
             self.findings.add("corner boxes", f"{tally.outside} of {tally.boxes} boxes")
         for name, count in tally.used.items():
@@ -333,6 +354,8 @@ class _Tally:
     # Boxes that end outside of their picture, and whether all boxes would be inside of it if they were corners.
     outside: int = 0
     as_corners: bool = True
+    # Boxes whose numbers are too large for fractions.
+    pixels: int = 0
 
     def compare_corners(self, box: Box, frame: Frame, given: Any) -> None:
         """Compare a box with the picture both as x, y, width, height and as two corners."""
@@ -344,12 +367,16 @@ class _Tally:
         self.as_corners = self.as_corners and 0 <= x1 < x2 <= width + 1 and 0 <= y1 < y2 <= height + 1
 
 
-def annotation_box(annotation: Mapping[str, Any], size: tuple[float, float] = (0, 0)) -> Box:
+def annotation_box(
+    annotation: Mapping[str, Any], size: tuple[float, float] = (0, 0), content: Content | None = None
+) -> Box:
     """Return the box of an annotation, from its segment if it has no box of its own.
 
     Args:
         annotation: Entry of the file's "annotations".
         size: Width and height of the image in annotated pixels; zeros if unknown.
+        content: Content that the annotation is part of, which says what its numbers are; None for x, y, width and
+            height in pixels.
 
     Returns:
         The box as annotated, xyxy in pixels.
@@ -357,10 +384,15 @@ def annotation_box(annotation: Mapping[str, Any], size: tuple[float, float] = (0
     Raises:
         ValueError: There is neither a box nor a segment, the box is broken, or the mask is one of another size.
     """
+    content = content or Content()
+    form, is_relative = content.box_form, content.is_relative
+    if is_relative and not all(size):
+        raise ValueError("its numbers are fractions of a picture that cannot be read to tell its size")
+    scale = size if is_relative else (1.0, 1.0)
     given = annotation.get("bbox")
     if given is not None and given != []:
         try:
-            box = parse_box(given, "xywh")
+            box = parse_box(given, form, scale)
         except ValueError:
             box = None
         if box is not None and box[2] > box[0] and box[3] > box[1]:
@@ -373,7 +405,10 @@ def annotation_box(annotation: Mapping[str, Any], size: tuple[float, float] = (0
         # Masks of pictures with an EXIF orientation may have the other side first.
         if sorted((width, height)) != sorted(map(round, size)):
             raise ValueError(f"its mask is of {width}x{height} pixels, but its image of {size[0]:g}x{size[1]:g}")
-    return parse_box(given, "xywh") if from_segment is None else from_segment
+    if from_segment is None:
+        return parse_box(given, form, scale)
+    x1, y1, x2, y2 = from_segment
+    return (x1 * scale[0], y1 * scale[1], x2 * scale[0], y2 * scale[1])
 
 
 def box_area(box: Box) -> float:
@@ -391,14 +426,15 @@ def _area(annotation: Mapping[str, Any], box: Box) -> float:
 
 
 def _where(annotation: Mapping[str, Any]) -> str:
-    return f"annotation {shorten(annotation.get('id'))}"
+    where = annotation.get(WHERE)
+    return where if isinstance(where, str) else f"annotation {shorten(annotation.get('id'))}"
 
 
-def _is_normalized(annotations: list[dict[str, Any]]) -> bool:
+def _is_normalized(content: Content) -> bool:
     seen = BoxRange()
-    for annotation in annotations:
+    for annotation in content.annotations:
         try:
-            seen.add(annotation_box(annotation))
+            seen.add(annotation_box(annotation, content=content))
         except ValueError:
             continue
         if not seen.is_normalized:

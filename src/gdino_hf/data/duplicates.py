@@ -9,11 +9,16 @@ from pathlib import Path
 
 from .annotation_files import annotation_format, other_splits
 from .annotation_options import AnnotationOptions
-from .coco_content import load_coco
+from .content import PICTURE
 from .faults import Findings
 from .image_paths import ImagePaths
 from .odvg_content import odvg_lines
+from .reading import read_content
 from .rows import parse_line
+from .stored_pictures import Picture, StoredPicture
+
+Pair = tuple[Picture, Picture]
+"""Two pictures that are equal."""
 
 # Bytes compared at the beginning, the middle and the end of files of equal size.
 _SAMPLE = 4096
@@ -23,7 +28,7 @@ _SMALLEST_PHOTOGRAPH = 1024
 _COPY_MARK = ".rf."
 
 
-def twins(paths: Iterable[Path], others: Iterable[Path]) -> tuple[list[tuple[Path, Path]], list[tuple[Path, Path]]]:
+def twins(paths: Iterable[Picture], others: Iterable[Picture]) -> tuple[list[Pair], list[Pair]]:
     """Find photographs that are equal, comparing samples of files of equal size.
 
     Args:
@@ -36,15 +41,15 @@ def twins(paths: Iterable[Path], others: Iterable[Path]) -> tuple[list[tuple[Pat
     """
     own = list(dict.fromkeys(paths))
     foreign = [path for path in dict.fromkeys(others) if path not in set(own)]
-    by_size: dict[int, list[Path]] = defaultdict(list)
-    origins: dict[str, Path] = {}
+    by_size: dict[int, list[Picture]] = defaultdict(list)
+    origins: dict[str, Picture] = {}
     for path in own:
         by_size[_size(path)].append(path)
         if _COPY_MARK in path.name:
             origins.setdefault(_origin(path), path)
     by_size.pop(0, None)
-    within: list[tuple[Path, Path]] = []
-    first: dict[tuple[int, bytes], Path] = {}
+    within: list[Pair] = []
+    first: dict[tuple[int, bytes], Picture] = {}
     wanted = {size for path in foreign if (size := _size(path)) in by_size}
     for size, same in by_size.items():
         if len(same) < 2 and size not in wanted:
@@ -53,7 +58,7 @@ def twins(paths: Iterable[Path], others: Iterable[Path]) -> tuple[list[tuple[Pat
             known = first.setdefault((size, _sample(path, size)), path)
             if known != path and size >= _SMALLEST_PHOTOGRAPH:
                 within.append((known, path))
-    across: list[tuple[Path, Path]] = []
+    across: list[Pair] = []
     for path in foreign:
         size = _size(path)
         twin = first.get((size, _sample(path, size))) if size in wanted else None
@@ -64,7 +69,7 @@ def twins(paths: Iterable[Path], others: Iterable[Path]) -> tuple[list[tuple[Pat
     return within, across
 
 
-def photographs_of_other_splits(file: Path, images: str | Path | None, options: AnnotationOptions) -> Iterator[Path]:
+def photographs_of_other_splits(file: Path, images: str | Path | None, options: AnnotationOptions) -> Iterator[Picture]:
     """Yield the photographs of the other splits of the data set that an annotation file belongs to.
 
     Args:
@@ -75,12 +80,12 @@ def photographs_of_other_splits(file: Path, images: str | Path | None, options: 
     for other in other_splits(file):
         paths = ImagePaths(other, images, options)
         try:
-            if annotation_format(other) == "coco":
-                for entry in load_coco(other, Findings())["images"]:
-                    yield from _found(paths, entry)
-            else:
+            if annotation_format(other) == "odvg":
                 for _, line in odvg_lines(other):
                     yield from _found(paths, {"file_name": parse_line(line).get("filename")})
+            else:
+                for entry in read_content(other, images, options, Findings()).images:
+                    yield from [entry[PICTURE]] if PICTURE in entry else _found(paths, entry)
         except ValueError:
             # Checking that split reports what is wrong with it.
             continue
@@ -93,18 +98,18 @@ def _found(paths: ImagePaths, entry: dict) -> Iterator[Path]:
         return
 
 
-def _origin(path: Path) -> str:
+def _origin(path: Picture) -> str:
     return path.name.rpartition(_COPY_MARK)[0]
 
 
-def _size(path: Path) -> int:
+def _size(path: Picture) -> int:
     try:
-        return path.stat().st_size
+        return path.size() if isinstance(path, StoredPicture) else path.stat().st_size
     except (OSError, ValueError):
         return 0
 
 
-def _sample(path: Path, size: int) -> bytes:
+def _sample(path: Picture, size: int) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     try:
         with path.open("rb") as file:

@@ -48,9 +48,13 @@ ERRORS = {
     "mixed lines": "# line[|s] [has a caption|have captions] where the first line has none; keep the two in separate "
     "files",
     "broken names": "# name[|s] [is|are] empty or not text",
-    "only crowds": "every box is marked iscrowd, so nothing is left to train on or measure; pass --crowds keep if the "
-    "marks are wrong",
+    "only crowds": "every box is marked iscrowd or difficult, so nothing is left to train on or measure; pass "
+    "--crowds keep if the marks are wrong",
     "no usable areas": "none of the areas is a number",
+    "no label files": "none of the pictures has a label file, which is looked for as labels/NAME.txt in place of "
+    "images/NAME.jpg, and beside the picture; put them there",
+    "pixels for fractions": "boxes have numbers far above 1, where fractions of the picture are expected; divide them "
+    "by its width and height",
     "no usable boxes": "none of the annotations has a box that can be used",
 }
 WARNINGS = {
@@ -70,14 +74,24 @@ WARNINGS = {
     "taken as those of the upright picture, and --boxes-follow stored says otherwise",
     "boxes outside": "# box[|es] [extends|extend] beyond [its|their] image and [is|are] clipped to it, or dropped if "
     "nothing remains",
+    "fractions outside": "# box[|es] [has|have] numbers outside of 0..1, where fractions of the picture are expected, "
+    "and [is|are] clipped to it",
+    "pixels from zero": "# box[|es] [begins|begin] at pixel 0, though Pascal VOC counts from 1; --first-pixel 0 takes "
+    "the numbers as they are",
+    "difficult boxes": "# box[|es] [is|are] marked difficult and neither [teaches|teach] nor [counts|count]; --crowds "
+    "keep takes [it|them] as [a box|boxes] like all others",
+    "shapes without extent": "# shape[|s] [is a point or line|are points or lines], which [has|have] no box, and left "
+    "out",
+    "labels without pictures": "# label file[|s] [has|have] no picture, and [is|are] left out",
+    "pictures without annotations": "# picture[|s] [has|have] no annotation file, and [is|are] left out",
     "boxes without area": "# box[|es] [has|have] no area and [is|are] dropped",
     THIN: "# box[|es] [is|are] narrower or lower than half a pixel inside [its|their] image, where nothing can be "
     "seen; correct or remove [it|them]",
     "more boxes than queries": "# image[|s] [has|have] more boxes than a model of that many queries can find",
-    "images of crowds": "# image[|s] [has|have] only boxes marked iscrowd, which teach nothing; --crowds keep takes "
-    "them as boxes",
-    "classes of crowds": "# class[|es] [has|have] only boxes marked iscrowd, which teach nothing; --crowds keep takes "
-    "them as boxes",
+    "images of crowds": "# image[|s] [has|have] only boxes marked iscrowd or difficult, which teach nothing; --crowds "
+    "keep takes them as boxes",
+    "classes of crowds": "# class[|es] [has|have] only boxes marked iscrowd or difficult, which teach nothing; "
+    "--crowds keep takes them as boxes",
     "odd crowd marks": "# annotation[|s] [has|have] an iscrowd other than 0, 1, true and false; yes and no are "
     "understood, and anything else counts as 0",
     "trusted sizes": "# image[|s] [is|are] not there, so boxes are taken as annotated, without regard to EXIF "
@@ -123,6 +137,12 @@ _SPOKEN = (
     "broken absent names",
     "unread absent names",
     "boxes outside",
+    "fractions outside",
+    "pixels from zero",
+    "difficult boxes",
+    "shapes without extent",
+    "labels without pictures",
+    "pictures without annotations",
     "boxes without area",
     "boxes turned",
     "boxes scaled",

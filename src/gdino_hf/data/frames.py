@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..model import picture_files
 from .annotation_options import AnnotationOptions
 from .faults import Report
 from .rows import LARGEST_SIDE, parse_integer
+from .stored_pictures import Picture, content_or_path
 
 # EXIF orientations that swap width and height.
 _SWAPS_SIDES = (5, 6, 7, 8)
@@ -95,7 +95,7 @@ def remembered_headers() -> Iterator[None]:
         _headers.reset(token)
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Picture) -> Header:
     """Return the stored size of an image file and its EXIF orientation, reading only its header.
 
     Args:
@@ -109,11 +109,11 @@ def read_header(path: Path) -> Header:
     """
     known = _headers.get()
     if known is None:
-        return picture_files.read_header(path, name=path.name)
+        return picture_files.read_header(content_or_path(path), name=path.name)
     key = str(path)
     if key not in known:
         try:
-            known[key] = picture_files.read_header(path, name=path.name)
+            known[key] = picture_files.read_header(content_or_path(path), name=path.name)
         # Kept to be raised again, since the same file is asked for several times.
         except Exception as error:
             known[key] = error.with_traceback(None)
@@ -123,7 +123,7 @@ def read_header(path: Path) -> Header:
     return header
 
 
-def may_be_cut_off(path: Path) -> bool:
+def may_be_cut_off(path: Picture) -> bool:
     """Whether an image file lacks the end mark of its format, as a broken download or a full disk leaves it.
 
     Args:

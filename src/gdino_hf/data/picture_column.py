@@ -8,6 +8,7 @@ import datasets
 from PIL import Image
 
 from ..model.picture_files import open_picture
+from .stored_pictures import referenced_picture
 
 
 class PictureColumn(datasets.Image):
@@ -29,6 +30,9 @@ class PictureColumn(datasets.Image):
         if not self.decode or not isinstance(value, (dict, str)):
             return super().decode_example(value, token_per_repo_id)
         path, content = (value, None) if isinstance(value, str) else (value.get("path"), value.get("bytes"))
+        stored = referenced_picture(path) if content is None and path else None
+        if stored is not None:
+            content = stored.load()
         if content is None and (path is None or "::" in path or "://" in path):
             return super().decode_example(value, token_per_repo_id)
         picture = open_picture(path, name=path) if content is None else open_picture(content, name=path)

@@ -14,6 +14,7 @@ import numpy as np
 from ..error_text import reason
 from ..model.printable import printable
 from ..model.text_prompt import shorten
+from .content import BoxForm
 from .faults import THIN, Report
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ _LONGEST_NUMBER = 40
 
 # Pixels by which a box may extend beyond its image, for the rounding of annotation tools.
 _TOLERANCE = 1.0
+# What the four numbers of a box are, for messages.
+_NUMBERS = {"xywh": "x, y, w, h", "xyxy": "x, y, x, y", "cxcywh": "center x, center y, w, h"}
 # Narrower boxes show nothing.
 _THINNEST = 0.5
 
@@ -153,11 +156,11 @@ def parse_line(line: bytes) -> dict[str, Any]:
     return content
 
 
-def is_file(path: Path) -> bool:
+def is_file(path: Any) -> bool:
     """Return whether a path is an existing file; False, not an exception, for names the file system does not allow.
 
     Args:
-        path: Any path.
+        path: A path, or a `StoredPicture`.
 
     Returns:
         True if it can be opened as a file.
@@ -230,12 +233,13 @@ def parse_text(value: Any, what: str) -> str:
     return value
 
 
-def parse_box(value: Any, form: str) -> tuple[float, float, float, float]:
+def parse_box(value: Any, form: BoxForm, scale: tuple[float, float] = (1.0, 1.0)) -> tuple[float, float, float, float]:
     """Check that a value from a file is a box.
 
     Args:
         value: The value, four numbers in pixels, which may be written as text.
-        form: Meaning of the numbers: "xywh" or "xyxy".
+        form: Meaning of the numbers: "xywh", "xyxy" or "cxcywh" (center and size).
+        scale: Factors of x and y to pixels; the image's size for fractions of it.
 
     Returns:
         The box as xyxy in pixels. It is not clipped and may have no area.
@@ -247,8 +251,10 @@ def parse_box(value: Any, form: str) -> tuple[float, float, float, float]:
     numbers = given and all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in given)
     # The limit keeps numbers within float32; it also rejects integers of a thousand digits before they are converted.
     if not numbers or not all(abs(number) < 1e30 for number in given):
-        raise ValueError(f"the box {shorten(value)} is not four finite numbers {', '.join(form)}")
-    x, y, third, fourth = (float(number) for number in given)
+        raise ValueError(f"the box {shorten(value)} is not four finite numbers {_NUMBERS[form]}")
+    x, y, third, fourth = (float(number) * factor for number, factor in zip(given, scale * 2, strict=True))
+    if form == "cxcywh":
+        return (x - third / 2, y - fourth / 2, x + third / 2, y + fourth / 2)
     return (x, y, x + third, y + fourth) if form == "xywh" else (x, y, third, fourth)
 
 

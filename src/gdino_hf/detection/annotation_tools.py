@@ -8,6 +8,7 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 
 import numpy as np
 
+from ..data.createml_file import CENTER_SIDES
 from .exchange_values import (
     box_table,
     center_sizes,
@@ -25,7 +26,6 @@ from .exchange_values import (
 )
 from .xml_exchange import xml_text
 
-_SIDES = ("x", "y", "width", "height")
 _RECTANGLES = "rectanglelabels"
 
 
@@ -34,7 +34,7 @@ def createml_entry(found: Any, file_name: str | None) -> dict[str, Any]:
     say_left_out(found, "CreateML", "masks", "track_ids", "spans")
     centers = rounded(center_sizes(found.boxes), from_center_sizes, found.boxes)
     boxes = [
-        {"label": label, "coordinates": dict(zip(_SIDES, box, strict=True))}
+        {"label": label, "coordinates": dict(zip(CENTER_SIDES, box, strict=True))}
         for label, box in zip(found.text_labels, centers.tolist(), strict=True)
     ]
     return {"image": picture_name(found, file_name), "annotations": boxes}
@@ -51,7 +51,7 @@ def read_createml(
     boxes, texts = [], []
     for row in entry(content, "annotations", "The CreateML entry"):
         sides = entry(row, "coordinates", "The CreateML annotation")
-        boxes.append([entry(sides, side, "The CreateML box") for side in _SIDES])
+        boxes.append([entry(sides, side, "The CreateML box") for side in CENTER_SIDES])
         texts.append(entry(row, "label", "The CreateML annotation"))
     given = source if source is not None else content.get("image")
     return values_of(from_center_sizes(box_table(boxes)), texts, size, names, source=given)
@@ -72,7 +72,7 @@ def label_studio_prediction(found: Any, from_name: str, to_name: str, model_vers
             "original_width": width,
             "original_height": height,
             "image_rotation": 0,
-            "value": {**dict(zip(_SIDES, box, strict=True)), "rotation": 0, _RECTANGLES: [label]},
+            "value": {**dict(zip(CENTER_SIDES, box, strict=True)), "rotation": 0, _RECTANGLES: [label]},
             "score": score,
         }
         for place, (label, box, score) in enumerate(zip(found.text_labels, percentages.tolist(), scores, strict=True))
@@ -107,7 +107,7 @@ def read_label_studio(
         if not labels:
             raise ValueError("A rectangle of Label Studio has no label; leave it out.")
         size = size or (region["original_width"], region["original_height"])
-        boxes.append([entry(value, side, "The Label Studio rectangle") for side in _SIDES])
+        boxes.append([entry(value, side, "The Label Studio rectangle") for side in CENTER_SIDES])
         texts.append(labels[0])
     scores = [region.get("score") for region in rectangles]
     table = from_corner_sizes(box_table(boxes) * _scale(size or (1, 1), 100.0))

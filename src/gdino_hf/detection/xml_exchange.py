@@ -14,11 +14,12 @@ from xml.etree.ElementTree import Element, SubElement
 
 import numpy as np
 
+from ..data.voc_document import SIDES, VOC_OFFSET, as_number, parse_xml, voc_objects, xml_number
 from .exchange_values import box_table, decimal, picture_name, rounded, say_left_out, values_of
 
 # Characters outside of XML 1.0; a carriage return would be read as a line feed.
 _FORBIDDEN = re.compile("[^\t\n\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_VOC_OFFSET = np.array([1, 1, 0, 0], dtype=np.float64)
+_VOC_OFFSET = np.array(VOC_OFFSET)
 _CVAT_SIDES = ("xtl", "ytl", "xbr", "ybr")
 
 
@@ -44,7 +45,7 @@ def voc_document(found: Any, file_name: str | None) -> str:
         for name, value in (("pose", "Unspecified"), ("truncated", "0"), ("difficult", "0"), ("score", str(score))):
             _text(item, name, value)
         bounds = SubElement(item, "bndbox")
-        for name, side in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True):
+        for name, side in zip(SIDES, box, strict=True):
             _text(bounds, name, _number(side))
     return _written(root)
 
@@ -55,13 +56,13 @@ def read_voc(document: str, names: Sequence[str] | None, source: str | None) -> 
     Raises:
         ValueError: It is not one.
     """
-    root = _parsed(document, "annotation")
+    root = parse_xml(document, "annotation")
     boxes, texts, scores = [], [], []
-    for item in root.findall("object"):
-        boxes.append([_value(item, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")])
-        texts.append(item.findtext("name") or "")
-        scores.append(_value(item, "score") if item.find("score") is not None else None)
-    size = (int(_value(root, "size/width")), int(_value(root, "size/height")))
+    for item in voc_objects(root):
+        boxes.append(item.sides())
+        texts.append(item.name)
+        scores.append(None if item.flag("score") is None else xml_number(item.element, "score"))
+    size = (int(xml_number(root, "size/width")), int(xml_number(root, "size/height")))
     given = source if source is not None else root.findtext("filename")
     table = box_table(boxes) - _VOC_OFFSET
     return values_of(table, _restored(texts, names), size, names, scores, source=given)
@@ -109,7 +110,7 @@ def read_cvat(document: str, image: str | None, names: Sequence[str] | None) -> 
     Raises:
         ValueError: It is not one, or the picture is not in it, or there are several and none was chosen.
     """
-    root = _parsed(document, "annotations")
+    root = parse_xml(document, "annotations")
     pictures = root.findall("image")
     chosen = [row for row in pictures if image is None or row.get("name") == xml_text(image)]
     if len(chosen) != 1:
@@ -119,11 +120,11 @@ def read_cvat(document: str, image: str | None, names: Sequence[str] | None) -> 
         names = [label.findtext("name") or "" for label in root.iterfind("meta/*/labels/label")] or None
     boxes, texts, scores = [], [], []
     for box in row.findall("box"):
-        boxes.append([_side(box.get(side), side) for side in _CVAT_SIDES])
+        boxes.append([as_number(box.get(side), side) for side in _CVAT_SIDES])
         texts.append(box.get("label") or "")
         score = box.find("attribute[@name='score']")
-        scores.append(None if score is None or not score.text else _side(score.text, "score"))
-    size = (int(_side(row.get("width"), "width")), int(_side(row.get("height"), "height")))
+        scores.append(None if score is None or not score.text else as_number(score.text, "score"))
+    size = (int(as_number(row.get("width"), "width")), int(as_number(row.get("height"), "height")))
     return values_of(box_table(boxes), _restored(texts, names), size, names, scores, source=image or row.get("name"))
 
 
@@ -149,27 +150,3 @@ def _number(value: float) -> str:
 def _written(root: Element) -> str:
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
-
-
-def _parsed(document: str, name: str) -> Element:
-    # Entities, which only a DOCTYPE defines, can make a small document fill the memory.
-    if "<!DOCTYPE" in document:
-        raise ValueError("The XML has a DOCTYPE, which is not read because it may define entities; remove it.")
-    try:
-        root = ElementTree.fromstring(document.encode("utf-8"))
-    except ElementTree.ParseError as error:
-        raise ValueError(f"The XML cannot be read ({error}).") from None
-    if root.tag != name:
-        raise ValueError(f"The XML is a <{root.tag}>, not an <{name}>.")
-    return root
-
-
-def _value(parent: Element, path: str) -> float:
-    return _side(parent.findtext(path), path)
-
-
-def _side(text: str | None, what: str) -> float:
-    try:
-        return float(text or "")
-    except ValueError:
-        raise ValueError(f"The XML has {text!r} for {what}; it must be a number.") from None

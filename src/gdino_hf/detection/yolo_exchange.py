@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.yolo_lines import YoloLine, parse_yolo_line
 from ..model.printable import printable
 from .exchange_values import center_sizes, decimal, from_center_sizes, rounded, say_left_out, values_of
 
@@ -35,23 +36,24 @@ def read_lines(
     """
     boxes, texts, scores = [], [], []
     for line in lines.splitlines() if isinstance(lines, str) else lines:
-        words = line.split()
-        if not words:
-            continue
         try:
-            number, box, rest = int(words[0]), [float(word) for word in words[1:5]], [float(w) for w in words[5:]]
+            parsed = parse_yolo_line(line)
         except ValueError:
-            number, box, rest = 0, [], []
-        if len(box) != 4 or len(rest) > 1:
+            parsed = YoloLine(0)
+        if parsed is None:
+            continue
+        if parsed.box is None:
             raise ValueError(
                 f"The line {printable(line, 80)!r} is not a class number with x, y, width and height, and a score "
                 "at most; outlines and keypoints are not read."
             )
-        if not 0 <= number < len(names):
-            raise ValueError(f"A line has class {number}, but there are {len(names)} names; give those of data.yaml.")
-        boxes.append(box)
-        texts.append(names[number])
-        scores.append(rest[0] if rest else None)
+        if not 0 <= parsed.number < len(names):
+            raise ValueError(
+                f"A line has class {parsed.number}, but there are {len(names)} names; give those of data.yaml."
+            )
+        boxes.append(parsed.box)
+        texts.append(names[parsed.number])
+        scores.append(parsed.score)
     scale = np.array(tuple(size) * 2, dtype=np.float64)
     table = from_center_sizes(np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * scale)
     return values_of(table, texts, size, names, scores, source=source)

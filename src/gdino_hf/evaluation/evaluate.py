@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..data.stored_pictures import read_row_picture
 from ..detection.spreadsheet_cells import harmless_cell
-from ..model.image_processing_gdino import load_image
 from ..whole_files import whole_file, write_whole_text
 from .box_map import BoxMap, evaluate_boxes
 from .confusion import best_threshold, confusion_matrix
@@ -229,7 +229,7 @@ def _mosaic_items(
         if place is None:
             continue
         try:
-            items.append((load_image(row["image"]), references[place], found[place]))
+            items.append((read_row_picture(row["image"]), references[place], found[place]))
         except (OSError, TypeError, ValueError):
             # The image may have gone since the predictions were made; the metrics do not depend on it.
             continue

@@ -14,6 +14,7 @@ from ..data.annotation_options import DEFAULT_OPTIONS, AnnotationOptions
 from ..data.coco import reader_findings
 from ..data.coco_content import id_key
 from ..data.coco_file import CocoFile, CocoImage
+from ..data.stored_pictures import row_picture
 from ..model.text_prompt import name_key
 
 
@@ -161,7 +162,7 @@ def coco_ground_truth(
     for image in file.images(need_files=False):
         image_id = image.entry["id"] if isinstance(image.entry["id"], str) else image.id
         references[image_id] = _reference(image, file) | _lvis_labels(image, file)
-        rows.append({"image": str(image.path), "image_id": image_id})
+        rows.append({"image": row_picture(image.path), "image_id": image_id})
         if image.size is not None:
             sizes[image_id] = image.size
     if log:
@@ -170,8 +171,8 @@ def coco_ground_truth(
     for category, label in reversed(file.label_of.items()):
         category_ids[label] = file.ids[category]
     frequencies: list[str] = []
-    if any("frequency" in category for category in file.content["categories"]):
-        given = {id_key(entry.get("id")): str(entry.get("frequency", "f")) for entry in file.content["categories"]}
+    if any("frequency" in category for category in file.content.categories):
+        given = {id_key(entry.get("id")): str(entry.get("frequency", "f")) for entry in file.content.categories}
         frequencies = [given[id_key(category)] for category in category_ids]
     return GroundTruth(file.labels, references, rows, frequencies, category_ids, file.label_of, sizes)
 

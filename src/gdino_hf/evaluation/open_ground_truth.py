@@ -1,4 +1,4 @@
-"""Opening a data set on disk as ground truth."""
+"""Opening a data set of any form as ground truth."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def open_ground_truth(
     options: AnnotationOptions = DEFAULT_OPTIONS,
     log: bool = True,
 ) -> GroundTruth:
-    """Open the ground truth of a COCO or LVIS json file, or of an ODVG json lines file.
+    """Open the ground truth of a data set: COCO or LVIS json, ODVG json lines, or any other form of `open_dataset`.
 
     Args:
-        path: The annotation file, or a folder that holds one; of several splits val is used, or else test, or else
-            train.
+        path: The annotation file or data set, or a folder that holds one; of several splits val is used, or else test,
+            or else train, and "data.yaml:test" names one.
         images: Folder of the images; found as `open_dataset` finds it by default.
         options: Conventions of the file.
         log: Whether to log what was turned, scaled or left out in a COCO file.
@@ -39,7 +39,7 @@ def open_ground_truth(
         ValueError: The file cannot be read.
     """
     file = annotation_file(path, *EVALUATED_SPLITS)
-    if annotation_format(file) == "coco":
+    if annotation_format(file) != "odvg":
         return coco_ground_truth(file, images, options, log)
     # Missing images are reported when they are read; evaluating stored predictions needs no images.
     rows = list(odvg_rows(file, images, options))

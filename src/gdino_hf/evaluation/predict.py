@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..data.stored_pictures import read_row_picture
 from ..detection.prepared_images import prepare_image
 from ..detection.prompt_passes import Asked, score_pictures
 from ..detection.stages import in_order
 from ..detection.text_features import TextFeatureStore
 from ..error_text import reason
 from ..model.grounded_results import Selection
-from ..model.image_processing_gdino import load_image
 from ..model.picture_limits import PictureError
 from ..model.printable import printable
 from ..model.text_prompt import build_prompt
@@ -184,7 +184,7 @@ class BatchReader:
             return None
         # In bulk work one broken image, whatever exception it causes, must not stop the others.
         try:
-            image = _read(row["image"])
+            image = read_row_picture(row["image"])
             return Picture(image_id, image.size, prepare_image(self.processor, image, self.device), row)
         except Exception as error:
             return _Unusable(image_id, error)
@@ -229,12 +229,6 @@ def _undecoded(rows: Any) -> Any:
     from datasets import Image
 
     return rows.cast_column("image", Image(decode=False)) if isinstance(features["image"], Image) else rows
-
-
-def _read(image: Any) -> Any:
-    if isinstance(image, Mapping):
-        image = image["path"] if image.get("bytes") is None else image["bytes"]
-    return load_image(image)
 
 
 def _asked(

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from transformers import TrainingArguments
 
-from ..data.annotation_options import AnnotationOptions, BoxesFollow, Crowds, Groups, Paths, Sizes, Unreadable
+from ..data.annotation_options import (
+    AnnotationOptions,
+    BoxesFollow,
+    BoxFormat,
+    Crowds,
+    FirstPixel,
+    Groups,
+    Paths,
+    Sizes,
+    Unreadable,
+)
 from ..evaluation.coco_results import METRICS
 from .loggers import check_loggers
 from .parameter_groups import check_groups
@@ -39,7 +49,10 @@ class DataArguments:
 
     data: str = field(
         default="",
-        metadata={"help": "training data: COCO JSON, ODVG JSON lines, or a folder with the splits train, val and test"},
+        metadata={
+            "help": "training data: COCO JSON, ODVG JSON lines, YOLO, Pascal VOC, CreateML, LabelMe, a Hugging Face "
+            "data set or WebDataset tars, or a folder with the splits train, val and test"
+        },
     )
     images: str | None = field(
         default=None, metadata={"help": "folder of the images; images/ beside the annotation file by default"}
@@ -66,7 +79,10 @@ class DataArguments:
     )
     crowds: Crowds = field(
         default="ignore",
-        metadata={"help": "boxes marked iscrowd: ignore them, or keep them as boxes like all others"},
+        metadata={
+            "help": "boxes marked iscrowd, or difficult in Pascal VOC: ignore them, or keep them as boxes like all "
+            "others"
+        },
     )
     boxes_follow: BoxesFollow = field(
         default="auto",
@@ -89,6 +105,16 @@ class DataArguments:
             "help": "images whose path leads outside the data set's folder: refuse them, or take images from anywhere, "
             "for annotation files from people you trust"
         },
+    )
+    box_format: BoxFormat = field(
+        default="auto",
+        metadata={
+            "help": "what the four numbers of a box in objects are: corner and size, two corners, center and size, or "
+            "auto, by all boxes"
+        },
+    )
+    first_pixel: FirstPixel = field(
+        default="1", metadata={"help": "number of the first pixel in Pascal VOC documents, 1 as VOC has it"}
     )
     augment: Literal["photo", "any-way-up", "small-set", "none"] = field(
         default="photo",
@@ -142,7 +168,8 @@ class DataArguments:
 
     def annotation_options(self) -> AnnotationOptions:
         """Return the conventions of the annotation files."""
-        return AnnotationOptions(self.crowds, self.boxes_follow, self.sizes, self.groups, self.unreadable, self.paths)
+        names = [item.name for item in fields(AnnotationOptions) if hasattr(self, item.name)]
+        return AnnotationOptions(**{name: getattr(self, name) for name in names})
 
     def prompt_length(self, names: int | None) -> tuple[int, int]:
         """Return the fewest and the most labels of a training prompt, before labels that do not fit are dropped.

@@ -8,15 +8,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..data.annotation_files import SPLIT_NAMES, SUFFIXES, find_split
+from ..data.annotation_files import SUFFIXES, annotation_file, find_split
 from ..data.annotation_options import DEFAULT_OPTIONS, AnnotationOptions
 from ..data.augmentation import default_transform
 from ..data.checks import check_dataset
 from ..data.faults import MISSING, OUTSIDE, UNREADABLE
 from ..data.formats import open_dataset
+from ..data.forms import known_set
 from ..data.frames import remembered_headers
 from ..data.name_tokens import EQUAL_TOKENS, HALF_KNOWN, UNKNOWN
 from ..data.other_formats import describe_other_format
+from ..data.places import SPLIT_NAMES, is_there, split_place, with_split
 from ..data.transforms import (
     Compose,
     RandomColour,
@@ -59,8 +61,9 @@ class Split:
 
     @property
     def name(self) -> str:
-        """Folder and file name, as reports show them."""
-        return printable(f"{self.path.parent.name}/{self.path.stem}")
+        """Folder and file name, and the split of a data set of several, as reports show them."""
+        base, split = split_place(self.path)
+        return printable(with_split(f"{Path(base).parent.name}/{Path(base).stem}", split))
 
     @cached_property
     def truth(self) -> GroundTruth:
@@ -128,13 +131,20 @@ def split_file(place: str | Path, split: str, option: str) -> Path:
     Raises:
         ValueError: There is no such file.
     """
-    path = Path(place).expanduser()
-    if path.is_file():
+    base, own = split_place(place)
+    path = Path(base).expanduser()
+    known = known_set(base) if path.is_file() or not is_there(path) else None
+    if own is not None:
+        return annotation_file(place)
+    if known is None and path.is_file():
         return path
-    if not path.exists():
+    if known is None and not path.exists():
         raise ValueError(f"{option} {printable(place)} does not exist; give an annotation file, or a folder with one.")
-    found = find_split(path, split)
+    found = find_split(path if known is None else base, split)
     if found is None:
+        if known is not None:
+            has = printable(", ".join(known.splits.values()))
+            raise ValueError(f"{option} {printable(place)} has no {split} split but {has}; name one after a colon.")
         other = describe_other_format(path)
         if other is not None:
             raise ValueError(f"{option}: {other}")
