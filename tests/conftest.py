@@ -79,28 +79,13 @@ def tiny_tokenizer(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_config(tiny_tokenizer):
     """Config of a tiny model that has every part of a real one. Copy it before changing it."""
-    from transformers import BertConfig, SwinConfig
-
     from gdino_hf.model.configuration_gdino import GDinoConfig
+    from tiny_peers import tiny_bert, tiny_swin
 
     special_tokens = ["[CLS]", "[SEP]", ".", "?"]
     return GDinoConfig(
-        backbone_config=SwinConfig(
-            embed_dim=8,
-            depths=[1, 1, 1, 1],
-            num_heads=[1, 1, 2, 2],
-            window_size=4,
-            image_size=64,
-            out_features=["stage2", "stage3", "stage4"],
-        ),
-        text_config=BertConfig(
-            vocab_size=len(tiny_tokenizer),
-            hidden_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=4,
-            intermediate_size=32,
-            max_position_embeddings=256,
-        ),
+        backbone_config=tiny_swin(),
+        text_config=tiny_bert(len(tiny_tokenizer), max_position_embeddings=256),
         d_model=64,
         encoder_layers=2,
         encoder_ffn_dim=64,

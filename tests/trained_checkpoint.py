@@ -10,16 +10,16 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 from transformers import (
-    BertConfig,
     BertTokenizerFast,
     GroundingDinoConfig,
     GroundingDinoForObjectDetection,
     GroundingDinoProcessor,
     MMGroundingDinoConfig,
     MMGroundingDinoForObjectDetection,
-    SwinConfig,
 )
 from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
+
+from tiny_peers import tiny_bert, tiny_peer_config, tiny_swin
 
 LABELS = ["a cat", "a remote control"]
 COLORS = {"a cat": (220, 30, 30), "a remote control": (30, 60, 230)}
@@ -65,30 +65,9 @@ def save_trained_checkpoint(folder: Path, kind: str = "grounding-dino") -> Path:
     from gdino_hf import GDinoForObjectDetection, GDinoProcessor
 
     config_class, model_class = KINDS[kind]
-    config = config_class(
-        backbone_config=SwinConfig(
-            embed_dim=16,
-            depths=[1, 1, 1, 1],
-            num_heads=[1, 1, 2, 2],
-            window_size=4,
-            image_size=64,
-            out_features=["stage2", "stage3", "stage4"],
-        ),
-        text_config=BertConfig(
-            vocab_size=1100, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
-        ),
-        d_model=64,
-        encoder_layers=1,
-        encoder_ffn_dim=64,
-        encoder_attention_heads=4,
-        decoder_layers=2,
-        decoder_ffn_dim=64,
-        decoder_attention_heads=4,
-        num_queries=10,
-        dropout=0.0,
-        fusion_droppath=0.0,
-        text_enhancer_dropout=0.0,
-    )
+    dropouts = {"dropout": 0.0, "fusion_droppath": 0.0, "text_enhancer_dropout": 0.0}
+    text = tiny_bert(1100, num_attention_heads=2)
+    config = tiny_peer_config(config_class, tiny_swin(16), text, num_queries=10, **dropouts)
     torch.manual_seed(0)
     image_processor = GroundingDinoImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 96})
     processor = GroundingDinoProcessor(image_processor=image_processor, tokenizer=tokenizer())

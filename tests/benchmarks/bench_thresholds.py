@@ -9,22 +9,16 @@ import argparse
 
 import numpy as np
 
-from gdino_hf import Detector, fit_thresholds
+from gdino_hf import Detector, Vocabulary, fit_thresholds
 from gdino_hf.data.formats import open_dataset
-from gdino_hf.detection import thresholds
+from gdino_hf.detection.thresholds import judge_thresholds
 
 
 def judged(detector, rows, fit):
-    """Return the mean F1 on rows with the single threshold of a fit and with its thresholds per label."""
-    labels = fit.vocabulary.labels
-    lowest = fit.vocabulary.with_thresholds(dict.fromkeys(labels, thresholds._LOWEST))
-    found, truths, _ = thresholds._detect(detector, rows, lowest, 1)
-    counts = np.zeros(len(labels), dtype=np.int64)
-    for truth in truths:
-        np.add.at(counts, truth.labels[~truth.crowd], 1)
-    for limits in (np.full(len(labels), fit.single), fit.vocabulary.thresholds(fit.single).numpy()):
-        figures = thresholds._figures(found, truths, limits, counts)
-        yield float(np.mean([figures[label][2] for label in np.flatnonzero(counts)]))
+    """Yield the mean F1 on rows with the single threshold of a fit and with its thresholds per label."""
+    for vocabulary in (Vocabulary(fit.vocabulary.labels), fit.vocabulary):
+        figures = judge_thresholds(detector, rows, vocabulary, threshold=fit.single)
+        yield np.mean([each.f1 for each in figures.values()])
 
 
 def main():

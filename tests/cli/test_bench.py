@@ -4,37 +4,18 @@ import json
 
 import pytest
 import torch
-from transformers import BertConfig, GroundingDinoConfig, GroundingDinoForObjectDetection, SwinConfig
+from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection
 
 from gdino_hf import NANO, GDinoProcessor
 from gdino_hf.cli import main
 from gdino_hf.cli.bench import STAGES
+from tiny_peers import tiny_bert, tiny_peer_config, tiny_swin
 
 
 @pytest.fixture
 def peer_folder(tmp_path):
     """A tiny checkpoint as transformers writes it, with a processor."""
-    config = GroundingDinoConfig(
-        backbone_config=SwinConfig(
-            embed_dim=8,
-            depths=[1, 1, 1, 1],
-            num_heads=[1, 1, 2, 2],
-            window_size=4,
-            image_size=64,
-            out_features=["stage2", "stage3", "stage4"],
-        ),
-        text_config=BertConfig(
-            vocab_size=30522, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32
-        ),
-        d_model=64,
-        encoder_layers=1,
-        encoder_ffn_dim=64,
-        encoder_attention_heads=4,
-        decoder_layers=2,
-        decoder_ffn_dim=64,
-        decoder_attention_heads=4,
-        num_queries=12,
-    )
+    config = tiny_peer_config(GroundingDinoConfig, tiny_swin(), tiny_bert(30522))
     torch.manual_seed(0)
     GroundingDinoForObjectDetection(config).save_pretrained(tmp_path)
     # transformers knows BERT's own special tokens only, and gdino-nano's vocabulary is BERT's.

@@ -61,7 +61,7 @@ CASES = {
     no_std: "image_std is [0.0, 0.2, 0.2]; pixels are divided by it",
     outside: "names '../x.safetensors', which lies outside its folder",
     layers: "encoder_layers must be at most 200, got 1,000,000,000",
-    words: "its tokenizer has a word of the number 5000, but the text encoder knows",
+    words: "its tokenizer numbers words up to 5000, but the text encoder has",
     another_config: "of shape (64,), but config.json describes (128,)",
     pickle: "pytorch_model.bin",
 }

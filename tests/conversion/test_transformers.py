@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoProcessor,
-    BertConfig,
     GroundingDinoConfig,
     GroundingDinoForObjectDetection,
     MMGroundingDinoConfig,
@@ -26,6 +25,7 @@ from synthetic import assert_same, relative_position_index, state_dict
 from gdino_hf import GDinoConfig, GDinoForObjectDetection, GDinoProcessor
 from gdino_hf.conversion.conversion_error import ConversionError
 from gdino_hf.conversion.engine import Options, convert
+from tiny_peers import tiny_bert, tiny_peer_config
 
 PEERS = {
     "grounding-dino": (GroundingDinoConfig, GroundingDinoForObjectDetection, {}),
@@ -50,20 +50,8 @@ def peer_folder(request, tmp_path):
         window_size=4,
         out_indices=[2, 3, 4],
     )
-    text = BertConfig(vocab_size=1100, hidden_size=64, num_hidden_layers=2, num_attention_heads=1, intermediate_size=48)
-    config = config_class(
-        backbone_config=swin,
-        text_config=text,
-        d_model=64,
-        encoder_layers=1,
-        encoder_ffn_dim=64,
-        encoder_attention_heads=4,
-        decoder_layers=3,
-        decoder_ffn_dim=64,
-        decoder_attention_heads=4,
-        num_queries=12,
-        **overrides,
-    )
+    text = tiny_bert(1100, hidden_size=64, num_hidden_layers=2, num_attention_heads=1, intermediate_size=48)
+    config = tiny_peer_config(config_class, swin, text, decoder_layers=3, **overrides)
     torch.manual_seed(0)
     model_class(config).save_pretrained(tmp_path / "theirs")
     return tmp_path / "theirs"

@@ -171,7 +171,7 @@ def test_vocabulary_of_another_model_is_refused(detector, tiny_config, tiny_proc
 
 
 def test_features_are_forgotten_beyond_the_store(detector):
-    store = type(detector.texts)(detector.model, size=2)
+    store = type(detector.texts)(detector.model, size=8)
     prompts = [(2, token, 7, 3) for token in (60, 61, 62)]
     first = store.get(prompts)
     assert store.encoded == 3
@@ -180,6 +180,13 @@ def test_features_are_forgotten_beyond_the_store(detector):
     assert all(torch.equal(x, y) for x, y in zip(first[1:], again, strict=True))
     store.get(prompts[:1])
     assert store.encoded == 4
+
+
+def test_a_vocabulary_beyond_the_store_is_encoded_once(detector):
+    detector.texts = type(detector.texts)(detector.model, size=8)
+    for number in range(2):
+        detector(picture(seed=number), Vocabulary(LABELS, labels_per_prompt=1))
+        assert detector.texts.encoded == len(LABELS)
 
 
 def test_every_kind_of_picture_gives_the_same_detections(detector, tmp_path):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from gdino_hf import Detections, Detector, Vocabulary, fit_thresholds
 from gdino_hf.detection import thresholds
-from gdino_hf.detection.thresholds import _choose, _figures, _judged, _truth
+from gdino_hf.detection.thresholds import _choose, _judged, _Seen, _truth, judge_thresholds
 from random_models import make_random_model
 
 SIZE = (100, 100)
@@ -69,10 +69,10 @@ def test_equal_scores_are_not_separated():
 def test_figures_follow_the_rule_of_the_detector():
     both = found([(0, 0.9, 0), (0, 0.5, 1), (20, 0.4, 1)])
     truths = [truth([(0, "dog"), (20, "dog")])]
-    counts = np.array([0, 2])
+    seen = _Seen([both], truths, np.array([0, 2]), [])
     # Where "cat" passes, it takes the first box from "dog".
-    assert _figures([both], truths, np.array([0.1, 0.1]), counts)[1] == pytest.approx((1.0, 0.5, 2 / 3))
-    assert _figures([both], truths, np.array([0.95, 0.1]), counts)[1] == (1.0, 1.0, 1.0)
+    assert seen.figures(np.array([0.1, 0.1]))[1] == pytest.approx((1.0, 0.5, 2 / 3))
+    assert seen.figures(np.array([0.95, 0.1]))[1] == (1.0, 1.0, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +121,16 @@ def test_fitted_vocabulary_is_saved_with_its_thresholds(detector, tmp_path):
     again = Vocabulary.load(tmp_path / "v.safetensors")
     assert torch.equal(again.thresholds(0.3), fit.vocabulary.thresholds(0.3))
     assert again.encoded is not None
+
+
+def test_judging_the_pictures_of_the_fit_gives_its_figures(detector):
+    rows, _ = annotated(detector, range(3))
+    fit = fit_thresholds(detector, rows, min_boxes=1)
+    judged = judge_thresholds(detector, rows, fit.vocabulary)
+    assert {name: each.f1 for name, each in judged.items()} == {name: each.f1 for name, each in fit.labels.items()}
+    alone = judge_thresholds(detector, rows, Vocabulary(fit.vocabulary.labels), threshold=fit.single)
+    assert np.mean([each.f1 for each in alone.values()]) == pytest.approx(fit.f1_single)
+    assert {each.threshold for each in alone.values()} == {pytest.approx(fit.single)}
 
 
 def test_pictures_that_cannot_be_used_are_listed(detector):

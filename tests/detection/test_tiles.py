@@ -119,3 +119,19 @@ def test_the_detector_looks_at_tiles_and_the_whole(tiny_config, tiny_processor):
     assert found.presence == pytest.approx(wanted.presence, abs=1e-5)
     ((_, streamed),) = detector.stream([picture], "cat, dog", tiles=64, overlap=0.25, **options)
     assert len(streamed) == len(found)
+
+
+def test_phrases_of_a_caption_keep_their_characters_and_token_scores_in_tiles(tiny_config, tiny_processor):
+    detector = Detector(make_random_model(tiny_config).double(), processor=tiny_processor, device=None, optimize=False)
+    pixels = torch.randint(0, 256, (100, 160, 3), generator=torch.Generator().manual_seed(0))
+    picture = Image.fromarray(pixels.to(torch.uint8).numpy())
+    caption = "big cats left of the red cup"
+    found = detector.ground(picture, caption, tiles=64, batch_size=3, threshold=0.0)
+    assert len(found) > len(detector.ground(picture, caption, threshold=0.0))
+    assert set(found.text_labels) == {"big cats left", "red cup"}
+    for name, spans, tokens, score in zip(
+        found.text_labels, found.spans, found.token_scores, found.scores, strict=True
+    ):
+        assert [caption[slice(*span)] for span in spans] == [name]
+        assert [text for text, _ in tokens] == name.split()
+        assert max(value for _, value in tokens) == pytest.approx(score, abs=1e-6)

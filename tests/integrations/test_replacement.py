@@ -7,6 +7,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -25,24 +26,46 @@ from transformers import (
     MMGroundingDinoForObjectDetection,
     pipeline,
 )
+from transformers.pipelines import PIPELINE_REGISTRY
 
 import gdino_hf
 from gdino_hf import GDinoForObjectDetection, GDinoImageProcessor, GDinoModel, GDinoProcessor
 from gdino_hf.integrations import replacement, stand_ins
+from gdino_hf.registration import register_auto_classes
 
 SCRIPTS = Path(__file__).parent / "scripts"
 TEXT = "a cat. a remote control."
+METHODS = (FunctionType, classmethod, staticmethod, property)
 BOX_TOLERANCE = 1e-4  # in the picture's pixels; float32 rounding reaches some 1e-5
 
 
 @pytest.fixture(autouse=True)
 def _everything_is_as_before():
-    """Whatever a test does, all names are transformers' own afterwards."""
-    owners = replacement._replacements()
-    before = {owner: vars(owner).get("from_pretrained") for owner in owners}
+    """Whatever a test does, all names and registries are transformers' own afterwards."""
+    # The type gdino is registered by the first use of an auto class, with or without drop_in.
+    register_auto_classes()
+    before = state_of_transformers()
     yield
-    assert {owner: vars(owner).get("from_pretrained") for owner in owners} == before
+    after = state_of_transformers()
+    assert {place for place in before if after.get(place) != before[place]} == set()
     assert (replacement._in_use, replacement._restore) == (0, [])
+
+
+def state_of_transformers() -> dict[str, Any]:
+    """Every method of transformers' auto classes and Grounding DINO classes, and every registry."""
+    auto = [module for name, module in sys.modules.items() if name.startswith("transformers.models.auto.")]
+    state: dict[str, Any] = {}
+    for module in [*auto, *(sys.modules[owner.__module__] for owner in replacement._replacements())]:
+        for name, value in vars(module).items():
+            place = f"{module.__name__}.{name}"
+            if isinstance(value, type) and value.__module__.startswith("transformers."):
+                # transformers itself keeps other values on its classes when they are first used.
+                state[place] = {key: each for key, each in vars(value).items() if isinstance(each, METHODS)}
+            elif hasattr(value, "_extra_content"):
+                state[place] = dict(value._extra_content)
+    state["tasks"] = {task: dict(entry) for task, entry in PIPELINE_REGISTRY.supported_tasks.items()}
+    state["finders"] = list(sys.meta_path)
+    return state
 
 
 class Calls:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from transformers import (
-    BertConfig,
     GroundingDinoConfig,
     GroundingDinoForObjectDetection,
     MMGroundingDinoConfig,
@@ -20,6 +19,7 @@ from transformers import (
 )
 
 from gdino_hf import GDinoForObjectDetection, GDinoModel
+from tiny_peers import tiny_bert, tiny_peer_config
 
 LOGIT_TOLERANCE = 1e-4
 BOX_TOLERANCE = 1e-5
@@ -57,22 +57,8 @@ def resnet() -> ResNetConfig:
 def make_peer(kind: str, backbone: Any, **overrides: Any) -> torch.nn.Module:
     """Make a random model of transformers in which every weight affects the output, unlike in a new one."""
     config_class, model_class = PEERS[kind]
-    text = BertConfig(
-        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48
-    )
-    config = config_class(
-        backbone_config=backbone,
-        text_config=text,
-        d_model=64,
-        encoder_layers=2,
-        encoder_ffn_dim=64,
-        encoder_attention_heads=4,
-        decoder_layers=3,
-        decoder_ffn_dim=64,
-        decoder_attention_heads=4,
-        num_queries=12,
-        **overrides,
-    )
+    text = tiny_bert(VOCABULARY, num_hidden_layers=2, intermediate_size=48)
+    config = tiny_peer_config(config_class, backbone, text, encoder_layers=2, decoder_layers=3, **overrides)
     torch.manual_seed(0)
     model = model_class(config).eval()
     with torch.no_grad():

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text-threshold",
         type=fraction,
-        help=f"lowest score of a label's best token, 0..1 (default: {TEXT_THRESHOLD}, or --threshold if lower)",
+        help=f"lowest score of a label's best token, 0..1 (default: {TEXT_THRESHOLD}, or a lower threshold of a label)",
     )
     parser.add_argument(
         "--nms",
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     query = read_query(args)
     if args.text_threshold is None:
         # A label's score is that of its best token, so a higher text threshold would override --threshold.
-        args.text_threshold = min(TEXT_THRESHOLD, args.threshold)
+        args.text_threshold = min(TEXT_THRESHOLD, query.lowest_threshold(args.threshold))
     left_out: list[str] = []
     images = collect_images(args.images, exclude=args.out, left_out=left_out)
     for line in left_out:
@@ -165,10 +165,7 @@ def _load(args: argparse.Namespace, query: Query) -> Any:
 
     # The bar over the images is the one to show; transformers' bar for loading weights would only flash by.
     logging.disable_progress_bar()
-    labels = query.labels if query.caption is None else []
-    return load_detector(
-        args.model, labels, negative_labels=query.negative_labels, device=args.device, dtype=args.dtype
-    )
+    return load_detector(args.model, query.vocabulary(), device=args.device, dtype=args.dtype)
 
 
 def _prepare_output(out: Path, json_path: Path, images: list[ImageInput]) -> ReportFile:

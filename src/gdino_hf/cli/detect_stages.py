@@ -173,7 +173,7 @@ class _Recorder:
 
         try:
             result = _result(work)
-            annotated = draw_detections(work.picture, work.found.as_result())
+            annotated = draw_detections(work.picture, work.found.as_result(), colors=work.found.colors)
         except Exception as error:
             return _reason(error)
         if self.is_new:

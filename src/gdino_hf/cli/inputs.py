@@ -162,13 +162,13 @@ def read_labels(text: str, option: str = "--labels") -> list[str]:
         UsageError: The file cannot be read, there is no label, or a label holds bytes that are not UTF-8.
     """
     if text.startswith("@"):
-        try:
-            lines = Path(text[1:]).expanduser().read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+        found = _file_labels(text, option)
+        if found is None:
             raise UsageError(
-                f"{option} {shorten(text, 200)}: the label file cannot be read ({reason(error)}); give UTF-8 text"
-            ) from error
-        labels = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+                f"{option} {shorten(text, 200)}: only --labels of gdino detect takes JSON and saved vocabularies; give "
+                "UTF-8 text with one label per line"
+            )
+        labels = found
     else:
         labels = split_labels(text)
     if not labels:
@@ -178,3 +178,26 @@ def read_labels(text: str, option: str = "--labels") -> list[str]:
         if any("\ud800" <= character <= "\udfff" for character in label):
             raise UsageError(f"{option}: the label {shorten(label)} holds bytes that are not UTF-8; write it in UTF-8")
     return labels
+
+
+def _file_labels(text: str, option: str) -> list[str] | None:
+    from gdino_hf.detection.label_files import label_lines
+
+    try:
+        return label_lines(Path(text[1:]).expanduser())
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{option} {shorten(text, 200)}: the label file cannot be read ({reason(error)}); give UTF-8 text"
+        ) from error
+
+
+def label_file(text: str) -> Path | None:
+    """Return the path in "@FILE" if the file has more than one label per line: JSON or a saved vocabulary.
+
+    Args:
+        text: Value of --labels.
+
+    Raises:
+        UsageError: The file cannot be read.
+    """
+    return Path(text[1:]).expanduser() if text.startswith("@") and _file_labels(text, "--labels") is None else None

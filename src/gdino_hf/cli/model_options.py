@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -27,9 +26,8 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
 
 def load_detector(
     model: str,
-    labels: Sequence[str] = (),
+    labels: Any = (),
     *,
-    negative_labels: Sequence[str] = (),
     device: str = "auto",
     dtype: str = "float32",
     optimize: bool = True,
@@ -38,8 +36,8 @@ def load_detector(
 
     Args:
         model: Hub id, folder or "nano".
-        labels: Labels that `check_labels` checks before the weights are read or downloaded.
-        negative_labels: Labels that compete for boxes, checked with the labels.
+        labels: What `check_labels` checks before the weights are read or downloaded: a list of labels, a
+            `gdino_hf.Vocabulary`, or nothing.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         dtype: "float32", "bfloat16", "float16" or, on a CPU, "int8".
         optimize: Whether to call `optimize_for_inference` on a CPU.
@@ -62,7 +60,7 @@ def load_detector(
             check_int8_place(place, optimize)
         except ValueError as error:
             raise UsageError(f"--dtype {reason(error)}") from error
-    check = partial(check_labels, labels=labels, negative_labels=negative_labels) if labels else None
+    check = partial(check_labels, labels=labels) if labels else None
     try:
         return Detector(model, device=place, dtype=dtype, optimize=optimize, check=check)
     except UsageError:
@@ -75,22 +73,23 @@ def load_detector(
         ) from error
 
 
-def check_labels(processor: Any, labels: Sequence[str], negative_labels: Sequence[str] = ()) -> None:
+def check_labels(processor: Any, labels: Any) -> None:
     """Check that labels can be used with a model, and print on stderr what is odd about them.
 
     Args:
         processor: The model's processor.
-        labels: What to look for.
-        negative_labels: Labels that compete for boxes but are left out of the results.
+        labels: A list of labels or a `gdino_hf.Vocabulary`.
 
     Raises:
         UsageError: A label cannot be used.
     """
+    from gdino_hf import Vocabulary
     from gdino_hf.model.label_faults import label_remarks
     from gdino_hf.model.text_prompt import build_prompt
 
+    build = labels.prompt if isinstance(labels, Vocabulary) else partial(build_prompt, labels)
     try:
-        prompt = build_prompt(labels, processor.tokenizer, processor.max_text_len, negative_labels)
+        prompt = build(processor.tokenizer, processor.max_text_len)
     except (TypeError, ValueError) as error:
         raise UsageError(reason(error)) from error
     for remark in label_remarks(prompt, processor.tokenizer):

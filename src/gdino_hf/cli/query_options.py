@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gdino_hf.error_text import reason
 
 from .errors import UsageError
-from .inputs import read_labels
+from .inputs import label_file, read_labels
 from .numbers import fraction, positive
 
 # As gdino_hf.detection.tiles has them, which takes a second to import.
@@ -27,12 +28,26 @@ class Query:
         negative_labels: Labels that compete for boxes but are left out of the results.
         caption: The caption; None for labels.
         spans: (start, end) characters of the caption's phrases.
+        file: The `gdino_hf.Vocabulary` of a label file with more than one label per line; None without one.
     """
 
     labels: list[str]
     negative_labels: list[str]
     caption: str | None = None
     spans: tuple[tuple[int, int], ...] = ()
+    file: Any = None
+
+    def vocabulary(self) -> Any:
+        """Return the labels as a `gdino_hf.Vocabulary`; None for a caption."""
+        from gdino_hf import Vocabulary
+
+        if self.caption is not None:
+            return None
+        return Vocabulary(self.labels, negative=self.negative_labels) if self.file is None else self.file
+
+    def lowest_threshold(self, threshold: float) -> float:
+        """Return the lowest score that a detection may have, if labels without a threshold of their own have this."""
+        return threshold if self.file is None else float(self.file.thresholds(threshold).min())
 
 
 def add_query(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +56,9 @@ def add_query(parser: argparse.ArgumentParser) -> None:
     wanted.add_argument(
         "--labels",
         help='what to look for: "cat, remote control" or "a cat. a remote control."; commas, periods and line breaks '
-        'separate labels ("St. Bernard", "3.5 mm jack" and "U.S. flag" stay whole); or @FILE with one label per line',
+        'separate labels ("St. Bernard", "3.5 mm jack" and "U.S. flag" stay whole); or @FILE with one label per line, '
+        'with JSON such as {"cat": ["cat", "kitten"]}, or with a vocabulary that Python saved, whose thresholds of '
+        "single labels come before --threshold",
     )
     wanted.add_argument(
         "--caption",
@@ -77,6 +94,9 @@ def read_query(args: argparse.Namespace) -> Query:
     _check_tiles(args)
     if args.caption is not None:
         return _of_caption(args)
+    path = label_file(args.labels)
+    if path is not None:
+        return _of_file(path, args.negative)
     labels = read_labels(args.labels)
     negative_labels = read_labels(args.negative, "--negative") if args.negative is not None else []
     for label in negative_labels:
@@ -94,27 +114,23 @@ def make_search(args: argparse.Namespace, detector: Any, query: Query) -> Any:
         query: What to look for.
 
     Raises:
-        UsageError: The model cannot read the caption.
+        UsageError: The model cannot read the caption, or a saved vocabulary is of another model.
     """
     from gdino_hf.model.label_faults import LabelWarning
 
     options = {"threshold": args.threshold, "text_threshold": args.text_threshold, "nms_threshold": args.nms}
-    if query.caption is not None:
-        try:
-            return detector.caption_search(query.caption, spans=query.spans, **options)
-        except ValueError as error:
-            raise UsageError(f"--caption: {reason(error)}") from error
-    with warnings.catch_warnings():
-        # What is odd about the labels was printed before the model was loaded.
-        warnings.simplefilter("ignore", LabelWarning)
-        return detector.search(
-            query.labels,
-            negative=query.negative_labels,
-            tiles=args.tiles,
-            overlap=args.overlap,
-            batch_size=args.batch,
-            **options,
-        )
+    tiles = {"tiles": args.tiles, "overlap": args.overlap, "batch_size": args.batch}
+    if args.tiles is None:
+        tiles = {}
+    try:
+        if query.caption is not None:
+            return detector.caption_search(query.caption, spans=query.spans, **tiles, **options)
+        with warnings.catch_warnings():
+            # What is odd about the labels was printed before the model was loaded.
+            warnings.simplefilter("ignore", LabelWarning)
+            return detector.search(query.vocabulary(), **tiles, **options)
+    except ValueError as error:
+        raise UsageError(f"--{'labels' if query.caption is None else 'caption'}: {reason(error)}") from error
 
 
 def settings(args: argparse.Namespace, query: Query) -> dict[str, Any]:
@@ -122,6 +138,8 @@ def settings(args: argparse.Namespace, query: Query) -> dict[str, Any]:
     found: dict[str, Any] = {"labels": query.labels, "negative_labels": query.negative_labels}
     if query.caption is not None:
         found["caption"] = query.caption
+    if query.file is not None:
+        found["vocabulary"] = query.file.settings()
     if args.tiles is not None:
         found |= {"tiles": args.tiles, "overlap": args.overlap}
     return found
@@ -137,8 +155,19 @@ def _check_tiles(args: argparse.Namespace) -> None:
     args.overlap = _OVERLAP if args.overlap is None else args.overlap
     if args.overlap == 1:
         raise UsageError("--overlap 1 leaves nothing new in a tile; give less than 1")
-    if args.caption is not None:
-        raise UsageError("--tiles is for --labels; leave it out, and a caption is looked for in the whole picture")
+
+
+def _of_file(path: Path, negative: str | None) -> Query:
+    from gdino_hf.detection.label_files import read_label_file
+
+    options = {} if negative is None else {"negative": read_labels(negative, "--negative")}
+    try:
+        found = read_label_file(path, **options)
+    except TypeError as error:
+        raise UsageError("--negative is for labels that are not a saved vocabulary; save it with them") from error
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--labels: {reason(error)}") from error
+    return Query(list(found.labels), list(found.negative_labels), file=found)
 
 
 def _of_caption(args: argparse.Namespace) -> Query:

@@ -148,13 +148,20 @@ class _JsonRows:
         self._separator = ",\n"
 
 
-class _Coco(_Writer):
+class _OneFile(_Writer):
+    """A format with one text file."""
+
+    def __init__(self, folder: Path, names: Sequence[str], stack: ExitStack) -> None:
+        super().__init__(folder, names, stack)
+        self._file = self.open(self.place)
+
+
+class _Coco(_OneFile):
     place = shown = "coco.json"
     purpose = "COCO data set"
 
     def __init__(self, folder: Path, names: Sequence[str], stack: ExitStack) -> None:
         super().__init__(folder, names, stack)
-        self._file = self.open(self.place)
         # Annotations follow all images in the file, so they wait on disk.
         waiting = tempfile.TemporaryFile("w+", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115  by the stack
         self._waiting = stack.enter_context(waiting)
@@ -175,12 +182,11 @@ class _Coco(_Writer):
         self._file.write("]}\n")
 
 
-class _JsonList(_Writer):
+class _JsonList(_OneFile):
     """A JSON list with an entry for each picture, or several."""
 
     def __init__(self, folder: Path, names: Sequence[str], stack: ExitStack) -> None:
         super().__init__(folder, names, stack)
-        self._file = self.open(self.place)
         self._file.write("[")
         self._rows = _JsonRows(self._file)
 
@@ -226,13 +232,12 @@ class _LabelStudio(_JsonList):
         write_whole_text(self.folder / "labelstudio.xml", annotation_tools.label_studio_config(self.names))
 
 
-class _Cvat(_Writer):
+class _Cvat(_OneFile):
     place = shown = "cvat.xml"
     purpose = "CVAT for images 1.1"
 
     def __init__(self, folder: Path, names: Sequence[str], stack: ExitStack) -> None:
         super().__init__(folder, names, stack)
-        self._file = self.open(self.place)
         self._file.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n')
         self._write(xml_exchange.cvat_meta(names))
 
@@ -247,13 +252,13 @@ class _Cvat(_Writer):
         self._file.write("</annotations>\n")
 
 
-class _Csv(_Writer):
+class _Csv(_OneFile):
     place = shown = "boxes.csv"
     purpose = "CSV, a row for each box"
 
     def __init__(self, folder: Path, names: Sequence[str], stack: ExitStack) -> None:
         super().__init__(folder, names, stack)
-        self._rows = csv.writer(self.open(self.place), lineterminator="\n")
+        self._rows = csv.writer(self._file, lineterminator="\n")
         self._rows.writerow(table_exchange.COLUMNS)
 
     def add(self, found: Any, name: str, number: int) -> None:
@@ -294,13 +299,9 @@ class _Parquet(_Writer):
         self._tables, self._waiting = [], 0
 
 
-class _HuggingFace(_Writer):
+class _HuggingFace(_OneFile):
     place = shown = "metadata.jsonl"
     purpose = "metadata of a Hugging Face imagefolder with objects"
-
-    def __init__(self, folder: Path, names: Sequence[str], stack: ExitStack) -> None:
-        super().__init__(folder, names, stack)
-        self._file = self.open(self.place)
 
     def add(self, found: Any, name: str, number: int) -> None:
         row = table_exchange.objects_row(found, number)

@@ -400,22 +400,15 @@ class DetectionFormats:
         return table_exchange.arrow_table(self)
 
     @classmethod
-    def from_arrow(
-        cls,
-        table: Any,
-        names: Sequence[str] | None = None,
-        size: tuple[int, int] | None = None,
-        source: str | None = None,
-    ) -> Detections:
+    def from_arrow(cls, table: Any, **given: Any) -> Detections:
         """Convert from an Arrow table of one picture.
 
         Args:
             table: Columns as `to_arrow` returns them; label, x1, y1, x2 and y2 are needed.
-            names: All labels; None takes those that the table keeps, or those of its boxes in order of appearance.
-            size: (width, height) of the picture in pixels; None reads the table's.
-            source: Name of the picture; None reads the table's.
+            **given: `names`, `size` and `source` in place of what the table keeps, as for `from_pandas`.
 
         Raises:
+            TypeError: There is no such attribute.
             ValueError: A column is missing, the table is of several pictures, or there is no size.
         """
-        return cls._made(table_exchange.read_arrow_table(table, names=names, size=size, source=source))
+        return cls._made(table_exchange.read_arrow_table(table, **given))

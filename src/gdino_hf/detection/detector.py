@@ -256,45 +256,56 @@ class Detector:
         return self._search(asked, tiles=tiles, overlap=overlap, batch_size=batch_size)
 
     def caption_search(
-        self, caption: str, *, spans: Sequence[Any] | None = None, chunker: Chunker | None = None, **options: Any
-    ) -> Search:
-        """Check a caption once, to ground it in any number of pictures; arguments as for `ground`.
-
-        Returns:
-            A search, as `search` returns it.
-
-        Raises:
-            ValueError: The caption cannot be used, or a span is not of the caption.
-        """
-        return self._search(asked_of_caption(self.processor, caption, spans, chunker, Options.of(options)))
-
-    def ground(
         self,
-        image: Any,
         caption: str,
         *,
         spans: Sequence[Any] | None = None,
         chunker: Chunker | None = None,
+        batch_size: int = 1,
+        tiles: int | None = None,
+        overlap: float = OVERLAP,
         **options: Any,
-    ) -> Detections:
-        """Find the boxes of each phrase of a caption. The whole caption is the prompt, as in phrase grounding.
+    ) -> Search:
+        """Check a caption once, to ground it in any number of pictures.
 
         Args:
-            image: One picture in any form that a call takes.
             caption: A text such as "a man riding a horse on the beach".
             spans: (start, end) characters of each phrase, or a list of such pairs for a phrase in several parts; None
                 finds the noun phrases.
             chunker: Function from the caption to the (start, end) characters of its noun phrases; None for
                 `gdino_hf.detection.phrase_grounding.noun_phrases`.
-            **options: Fields of `Options`. A box may have several phrases.
+            batch_size: Number of tiles in one forward pass.
+            tiles: Side of tiles in pixels, as in a call.
+            overlap: Part of a tile's side that it shares with its neighbour, as in a call.
+            **options: Fields of `Options`.
 
         Returns:
-            `Detections` whose `names` are the phrases, with `spans`, `token_scores` and `caption`, best first.
+            A search, as `search` returns it.
 
         Raises:
+            TypeError: There is no option of a given name.
+            ValueError: The caption or an option cannot be used, or a span is not of the caption.
+        """
+        asked = asked_of_caption(self.processor, caption, spans, chunker, Options.of(options))
+        return self._search(asked, tiles=tiles, overlap=overlap, batch_size=_at_least_one(batch_size))
+
+    def ground(self, image: Any, caption: str, **options: Any) -> Detections:
+        """Find the boxes of each phrase of a caption. The whole caption is the prompt, as in phrase grounding.
+
+        Args:
+            image: One picture in any form that a call takes.
+            caption: A text such as "a man riding a horse on the beach".
+            **options: Options of `caption_search`.
+
+        Returns:
+            `Detections` whose `names` are the phrases, with `spans`, `token_scores` and `caption`, best first. A box
+            may have several phrases.
+
+        Raises:
+            TypeError: There is no option of a given name.
             ValueError: The picture or the caption cannot be used, or a span is not of the caption.
         """
-        search = self.caption_search(caption, spans=spans, chunker=chunker, **options)
+        search = self.caption_search(caption, **options)
         return search([search.prepare(_read(image), image)])[0]
 
     def refer(self, image: Any, expression: str, score: Literal["max", "mean"] = "max") -> Detections:

@@ -187,7 +187,7 @@ def _check_tokenizer(tokenizer: Any, config: Any) -> None:
     largest = max(tokenizer.get_vocab().values(), default=0)
     if embedded is not None and largest >= embedded:
         raise ValueError(
-            f"its tokenizer has a word of the number {largest}, but the text encoder knows {embedded}; they do "
+            f"its tokenizer numbers words up to {largest}, but the text encoder has {embedded} of them; they do "
             "not belong together"
         )
 

@@ -189,10 +189,11 @@ def _token_scores(
     """Return for each detection its phrase's tokens, as text, with their scores."""
     assert prompt.offsets is not None
     assert scored.logits is not None
-    probabilities = scored.logits.float().sigmoid()
+    # One wait for the device, not one for each token.
+    probabilities = scored.logits[scored.found["queries"]].float().sigmoid().tolist()
     return tuple(
-        tuple((caption[slice(*prompt.offsets[token])], probabilities[query, token].item()) for token in of_one)
-        for query, of_one in zip(scored.found["queries"].tolist(), tokens, strict=True)
+        tuple((caption[slice(*prompt.offsets[token])], of_box[token]) for token in of_one)
+        for of_box, of_one in zip(probabilities, tokens, strict=True)
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -172,23 +172,16 @@ def score_pictures(
     Returns:
         The finished results of each picture.
     """
-    # Packed layers split their own blocks over threads; splitting the many small operations costs more than it gains.
-    with only_blocks() if model._optimized and model.device.type == "cpu" else nullcontext():
-        return _score(model, texts, asked, prepared, sources)
-
-
-def _score(
-    model: Any, texts: TextFeatureStore, asked: Asked, prepared: Sequence[Any], sources: Sequence[Any]
-) -> list[ScoredPicture]:
     sizes = [size for item in prepared for size in item.original_sizes]
     scored = [
         ScoredPicture(asked, (width, height), source) for (height, width), source in zip(sizes, sources, strict=True)
     ]
-    for place, chunk, logits, boxes in prompt_outputs(model, texts, asked.chunks, prepared, asked.given):
-        scored[place].add(logits, boxes, LabelledRow(place, chunk.label_indices, chunk.spans))
-    scales = box_scale(sizes, torch.empty(len(scored), 0, 4, device=model.device))
-    for of_picture, scale in zip(scored, scales, strict=True):
-        of_picture.finish(scale)
+    with _threads_for_blocks(model):
+        for place, chunk, logits, boxes in prompt_outputs(model, texts, asked.chunks, prepared, asked.given):
+            scored[place].add(logits, boxes, LabelledRow(place, chunk.label_indices, chunk.spans))
+        scales = box_scale(sizes, torch.empty(len(scored), 0, 4, device=model.device))
+        for of_picture, scale in zip(scored, scales, strict=True):
+            of_picture.finish(scale)
     return scored
 
 
@@ -213,6 +206,7 @@ def prompt_outputs(
     """
     inputs = join_images(prepared, model.device)
     features = model.get_image_features(inputs["pixel_values"], inputs["pixel_mask"], inputs["image_sizes"])
+    texts.make_room([chunk.input_ids for chunk in chunks])
     per_pass = max(1, rows_at_once(features) // len(prepared))
     for start in range(0, len(chunks), per_pass):
         group = chunks[start : start + per_pass]
@@ -231,6 +225,35 @@ def prompt_outputs(
         for place in range(len(prepared)):
             for number, chunk in enumerate(group):
                 yield place, chunk, logits[place, number], boxes[place, number]
+
+
+@torch.no_grad()
+def outputs_of_own_prompts(
+    model: Any, texts: TextFeatureStore, chunks: Sequence[PromptChunk], prepared: Sequence[Any]
+) -> tuple[Tensor, Tensor]:
+    """Run a batch of pictures, each with a prompt of its own, in one forward pass.
+
+    Args:
+        model: A `GDinoForObjectDetection`.
+        texts: Store of its text features.
+        chunks: The prompt of each picture.
+        prepared: What `prepare_image` returned for each picture, at least one.
+
+    Returns:
+        Token logits (B, Q, T) and boxes (B, Q, 4) cxcywh in [0, 1].
+    """
+    text_features = texts.stacked([chunk.input_ids for chunk in chunks])
+    with _threads_for_blocks(model):
+        outputs = model(**join_images(prepared, model.device), text_features=text_features)
+    return outputs.logits, outputs.pred_boxes
+
+
+def _threads_for_blocks(model: Any) -> AbstractContextManager[None]:
+    """Let an optimized model on a CPU use several threads for the blocks of its packed layers alone.
+
+    Splitting the many small operations over threads costs more than it gains.
+    """
+    return only_blocks() if model._optimized and model.device.type == "cpu" else nullcontext()
 
 
 def name_of(source: Any) -> str | None:

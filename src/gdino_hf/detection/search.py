@@ -48,7 +48,7 @@ class Search:
         batch_size: Largest number of tiles in one forward pass.
 
     Raises:
-        ValueError: `tiles` or `overlap` is out of its range, or tiles are asked for with a caption.
+        ValueError: `tiles` or `overlap` is out of its range.
     """
 
     def __init__(
@@ -64,8 +64,6 @@ class Search:
     ) -> None:
         if tiles is not None:
             tile_areas((1, 1), tiles, overlap)
-            if asked.details is not None:
-                raise ValueError("tiles are for labels; look for a caption's phrases in the whole picture.")
         self._model, self._processor, self._texts = model, processor, texts
         self.asked = asked
         self._tiles, self._overlap, self._batch_size = tiles, overlap, batch_size

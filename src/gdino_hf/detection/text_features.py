@@ -14,8 +14,8 @@ from torch import Tensor
 from ..model.outputs_gdino import GDinoTextFeatures
 from ..model.phrase_structure import phrase_structure
 
-KEPT_PROMPTS = 256
-"""Number of prompts whose features a detector keeps; one of 256 tokens and width 256 takes 0.25 MB in float32."""
+KEPT_TOKENS = 131_072
+"""Tokens whose features a detector keeps beside those of its largest vocabulary: 128 MB in float32 at width 256."""
 
 _AT_ONCE = 8
 
@@ -27,12 +27,13 @@ class TextFeatureStore:
 
     Args:
         model: A `GDinoForObjectDetection`.
-        size: Number of prompts to keep.
+        size: Number of tokens whose features are kept, unless `make_room` asked for more.
     """
 
-    def __init__(self, model: Any, size: int = KEPT_PROMPTS) -> None:
+    def __init__(self, model: Any, size: int = KEPT_TOKENS) -> None:
         self._model, self._size = model, size
         self._kept: OrderedDict[Tokens, Tensor] = OrderedDict()
+        self._num_tokens = 0
         self._lock = threading.Lock()
         self._fingerprint: str | None = None
         self.encoded = 0
@@ -44,6 +45,15 @@ class TextFeatureStore:
         if self._fingerprint is None:
             self._fingerprint = text_fingerprint(self._model)
         return self._fingerprint
+
+    def make_room(self, prompts: Sequence[Tokens]) -> None:
+        """Keep all of these prompts from now on, however many they are: every picture needs all of its vocabulary.
+
+        Args:
+            prompts: Tokens of each prompt of a vocabulary.
+        """
+        with self._lock:
+            self._size = max(self._size, sum(map(len, prompts)))
 
     def get(self, prompts: Sequence[Tokens], given: Mapping[Tokens, Tensor] | None = None) -> list[Tensor]:
         """Return the features of prompts.
@@ -68,16 +78,19 @@ class TextFeatureStore:
             found |= self._encode(missing[start : start + _AT_ONCE])
         with self._lock:
             for tokens in prompts:
+                self._num_tokens += len(tokens) if tokens not in self._kept else 0
                 self._kept[tokens] = found[tokens]
                 self._kept.move_to_end(tokens)
-            while len(self._kept) > self._size:
-                self._kept.popitem(last=False)
+            while self._num_tokens > self._size:
+                oldest, _ = self._kept.popitem(last=False)
+                self._num_tokens -= len(oldest)
         return [found[tokens] for tokens in prompts]
 
     def forget(self) -> None:
         """Remove everything; needed if the model's weights were changed."""
         with self._lock:
             self._kept.clear()
+            self._num_tokens = 0
         self._fingerprint = None
 
     def stacked(self, prompts: Sequence[Tokens], given: Mapping[Tokens, Tensor] | None = None) -> GDinoTextFeatures:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,20 +15,23 @@ from ..model.box_ops import box_iou
 from ..model.text_prompt import name_key
 from .detections import Detections
 from .detector import DetectionError, Detector
+from .prompt_passes import THRESHOLD
 from .vocabulary import Labels, Vocabulary
+
+logger = logging.getLogger(__name__)
 
 _IOU = 0.5
 # Detections below this are not looked at: no threshold will be as low.
 _LOWEST = 0.02
-# Keeps no detection: for a label of which none is right, or none reaches the wanted precision.
+# Keeps no detection: the threshold of a label whose detections are all wrong or never reach the wanted precision.
 _NEVER = 1.0
 # Number of boxes that a label's threshold needs to count as much as the single threshold.
 _PRIOR_BOXES = 40
 
 
 @dataclass(frozen=True)
-class LabelFit:
-    """The threshold of one label, and what it does on the pictures it was fitted on.
+class LabelFigures:
+    """What the threshold of one label does on annotated pictures.
 
     Attributes:
         threshold: Score that the label's detections must exceed.
@@ -35,7 +39,6 @@ class LabelFit:
         recall: Share of its boxes that are found, 0..1.
         f1: Harmonic mean of the two.
         num_boxes: Number of its boxes.
-        is_fitted: Whether the label had enough boxes for a threshold of its own.
     """
 
     threshold: float
@@ -43,6 +46,16 @@ class LabelFit:
     recall: float
     f1: float
     num_boxes: int
+
+
+@dataclass(frozen=True)
+class LabelFit(LabelFigures):
+    """The fitted threshold of one label, and what it does on the pictures of the fit.
+
+    Attributes:
+        is_fitted: Whether the label had enough boxes for a threshold of its own.
+    """
+
     is_fitted: bool
 
 
@@ -54,7 +67,7 @@ class ThresholdFit:
         vocabulary: The vocabulary with the thresholds, ready to be used and saved.
         single: The best single threshold for all labels.
         f1_single: Mean F1 of the labels that have boxes, with the single threshold.
-        f1: The same with the thresholds of each label.
+        f1: Mean F1 of these labels, each with its own threshold.
         labels: The fit of each label that has boxes.
         failed: Inputs that could not be used, with the reason.
     """
@@ -68,8 +81,45 @@ class ThresholdFit:
 
 
 @dataclass(frozen=True)
+class _Seen:
+    """What a detector found above the lowest threshold, and what there is, picture by picture.
+
+    Attributes:
+        found: Detections of each picture, several labels for a box.
+        truths: The boxes of each picture.
+        counts: (N,) number of boxes of each label, crowds not counted.
+        failed: Inputs that could not be used, with the reason.
+    """
+
+    found: list[Detections]
+    truths: list[_Truth]
+    counts: np.ndarray
+    failed: list[tuple[Any, str]]
+
+    def judged(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return the scores of each label's detections, best first, and which of them are right."""
+        return _judged([_strongest(each) for each in self.found], self.truths, len(self.counts))
+
+    def figures(self, thresholds: np.ndarray) -> list[tuple[float, float, float]]:
+        """Return precision, recall and F1 of each label under the rule that the detector follows."""
+        _, right = _judged([_strongest(each, thresholds) for each in self.found], self.truths, len(self.counts))
+        figures = []
+        for hits, count in zip(right, self.counts, strict=True):
+            hit, kept = int(hits.sum()), len(hits)
+            figures.append((hit / kept if kept else 1.0, hit / max(1, int(count)), 2 * hit / max(1, kept + int(count))))
+        return figures
+
+
+@dataclass(frozen=True)
 class _Truth:
-    """The boxes of one picture, the label number of each, which are crowds, and the labels that it says nothing of."""
+    """The annotations of one picture.
+
+    Attributes:
+        boxes: (M, 4) xyxy in pixels of the boxes whose label is in the vocabulary.
+        labels: (M,) index of each box's label.
+        crowd: (M,) whether the box holds many objects.
+        unknown: Indices of labels of which the picture tells neither presence nor absence.
+    """
 
     boxes: torch.Tensor
     labels: np.ndarray
@@ -89,7 +139,8 @@ def fit_thresholds(
     """Choose a threshold for each label on annotated pictures.
 
     A detection is right if its IoU with a box of its label is at least 0.5 and no better detection has taken the box.
-    Pictures that say which labels are absent from them count for no other labels; crowd boxes count neither way.
+    A picture that lists the labels that are absent from it counts for those and for the labels of its boxes, for no
+    others. Crowd boxes need not be found, and detections in them are ignored.
 
     Args:
         detector: The detector.
@@ -103,8 +154,8 @@ def fit_thresholds(
         batch_size: Number of pictures in one forward pass.
 
     Returns:
-        The vocabulary with its thresholds, and figures. Figures on the pictures of the fit are too good; judge on
-        others.
+        The vocabulary with its thresholds, and figures. Figures on the pictures of the fit are optimistic; see
+        `judge_thresholds` for other pictures.
 
     Raises:
         ValueError: No picture can be used, none has a box of any label, or a number is out of its range.
@@ -113,24 +164,20 @@ def fit_thresholds(
         raise ValueError(f"precision is {precision}; give a number above 0, at most 1.")
     rows, names = _rows(data)
     vocabulary = labels if isinstance(labels, Vocabulary) else Vocabulary(names if labels is None else labels)
-    vocabulary = detector.vocabulary(vocabulary.with_thresholds(dict.fromkeys(vocabulary.labels, _LOWEST)))
-    found, truths, failed = _detect(detector, rows, vocabulary, batch_size)
-    counts = np.zeros(len(vocabulary), dtype=np.int64)
-    for truth in truths:
-        np.add.at(counts, truth.labels[~truth.crowd], 1)
+    seen = _look(detector, rows, vocabulary, batch_size)
+    counts, failed = seen.counts, seen.failed
     if not counts.any():
         why = f" ({len(failed)} pictures cannot be used, the first because {failed[0][1]})" if failed else ""
         raise ValueError(f"No picture has a box of {', '.join(vocabulary.labels[:5])}; check the names{why}.")
     count = len(vocabulary)
-    scores, right = _judged([_strongest(each) for each in found], truths, count)
+    scores, right = seen.judged()
     single = _best_single(scores, right, counts)
     fitted = counts >= min_boxes
     chosen = np.full(count, single)
     for label in np.flatnonzero(fitted):
         own = _choose(scores[label], right[label], int(counts[label]), precision)
         chosen[label] = _toward(own, single, int(counts[label])) if precision is None else own
-    single_figures = _figures(found, truths, np.full(count, single), counts)
-    figures = _figures(found, truths, chosen, counts)
+    single_figures, figures = seen.figures(np.full(count, single)), seen.figures(chosen)
     report = {
         name: LabelFit(float(chosen[label]), *figures[label], int(counts[label]), bool(fitted[label]))
         for label, name in enumerate(vocabulary.labels)
@@ -139,6 +186,43 @@ def fit_thresholds(
     f1_single, f1 = (float(np.mean([each[i][2] for i in np.flatnonzero(counts)])) for each in (single_figures, figures))
     thresholds = {name: round(float(chosen[label]), 4) for label, name in enumerate(vocabulary.labels)}
     return ThresholdFit(vocabulary.with_thresholds(thresholds), single, f1_single, f1, report, tuple(failed))
+
+
+def judge_thresholds(
+    detector: Detector,
+    data: str | Path | Iterable[Mapping[str, Any]],
+    vocabulary: Vocabulary,
+    *,
+    threshold: float = THRESHOLD,
+    batch_size: int = 1,
+) -> dict[str, LabelFigures]:
+    """Tell what the thresholds of a vocabulary do on annotated pictures, best on others than those of the fit.
+
+    Args:
+        detector: The detector.
+        data: Annotated pictures, as for `fit_thresholds`.
+        vocabulary: The labels with their thresholds.
+        threshold: Threshold of labels without one of their own, 0..1.
+        batch_size: Number of pictures in one forward pass.
+
+    Returns:
+        The figures of each label that has boxes. Pictures that cannot be read are left out, which a log line says.
+
+    Raises:
+        ValueError: The threshold is out of its range.
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is {threshold}; give a number within 0..1.")
+    rows, _ = _rows(data)
+    limits = vocabulary.thresholds(threshold).numpy()
+    seen = _look(detector, rows, vocabulary, batch_size)
+    if seen.failed:
+        logger.warning("%d pictures are left out, the first because %s", len(seen.failed), seen.failed[0][1])
+    return {
+        name: LabelFigures(float(limits[label]), *figures, int(seen.counts[label]))
+        for label, (name, figures) in enumerate(zip(vocabulary.labels, seen.figures(limits), strict=True))
+        if seen.counts[label]
+    }
 
 
 def _rows(data: Any) -> tuple[Iterable[Mapping[str, Any]], list[str]]:
@@ -154,10 +238,9 @@ def _rows(data: Any) -> tuple[Iterable[Mapping[str, Any]], list[str]]:
     return rows, sorted({name for row in rows for name in row["names"]})
 
 
-def _detect(
-    detector: Detector, rows: Iterable[Mapping[str, Any]], vocabulary: Vocabulary, batch_size: int
-) -> tuple[list[Detections], list[_Truth], list[tuple[Any, str]]]:
+def _look(detector: Detector, rows: Iterable[Mapping[str, Any]], vocabulary: Vocabulary, batch_size: int) -> _Seen:
     """Run the detector over the rows; pictures that cannot be used are listed."""
+    vocabulary = detector.vocabulary(vocabulary.with_thresholds(dict.fromkeys(vocabulary.labels, _LOWEST)))
     number = {name_key(name): index for index, name in enumerate(vocabulary.labels)}
     waiting: list[_Truth] = []
 
@@ -174,7 +257,10 @@ def _detect(
         else:
             found.append(result)
             truths.append(waiting[place])
-    return found, truths, failed
+    counts = np.zeros(len(vocabulary), dtype=np.int64)
+    for truth in truths:
+        np.add.at(counts, truth.labels[~truth.crowd], 1)
+    return _Seen(found, truths, counts, failed)
 
 
 def _truth(row: Mapping[str, Any], number: Mapping[str, int]) -> _Truth:
@@ -265,15 +351,3 @@ def _best_single(scores: list[np.ndarray], right: list[np.ndarray], counts: np.n
         ]
         best = max(best, (float(np.mean(f1)), float(threshold)))
     return round(best[1], 4)
-
-
-def _figures(
-    found: list[Detections], truths: list[_Truth], thresholds: np.ndarray, counts: np.ndarray
-) -> list[tuple[float, float, float]]:
-    """Return precision, recall and F1 of each label under the rule that the detector follows."""
-    _, right = _judged([_strongest(each, thresholds) for each in found], truths, len(counts))
-    figures = []
-    for hits, count in zip(right, counts, strict=True):
-        hit, kept = int(hits.sum()), len(hits)
-        figures.append((hit / kept if kept else 1.0, hit / max(1, int(count)), 2 * hit / max(1, kept + int(count))))
-    return figures

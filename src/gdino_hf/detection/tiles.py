@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -60,7 +61,8 @@ def merge_tiles(
         class_agnostic: Whether boxes of different labels are of one object, too.
 
     Returns:
-        Detections of the picture, best first. The presence of a label is its highest in any tile or the whole.
+        Detections of the picture, best first. The presence of a label is its highest in any tile or the whole, and an
+        object that was joined has the token scores of its best part.
     """
     presence = dict(whole.presence or {})
     boxes, areas, cut = (
@@ -86,7 +88,12 @@ def merge_tiles(
     )
     kept = _suppress(box, score, labels, np.asarray(ends.any(1)), class_agnostic)
     kept = kept[np.argsort(-score[kept], kind="stable")]
-    return replace(whole, boxes=box[kept], scores=score[kept], labels=labels[kept], presence=presence)
+    words: dict[str, Any] = {}
+    for name in ("spans", "token_scores"):
+        if getattr(whole, name) is not None:
+            values = [value for found in every for value in getattr(found, name)]
+            words[name] = tuple(values[place] for place in kept)
+    return replace(whole, boxes=box[kept], scores=score[kept], labels=labels[kept], presence=presence, **words)
 
 
 def _starts(side: int, tile: int, overlap: float) -> list[int]:

@@ -126,7 +126,7 @@ class Vocabulary:
         return f"Vocabulary({len(self)} labels: {', '.join(map(shorten, self.labels[:5]))}{', ...' * (len(self) > 5)})"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Vocabulary) and self._settings() == other._settings()
+        return isinstance(other, Vocabulary) and self.settings() == other.settings()
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -197,6 +197,19 @@ class Vocabulary:
             copy.encoded = replace(self.encoded, features=moved)
         return copy
 
+    def settings(self) -> dict[str, Any]:
+        """Return everything but the text features, in the types that JSON has."""
+
+        def listed(entries: Iterable[Entry]) -> list[dict[str, Any]]:
+            return [{**vars(entry), "texts": list(entry.texts)} for entry in entries]
+
+        return {
+            "labels": listed(self.entries),
+            "negative_labels": listed(self.negative_entries),
+            "combine": self.combine,
+            "labels_per_prompt": self.labels_per_prompt,
+        }
+
     def save(self, path: str | Path) -> None:
         """Write the vocabulary and its text features, if it has any, to a safetensors file.
 
@@ -208,7 +221,7 @@ class Vocabulary:
         """
         from safetensors.torch import save
 
-        settings = {"format": _FORMAT, **self._settings()}
+        settings = {"format": _FORMAT, **self.settings()}
         tensors = {"nothing": torch.zeros(0)}
         if self.encoded is not None:
             prompts = list(self.encoded.features.items())
@@ -256,19 +269,6 @@ class Vocabulary:
                 f"{path} is not a saved vocabulary ({why}); save it again with Vocabulary.save."
             ) from error
         return found
-
-    def _settings(self) -> dict[str, Any]:
-        """Return everything but the text features, ready for json."""
-
-        def listed(entries: Iterable[Entry]) -> list[dict[str, Any]]:
-            return [{**vars(entry), "texts": list(entry.texts)} for entry in entries]
-
-        return {
-            "labels": listed(self.entries),
-            "negative_labels": listed(self.negative_entries),
-            "combine": self.combine,
-            "labels_per_prompt": self.labels_per_prompt,
-        }
 
     @classmethod
     def _of_settings(cls, settings: Mapping[str, Any]) -> Vocabulary:

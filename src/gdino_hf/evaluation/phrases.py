@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..detection.prepared_images import join_images
+from ..detection.prompt_passes import outputs_of_own_prompts
+from ..detection.text_features import TextFeatureStore
 from ..model.box_ops import cxcywh_to_xyxy
 from ..model.caption_prompt import build_caption, phrase_tokens
 from ..model.text_prompt import Prompt
@@ -59,6 +60,7 @@ def predict_phrases(
     try:
         results = start_results(store)
         max_text_len = min(processor.max_text_len, model.config.max_text_len)
+        texts = TextFeatureStore(model)
         reader = BatchReader(processor, model.device, batch_size, results, store)
         with closing(reader.batches(rows, limit, progress)) as batches:
             for batch in batches:
@@ -66,11 +68,9 @@ def predict_phrases(
                 if not batch:
                     continue
                 prompts = [captions[id(item)] for item in batch]
-                outputs = model(
-                    **join_images([item.inputs for item in batch], model.device),
-                    **_text_inputs(prompts, processor.tokenizer.pad_token_id or 0, model.device),
-                )
-                for item, prompt, logits, boxes in zip(batch, prompts, outputs.logits, outputs.pred_boxes, strict=True):
+                chunks, inputs = [prompt.chunks[0] for prompt in prompts], [item.inputs for item in batch]
+                outputs = outputs_of_own_prompts(model, texts, chunks, inputs)
+                for item, prompt, logits, boxes in zip(batch, prompts, *outputs, strict=True):
                     phrases = _phrases(item, prompt, logits.float().sigmoid(), boxes.float(), score, top_k)
                     record(item.entry({"phrases": phrases}), results, store)
     finally:
@@ -122,14 +122,6 @@ def _prepare_captions(
             batch.remove(item)
             record_failure(item.image_id, error, results, store)
     return prompts
-
-
-def _text_inputs(prompts: Sequence[Prompt], pad: int, device: Any) -> dict[str, Tensor]:
-    captions = [prompt.chunks[0].input_ids for prompt in prompts]
-    longest = max(map(len, captions))
-    ids = [[*caption, *[pad] * (longest - len(caption))] for caption in captions]
-    real = [[1] * len(caption) + [0] * (longest - len(caption)) for caption in captions]
-    return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(real, device=device)}
 
 
 def _phrases(

@@ -89,8 +89,7 @@ def predict(
     was_training = model.training
     model.eval()
     try:
-        # Every image needs all prompts, so all are kept.
-        texts = TextFeatureStore(model, size=len(asked.chunks))
+        texts = TextFeatureStore(model)
         results = start_results(store)
         reader = BatchReader(processor, model.device, batch_size, results, store)
         with closing(reader.batches(rows, limit, progress)) as batches:

@@ -1,6 +1,7 @@
 """drop_in(): transformers' own names load the models of gdino_hf, until it is undone.
 
-What changes is `from_pretrained` of the classes in `_replacements`, nothing else. Objects that were loaded before, and
+What changes is `from_pretrained` of the classes in `_replacements`, and the entries that two auto classes have for our
+configuration. Objects that were loaded before, and
 classes that are called directly, stay as they are.
 """
 
@@ -81,18 +82,30 @@ def drop_in() -> DropIn:
 def _replace_all() -> None:
     from transformers import AutoModel, AutoModelForZeroShotObjectDetection
 
-    from .stand_ins import GroundingDinoConfig, GroundingDinoForObjectDetection, GroundingDinoModel
+    from .stand_ins import GroundingDinoForObjectDetection, GroundingDinoModel
 
     register_auto_classes()
-    # These entries stay: they concern only configurations of ours, which may outlive the block.
-    AutoModel.register(GroundingDinoConfig, GroundingDinoModel, exist_ok=True)
-    AutoModelForZeroShotObjectDetection.register(GroundingDinoConfig, GroundingDinoForObjectDetection, exist_ok=True)
     try:
+        _restore.append(_register(AutoModel, GroundingDinoModel))
+        _restore.append(_register(AutoModelForZeroShotObjectDetection, GroundingDinoForObjectDetection))
         for owner, replacement in _replacements().items():
             _restore.append(_replace(owner, replacement))
     except BaseException:
         _put_back()
         raise
+
+
+def _register(auto_class: Any, ours: type) -> Callable[[], None]:
+    """Make an auto class build our class from our configuration, and return a function that undoes it."""
+    from .stand_ins import GroundingDinoConfig
+
+    auto_class.register(GroundingDinoConfig, ours, exist_ok=True)
+
+    def restore() -> None:
+        # transformers has no public method that takes an entry back.
+        auto_class._model_mapping._extra_content.pop(GroundingDinoConfig, None)
+
+    return restore
 
 
 def _put_back() -> None:
