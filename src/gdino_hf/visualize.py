@@ -93,7 +93,9 @@ def draw_detections(
         ValueError: The numbers of boxes, scores and labels differ.
     """
     from .model.image_processing_gdino import load_image
+    from .model.option_flags import checked_flag
 
+    show_scores = checked_flag(show_scores, "show_scores")
     boxes, scores, labels = _detections(result)
     picture = load_image(image)
     # In a very long and narrow image, the narrow side determines the size of the letters.

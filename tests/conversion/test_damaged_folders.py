@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import sys
@@ -16,6 +17,9 @@ from published import SMALL, mmdet, original
 from synthetic import state_dict
 
 from gdino_hf.cli import main
+from gdino_hf.conversion import command
+from gdino_hf.conversion.conversion_error import ConversionError
+from gdino_hf.conversion.engine import convert
 
 INDEX = "model.safetensors.index.json"
 
@@ -177,3 +181,59 @@ def test_numbers_stored_in_a_dtype_that_torch_lacks(folder, tmp_path, capsys):
     tensors = load_file(folder / "shard.safetensors")
     save_file({key: tensor.to(torch.complex64) for key, tensor in tensors.items()}, folder / "shard.safetensors")
     assert "is stored as C64" in refused(capsys, folder, tmp_path / "out.pth", "--to-original")
+
+
+@pytest.mark.parametrize("key", ["\x1b[2Jevil", "a\nb.weight", "x\u202e", "k" * 501], ids=ascii)
+def test_names_of_tensors_that_a_terminal_would_act_on(key, state, tmp_path):
+    for suffix, write in ((".pth", torch.save), (".safetensors", save_file)):
+        source = tmp_path / f"theirs{suffix}"
+        write({**state, key: torch.zeros(3)}, source)
+        with pytest.raises(ConversionError, match="holds a tensor named") as caught:
+            convert(str(source), str(tmp_path / "ours"))
+        assert str(caught.value).isprintable()
+    assert not (tmp_path / "ours").exists()
+
+
+def test_names_of_other_entries_are_escaped_in_report_and_messages(state, tmp_path, capsys):
+    torch.save({"model": state, "\x1b[2Jstep": 3}, tmp_path / "theirs.pth")
+    arguments = argparse.ArgumentParser()
+    command.add_arguments(arguments)
+    # As the scripts in conversion/ run it, without the streams of `gdino` that escape everything.
+    assert command.run(arguments.parse_args([str(tmp_path / "theirs.pth"), str(tmp_path / "ours")])) == 0
+    assert r"\x1b[2Jstep" in capsys.readouterr().out
+    for content in ({"\x1b[2Ja": state, "\x1b[2Jb": state}, {"\x1b[2J": 3}, {"model": {**state, "\x1b": 3}}):
+        torch.save(content, tmp_path / "theirs.pth")
+        with pytest.raises(ConversionError) as caught:
+            convert(str(tmp_path / "theirs.pth"), str(tmp_path / "other"))
+        assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "adapter_model.safetensors"])
+def test_weights_that_are_a_link_to_a_file_outside(name, folder, tmp_path, capsys):
+    (folder / INDEX).unlink()
+    shutil.move(folder / "shard.safetensors", tmp_path / "secret")
+    (folder / name).symlink_to(tmp_path / "secret")
+    assert "is a link to a file outside its folder" in refused(capsys, folder, tmp_path / "out.pth", "--to-original")
+
+
+def test_stored_tensors_that_are_a_link_to_a_file_outside(state, tmp_path, capsys):
+    torch.save({"model": {**state, "label_enc.weight": torch.ones(2, 64)}}, tmp_path / "theirs.pth")
+    assert main(["convert", str(tmp_path / "theirs.pth"), str(tmp_path / "ours")]) == 0
+    kept = tmp_path / "ours" / "conversion.safetensors"
+    shutil.move(kept, tmp_path / "secret")
+    kept.symlink_to(tmp_path / "secret")
+    error = refused(capsys, tmp_path / "ours", tmp_path / "back.pth", "--to-original")
+    assert "is a link to a file outside its folder" in error
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe\x00", b"---\nlicense: \xe9\n---\n", b"\x00" * 9])
+def test_a_card_that_is_not_utf_8_does_not_matter(text, folder, tmp_path):
+    (folder / "README.md").write_bytes(text)
+    assert main(["convert", str(folder), str(tmp_path / "out.pth"), "--to-original"]) == 0
+
+
+def test_a_record_that_is_nested_deeply(state, tmp_path, capsys):
+    torch.save({"model": state}, tmp_path / "theirs.pth")
+    assert main(["convert", str(tmp_path / "theirs.pth"), str(tmp_path / "ours")]) == 0
+    (tmp_path / "ours" / "conversion.json").write_text("[" * 100_000)
+    assert "is damaged" in refused(capsys, tmp_path / "ours", tmp_path / "back.pth", "--to-original")

@@ -11,6 +11,8 @@ from transformers.models.grounding_dino.modeling_grounding_dino import (
     generate_masks_with_special_tokens_and_transfer_map,
 )
 
+from gdino_hf import GDinoConfig, GDinoProcessor
+from gdino_hf.model.caption_prompt import build_caption
 from gdino_hf.model.phrase_structure import phrase_structure
 from gdino_hf.model.text_prompt import build_prompt, parse_labels, spans_from_ids, special_token_ids
 
@@ -257,3 +259,24 @@ def test_negative_labels_that_leave_no_room_are_refused(tiny_tokenizer):
     assert len(build_prompt(["cat"], tiny_tokenizer, 8, ["hat", "cup"]).chunks) == 1
     with pytest.raises(ValueError, match=r"negative labels have 4 tokens and the label 'remote control' has 3"):
         build_prompt(["cat", "remote control"], tiny_tokenizer, 8, ["hat", "cup"])
+
+
+@pytest.mark.parametrize("length", [3, 2, 1, 0, -5, True, 4.0, "9", None])
+def test_a_prompt_length_without_room_for_a_label_is_refused_everywhere(length, tiny_processor, tiny_tokenizer):
+    for call in (
+        lambda: build_prompt(["cat"], tiny_tokenizer, length),
+        lambda: build_caption("a cat", tiny_tokenizer, length),
+        lambda: GDinoProcessor(tiny_processor.image_processor, tiny_tokenizer, max_text_len=length),
+    ):
+        with pytest.raises(ValueError, match=r"^max_text_len is .+; give the number of tokens .+ at least 4: \[CLS\]"):
+            call()
+    if type(length) is int:
+        with pytest.raises(ValueError, match=r"max_text_len must be at least 4, got"):
+            GDinoConfig.from_dict({"max_text_len": length})
+
+
+def test_the_shortest_prompt_holds_one_token(tiny_processor, tiny_tokenizer):
+    processor = GDinoProcessor(tiny_processor.image_processor, tiny_tokenizer, max_text_len=4)
+    assert processor(text=["cat", "dog"])["input_ids"].shape == (2, 4)
+    with pytest.raises(ValueError, match="has 2 tokens but a prompt of 4 takes at most 1; shorten it"):
+        processor(text=["remote control"])

@@ -260,6 +260,120 @@ def test_shards_in_the_hubs_cache_are_links_and_load(folder, tmp_path):
     GDinoForObjectDetection.from_pretrained(snapshot)
 
 
+def snapshot_of(folder, cache, repository="models--me--mine"):
+    """Move a model's files into a cache of the Hub, as a snapshot of links, and return it with the store."""
+    snapshot, store = cache / repository / "snapshots" / "abc", cache / repository / "blobs"
+    store.mkdir(parents=True)
+    shutil.copytree(folder, snapshot)
+    for path in snapshot.iterdir():
+        shutil.move(path, store / f"hash of {path.name}")
+        os.symlink(f"../../blobs/hash of {path.name}", path)
+    return snapshot, store
+
+
+@pytest.mark.parametrize("way", ["itself", "relative", "through a link", "subfolder", "shared store"])
+def test_a_snapshot_in_the_hubs_cache_loads(way, folder, tmp_path, monkeypatch):
+    snapshot, store = snapshot_of(folder, tmp_path / "hub")
+    given, options = snapshot, {}
+    if way == "relative":
+        monkeypatch.chdir(snapshot)
+        given = "."
+    elif way == "through a link":
+        given = tmp_path / "mine"
+        given.symlink_to(snapshot)
+    elif way == "subfolder":
+        (snapshot / "deep").mkdir()
+        for path in list(snapshot.iterdir()):
+            if path.is_symlink():
+                path.unlink()
+                os.symlink(f"../../../blobs/hash of {path.name}", snapshot / "deep" / path.name)
+        options = {"subfolder": "deep"}
+    elif way == "shared store":
+        # Several repositories share contents: the blob is a link again.
+        shared = tmp_path / "hub" / "blobs" / "ab"
+        shared.mkdir(parents=True)
+        blob = store / "hash of model.safetensors"
+        shutil.move(blob, shared / "abcd")
+        os.symlink("../../blobs/ab/abcd", blob)
+    GDinoForObjectDetection.from_pretrained(given, **options)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "model.fp16.safetensors"])
+@pytest.mark.parametrize("where", ["elsewhere", "snapshots", "chain"])
+def test_weights_that_are_a_link_to_a_file_outside_are_refused(name, where, folder, tmp_path):
+    """As for the files that an index names; a folder called snapshots is no cache of the Hub."""
+    outside = tmp_path / "secret.safetensors"
+    shutil.move(folder / "model.safetensors", outside)
+    target = outside
+    if where == "snapshots":
+        folder = shutil.move(folder, tmp_path / "a" / "snapshots" / "b")
+    elif where == "chain":
+        target = folder / "link"
+        target.symlink_to(outside)
+    (folder / name).symlink_to(target)
+    variant = {"variant": "fp16"} if "fp16" in name else {}
+    for load in (GDinoForObjectDetection, AutoModelForZeroShotObjectDetection):
+        with pytest.raises(ValueError, match=r"is a link to a file outside its folder; put the file itself there") as e:
+            load.from_pretrained(folder, **variant)
+        assert "\n" not in str(e.value)
+
+
+def test_links_inside_the_folder_and_to_the_folder_load(folder, tmp_path):
+    (folder / "files").mkdir()
+    shutil.move(folder / "model.safetensors", folder / "files" / "a")
+    os.symlink("files/a", folder / "model.safetensors")
+    (tmp_path / "link").symlink_to(folder)
+    GDinoForObjectDetection.from_pretrained(tmp_path / "link")
+
+
+HOSTILE_KEYS = ("\x1b[2Jevil", "a\nb.weight", "bbox_embed.0.\u202elayers", "\x9b31m", "k" * 501, "\x00")
+
+
+@pytest.mark.parametrize("key", HOSTILE_KEYS, ids=ascii)
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_names_of_tensors_that_a_terminal_would_act_on_are_refused(key, kind, folder, caplog):
+    change_weights(folder, lambda state: state.update({key: torch.zeros(3)}))
+    if kind == "bin":
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+    for load in (GDinoForObjectDetection, GDinoModel, AutoModelForZeroShotObjectDetection):
+        with pytest.raises(ValueError, match=r"holds a tensor named '.+'; names have 1 to 500") as caught:
+            load.from_pretrained(folder)
+        assert str(caught.value).isprintable()
+    assert "evil" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"backbone_config": {"model_type": "\x1b[2J\x07"}},
+        {"fusion_type": "\x1b[2J"},
+        {"activation_function": "\x1b[2J"},
+        {"\x1b[2J": {"d_model": 1}, "d_model": 7},
+        {"position_embedding_type": "\x1b[2J" * 100, "query_dim": 5},
+    ],
+    ids=ascii,
+)
+def test_messages_about_a_configuration_hold_no_escape_sequence(change, folder):
+    edit(folder, **change)
+    with pytest.raises(ValueError, match=r"\S") as caught:
+        GDinoForObjectDetection.from_pretrained(folder)
+    assert "\x1b" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_messages_about_a_folder_hold_no_escape_sequence(folder, tmp_path):
+    odd = shutil.move(folder, tmp_path / "a\x1b[2Jb")
+    shutil.copy(odd / "config.json", tmp_path)
+    (odd / "config.json").write_text("{")
+    for _ in range(2):
+        with pytest.raises((OSError, ValueError), match=r"a\\x1b\[2Jb") as caught:
+            GDinoForObjectDetection.from_pretrained(odd)
+        assert "\x1b" not in str(caught.value)
+        shutil.copy(tmp_path / "config.json", odd)
+        (odd / "model.safetensors").write_bytes(b"")
+
+
 @pytest.mark.parametrize("weight_map", [None, [], {}, {"a": 3}, {"a": None}, {"a": ["b"]}, {"a": ""}, "x", 7])
 def test_a_damaged_index_is_named(weight_map, folder):
     index, _ = shards(folder)

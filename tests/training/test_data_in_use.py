@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from gdino_hf.cli import main
+from gdino_hf.evaluation.ground_truth import rows_ground_truth
 
 
 @pytest.fixture
@@ -142,3 +143,67 @@ def test_limits_of_pictures_are_options_that_yaml_holds_and_a_run_keeps(options,
     assert main(["train", "--resume", str(run), "--max-megapixels", "0.003"]) == 2
     assert "a picture may have 0.003 million" in capsys.readouterr().err
     assert not {"GDINO_MAX_MEGAPIXELS", "GDINO_BIT_DEPTH"} & os.environ.keys()
+
+
+def federated(drawn, split):
+    """Say in each picture's entry that dogs are absent, and leave their boxes out: they are not annotated."""
+    path = drawn / f"{split}.json"
+    content = json.loads(path.read_text())
+    for number, image in enumerate(content["images"]):
+        # Dogs are annotated in every other picture.
+        image["neg_names"] = [] if number % 2 else ["bird"]
+        if number % 2:
+            content["annotations"] = [
+                box for box in content["annotations"] if box["image_id"] != image["id"] or box["category_id"] == 0
+            ]
+    content["categories"].append({"id": 2, "name": "bird"})
+    path.write_text(json.dumps(content))
+
+
+def test_metrics_of_training_count_a_label_only_where_it_is_annotated(options, drawn, tmp_path, capsys, tiny_folder):
+    for split in ("train", "val"):
+        federated(drawn, split)
+    assert main([*options, "--max_steps", "2", "--name", "some", "--eval_strategy", "steps", "--eval_steps", "1"]) == 0
+    run = tmp_path / "runs" / "train" / "some"
+    assert "AP of drawn/val is LVIS' fixed AP" in capsys.readouterr().out
+    assert "LVIS' fixed AP" in (run / "model" / "README.md").read_text()
+    metrics = json.loads((run / "metrics.json").read_text())["metrics"]
+    assert {"APr", "APc", "APf"} <= set(metrics["after"])
+    assert json.loads((run / "evaluation" / "metrics.json").read_text())["protocol"] == "lvis"
+    for model, key in ((tiny_folder, "before"), (run / "model", "after")):
+        command = ["eval", str(drawn / "val.json"), "--model", str(model), "--runs", str(tmp_path / "runs")]
+        assert main([*command, "--name", key, "--device", "cpu"]) == 0
+        measured = json.loads((tmp_path / "runs" / "eval" / key / "metrics.json").read_text())
+        assert measured["metrics"] == pytest.approx(metrics[key], abs=1e-6)
+    assert json.loads((run / "evaluation" / "metrics.json").read_text())["metrics"] == pytest.approx(metrics["after"])
+
+
+def test_a_metric_that_the_validation_data_does_not_have_is_refused_before_training(options, drawn, capsys):
+    best = ["--max_steps", "2", "--eval_strategy", "steps", "--load_best_model_at_end", "--metric_for_best_model"]
+    assert main([*options, *best, "APr"]) == 2
+    assert "annotated for all labels" in capsys.readouterr().err
+    for split in ("train", "val"):
+        federated(drawn, split)
+    assert main([*options, *best, "AR100"]) == 2
+    assert "annotated for some labels per image" in capsys.readouterr().err
+
+
+def test_odvg_lines_with_absent_names_are_measured_where_labels_are_annotated(tmp_path):
+    rows = [
+        {"boxes": [[0, 0, 8, 8]], "names": ["cat"], "neg_names": ["Dog "]},
+        {"boxes": [], "names": [], "neg_names": []},
+        {"boxes": [[0, 0, 8, 8]], "names": ["dog"], "neg_names": None},
+    ]
+    truth = rows_ground_truth(rows, ["dog", "cat", "cup"])
+    assert truth.protocol == "lvis"
+    assert [reference["negative_labels"] for reference in truth.references.values()] == [[0], [], [1, 2]]
+    assert rows_ground_truth([rows[2]], ["dog", "cat"]).protocol == "coco"
+
+
+def test_help_says_what_an_absent_default_means(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    printed = capsys.readouterr().out
+    assert "None)" not in printed
+    assert "(not set by default)" in printed
+    assert "(default: nano)" in printed

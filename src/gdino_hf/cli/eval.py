@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gdino_hf.error_text import reason
+from gdino_hf.evaluation import LVIS_LABELS, LVIS_PER_PROMPT, MAX_DETECTIONS
 from gdino_hf.model.printable import printable
 
 from .convention_options import add_conventions, annotation_options
@@ -27,8 +28,6 @@ from .run_folder import new_run_folder, place_name
 
 HELP = "evaluate a model, or stored predictions, on annotated images"
 PREDICTIONS = "predictions.jsonl"
-_MAX_DETECTIONS = 100
-_LVIS_PER_PROMPT, _LVIS_LABELS = 300, 80
 _MOST_PRINTED_LABELS = 20
 _TABLE_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -69,13 +68,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-detections",
         type=positive,
         metavar="N",
-        help=f"detections kept per image (default: {_MAX_DETECTIONS}; for LVIS {_LVIS_PER_PROMPT} of every prompt)",
+        help=f"detections kept per image (default: {MAX_DETECTIONS}; for LVIS {LVIS_PER_PROMPT} of every prompt)",
     )
     parser.add_argument(
         "--labels-per-prompt",
         type=positive,
         metavar="N",
-        help=f"largest number of labels in one prompt (default: as many as fit; for LVIS {_LVIS_LABELS})",
+        help=f"largest number of labels in one prompt (default: as many as fit; for LVIS {LVIS_LABELS})",
     )
     parser.add_argument(
         "--score",
@@ -158,9 +157,7 @@ def _open(args: argparse.Namespace, data: Any, images: Any, labels: Sequence[str
     if not truth.references:
         raise ValueError(f"{data} has no images; give a data set that has some")
     captions = truth.has_captions
-    protocol = args.protocol
-    if protocol == "auto":
-        protocol = "phrases" if captions else "lvis" if truth.is_federated else "coco"
+    protocol = truth.protocol if args.protocol == "auto" else args.protocol
     if captions != (protocol in ("phrases", "referring")):
         raise ValueError(
             f"{data} {'has captions' if captions else 'has labels and no captions'}, which --protocol {protocol} "
@@ -297,17 +294,14 @@ def _demand_metric() -> None:
 def _predict(args: argparse.Namespace, detector: Any, task: _Task, folder: Path) -> Any:
     """Predict a data set, storing predictions as they are made; return None if the user stopped it."""
     from gdino_hf.evaluation.phrases import predict_phrases
-    from gdino_hf.evaluation.predict import predict
+    from gdino_hf.evaluation.predict import predict, prediction_limits
     from gdino_hf.evaluation.prediction_file import PredictionFile
 
-    lvis = task.protocol == "lvis"
     options: dict[str, Any] = {"score": args.score or ("max" if task.protocol == "referring" else "mean")}
     if task.kind == "boxes":
-        options |= {
-            "max_detections": args.max_detections or (None if lvis else _MAX_DETECTIONS),
-            "max_per_prompt": _LVIS_PER_PROMPT if lvis else None,
-            "labels_per_prompt": args.labels_per_prompt or (_LVIS_LABELS if lvis else None),
-        }
+        options |= prediction_limits(task.protocol)
+        given = {"max_detections": args.max_detections, "labels_per_prompt": args.labels_per_prompt}
+        options |= {name: value for name, value in given.items() if value is not None}
     labels = {"labels": task.truth.labels, "prompts": task.prompts or task.truth.labels}
     header = {"model": args.model, "data": task.data, "kind": task.kind, **labels, **options, "dtype": args.dtype}
     path = folder / PREDICTIONS
@@ -344,7 +338,7 @@ def _judge(args: argparse.Namespace, task: _Task, predictions: Any, folder: Path
     """
     from gdino_hf.evaluation.evaluate import evaluate_predictions, write_report
 
-    most = args.max_detections or predictions.header.get("max_detections") or _MAX_DETECTIONS
+    most = args.max_detections or predictions.header.get("max_detections") or MAX_DETECTIONS
     evaluation = evaluate_predictions(task.truth, predictions, task.protocol, most, args.threshold)
     try:
         remarks = write_report(folder, evaluation, task.truth, predictions)

@@ -68,7 +68,7 @@ class ProgressFile:
         for number, line in enumerate(lines):
             try:
                 entry = json.loads(line)
-            except ValueError:
+            except (RecursionError, ValueError):
                 entry = None
             # The last line is broken if the process was killed while writing it, or the disk was full.
             if not isinstance(entry, dict) or not line.endswith(b"\n"):

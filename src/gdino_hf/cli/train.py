@@ -20,7 +20,7 @@ from gdino_hf.data.places import is_there, split_place, with_split
 from gdino_hf.error_text import reason
 from gdino_hf.whole_files import write_whole_text
 
-from .argparse_internals import long_options
+from .argparse_internals import DefaultsInHelp, long_options
 from .errors import OutputError, UsageError
 from .picture_options import PICTURE_OPTIONS, add_picture_options, picture_settings
 from .run_folder import new_run_folder, place_name
@@ -159,6 +159,7 @@ def _parse(rest: Sequence[str]) -> _Options:
         usage="gdino train DATA [--config FILE] [--name NAME] [--resume FOLDER] [options]",
         description=__doc__,
         allow_abbrev=False,
+        formatter_class=DefaultsInHelp,
     )
     parser.add_argument("place", nargs="?", metavar="DATA", help="data set, as --data")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file with options as name: value")
@@ -215,7 +216,7 @@ def _yaml(path: Path, parser: argparse.ArgumentParser) -> list[str]:
 
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, RecursionError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"{path} cannot be read as YAML ({_one_line(error)}); give options as name: value") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path} holds a {type(content).__name__}; give options as name: value")
@@ -236,6 +237,8 @@ def _yaml(path: Path, parser: argparse.ArgumentParser) -> list[str]:
             arguments += [f"--{flag}", *(str(item) for item in (value if isinstance(value, list) else [value]))]
         elif action.nargs == 0:
             # Flags without a value, such as --no-...
+            if not isinstance(value, bool):
+                raise UsageError(f"{path} has {key}: {value!r:.40}; give true or false")
             arguments += [f"--{flag}"] if value else []
         elif isinstance(value, (dict, list)):
             arguments.append(f"--{flag}={json.dumps(value)}")

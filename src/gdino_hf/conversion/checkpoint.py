@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gdino_hf.model.weight_files import INDEX_FILES, shard_names
+from gdino_hf.model.weight_files import INDEX_FILES, check_keys, check_links, shard_names
 
 from ..error_text import reason
 from .conversion_error import ConversionError
@@ -146,6 +146,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
                 checkpoint.add_safetensors(file)
             else:
                 _add_pickle(checkpoint, file)
+        _named(check_keys, checkpoint.shapes, path)
     except BaseException:
         checkpoint.__exit__()
         raise
@@ -156,14 +157,20 @@ def _weight_files(folder: Path) -> list[Path]:
     """Return the files of weights in a model folder: the shards that the index names, or the one file."""
     for name in INDEX_FILES:
         if (folder / name).is_file():
-            try:
-                return [folder / shard for shard in shard_names(folder / name)]
-            except ValueError as error:
-                raise ConversionError(str(error)) from error
+            return [folder / shard for shard in _named(shard_names, folder / name)]
     for name in _WEIGHT_FILES:
         if (folder / name).is_file():
+            _named(check_links, folder, [name])
             return [folder / name]
     raise ConversionError(f"{folder} holds none of {', '.join(_WEIGHT_FILES)}; give the folder with a model's weights.")
+
+
+def _named(check: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what a function returns; its ValueError becomes a ConversionError."""
+    try:
+        return check(*arguments)
+    except ValueError as error:
+        raise ConversionError(str(error)) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..error_text import reason
+from ..model.printable import printable
 from .conversion_error import ConversionError
 from .layouts import LAYOUTS
 
@@ -113,9 +114,9 @@ def run(args: argparse.Namespace, layout: str | None = None) -> int:
         progress=lambda steps: tqdm(steps, desc="convert", unit="tensor", disable=None, leave=False),
     )
     report = convert(args.source, args.target, layout=layout, to=args.to, options=options)
-    print("\n".join(report.lines(every_key=args.verbose)))
+    print("\n".join(map(printable, report.lines(every_key=args.verbose))))
     for warning in report.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(f"warning: {printable(warning)}", file=sys.stderr)
     if args.push_to_hub is None:
         return 0
     try:

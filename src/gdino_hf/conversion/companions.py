@@ -197,7 +197,8 @@ def licence_of(folder: Path) -> str | None:
     card = folder / "README.md"
     if not card.is_file():
         return None
-    found = re.search(r"\A---\n(?:.*\n)*?license:[ ]*(\S+)\n(?:.*\n)*?---\n", card.read_text(encoding="utf-8"))
+    text = card.read_text(encoding="utf-8", errors="replace")
+    found = re.search(r"\A---\n(?:.*\n)*?license:[ ]*(\S+)\n(?:.*\n)*?---\n", text)
     return found[1] if found else None
 
 

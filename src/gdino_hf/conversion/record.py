@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from gdino_hf.model.weight_files import check_links
+
 from ..error_text import reason
 from .checkpoint import Checkpoint
 from .conversion_error import ConversionError
@@ -175,11 +177,12 @@ def read_record(folder: Path, layout: str) -> Record | None:
         full_keys = {LAYOUTS[layout].spelled(key.removeprefix(prefix)): key for key in content["keys"]}
         kept = Checkpoint(folder / KEPT) if content["kept"] else None
         if kept is not None:
+            check_links(folder, [KEPT])
             kept.add_safetensors(folder / KEPT)
         return Record(
             content["wrapper"], prefix, {k: dtypes.get(k) for k in full_keys}, kept, full_keys, content["config"]
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConversionError(
             f"{path} is damaged ({reason(error)}); delete it to convert without what it recorded."
         ) from error

@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..error_text import reason
+from ..model.option_flags import checked_flag
 from ..model.picture_files import open_picture
 from ..model.printable import printable
 from ..model.text_prompt import name_key, shorten, split_labels
@@ -141,6 +142,7 @@ def check_dataset(
     Raises:
         ValueError: There is no data set, or its form is unknown.
     """
+    decode = checked_flag(decode, "decode")
     file = annotation_file(path)
     form = annotation_format(file)
     check = _Check(image_folder(file, images), decode, Findings(max_examples), options, num_queries)

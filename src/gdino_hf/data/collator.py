@@ -12,6 +12,7 @@ import numpy as np
 from ..error_text import reason
 from ..model.caption_prompt import build_caption, phrase_tokens
 from ..model.image_processing_gdino import load_image
+from ..model.option_flags import checked_flag
 from ..model.text_prompt import Prompt, build_prompt, shorten
 from .captions import fit_caption
 from .negatives import PromptSampler
@@ -65,7 +66,7 @@ class GDinoDataCollator:
         self.prompt_sampler = prompt_sampler
         self.transform = transform
         self.seed = seed
-        self.return_text = return_text
+        self.return_text = checked_flag(return_text, "return_text")
         self._prompts = PromptPacker(processor.tokenizer, processor.max_text_len)
         self._rng: random.Random | None = None
         self._label_keys: set[Any] | None = None

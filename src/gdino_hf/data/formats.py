@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..model.option_flags import checked_flag
 from .annotation_files import annotation_file, annotation_format
 from .annotation_options import DEFAULT_OPTIONS, AnnotationOptions
 from .coco import open_coco
@@ -39,8 +40,10 @@ def open_dataset(
         captions take the place of names.
 
     Raises:
-        ValueError: There is no such data set, its form is unknown, or something in it cannot be used.
+        ValueError: There is no such data set, its form is unknown, something in it cannot be used, or `streaming` is
+            neither True nor False.
     """
+    streaming = checked_flag(streaming, "streaming")
     file = annotation_file(path)
     if annotation_format(file) != "odvg":
         return open_coco(file, images, streaming, options, log)

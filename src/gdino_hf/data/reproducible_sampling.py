@@ -32,6 +32,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from ..error_text import reason
+from ..model.option_flags import checked_flag
 from ..model.printable import printable
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ class ReproducibleSampler(torch.utils.data.Sampler[SampleKey]):
             raise ValueError(f"multiple must be at least 1, got {multiple}.")
         self.num_rows = num_rows
         self.seed = seed
-        self.shuffle = shuffle
+        self.shuffle = checked_flag(shuffle, "shuffle")
         self.multiple = multiple
         self.weights = list(weights) if weights is not None else None
         self.epoch = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..model.option_flags import checked_flag
 from . import annotation_tools, coco_exchange, supervision_exchange, table_exchange, xml_exchange, yolo_exchange
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class DetectionFormats:
         Returns:
             A line for each box. Names and size have no place in it, nor have scores by default.
         """
-        return yolo_exchange.label_lines(self, scores)
+        return yolo_exchange.label_lines(self, checked_flag(scores, "scores"))
 
     @classmethod
     def from_yolo(

@@ -182,9 +182,11 @@ class Detections(DetectionFormats):
         import torch
 
         from ..model.box_ops import batched_nms, nms
+        from ..model.option_flags import checked_flag
 
         boxes, scores, labels = (torch.from_numpy(x) for x in (self.boxes, self.scores, self.labels))
-        keep = nms(boxes, scores, iou) if class_agnostic else batched_nms(boxes, scores, labels, iou)
+        all_together = checked_flag(class_agnostic, "class_agnostic")
+        keep = nms(boxes, scores, iou) if all_together else batched_nms(boxes, scores, labels, iou)
         return self[keep.numpy()]
 
     def sort(self, by: str = "score") -> Detections:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ..error_text import reason
 from ..model.label_faults import warn_of_labels
+from ..model.option_flags import checked_flag
 from ..model.picture_limits import PictureError
 from ..model.picture_pixels import load_image
 from ..model.pipeline_inputs import is_picture
@@ -83,6 +84,7 @@ class Detector:
 
         if dtype is not None and dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}; choose {', '.join(DTYPES)}.")
+        optimize = checked_flag(optimize, "optimize")
         place = None if device is None else usable_device(device)
         if isinstance(model, (str, os.PathLike)):
             if dtype == "int8":

@@ -263,7 +263,7 @@ class Vocabulary:
                 if any(x.ndim != 2 or len(x) != len(tokens) for tokens, x in features.items()):
                     raise ValueError("its text features do not fit its prompts")
                 found.encoded = EncodedTexts(str(settings["fingerprint"]), features)
-        except (SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
+        except (SafetensorError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             why = str(error).rstrip(".")
             raise ValueError(
                 f"{path} is not a saved vocabulary ({why}); save it again with Vocabulary.save."

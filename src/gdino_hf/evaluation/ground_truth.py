@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -52,6 +52,11 @@ class GroundTruth:
     def has_captions(self) -> bool:
         """Whether the boxes are annotated with phrases of captions instead of labels."""
         return any("phrases" in reference for reference in self.references.values())
+
+    @property
+    def protocol(self) -> Literal["coco", "lvis", "phrases"]:
+        """The metrics that the annotations are made for: fixed AP where images are annotated for some labels only."""
+        return "phrases" if self.has_captions else "lvis" if self.is_federated else "coco"
 
     def paired_with(
         self, predictions: Iterable[Mapping[str, Any]]
@@ -182,7 +187,7 @@ def rows_ground_truth(rows: Iterable[Mapping[str, Any]], labels: Sequence[str]) 
 
     Args:
         rows: Rows with "boxes" ((M, 4) xyxy in pixels), "names" (M) and optionally "image_id" (default: the row's
-            index), "crowd" and "area".
+            index), "crowd", "area" and "neg_names" (names that are known to be absent from the image).
         labels: Names in the order of their numbers.
 
     Returns:
@@ -190,7 +195,9 @@ def rows_ground_truth(rows: Iterable[Mapping[str, Any]], labels: Sequence[str]) 
     """
     place = {name_key(label): number for number, label in reversed(list(enumerate(labels)))}
     references = {}
-    for index, row in enumerate(_without_images(rows)):
+    rows_without_images = list(_without_images(rows))
+    is_federated = any(row.get("neg_names") is not None for row in rows_without_images)
+    for index, row in enumerate(rows_without_images):
         names = [name_key(str(name)) for name in row["names"]]
         keep = np.array([name in place for name in names], dtype=bool)
         boxes = np.asarray(row["boxes"], dtype=np.float64).reshape(-1, 4)
@@ -203,6 +210,12 @@ def rows_ground_truth(rows: Iterable[Mapping[str, Any]], labels: Sequence[str]) 
             "crowd": crowd[keep],
             "area": area[keep],
         }
+        if is_federated:
+            absent = row.get("neg_names")
+            # An image that does not say which names are absent has all of them annotated.
+            known = place if absent is None else map(name_key, absent)
+            negative = [place[name] for name in known if name in place and name not in names]
+            references[row.get("image_id", index)] |= {"negative_labels": negative, "not_exhaustive_labels": []}
     return GroundTruth(list(labels), references, rows)
 
 

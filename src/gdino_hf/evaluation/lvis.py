@@ -14,6 +14,7 @@ import numpy as np
 
 from .box_map import BoxMap, accumulate, detection_annotations, truth_annotations
 
+LVIS_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "AR")
 FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
 _RARE, _COMMON = 10, 100
 

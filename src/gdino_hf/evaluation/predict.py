@@ -24,6 +24,7 @@ from ..model.grounded_results import Selection
 from ..model.picture_limits import PictureError
 from ..model.printable import printable
 from ..model.text_prompt import build_prompt
+from . import LVIS_LABELS, LVIS_PER_PROMPT, MAX_DETECTIONS
 from .prediction_file import PredictionFile, Predictions
 
 _READERS = 2
@@ -102,6 +103,20 @@ def predict(
     finally:
         model.train(was_training)
     return results
+
+
+def prediction_limits(protocol: str) -> dict[str, int | None]:
+    """Return the arguments of `predict` by which published results of a protocol are made.
+
+    Args:
+        protocol: "coco" or "lvis".
+
+    Returns:
+        "max_detections", "max_per_prompt" and "labels_per_prompt".
+    """
+    if protocol == "lvis":
+        return {"max_detections": None, "max_per_prompt": LVIS_PER_PROMPT, "labels_per_prompt": LVIS_LABELS}
+    return {"max_detections": MAX_DETECTIONS, "max_per_prompt": None, "labels_per_prompt": None}
 
 
 @dataclass

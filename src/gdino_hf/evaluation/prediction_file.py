@@ -154,7 +154,7 @@ def _whole_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
                     yield number, json.loads(line)
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{printable(path)} cannot be read as predictions ({reason(error)}).") from error
-    except json.JSONDecodeError as error:
+    except (RecursionError, ValueError) as error:
         raise _damaged(path, number, error) from error
 
 

@@ -66,7 +66,7 @@ def read_table(path: str | Path) -> list[TableEntry]:
         raise ValueError(f"{printable(path)} cannot be read as YAML: it does not exist.")
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, RecursionError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(
             f"{printable(path)} cannot be read as YAML ({printable(' '.join(str(error).split()))})."
         ) from error

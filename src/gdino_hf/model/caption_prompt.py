@@ -8,6 +8,7 @@ from .text_prompt import (
     Prompt,
     PromptChunk,
     check_characters,
+    check_prompt_length,
     shorten,
     spans_from_ids,
     special_token_ids,
@@ -62,6 +63,7 @@ def build_caption(caption: str, tokenizer: Any, max_text_len: int = 256) -> Prom
         TypeError: The caption is not a string.
         ValueError: The caption has no word, or more tokens than a prompt takes.
     """
+    check_prompt_length(max_text_len)
     special = special_token_ids(tokenizer)
     most = CHARACTERS_PER_TOKEN * max_text_len
     if isinstance(caption, str) and len(caption) > most:

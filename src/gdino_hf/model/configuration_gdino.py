@@ -11,7 +11,7 @@ from transformers.activations import ACT2FN
 
 from .csp_pan import CspPanConfig
 from .legacy_backbone import LEGACY_FIELDS, legacy_backbone
-from .size_limits import check_sizes
+from .size_limits import SHORTEST_PROMPT, check_sizes
 
 # Model types of transformers whose config.json loads here, with the fields that reproduce their behaviour.
 _FOREIGN_MODEL_TYPES: dict[str, dict[str, Any]] = {
@@ -91,7 +91,8 @@ def _preset_fields(name: str) -> dict[str, Any]:
 
 # Field names with their smallest and largest values. None as the smallest value means "above 0".
 _LIMITS: tuple[tuple[tuple[str, ...], float | None, float], ...] = (
-    (("num_queries", "encoder_layers", "decoder_layers", "num_feature_levels", "d_model", "max_text_len"), 1, math.inf),
+    (("num_queries", "encoder_layers", "decoder_layers", "num_feature_levels", "d_model"), 1, math.inf),
+    (("max_text_len",), SHORTEST_PROMPT, math.inf),
     (("encoder_ffn_dim", "decoder_ffn_dim", "encoder_attention_heads", "decoder_attention_heads"), 1, math.inf),
     (("encoder_n_points", "decoder_n_points"), 1, math.inf),
     (("num_denoising_queries", "denoising_box_noise", "denoising_label_embeddings"), 0, math.inf),

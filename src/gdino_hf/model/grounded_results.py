@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .box_ops import batched_nms, cxcywh_to_xyxy, nms
+from .option_flags import checked_flag
 from .text_prompt import Prompt, parse_labels, spans_from_ids, special_token_ids
 
 
@@ -149,6 +150,9 @@ class Selection:
         class_agnostic_nms: Whether boxes of different labels also suppress each other.
         top_k: Largest number of results per image; None keeps all.
         phrases: How the scores of a label's phrases are combined, if it has several.
+
+    Raises:
+        ValueError: A value is out of its range or of another kind.
     """
 
     threshold: float | Tensor
@@ -165,6 +169,8 @@ class Selection:
             value = getattr(self, name)
             if value is not None and not bool(((torch.as_tensor(value) >= 0) & (torch.as_tensor(value) <= 1)).all()):
                 raise ValueError(f"{name} must be within 0..1, got {value}.")
+        for name in ("multi_label", "class_agnostic_nms"):
+            checked_flag(getattr(self, name), name)
         for name in ("score", "phrases"):
             if getattr(self, name) not in ("max", "mean"):
                 raise ValueError(f"{name} must be 'max' or 'mean', got {getattr(self, name)!r}.")

@@ -12,6 +12,7 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
 from .box_ops import box_scale, check_outputs, cxcywh_to_xyxy
 from .coco_labels import boxes_from_coco, labels_from_coco
+from .option_flags import checked_flag
 from .picture_files import check_opened
 from .picture_metadata import upright
 from .picture_pixels import in_unit_range, load_image
@@ -31,6 +32,10 @@ _CALL_OPTIONS = frozenset(
 )
 # Pictures are not grouped here, so this option has nothing to change.
 _WITHOUT_EFFECT = frozenset({"disable_grouping"})
+_FLAGS = (
+    *("do_resize", "do_rescale", "do_normalize", "do_pad", "do_convert_annotations", "do_convert_rgb"),
+    *("default_to_square", "pad_and_return_pixel_mask", "disable_grouping"),
+)
 # Factors of pixels from 0 to 65535 and back; beyond them, every picture is black, or infinite, to a model.
 _SMALLEST, _LARGEST = 1e-6, 1e6
 
@@ -54,7 +59,8 @@ class GDinoImageProcessor(BaseImageProcessor):
 
     Raises:
         TypeError: size has another type.
-        ValueError: size, rescale_factor, image_mean or image_std cannot be used.
+        ValueError: size, rescale_factor, image_mean or image_std cannot be used, or an option that is on or off is
+            neither True nor False.
     """
 
     model_input_names = ["pixel_values", "pixel_mask", "image_sizes"]
@@ -76,12 +82,12 @@ class GDinoImageProcessor(BaseImageProcessor):
         kwargs.pop("image_processor_type", None)
         max_size, pad = kwargs.pop("max_size", None), kwargs.pop("pad_and_return_pixel_mask", None)
         super().__init__(**kwargs)
-        self.do_resize = do_resize
+        self.do_resize = _flag(do_resize, "do_resize")
         self.size = checked_size(size if size is not None else DEFAULT_SIZE, max_size if size is not None else None)
         self.resample = _checked_resample(resample)
-        self.do_rescale = do_rescale
+        self.do_rescale = _flag(do_rescale, "do_rescale")
         self.rescale_factor = _checked_factor(rescale_factor)
-        self.do_normalize = do_normalize
+        self.do_normalize = _flag(do_normalize, "do_normalize")
         self.image_mean = _checked_mean(image_mean)
         self.image_std = _checked_std(image_std)
         if len(self.image_mean) != len(self.image_std):
@@ -89,7 +95,7 @@ class GDinoImageProcessor(BaseImageProcessor):
                 f"image_mean has {len(self.image_mean)} numbers and image_std {len(self.image_std)}; give each one for "
                 "every channel."
             )
-        self.do_pad = do_pad if pad is None else bool(pad)
+        self.do_pad = _flag(do_pad, "do_pad") if pad is None else checked_flag(pad, "pad_and_return_pixel_mask")
         self.pad_size = checked_pad_size(pad_size)
 
     def preprocess(
@@ -156,13 +162,14 @@ class GDinoImageProcessor(BaseImageProcessor):
     def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the processor's own options, replaced by those of a call that are not None, in their usual form."""
         options = {**vars(self), **{name: value for name, value in given.items() if value is not None}}
+        options |= {name: checked_flag(options[name], name) for name in _FLAGS if options.get(name) is not None}
         if given.get("size") is not None or given.get("max_size") is not None:
             # A longest edge of this call takes the place of the processor's own.
             own = {name: value for name, value in self.size.items() if name != "longest_edge"}
             size = given["size"] if given.get("size") is not None else own
             options["size"] = checked_size(size, given.get("max_size"), square=bool(options.get("default_to_square")))
         if given.get("pad_and_return_pixel_mask") is not None:
-            options["do_pad"] = given["pad_and_return_pixel_mask"]
+            options["do_pad"] = options["pad_and_return_pixel_mask"]
         options["pad_size"] = checked_pad_size(options["pad_size"])
         options["image_mean"] = _checked_mean(options["image_mean"])
         options["image_std"] = _checked_std(options["image_std"])
@@ -229,6 +236,11 @@ def as_list(images: Any) -> list[Any]:
     if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
         return list(images)
     return [images]
+
+
+def _flag(value: Any, name: str) -> bool:
+    """Return an option of the constructor that is on or off; files may hold null for the default, which is on."""
+    return value is None or checked_flag(value, name)
 
 
 def _per_channel(values: float | Sequence[float], name: str) -> list[float]:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
+from .printable import printable
 from .weight_files import not_finite
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,8 @@ class ModelFolderError(ValueError):
     """
 
     def __init__(self, where: str, cause: str, remedy: str) -> None:
-        super().__init__(f"{where} cannot be loaded ({cause}); {remedy}.")
+        cause = printable(cause)
+        super().__init__(f"{printable(where)} cannot be loaded ({cause}); {remedy}.")
         self.without_name = cause
         """The cause alone, for messages that name the folder themselves."""
 
@@ -71,7 +73,12 @@ def plain_load_errors(where: str) -> Iterator[None]:
         raise
     except Exception as error:
         text = str(error)
-        passed_on = isinstance(error, OSError) or (type(error) is ValueError and 0 < len(text) <= _LONGEST_CAUSE)
+        is_sentence = type(error) is ValueError and 0 < len(text) <= _LONGEST_CAUSE and printable(text) == text
+        plain = "\n".join(map(printable, text.split("\n")))
+        if isinstance(error, OSError) and plain != text:
+            # transformers' messages name the folder as it is.
+            raise OSError(plain) from error
+        passed_on = isinstance(error, OSError) or is_sentence
         passed_on = passed_on or any(part in text for part in _OF_THE_CALLER)
         if passed_on or isinstance(error, (ModelFolderError, HeadMismatchError)):
             raise

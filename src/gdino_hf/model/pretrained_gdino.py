@@ -14,12 +14,15 @@ from .fusion import FusionLayer
 from .heads import PRIOR_BIAS, BoxHead, ContrastiveHead
 from .load_errors import HeadMismatchError, check_finite, plain_load_errors, with_fields
 from .ms_deform_attn import MSDeformAttn
+from .option_flags import checked_flag
 from .stored_model import StoredModel
 from .targets import OpaqueLabels, compile_from_below
 from .transformers_internals import own_attention
 from .weight_files import check_weight_files
 
 logger = logging.get_logger(__name__)
+
+_FORWARD_FLAGS = ("output_attentions", "output_hidden_states", "return_dict")
 
 
 def wants_dict(config: GDinoConfig, return_dict: bool | None) -> bool:
@@ -80,6 +83,9 @@ class GDinoPreTrainedModel(StoredModel):
             if isinstance(kwargs.get("image_sizes"), torch.Tensor):
                 # Sizes decide about shapes, and reading them inside would break the graph.
                 kwargs["image_sizes"] = kwargs["image_sizes"].tolist()
+            for name in _FORWARD_FLAGS:
+                if kwargs.get(name) is not None:
+                    kwargs[name] = checked_flag(kwargs[name], name)
         return super().__call__(*args, **kwargs)
 
     @torch.no_grad()

@@ -22,7 +22,7 @@ from .label_faults import warn_of_labels
 from .load_errors import plain_load_errors
 from .pixel_layouts import checked_device, converted, moved
 from .processor_options import PromptLayout, call_options
-from .text_prompt import Prompt, build_prompt, shorten
+from .text_prompt import Prompt, build_prompt, check_prompt_length, shorten
 
 _THRESHOLD = 0.3
 
@@ -74,10 +74,7 @@ class GDinoProcessor(ProcessorMixin):
         if image_processor is not None and not isinstance(image_processor, GDinoImageProcessor):
             image_processor = GDinoImageProcessor.from_dict(image_processor.to_dict())
         super().__init__(image_processor, tokenizer, **kwargs)
-        if isinstance(max_text_len, bool) or not isinstance(max_text_len, int) or max_text_len < 1:
-            raise ValueError(
-                f"max_text_len is {max_text_len!r}; give the number of tokens of the longest prompt, 1 or more."
-            )
+        check_prompt_length(max_text_len)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -152,7 +149,8 @@ class GDinoProcessor(ProcessorMixin):
                     "annotations need images and text, because boxes are relative to images and classes index labels."
                 )
             sizes = [tuple(size) for size in torch.as_tensor(data["image_sizes"]).tolist()]
-            relative = self._option("do_convert_annotations", options.images) is not False
+            converts = self._option("do_convert_annotations", options.images)
+            relative = converts is None or bool(converts)
             labels = self._labels(annotations, original_sizes, sizes, prompts, categories, relative)
             data["labels"] = moved(converted(labels, options.return_tensors), device)
         inputs = GDinoInputs(data)

@@ -17,6 +17,7 @@ _PADDINGS: dict[bool | str, str] = {
     "max_length": "max_length",
     "do_not_pad": "do_not_pad",
 }
+_TRUNCATIONS = (None, True, False, "longest_first", "only_first", "only_second", "do_not_truncate")
 # Values of options of tokenizers that ask for nothing else than a prompt is.
 _USUAL: dict[str, tuple[Any, ...]] = {
     "add_special_tokens": (None, True),
@@ -163,7 +164,8 @@ def _layout(text: Mapping[str, Any], tokenizer: Any) -> PromptLayout:
     for name, value in text.items():
         if name in ("padding", "truncation", "max_length", "pad_to_multiple_of"):
             continue
-        if not any(value is usual or value == usual for usual in _USUAL.get(name, (None, False))):
+        # Types must agree, too, because 0 equals False.
+        if not any(type(value) is type(usual) and value == usual for usual in _USUAL.get(name, (None, False))):
             why = _REMEDIES.get(name, "prompts are made from labels")
             raise ValueError(f"The option {name}={value!r} cannot be followed, because {why}; leave it out.")
     made_with = getattr(tokenizer, "init_kwargs", {})
@@ -171,7 +173,7 @@ def _layout(text: Mapping[str, Any], tokenizer: Any) -> PromptLayout:
     if padding is None:
         padding = "max_length" if made_with.get("padding") == "max_length" else True
     padding = getattr(padding, "value", padding)
-    if padding not in _PADDINGS:
+    if not isinstance(padding, (bool, str)) or padding not in _PADDINGS:
         raise ValueError(f"padding must be True, False, 'longest', 'max_length' or 'do_not_pad', got {padding!r}.")
     length = text.get("max_length")
     if length is None and _PADDINGS[padding] == "max_length":
@@ -180,6 +182,11 @@ def _layout(text: Mapping[str, Any], tokenizer: Any) -> PromptLayout:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"{name} must be a whole number of tokens from 1, got {value!r}.")
     truncation = getattr(text.get("truncation"), "value", text.get("truncation"))
+    if not isinstance(truncation, (bool, str, type(None))) or truncation not in _TRUNCATIONS:
+        raise ValueError(
+            f"truncation must be True, False, 'longest_first' or 'do_not_truncate', got {truncation!r}; leave it out, "
+            "because labels are never cut."
+        )
     return PromptLayout(
         padding=_PADDINGS[padding],
         length=length,

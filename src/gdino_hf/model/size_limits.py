@@ -15,6 +15,8 @@ MOST_LABELS = 100_000
 """Most entries of id2label, which transformers writes out for a given num_labels and copies many times."""
 LONGEST_PROMPT = 2**16
 """Most tokens of a prompt; every output has this many columns for each query."""
+SHORTEST_PROMPT = 4
+"""Fewest tokens of a prompt: [CLS], one token, a period and [SEP]."""
 MOST_QUERIES = 10_000
 """Most queries of the decoder; its attention takes time and memory for every pair of them."""
 LARGEST_SIZE = 2**24

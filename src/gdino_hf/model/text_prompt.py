@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .size_limits import SHORTEST_PROMPT
+
 # Words of every language have fewer characters per token; a longer text is not a label.
 CHARACTERS_PER_TOKEN = 16
 
@@ -112,6 +114,23 @@ def parse_labels(labels: str | Sequence[str]) -> list[str]:
     return [check_characters(label, "label") for label in stripped]
 
 
+def check_prompt_length(max_text_len: Any) -> int:
+    """Return the largest number of tokens in a prompt.
+
+    Args:
+        max_text_len: A whole number; a prompt has at least [CLS], one token, a period and [SEP].
+
+    Raises:
+        ValueError: It is no whole number, or below `SHORTEST_PROMPT`.
+    """
+    if isinstance(max_text_len, bool) or not isinstance(max_text_len, int) or max_text_len < SHORTEST_PROMPT:
+        raise ValueError(
+            f"max_text_len is {shorten(max_text_len)}; give the number of tokens of the longest prompt, at least "
+            f"{SHORTEST_PROMPT}: [CLS], one token, a period and [SEP]."
+        )
+    return max_text_len
+
+
 def check_characters(text: str, kind: str) -> str:
     """Return text that tokenizers can read.
 
@@ -171,6 +190,7 @@ def build_prompt(
         ValueError: There is no label, or a label is empty, has no letters, has no word that the tokenizer knows, or is
             too long for a prompt that also holds the negative labels; or a number does not fit.
     """
+    check_prompt_length(max_text_len)
     positives = parse_labels(labels)
     negatives = parse_labels(negative_labels) if len(negative_labels) > 0 else []
     every = positives + negatives

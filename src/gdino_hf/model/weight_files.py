@@ -2,9 +2,10 @@
 
 import json
 import math
+import os
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .configuration_gdino import GDinoConfig
+from .printable import printable
 
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _HEAD = re.compile(r"^(?P<decoder>model\.decoder\.)?(?P<name>bbox|class)_embed\.(?P<layer>\d+)\.(?P<rest>.+)$")
@@ -37,6 +39,8 @@ _DTYPE_NAMES = {
 }
 # A model may lack some weights in its files, such as new heads, but not most of them.
 _MOST_MISSING, _SMALL = 2, 10_000_000
+_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+_LONGEST_KEY, _SHOWN = 500, 80
 
 
 def shard_names(index: Path) -> list[str]:
@@ -74,15 +78,63 @@ def shard_names(index: Path) -> list[str]:
 
 
 def _inside(folder: Path, name: str) -> bool:
-    """Whether a file name stays in a folder; files of the Hub's cache may link to the cache's store of contents."""
+    """Whether a file name stays in a folder; files of the Hub's cache may link to the cache's stores of contents."""
     if not name or "\0" in name or "\\" in name or Path(name).is_absolute():
         return False
-    roots = [folder.resolve()]
-    if folder.parent.name == "snapshots":
-        roots.append((folder.parent.parent / "blobs").resolve())
+    roots = [folder.resolve(), *_stores(Path(os.path.abspath(folder))), *_stores(folder.resolve())]
     path = folder / name
     # The name itself must not lead out either, even if a link leads back in.
     return ".." not in Path(name).parts and any(path.resolve().is_relative_to(root) for root in roots)
+
+
+def _stores(folder: Path) -> list[Path]:
+    """Return where the contents of files of the Hub's cache lie, if a folder is a snapshot in it or inside of one."""
+    snapshot = next((path for path in (folder, *folder.parents) if path.parent.name == "snapshots"), None)
+    if snapshot is None:
+        return []
+    repository = snapshot.parent.parent
+    # Several repositories share the second one.
+    shared = [repository.parent / "blobs"] if re.match(r"[a-z]+--.", repository.name) else []
+    return [store.resolve() for store in (repository / "blobs", *shared)]
+
+
+def check_links(folder: Path, names: Iterable[str]) -> None:
+    """Refuse weight files that are links to files outside their folder, as an index that names such files is refused.
+
+    Whoever made the folder could otherwise have a file of the user's own read, converted and uploaded. Links to the
+    stores of the Hub's cache are followed, and so is a link to the folder itself.
+
+    Args:
+        folder: A model's folder.
+        names: Names of files in it.
+
+    Raises:
+        ValueError: A file is such a link.
+    """
+    for name in sorted(names):
+        if not _inside(folder, name):
+            raise ValueError(
+                f"{printable(folder / name)} is a link to a file outside its folder; put the file itself there, or "
+                "link the whole folder."
+            )
+
+
+def check_keys(keys: Iterable[str], path: str | Path) -> None:
+    """Refuse tensors whose names a terminal would act on, or that fill it; no model has such names.
+
+    Args:
+        keys: Names of the tensors of a file.
+        path: The file, for the message.
+
+    Raises:
+        ValueError: A name is empty, too long, or holds control characters.
+    """
+    for key in keys:
+        if not 0 < len(key) <= _LONGEST_KEY or printable(key) != key:
+            raise ValueError(
+                f"{printable(path)} holds a tensor named '{printable(key, _SHOWN)}'; names have 1 to {_LONGEST_KEY} "
+                "printable characters, so fetch the file again."
+            )
 
 
 def check_shard_indices(folder: Path) -> None:
@@ -99,9 +151,10 @@ def check_weight_files(folder: Path) -> None:
         folder: A model's folder.
 
     Raises:
-        ValueError: An index or a weight file is damaged, or an index names a file outside the folder.
+        ValueError: An index or a weight file is damaged, or an index or a link leads to a file outside the folder.
     """
     check_shard_indices(folder)
+    check_links(folder, (path.name for pattern in _WEIGHTS for path in folder.glob(pattern)))
     for name in ("model.safetensors", INDEX_FILES[0], "pytorch_model.bin", INDEX_FILES[1]):
         path = folder / name
         if path.is_file():
@@ -119,7 +172,7 @@ def stored_shapes(files: Sequence[str | Path]) -> dict[str, tuple[int, ...]]:
         Shapes by key.
 
     Raises:
-        ValueError: A file is damaged, or holds something other than tensors by name.
+        ValueError: A file is damaged, or holds something other than tensors by printable names.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for path in files:
@@ -133,6 +186,7 @@ def stored_shapes(files: Sequence[str | Path]) -> dict[str, tuple[int, ...]]:
             shapes |= {key: tuple(tensor.shape) for key, tensor in _pickled_tensors(path, "meta").items()}
         elif Path(path).suffix != ".gguf":
             raise ValueError(f"{path} is not a file of weights, which end in .safetensors or .bin; fetch it again.")
+        check_keys(shapes, path)
     return shapes
 
 

@@ -19,6 +19,8 @@ from ..data.annotation_options import (
     Unreadable,
 )
 from ..evaluation.coco_results import METRICS
+from ..evaluation.lvis import LVIS_METRICS
+from ..model.option_flags import checked_flag
 from .loggers import check_loggers
 from .parameter_groups import check_groups
 
@@ -154,6 +156,7 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
+        checked_flag(self.streaming, "streaming")
         if not 0 < self.replay_share < 1:
             raise ValueError(f"replay_share must be above 0 and below 1, got {self.replay_share}.")
         if not 0 <= self.start_share < 1:
@@ -315,9 +318,10 @@ class GDinoTrainingArguments(TrainingArguments):
             raise ValueError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}.")
 
     def _choose_metric(self) -> None:
-        """Select checkpoints by the highest AP, unless another COCO metric is named."""
+        """Select checkpoints by the highest AP, unless another metric of COCO or LVIS is named."""
         name = (self.metric_for_best_model or "AP").removeprefix("eval_")
-        if name not in METRICS:
-            raise ValueError(f"metric_for_best_model must be one of {', '.join(METRICS)}, got {name}.")
+        known = dict.fromkeys((*METRICS, *LVIS_METRICS))
+        if name not in known:
+            raise ValueError(f"metric_for_best_model must be one of {', '.join(known)}, got {name}.")
         self.metric_for_best_model = name
         self.greater_is_better = True

@@ -76,7 +76,7 @@ class Outcome:
     """Result of a run.
 
     Attributes:
-        metrics: COCO metrics under "before" and "after" for `DataSets.final`, and under "zero_shot_before" and
+        metrics: Metrics of `measure` under "before" and "after" for `DataSets.final`, and under "zero_shot_before" and
             "zero_shot_after" for `DataSets.zero_shot`; data sets that were not given are absent.
         final: Measurement of the finished model on `DataSets.final`.
         history: All log entries, in order.

@@ -49,7 +49,8 @@ def write_report(folder: Path, outcome: Outcome, sets: DataSets) -> list[str]:
         details = folder / EVALUATION_FOLDER
         details.mkdir(exist_ok=True)
         truth, predictions = outcome.final.truth, outcome.final.predictions
-        remarks += write_evaluation(details, evaluate_predictions(truth, predictions), truth, predictions)
+        evaluation = evaluate_predictions(truth, predictions, truth.protocol)
+        remarks += write_evaluation(details, evaluation, truth, predictions)
     return list(dict.fromkeys(remarks))
 
 
@@ -77,7 +78,11 @@ def summary(outcome: Outcome, sets: DataSets) -> str:
                 rows.append(f"| {split.name} | {title} | {figures} |")
     if not rows:
         return ""
-    return "\n".join([f"| data | fine-tuning | {' | '.join(_CARD_METRICS)} |", "|---|---|---|---|---|", *rows])
+    lines = [f"| data | fine-tuning | {' | '.join(_CARD_METRICS)} |", "|---|---|---|---|---|", *rows]
+    federated = [split.name for split in (sets.final, sets.zero_shot) if split is not None and split.truth.is_federated]
+    if federated:
+        lines += ["", f"AP of {' and '.join(federated)} is LVIS' fixed AP: a name counts in images annotated for it."]
+    return "\n".join(lines)
 
 
 def _complete_card(path: Path, outcome: Outcome, sets: DataSets) -> None:

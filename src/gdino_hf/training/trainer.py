@@ -20,7 +20,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, get_scheduler
 
 from ..data.reproducible_sampling import ReproducibleDataset, ReproducibleSampler
+from ..evaluation.coco_results import METRICS
 from ..evaluation.ground_truth import GroundTruth
+from ..evaluation.lvis import LVIS_METRICS
 from .arguments import GDinoTrainingArguments
 from .ema import EMA_FILE, ExponentialMovingAverage
 from .loss_record import LossRecord, mean_of_processes
@@ -36,7 +38,7 @@ class GDinoTrainer(Trainer):
 
     - Parameter groups named in `args.freeze` are not trained and stay in eval mode; the others have their own learning
       rates.
-    - `evaluate()` detects in `eval_dataset` and returns COCO metrics as eval_AP, eval_AP50 and so on.
+    - `evaluate()` detects in `eval_dataset` and returns average precision as eval_AP, eval_AP50 and so on.
     - With `args.ema_decay`, an exponential moving average of the weights is evaluated, saved in checkpoints and put
       into the model by `copy_ema_to_model()`; training continues with the model's own weights.
     - Gradient accumulation weighs batches by their number of boxes, so a step equals that of one large batch.
@@ -135,10 +137,24 @@ class GDinoTrainer(Trainer):
             TypeError: The optimizer or the schedule has no option of that name.
             ValueError: Nothing is left to train, or a setting is out of range.
         """
+        self._check_metric()
         self.create_optimizer_and_scheduler(num_training_steps=1)
         # Discard them: training creates its own, when the model may be wrapped for several devices.
         self.optimizer = self.lr_scheduler = None
         self._created_lr_scheduler = False
+
+    def _check_metric(self) -> None:
+        """Refuse a metric for choosing the best checkpoint that the evaluation data does not have."""
+        wanted, truth = self.args.metric_for_best_model, self.truth
+        if truth is None or wanted is None:
+            return
+        known = LVIS_METRICS if truth.is_federated else METRICS
+        if wanted.removeprefix("eval_") not in known:
+            kind = "annotated for some labels per image" if truth.is_federated else "annotated for all labels"
+            raise ValueError(
+                f"metric_for_best_model is {wanted}, but the validation data is {kind}, whose metrics are "
+                f"{', '.join(known)}; choose one of them."
+            )
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Create the stock schedule over the steps, or over the time budget if there is one."""
@@ -232,7 +248,7 @@ class GDinoTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Compute COCO metrics, of the averaged weights if there is an EMA.
+        """Compute average precision as `measure` does, of the averaged weights if there is an EMA.
 
         Args:
             eval_dataset: Rows to evaluate on; the trainer's `eval_dataset` by default.
