@@ -105,7 +105,7 @@ def predict(
     return results
 
 
-def prediction_limits(protocol: str) -> dict[str, int | None]:
+def prediction_limits(protocol: str) -> dict[str, Any]:
     """Return the arguments of `predict` by which published results of a protocol are made.
 
     Args:
