@@ -60,6 +60,16 @@ setup(
             depends=["kernels/int8_linear/int8_linear.h", "kernels/int8_linear/int8_vectors.h"],
             optional=True,
         ),
+        Extension(
+            "gdino_hf._float_cpu",
+            sources=["kernels/float_linear/float_linear.c"],
+            depends=[
+                "kernels/float_linear/float_linear.h",
+                "kernels/float_linear/float_products.h",
+                "kernels/float_linear/float_layers.h",
+            ],
+            optional=True,
+        ),
     ],
     cmdclass={"build_ext": BuildKernels, "build_py": BuildPackage},
 )

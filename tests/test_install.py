@@ -18,7 +18,7 @@ def copy_source(tmp_path):
     # The files that the build needs, without compiled files of a working copy.
     leave_out = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__", "build", "*.egg-info")
     shutil.copytree(ROOT / "src", source / "src", ignore=leave_out)
-    for folder in ("kernels/msda/cpu", "kernels/int8_linear", "demo"):
+    for folder in ("kernels/msda/cpu", "kernels/int8_linear", "kernels/float_linear", "demo"):
         shutil.copytree(ROOT / folder, source / folder, ignore=leave_out)
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, source)
@@ -34,7 +34,7 @@ def test_a_source_archive_holds_all_c_sources(tmp_path):
     with tarfile.open(path) as archive:
         packed = {name.partition("/")[2] for name in archive.getnames()}
     needed = {str(file.relative_to(source)) for file in (source / "kernels").rglob("*.[ch]")}
-    assert len(needed) == 7
+    assert len(needed) == 11
     assert needed <= packed
 
 

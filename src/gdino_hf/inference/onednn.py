@@ -8,7 +8,6 @@ linear layers run.
 """
 
 import functools
-import time
 
 import torch
 from torch import Tensor
@@ -82,23 +81,3 @@ def can_pack(dtype: torch.dtype) -> bool:
         return torch.equal(found.float(), found.new_tensor([[4.0, 13.0]], dtype=torch.float32).expand(4, 2))
     except (AttributeError, RuntimeError, TypeError):
         return False
-
-
-@functools.cache
-def bfloat16_is_slower() -> bool:
-    """Return whether this CPU multiplies float32 matrices faster than bfloat16 ones.
-
-    It does if it has neither AMX nor full-rate bfloat16 units. The answer is measured once, in a few milliseconds.
-    """
-    if not (can_pack(torch.float32) and can_pack(torch.bfloat16)):
-        return False
-    x, weight = (torch.ones(rows, 256, dtype=torch.float32, device="cpu") for rows in (512, 1024))
-    half, packed, packed_half = x.bfloat16(), pack(weight), pack(weight.bfloat16())
-    # Take the minimum of many runs, since other load on the machine can only add time.
-    best = {True: float("inf"), False: float("inf")}
-    for _ in range(16):
-        for wide in (True, False):
-            start = time.perf_counter()
-            packed_linear(half.float(), packed, None).bfloat16() if wide else packed_linear(half, packed_half, None)
-            best[wide] = min(best[wide], time.perf_counter() - start)
-    return best[True] < 0.9 * best[False]

@@ -2,7 +2,7 @@
 
 What it does to a model on a CPU, in this order:
 
-1. Choose the arithmetic: the model's dtype, float32 instead of a slow bfloat16, or 8-bit products.
+1. Choose the arithmetic by a short measurement: the dtype, oneDNN or C layers, and 8-bit products (arithmetic.py).
 2. Replace linear layers, deformable attention and feed-forward blocks by packed ones with the same parameters.
 3. Give the image backbone a faster forward.
 4. Cache the text features of recent prompts.
@@ -28,9 +28,9 @@ from ..model.fusion import BiAttention, FusionLayer
 from ..model.heads import BoxHead
 from ..model.ms_deform_attn import MSDeformAttn
 from ..model.pretrained_gdino import GDinoPreTrainedModel
+from .arithmetic import LinearKinds, choose_arithmetic
 from .graphed_stages import use_graphs
-from .int8_linear import Int8Linear, check_int8, has_int8
-from .onednn import bfloat16_is_slower, can_pack
+from .onednn import can_pack
 from .packed_attention import PackedMSDeformAttn
 from .packed_convolution import pack_convolutions
 from .packed_decoder import PackedDecoderLayer
@@ -47,8 +47,9 @@ logger = logging.getLogger(__name__)
 def optimize_for_inference(model: Any, int8: bool | None = None) -> Any:
     """Prepare a model for fast inference on the device that holds it: this machine's CPU or a CUDA GPU.
 
-    On a CPU, linear layers run through oneDNN in its own weight layout, and a Swin backbone is computed window by
-    window. Results differ by rounding only. The packed weights are copies: they add about 240 MB for Grounding DINO-T
+    On a CPU, linear layers run in C or through oneDNN, whichever a short measurement finds faster here, with weights in
+    a layout of their own, and a Swin backbone is computed window by window. A log line says what was chosen. Results
+    differ by rounding only. The packed weights are copies: they add about 240 MB for Grounding DINO-T
     in float32.
 
     On a CUDA GPU, the forward pass is recorded as CUDA graphs, one for each size of images and length of prompts that
@@ -65,8 +66,9 @@ def optimize_for_inference(model: Any, int8: bool | None = None) -> Any:
     Args:
         model: A `GDinoModel` or `GDinoForObjectDetection` on the device where it will run. It is changed in place.
         int8: True requires 8-bit products and False forbids them. None uses them for a bfloat16 model if this CPU has
-            AVX-512 VNNI and multiplies float32 faster than bfloat16. On such a CPU a bfloat16 model is converted to
-            float32, and is saved as float32; a log line says what was chosen.
+            AVX-512 VNNI and multiplies 8-bit numbers at least 1.3 times as fast as bfloat16 ones. A bfloat16 model
+            that uses 8-bit products, or whose CPU multiplies float32 faster than bfloat16, is converted to float32,
+            and is saved as float32; a warning says so.
 
     Returns:
         The model, in evaluation mode and without gradients. It cannot be trained any more. A second call changes
@@ -82,14 +84,14 @@ def optimize_for_inference(model: Any, int8: bool | None = None) -> Any:
     if model._optimized:
         return model
     model.eval()
-    int8 = _choose_arithmetic(model, int8)
+    kinds = choose_arithmetic(model, int8)
     model.requires_grad_(False)
     core = model.base_model
     model._optimized = core._optimized = True
     if model.device.type == "cuda":
         _prepare_for_gpu(model)
     else:
-        pack_model(model, int8)
+        pack_model(model, kinds)
     for module in {model, core}:
         module.register_forward_pre_hook(_enter)
         module.register_forward_hook(_leave, always_call=True)
@@ -147,19 +149,6 @@ def _check_hooks(model: Any) -> None:
         )
 
 
-def _choose_arithmetic(model: Any, int8: bool | None) -> bool:
-    """Convert the model to float32 if that is faster here, and return whether 8-bit products are used."""
-    if int8:
-        check_int8(model.device, model.dtype)
-    if model.device.type == "cpu" and model.dtype == torch.bfloat16 and (int8 or bfloat16_is_slower()):
-        reason = "int8 was requested" if int8 else "This CPU is slow at bfloat16"
-        int8 = has_int8() if int8 is None else int8
-        now = "uses 8-bit products for image tokens and queries, and float32 elsewhere" if int8 else "uses float32"
-        logger.warning("%s: the model now %s.", reason, now)
-        model.float()
-    return bool(int8)
-
-
 def _prepare_for_gpu(model: Any) -> None:
     core = model.base_model
     backbone = core.backbone.conv_encoder.model
@@ -168,12 +157,12 @@ def _prepare_for_gpu(model: Any) -> None:
     use_graphs(model)
 
 
-def pack_model(model: Any, int8: bool = False) -> None:
+def pack_model(model: Any, kinds: LinearKinds) -> None:
     """Replace the layers of a model by packed ones, or log one line if this build of torch cannot pack its dtype.
 
     Args:
         model: A `GDinoModel` or `GDinoForObjectDetection` in evaluation mode. It is changed in place.
-        int8: Whether the layers of image tokens and queries multiply 8-bit integers.
+        kinds: Classes of the linear layers.
     """
     core = model.base_model
     dtype = core.level_embed.dtype
@@ -182,17 +171,18 @@ def pack_model(model: Any, int8: bool = False) -> None:
         return
     for name in ("encoder", "decoder", "encoder_output_bbox_embed"):
         if hasattr(core, name):
-            pack_layers(getattr(core, name), int8)
+            pack_layers(getattr(core, name), kinds)
     if type(getattr(core, "enc_output", None)) is nn.Linear:
-        core.enc_output = PackedLinear(core.enc_output)
+        core.enc_output = kinds.others(core.enc_output)
     if core is not model:
-        pack_layers(model.bbox_embed)
+        pack_layers(model.bbox_embed, LinearKinds(kinds.others, kinds.others))
     backbone = core.backbone.conv_encoder.model
     pack_convolutions(core)
-    core.backbone.fast_forward = PackedSwin(backbone, int8) if PackedSwin.knows(backbone) else ChannelsLast(backbone)
+    swin = PackedSwin.knows(backbone)
+    core.backbone.fast_forward = PackedSwin(backbone, kinds.tokens) if swin else ChannelsLast(backbone)
 
 
-def pack_layers(module: nn.Module, int8: bool = False) -> None:
+def pack_layers(module: nn.Module, kinds: LinearKinds) -> None:
     """Replace every linear layer below a module by a packed one with the same parameters.
 
     The activation of a feed-forward block moves into its first layer. Fusion layers stay as they are because they read
@@ -200,20 +190,19 @@ def pack_layers(module: nn.Module, int8: bool = False) -> None:
 
     Args:
         module: Encoder, decoder or heads. It is changed in place.
-        int8: Whether the layers of image tokens and queries multiply 8-bit integers. The text has too few tokens to
-            gain from it, and the layers that produce boxes and scores must not be rounded.
+        kinds: Classes of the linear layers.
     """
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, (DeformableLayer, DecoderLayer)) and (replacement := _pack_block(child, int8)):
+            if isinstance(child, (DeformableLayer, DecoderLayer)) and (replacement := _pack_block(child, kinds.tokens)):
                 setattr(parent, name, replacement)
             elif type(child) is FusionLayer:
                 setattr(parent, name, PackedFusionLayer(child))
     kept = {head.layers[-1] for head in module.modules() if isinstance(head, BoxHead)}
-    _pack_below(module, int8, PackedLinear, kept)
+    _pack_below(module, kinds, kinds.others, kept)
 
 
-def _pack_block(layer: DeformableLayer | DecoderLayer, int8: bool) -> nn.Module | None:
+def _pack_block(layer: DeformableLayer | DecoderLayer, kind: type[PackedLinear]) -> nn.Module | None:
     """Return a packed layer that computes whole blocks of rows; None if a part of the layer is not as published."""
     parts = [module for module in layer.modules() if next(module.parameters(recurse=False), None) is not None]
     attention: nn.Module = layer.self_attn if isinstance(layer, DeformableLayer) else layer.encoder_attn
@@ -222,11 +211,11 @@ def _pack_block(layer: DeformableLayer | DecoderLayer, int8: bool) -> nn.Module 
     if type(attention) is not MSDeformAttn or not _fits(attention):
         return None
     if type(layer) is DeformableLayer:
-        return PackedDeformableLayer(layer, int8)
-    return PackedDecoderLayer(layer, int8) if type(layer) is DecoderLayer else None
+        return PackedDeformableLayer(layer, kind)
+    return PackedDecoderLayer(layer, kind) if type(layer) is DecoderLayer else None
 
 
-def _pack_below(module: nn.Module, int8: bool, kind: type[PackedLinear], kept: set[nn.Module]) -> None:
+def _pack_below(module: nn.Module, kinds: LinearKinds, kind: type[PackedLinear], kept: set[nn.Module]) -> None:
     is_block = isinstance(module, (DecoderLayer, DeformableLayer, TextEnhancerLayer))
     if is_block and type(module.activation) is nn.ReLU and type(module.fc1) is nn.Linear:
         module.fc1, module.activation = kind(module.fc1, "relu"), nn.Identity()
@@ -236,9 +225,9 @@ def _pack_below(module: nn.Module, int8: bool, kind: type[PackedLinear], kept: s
         if type(child) is nn.Linear:
             setattr(module, name, kind(child))
         elif type(child) is MSDeformAttn and _fits(child):
-            setattr(module, name, PackedMSDeformAttn(child, int8))
+            setattr(module, name, PackedMSDeformAttn(child, kinds.tokens))
         else:
-            _pack_below(child, int8, Int8Linear if int8 and isinstance(child, DecoderLayer) else kind, kept)
+            _pack_below(child, kinds, kinds.tokens if isinstance(child, DecoderLayer) else kind, kept)
 
 
 def _fits(attention: MSDeformAttn) -> bool:

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from ..model.ms_deform_attn import MSDeformAttn
 from ..model.msda_backends import requested_backend
 from ..model.msda_c import CpuLibrary, load
-from .int8_linear import Int8Linear, weights_for
 from .packed_linear import PackedLinear, runs_packed, share_state, side_by_side, state_of
 from .workers import RowBlocks, run_rows
 
@@ -21,14 +20,17 @@ class PackedMSDeformAttn(MSDeformAttn):
 
     Args:
         attention: The module to replace; its parameters are shared.
-        int8: Whether the linear layers multiply 8-bit integers.
+        kind: Class of its linear layers.
     """
 
-    def __init__(self, attention: MSDeformAttn, int8: bool = False) -> None:
+    value_proj: PackedLinear
+    output_proj: PackedLinear
+
+    def __init__(self, attention: MSDeformAttn, kind: type[PackedLinear] = PackedLinear) -> None:
         nn.Module.__init__(self)
         share_state(self, attention)
-        self._kind = Int8Linear if int8 else PackedLinear
-        self.value_proj, self.output_proj = self._kind(attention.value_proj), self._kind(attention.output_proj)
+        self._kind = kind
+        self.value_proj, self.output_proj = kind(attention.value_proj), kind(attention.output_proj)
         self._joint: tuple[tuple, Any] | None = None
 
     def __getstate__(self) -> dict:
@@ -74,11 +76,7 @@ class PackedMSDeformAttn(MSDeformAttn):
             mask: (N,) bool, True on real tokens; padded tokens become zero. None if all are real.
             output: Contiguous tensor that takes the values.
         """
-        weights = weights_for(features, self.value_proj)
-        if weights is None:
-            output.copy_(self.value_proj(features))
-        else:
-            weights[0].library.linear(features, weights[0], out=output)
+        self.value_proj.write(output, features)
         if mask is not None:
             output.masked_fill_(~mask[:, None], 0.0)
 

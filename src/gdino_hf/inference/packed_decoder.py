@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..model.attention import MultiheadAttention, attend
 from ..model.decoder import DecoderLayer
-from .int8_linear import Int8Linear
+from .compiled_layers import finish_layer, weights_for
 from .packed_attention import BLOCK, PackedMSDeformAttn
 from .packed_linear import PackedLinear, share_state
 from .workers import RowBlocks, run_rows
@@ -27,6 +27,10 @@ class PackedAttention(MultiheadAttention):
         attention: The module to replace; its parameters are shared.
         kind: Class of its linear layers.
     """
+
+    query: PackedLinear
+    key: PackedLinear
+    value: PackedLinear
 
     def __init__(self, attention: MultiheadAttention, kind: type[PackedLinear]) -> None:
         nn.Module.__init__(self)
@@ -49,20 +53,19 @@ class PackedDecoderLayer(DecoderLayer):
 
     Args:
         layer: The layer to replace, whose activation is ReLU; its parameters are shared.
-        int8: Whether the linear layers multiply 8-bit integers.
+        kind: Class of its linear layers.
     """
 
     self_attn: PackedAttention
     encoder_attn_text: PackedAttention
     encoder_attn: PackedMSDeformAttn
 
-    def __init__(self, layer: DecoderLayer, int8: bool = False) -> None:
+    def __init__(self, layer: DecoderLayer, kind: type[PackedLinear] = PackedLinear) -> None:
         nn.Module.__init__(self)
         share_state(self, layer)
-        kind = Int8Linear if int8 else PackedLinear
         self.self_attn = PackedAttention(layer.self_attn, kind)
         self.encoder_attn_text = PackedAttention(layer.encoder_attn_text, kind)
-        self.encoder_attn = PackedMSDeformAttn(layer.encoder_attn, int8)
+        self.encoder_attn = PackedMSDeformAttn(layer.encoder_attn, kind)
         self.fc1, self.activation, self.fc2 = kind(layer.fc1, "relu"), nn.Identity(), kind(layer.fc2)
 
     def forward(
@@ -109,8 +112,7 @@ class PackedDecoderLayer(DecoderLayer):
             x = self.encoder_attn_text_layer_norm(x + attended)
             references = reference_points[here, rows]
             sampled = self.encoder_attn.sample(library, joint(x + position), values[here], references, spatial_shapes)
-            x = self.encoder_attn_layer_norm(x + self.encoder_attn.output_proj(sampled))
-            output[here, rows] = self.final_layer_norm(x + self.fc2(self.fc1(x)))
+            self._finish(x[0], sampled[0], output[image, rows])
 
         run_rows(RowBlocks(block, queries.shape[0], queries.shape[1], QUERIES))
         return output, None
@@ -124,13 +126,10 @@ class PackedDecoderLayer(DecoderLayer):
         values = torch.empty_like(vision)
 
         def of_queries(image: int, rows: slice) -> None:
-            content = queries[image, rows]
-            placed = content + positions[image, rows]
-            query[image, rows], key[image, rows], value[image, rows] = (
-                own.query(placed),
-                own.key(placed),
-                own.value(content),
-            )
+            content, position = queries[image, rows], positions[image, rows]
+            own.query.write(query[image, rows], content, position)
+            own.key.write(key[image, rows], content, position)
+            own.value.write(value[image, rows], content)
 
         def of_image(image: int, rows: slice) -> None:
             part = None if mask is None else mask[image, rows]
@@ -141,3 +140,12 @@ class PackedDecoderLayer(DecoderLayer):
             RowBlocks(of_queries, queries.shape[0], queries.shape[1], QUERIES),
         )
         return query, key, value, values
+
+    def _finish(self, queries: Tensor, sampled: Tensor, output: Tensor) -> None:
+        """Write what follows the sampling for a block of queries, (N, D), to the output."""
+        weights = weights_for(queries, self.fc1, self.fc2, self.encoder_attn.output_proj)
+        if weights is None:
+            x = self.encoder_attn_layer_norm(queries + self.encoder_attn.output_proj(sampled))
+            output.copy_(self.final_layer_norm(x + self.fc2(self.fc1(x))))
+            return
+        finish_layer(queries, sampled, weights, self.encoder_attn_layer_norm, self.final_layer_norm, output)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model.encoder import DeformableLayer
-from .int8_linear import Int8Linear, weights_for
+from .compiled_layers import finish_layer, weights_for
 from .packed_attention import BLOCK, PackedMSDeformAttn
 from .packed_linear import PackedLinear, share_state
 from .workers import RowBlocks, run_rows
@@ -21,16 +21,15 @@ class PackedDeformableLayer(DeformableLayer):
 
     Args:
         layer: The layer to replace, whose activation is ReLU; its parameters are shared.
-        int8: Whether the linear layers multiply 8-bit integers.
+        kind: Class of its linear layers.
     """
 
     self_attn: PackedMSDeformAttn
 
-    def __init__(self, layer: DeformableLayer, int8: bool = False) -> None:
+    def __init__(self, layer: DeformableLayer, kind: type[PackedLinear] = PackedLinear) -> None:
         nn.Module.__init__(self)
         share_state(self, layer)
-        kind = Int8Linear if int8 else PackedLinear
-        self.self_attn = PackedMSDeformAttn(layer.self_attn, int8)
+        self.self_attn = PackedMSDeformAttn(layer.self_attn, kind)
         self.fc1, self.activation, self.fc2 = kind(layer.fc1, "relu"), nn.Identity(), kind(layer.fc2)
 
     def forward(
@@ -73,7 +72,7 @@ class PackedDeformableLayer(DeformableLayer):
         def block(image: int, rows: slice) -> None:
             features = vision[image, rows]
             self.self_attn.project_values(features, None if mask is None else mask[image, rows], values[image, rows])
-            projected[image, rows] = joint(features + positions[image, rows])
+            joint.write(projected[image, rows], features, positions[image, rows])
 
         run_rows(RowBlocks(block, vision.shape[0], vision.shape[1], BLOCK))
         return values, projected
@@ -84,14 +83,4 @@ class PackedDeformableLayer(DeformableLayer):
         if weights is None:
             output.copy_(self._feed_forward(vision, self.self_attn.output_proj(sampled)))
             return
-        first, second, project = weights
-        first.library.feed_forward(
-            vision,
-            first,
-            second,
-            "relu",
-            branch=(sampled, project),
-            before=self.self_attn_layer_norm,
-            after=self.final_layer_norm,
-            out=output,
-        )
+        finish_layer(vision, sampled, weights, self.self_attn_layer_norm, self.final_layer_norm, output)

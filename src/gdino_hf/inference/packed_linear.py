@@ -59,6 +59,10 @@ class PackedLinear(nn.Linear):
             self._packed = (key, pack(weight))
         return packed_linear(x, self._packed[1], self.bias, self.activation)
 
+    def write(self, output: Tensor, x: Tensor, addend: Tensor | None = None) -> None:
+        """Write the result for x (..., C), plus the addend if one is given, to a contiguous tensor (..., N)."""
+        output.copy_(self(x if addend is None else x + addend))
+
 
 def side_by_side(layers: Sequence[nn.Linear], kind: type[PackedLinear] = PackedLinear) -> Any:
     """Join linear layers with the same input into one.

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..model.transformers_internals import has_known_swin_parts
-from .int8_linear import Int8Linear, Int8Weight, weights_for
+from .compiled_layers import CompiledWeight, weights_for
 from .packed_linear import PackedLinear, runs_packed, side_by_side, state_of
 from .workers import RowBlocks, run_rows
 
@@ -58,12 +58,11 @@ class _Layer:
 
     Args:
         layer: The layer of transformers' Swin.
-        int8: Whether its linear layers multiply 8-bit integers.
+        kind: Class of its linear layers.
     """
 
-    def __init__(self, layer: Any, int8: bool = False) -> None:
+    def __init__(self, layer: Any, kind: type[PackedLinear] = PackedLinear) -> None:
         attention, mlp = layer.attention, layer.mlp
-        kind = Int8Linear if int8 else PackedLinear
         self.window, self.shift = int(layer.window_size), int(layer.shift_size)
         self.heads = attention.num_attention_heads
         self.norm_before, self.norm_after = layer.layernorm_before, layer.layernorm_after
@@ -82,7 +81,7 @@ class _Layer:
         windows = max(1, min(_TOKENS, batch * tokens // _BLOCKS) // index.shape[1])
         weights = weights_for(x, self.qkv, self.out, self.fc1, self.fc2) if channels == 32 * self.heads else None
         if weights is not None:
-            self._in_8_bits(x, index, regions, weights, windows, output)
+            self._compiled(x, index, regions, weights, windows, output)
             return output
 
         def block(image: int, part: slice) -> None:
@@ -116,16 +115,16 @@ class _Layer:
             places, taken = places[real], taken[real]
         output.index_copy_(0, places, self.fc2(self.fc1(self.norm_after(taken))).add_(taken))
 
-    def _in_8_bits(
+    def _compiled(
         self,
         x: Tensor,
         index: Tensor,
         regions: Tensor | None,
-        weights: list[Int8Weight],
+        weights: list[CompiledWeight],
         windows: int,
         output: Tensor,
     ) -> None:
-        """Compute the layer with 8-bit products, in two passes over the tokens."""
+        """Compute the layer in a C library, in two passes over the tokens."""
         qkv, out, first, second = weights
         library, (batch, tokens, _), attended = qkv.library, x.shape, torch.empty_like(x)
 
@@ -153,9 +152,9 @@ class _Layer:
 class _Merging:
     """Patch merging between two stages: 2 x 2 neighbours become one token of twice the width (Liu et al. 2021, 3.1)."""
 
-    def __init__(self, downsample: Any, int8: bool = False) -> None:
+    def __init__(self, downsample: Any, kind: type[PackedLinear] = PackedLinear) -> None:
         self.norm = downsample.norm
-        self.reduction = (Int8Linear if int8 else PackedLinear)(downsample.reduction)
+        self.reduction = kind(downsample.reduction)
 
     def __call__(self, x: Tensor, height: int, width: int) -> Tensor:
         """Map (B, height * width, C) to (B, ceil(height / 2) * ceil(width / 2), 2C)."""
@@ -180,11 +179,11 @@ class PackedSwin:
 
     Args:
         backbone: The SwinBackbone, which keeps its parameters and their names.
-        int8: Whether the linear layers multiply 8-bit integers.
+        kind: Class of the linear layers.
     """
 
-    def __init__(self, backbone: Any, int8: bool = False) -> None:
-        self.backbone, self.int8 = backbone, int8
+    def __init__(self, backbone: Any, kind: type[PackedLinear] = PackedLinear) -> None:
+        self.backbone, self.kind = backbone, kind
         self._packed: tuple[tuple, list[tuple[list[_Layer], _Merging | None]]] | None = None
 
     @staticmethod
@@ -199,13 +198,13 @@ class PackedSwin:
         return all(type(layer.mlp.activation_fn).__name__ == "GELUActivation" for layer in layers)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"backbone": self.backbone, "int8": self.int8, "_packed": None}
+        return {"backbone": self.backbone, "kind": self.kind, "_packed": None}
 
     def _pack(self, encoder: Any) -> list[tuple[list[_Layer], _Merging | None]]:
         return [
             (
-                [_Layer(layer, self.int8) for layer in stage.blocks],
-                None if stage.downsample is None else _Merging(stage.downsample, self.int8),
+                [_Layer(layer, self.kind) for layer in stage.blocks],
+                None if stage.downsample is None else _Merging(stage.downsample, self.kind),
             )
             for stage in encoder.layers
         ]

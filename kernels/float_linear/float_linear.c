@@ -1,0 +1,135 @@
+/* Implementation of float_linear.h for AVX2 with FMA and for AVX-512; on other CPUs float_supported returns 0.
+
+   float_products.h and float_layers.h are written in the compiler's vector types and compiled once for each width. */
+
+#include "float_linear.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#define FLOAT_HERE 1
+#else
+#define FLOAT_HERE 0
+#endif
+
+/* Rows, inputs and hidden columns that are computed at a time: a block of rows and a panel of weights fit a core's
+   caches. GROUP is the number of floats in the windows that are computed together. */
+enum { BLOCK = 96, DEPTH = 256, CHUNK = 256, GROUP = 65536, HEAD = 32 };
+
+static int usable(const float_layer *layer)
+{
+    return layer && layer->weight && layer->inputs >= 1 && layer->columns >= 1;
+}
+
+#if FLOAT_HERE
+
+#define LANES 8
+#define TILE 6
+#define NAME(x) x##_8
+#define TARGET __attribute__((target("avx2,fma")))
+#include "float_products.h"
+#undef LANES
+#undef TILE
+#undef NAME
+#undef TARGET
+
+#define LANES 16
+#define TILE 12
+#define NAME(x) x##_16
+/* FLOAT_WIDE_ON_AVX2 compiles the wide code for CPUs without AVX-512, so that it can be tested there. */
+#ifdef FLOAT_WIDE_ON_AVX2
+#define TARGET __attribute__((target("avx2,fma")))
+#else
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma")))
+#endif
+#include "float_products.h"
+#undef LANES
+#undef TILE
+#undef NAME
+#undef TARGET
+
+int float_supported(void)
+{
+    __builtin_cpu_init();
+    const int narrow = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#ifdef FLOAT_WIDE_ON_AVX2
+    return narrow ? 16 : 0;
+#else
+    const int wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                     __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    return wide ? 16 : narrow ? 8 : 0;
+#endif
+}
+
+#define RUN(function, ...)                                                                                            \
+    switch (float_supported()) {                                                                                      \
+    case 16:                                                                                                          \
+        return function##_16(__VA_ARGS__);                                                                            \
+    case 8:                                                                                                           \
+        return function##_8(__VA_ARGS__);                                                                             \
+    default:                                                                                                          \
+        return FLOAT_UNSUPPORTED;                                                                                     \
+    }
+
+#else
+
+int float_supported(void) { return 0; }
+
+#define RUN(function, ...) return FLOAT_UNSUPPORTED;
+
+#endif
+
+static int64_t panel_columns(void) { return float_supported() > 0 ? 2 * float_supported() : 1; }
+
+int64_t float_padded_columns(int64_t columns) { return (columns + panel_columns() - 1) / panel_columns() * panel_columns(); }
+
+int64_t float_packed_bytes(int64_t inputs, int64_t columns)
+{
+    return (int64_t)sizeof(float) * inputs * float_padded_columns(columns);
+}
+
+int float_pack(int64_t inputs, int64_t columns, const float *weight, float *packed)
+{
+    if (inputs < 1 || columns < 1)
+        return FLOAT_BAD_ARGUMENT;
+    const int64_t panel = panel_columns();
+    for (int64_t n = 0; n < float_padded_columns(columns); n++)
+        for (int64_t k = 0; k < inputs; k++)
+            packed[n / panel * panel * inputs + k * panel + n % panel] = n < columns ? weight[n * inputs + k] : 0.0f;
+    return FLOAT_OK;
+}
+
+int float_linear(int64_t rows, const float *x, const float *addend, int64_t addend_rows, const float_layer *layer,
+                 int32_t activation, int32_t threads, float *out)
+{
+    if (rows < 0 || !usable(layer) || (addend && addend_rows < 1))
+        return FLOAT_BAD_ARGUMENT;
+    RUN(linear, rows, x, addend, addend_rows, layer, activation, threads, out)
+}
+
+int float_feed_forward(int64_t rows, const float *x, const float *y, const float_layer *project,
+                       const float_norm *before, const float_layer *first, int32_t activation,
+                       const float_layer *second, const float_norm *after, int32_t post, int32_t threads, float *out)
+{
+    if (rows < 0 || !usable(first) || !usable(second) || second->inputs != first->columns ||
+        second->columns != first->inputs)
+        return FLOAT_BAD_ARGUMENT;
+    if (project->weight && (!usable(project) || project->inputs != first->inputs || project->columns != first->inputs))
+        return FLOAT_BAD_ARGUMENT;
+    RUN(feed_forward, rows, x, y, project, before, first, activation, second, after, post, threads, out)
+}
+
+int float_window_attention(int64_t images, int64_t tokens, int64_t windows, int64_t area, int64_t heads,
+                           const int64_t *index, const int64_t *regions, const float *x, const float_norm *before,
+                           const float_layer *qkv, const float *bias, const float_layer *project, int32_t threads,
+                           float *out)
+{
+    const int64_t width = heads * HEAD;
+    if (images < 0 || tokens < 1 || windows < 1 || area < 1 || heads < 1 || !usable(qkv) || !usable(project) ||
+        qkv->inputs != width || qkv->columns != 3 * width || project->inputs != width || project->columns != width)
+        return FLOAT_BAD_ARGUMENT;
+    RUN(window_attention, images, tokens, windows, area, heads, index, regions, x, before, qkv, bias, project, threads,
+        out)
+}

@@ -1,0 +1,66 @@
+/* Linear layers, feed-forward blocks and window attention in float32 on a CPU, for inference.
+
+   A chain of layers is computed for a few rows at a time, so its intermediate results stay in a core's cache, and bias,
+   activation, residual and normalization are applied where the products already are. Rows are independent of each
+   other, so results depend neither on the number of threads nor on the rest of a batch. */
+
+#ifndef FLOAT_LINEAR_H
+#define FLOAT_LINEAR_H
+
+#include <stdint.h>
+
+enum { FLOAT_OK = 0, FLOAT_BAD_ARGUMENT = 1, FLOAT_NO_MEMORY = 2, FLOAT_UNSUPPORTED = 3 };
+enum { FLOAT_NONE = 0, FLOAT_RELU = 1, FLOAT_GELU = 2 };
+
+/* A layer packed by float_pack. bias has float_padded_columns(columns) values, or is NULL. */
+typedef struct {
+    int64_t inputs, columns;
+    const float *weight, *bias;
+} float_layer;
+
+/* Scale and shift of a normalization over the channels. A NULL scale means that there is no normalization. */
+typedef struct {
+    const float *scale, *shift;
+    float epsilon;
+} float_norm;
+
+/* Return the number of floats in a vector that this CPU multiplies at once: 16 with AVX-512, 8 with AVX2 and FMA, or 0
+   if it has neither or the library was compiled without them. */
+int float_supported(void);
+
+/* Return the size of a packed weight in bytes, and the padded number of columns of its bias. */
+int64_t float_packed_bytes(int64_t inputs, int64_t columns);
+int64_t float_padded_columns(int64_t columns);
+
+/* Pack a float32 weight (columns, inputs). */
+int float_pack(int64_t inputs, int64_t columns, const float *weight, float *packed);
+
+/* out (rows, columns) = activation(layer(x + addend)). addend (addend_rows, inputs) repeats over the rows; NULL adds
+   nothing. */
+int float_linear(int64_t rows, const float *x, const float *addend, int64_t addend_rows, const float_layer *layer,
+                 int32_t activation, int32_t threads, float *out);
+
+/* A residual block of two layers with its normalizations and an optional branch in front:
+
+       x' = x + project(y)                  x' = x if project's weight is NULL
+       z  = before(x')
+       out = after((post ? z : x') + second(activation(first(z))))
+
+   post selects a post-norm layer, as in the original transformer; without it this is a pre-norm layer, as in Swin. */
+int float_feed_forward(int64_t rows, const float *x, const float *y, const float_layer *project,
+                       const float_norm *before, const float_layer *first, int32_t activation,
+                       const float_layer *second, const float_norm *after, int32_t post, int32_t threads, float *out);
+
+/* The attention half of a Swin layer. In each window w, whose tokens are index[w]:
+
+       q, k, v = qkv(before(x))
+       out     = x + project(softmax(q k^T / sqrt(32) + bias [- 100 between regions]) v)
+
+   x and out are (images, tokens, heads * 32). index (windows, area) has each token once and the value `tokens` for
+   padding, which is zero after the normalization. regions is (windows, area) or NULL. bias is (heads, area, area). */
+int float_window_attention(int64_t images, int64_t tokens, int64_t windows, int64_t area, int64_t heads,
+                           const int64_t *index, const int64_t *regions, const float *x, const float_norm *before,
+                           const float_layer *qkv, const float *bias, const float_layer *project, int32_t threads,
+                           float *out);
+
+#endif

@@ -1,0 +1,100 @@
+"""Linear layers in float32 for CPUs with AVX2 or AVX-512, through a C library.
+
+Products are as fast as those of oneDNN or faster, depending on the CPU. What stands between two products is computed
+with them: bias, activation, residual, normalization, and the attention inside a window. Results differ from PyTorch's
+by rounding only.
+"""
+
+import ctypes
+import functools
+import logging
+from pathlib import Path
+
+from torch import Tensor
+
+from ..model.compiled_libraries import find_compiled
+from .compiled_layers import CompiledLinear, CompiledWeight, LayerLibrary, check_status
+
+logger = logging.getLogger(__name__)
+
+_LIBRARY = "_float_cpu"
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [
+        ("inputs", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+    ]
+
+
+class FloatWeight(CompiledWeight):
+    """A float32 weight with its bias, in the library's layout; owns the memory that it points to.
+
+    Args:
+        library: The loaded library.
+        weight: (N, C) float32 weight.
+        bias: (N,) float32 bias, or None.
+    """
+
+    def __init__(self, library: "FloatLibrary", weight: Tensor, bias: Tensor | None) -> None:
+        self.library = library
+        columns, inputs = weight.shape
+        # Allocated explicitly on the weight's device: C writes here and must not see torch's default device or dtype.
+        self.weight = weight.new_empty(library.packed_bytes(inputs, columns) // 4)
+        self.bias = None
+        if bias is not None:
+            self.bias = weight.new_zeros(library.padded_columns(columns))
+            self.bias[:columns] = bias.detach()
+        library.pack(weight.detach().contiguous(), self.weight)
+        pointers = (x if x is None else x.data_ptr() for x in (self.weight, self.bias))
+        self.described = _Layer(inputs, columns, *pointers)
+
+
+class FloatLibrary(LayerLibrary):
+    """The compiled functions of the float32 layers, see LayerLibrary."""
+
+    prefix, layer_type = "float", _Layer
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
+        count, pointer, number = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int32
+        self.packed_bytes = self.function("packed_bytes", count, [count] * 2)
+        self.padded_columns = self.function("padded_columns", count, [count])
+        self._supported = self.function("supported", number, [])
+        self._pack = self.function("pack", number, [count] * 2 + [pointer] * 2)
+
+    @property
+    def lanes(self) -> int:
+        """Number of floats that this CPU multiplies at once: 16 with AVX-512, 8 with AVX2, 0 if it has neither."""
+        return self._supported()
+
+    def pack(self, weight: Tensor, packed: Tensor) -> None:
+        """Write an (N, C) weight to a tensor of `packed_bytes` in the library's layout."""
+        columns, inputs = weight.shape
+        check_status(self._pack(inputs, columns, weight.data_ptr(), packed.data_ptr()))
+
+
+@functools.cache
+def load() -> FloatLibrary | None:
+    """Load the library; None if it was not compiled, cannot be loaded, or this CPU lacks the instructions."""
+    path = find_compiled(_LIBRARY)
+    if path is None:
+        return None
+    try:
+        library = FloatLibrary(path)
+    except (OSError, AttributeError) as error:
+        logger.warning("The float32 layers cannot be loaded from %s: %s", path, error)
+        return None
+    return library if library.lanes else None
+
+
+class FloatLinear(CompiledLinear):
+    """A layer that multiplies float32 numbers in the C library; outside inference on a CPU it is an ordinary one."""
+
+    @classmethod
+    def pack(cls, weight: Tensor, bias: Tensor | None) -> FloatWeight | None:
+        """Pack an (N, C) weight, or return None if the library cannot run here."""
+        library = load()
+        return None if library is None else FloatWeight(library, weight, bias)
