@@ -23,6 +23,7 @@ FORMAT_NAMES = (
     "cvat",
     "labelstudio",
     "createml",
+    "odvg",
     "hf",
     "csv",
     "parquet",

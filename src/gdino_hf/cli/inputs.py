@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from gdino_hf.data.folder_files import sort_files
 from gdino_hf.error_text import reason
 from gdino_hf.model.picture_formats import READABLE
 from gdino_hf.model.text_prompt import shorten, split_labels
 
 from .errors import UsageError
-from .folder_files import sort_files
 
 LONGEST_NAME = 100
 

@@ -1,4 +1,4 @@
-"""Options of `gdino detect` that say what to look for, and where in a picture: labels or a caption, and tiles."""
+"""Options that say what to look for, and where in a picture: labels or a caption, and tiles."""
 
 from __future__ import annotations
 
@@ -71,6 +71,11 @@ def add_query(parser: argparse.ArgumentParser) -> None:
         metavar="LABELS",
         help="labels that compete for boxes but are left out of the results, written as for --labels",
     )
+    add_tiles(parser)
+
+
+def add_tiles(parser: argparse.ArgumentParser) -> None:
+    """Declare --tiles and --overlap."""
     parser.add_argument(
         "--tiles",
         type=positive,
@@ -91,7 +96,7 @@ def read_query(args: argparse.Namespace) -> Query:
     Raises:
         UsageError: A label or the caption cannot be used, or options do not go together.
     """
-    _check_tiles(args)
+    check_tiles(args)
     if args.caption is not None:
         return _of_caption(args)
     path = label_file(args.labels)
@@ -145,7 +150,12 @@ def settings(args: argparse.Namespace, query: Query) -> dict[str, Any]:
     return found
 
 
-def _check_tiles(args: argparse.Namespace) -> None:
+def check_tiles(args: argparse.Namespace) -> None:
+    """Check --tiles and --overlap, and set `args.overlap`.
+
+    Raises:
+        UsageError: They cannot be used.
+    """
     if args.tiles is None:
         if args.overlap is not None:
             raise UsageError("--overlap is for --tiles; give both")

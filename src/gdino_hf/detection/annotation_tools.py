@@ -1,4 +1,4 @@
-"""Annotation tools that read JSON: CreateML, Label Studio and FiftyOne, as the dicts that they document."""
+"""Tools that read JSON: CreateML, ODVG, Label Studio and FiftyOne, as the dicts that they document."""
 
 from __future__ import annotations
 
@@ -55,6 +55,20 @@ def read_createml(
         texts.append(entry(row, "label", "The CreateML annotation"))
     given = source if source is not None else content.get("image")
     return values_of(from_center_sizes(box_table(boxes)), texts, size, names, source=given)
+
+
+def odvg_line(found: Any, file_name: str | None) -> dict[str, Any]:
+    """Return `Detections` as a picture's line in an ODVG detection file: boxes are xyxy in pixels."""
+    say_left_out(found, "ODVG", "masks", "track_ids", "spans")
+    width, height = found.size
+    instances = [
+        {"bbox": box, "label": label, "category": text}
+        for box, label, text in zip(
+            decimal(found.boxes).tolist(), found.labels.tolist(), found.text_labels, strict=True
+        )
+    ]
+    name = picture_name(found, file_name)
+    return {"filename": name, "height": height, "width": width, "detection": {"instances": instances}}
 
 
 def label_studio_prediction(found: Any, from_name: str, to_name: str, model_version: str | None) -> dict[str, Any]:

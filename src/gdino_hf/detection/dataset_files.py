@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import os
 import re
 import shutil
 import tempfile
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 # Boxes gathered before they are written to a Parquet file: fewer would make many small row groups.
 _ROW_GROUP = 10_000
+# Bytes of a file name that file systems allow.
+_LONGEST_NAME = 255
 
 
 class DataSetFiles:
@@ -310,6 +313,22 @@ class _HuggingFace(_OneFile):
         self._file.write(json.dumps({"file_name": name, **row}, ensure_ascii=False) + "\n")
 
 
+class _Odvg(_Writer):
+    place = shown = "odvg.jsonl"
+    purpose = "ODVG json lines, and label_map.json, the label of each number"
+
+    def __init__(self, folder: Path, names: Sequence[str], stack: ExitStack) -> None:
+        super().__init__(folder, names, stack)
+        self._file = self.open(self.place)
+
+    def add(self, found: Any, name: str, number: int) -> None:
+        self._file.write(json.dumps(annotation_tools.odvg_line(found, name), ensure_ascii=False) + "\n")
+
+    def finish(self) -> None:
+        names = json.dumps({str(number): name for number, name in enumerate(self.names)}, ensure_ascii=False)
+        write_whole_text(self.folder / "label_map.json", names + "\n")
+
+
 class _TextFiles(_Writer):
     """A folder with a text file for each picture, which readers find by the picture's name without its ending."""
 
@@ -356,16 +375,23 @@ class _TextFiles(_Writer):
             name = re.sub(r"[^\w. -]", "_", name.partition("?")[0].rpartition("/")[2])
         parts = [part.replace("\0", "_") for part in PurePath(name).parts if part not in ("..", PurePath(name).anchor)]
         picture = PurePath(*(parts or ["image"]))
-        path = Path(picture.with_name(picture.stem + self.ending))
+        path = Path(picture.with_name(_short_enough(picture.stem, self.ending)))
         number = 1
         while str(path).lower() in self._taken:
-            path = Path(picture.with_name(picture.name + (f"-{number}" if number > 1 else "") + self.ending))
+            ending = (f"-{number}" if number > 1 else "") + self.ending
+            path = Path(picture.with_name(_short_enough(picture.name, ending)))
             number += 1
         if number > 1:
             self._renamed += 1
             self._first = self._first or (name, path)
         self._taken.add(str(path).lower())
         return path
+
+
+def _short_enough(stem: str, ending: str) -> str:
+    """Return a file name that file systems accept, cut before its ending if need be."""
+    kept = os.fsencode(stem)[: _LONGEST_NAME - len(ending)]
+    return kept.decode(errors="ignore" if len(kept) < len(os.fsencode(stem)) else "surrogateescape") + ending
 
 
 class _Yolo(_TextFiles):
@@ -405,6 +431,7 @@ FORMATS: dict[str, type[_Writer]] = {
     "cvat": _Cvat,
     "labelstudio": _LabelStudio,
     "createml": _CreateML,
+    "odvg": _Odvg,
     "hf": _HuggingFace,
     "csv": _Csv,
     "parquet": _Parquet,

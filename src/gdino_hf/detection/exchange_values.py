@@ -134,12 +134,13 @@ def _say_once(format_name: str, attribute: str) -> None:
     logger.warning("%s has no place for %s, which are left out.", format_name, attribute.replace("_", " "))
 
 
-def kept_library(name: str, purpose: str) -> Any:
+def kept_library(name: str, purpose: str, extra: str = "formats") -> Any:
     """Import an optional library.
 
     Args:
         name: Module.
         purpose: What needs it, as the subject of a sentence: "COCO masks need".
+        extra: The package's extra that installs it.
 
     Raises:
         ImportError: It is not installed.
@@ -148,7 +149,7 @@ def kept_library(name: str, purpose: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         package = name.split(".")[0]
-        raise ImportError(f'{purpose} {package}; pip install "gdino-hf[formats]", or {package} alone.') from error
+        raise ImportError(f'{purpose} {package}; pip install "gdino-hf[{extra}]", or {package} alone.') from error
 
 
 def picture_name(found: Any, given: str | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gdino_hf.model.picture_formats import (
+from ..model.picture_formats import (
     END_BYTES,
     FOREIGN_SUFFIXES,
     PICTURE_SUFFIXES,
@@ -13,7 +13,10 @@ from gdino_hf.model.picture_formats import (
     foreign_format,
     picture_format,
 )
-from gdino_hf.model.printable import printable
+from ..model.printable import printable
+
+NOT_READ = "it is {}, which is not read here; save it as " + READABLE
+"""Reason why a picture of another kind has no result; the kind is filled in."""
 
 
 @dataclass
@@ -67,8 +70,8 @@ def sort_files(folder: Path, exclude: Path | None) -> FolderFiles:
             found.others += 1
         elif is_dangling or is_picture(file):
             found.pictures.append((file, None))
-        elif (foreign := _foreign(file)) is not None:
-            found.pictures.append((file, f"it is {foreign}, which is not read here; save it as {READABLE}"))
+        elif (foreign := foreign_kind(file)) is not None:
+            found.pictures.append((file, NOT_READ.format(foreign)))
         else:
             found.others += 1
     return found
@@ -85,7 +88,7 @@ def is_picture(file: Path) -> bool:
     return kind is not None and not (kind == "TIFF" and suffix in FOREIGN_SUFFIXES)
 
 
-def _foreign(file: Path) -> str | None:
+def foreign_kind(file: Path) -> str | None:
     """Say what kind of picture a file seems to be that is not read; None if it does not look like a picture."""
     suffix = file.suffix.lower()
     named = f"a picture of the kind {suffix}" if suffix in FOREIGN_SUFFIXES else None

@@ -1,0 +1,186 @@
+"""Label any number of pictures: boxes in shards that are written whole, and data sets in the formats of other tools.
+
+The same command goes on with a run that was stopped or killed. `accelerate launch -m gdino_hf label ...` shares the
+pictures between processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from gdino_hf.error_text import reason
+from gdino_hf.model.printable import printable
+
+from .errors import INTERRUPTED, OutputError, UsageError
+from .format_option import FORMAT_NAMES
+from .model_options import add_dtype
+from .numbers import fraction, positive
+from .query_options import Query, add_tiles, read_query
+
+HELP = "label any number of pictures, in shards, with several processes"
+# As in gdino_hf.labeling.label_settings and gdino_hf.detection.prompt_passes, which take a second to import.
+_SHARD_SIZE, _NMS, _THRESHOLD = 200, 0.7, 0.3
+_BATCH_ON_CPU, _BATCH_ELSEWHERE = 1, 8
+# Names that users know a format by.
+_ALIASES = {"label-studio": "labelstudio"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the subcommand's options."""
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="file, folder (with its sub-folders and archives), glob, .txt file with a path or address a line, tar or "
+        "Parquet file, address (s3://, gs://, hf://, https://, ...), or id of a data set on the Hub",
+    )
+    parser.add_argument(
+        "--labels",
+        required=True,
+        help='what to look for: "cat, remote control", or @FILE with one label per line, with JSON such as {"cat": '
+        '["cat", "kitten"]}, or with a saved vocabulary, whose thresholds of single labels come before --threshold',
+    )
+    parser.add_argument(
+        "--negative", metavar="LABELS", help="labels that compete for boxes but are left out, written as for --labels"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of results")
+    parser.add_argument(
+        "--format",
+        nargs="+",
+        choices=(*FORMAT_NAMES, *_ALIASES),
+        metavar="NAME",
+        default=[],
+        help=f"also write these formats into DIR at the end: {', '.join(FORMAT_NAMES)}",
+    )
+    parser.add_argument(
+        "--drop-empty", action="store_true", help="leave pictures in which nothing was found out of the formats"
+    )
+    parser.add_argument(
+        "--model", default="nano", help="Hub id, folder, or nano, the built-in model (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=fraction,
+        default=_THRESHOLD,
+        help="score that a box must exceed, 0..1, unless the vocabulary has one for its label (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--nms",
+        type=fraction,
+        default=_NMS,
+        metavar="IOU",
+        help="IoU in 0..1 above which the lower-scoring of two boxes of one label is dropped; 1 keeps all (default: "
+        "%(default)s)",
+    )
+    add_tiles(parser)
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
+    add_dtype(parser)
+    parser.add_argument(
+        "--batch",
+        type=positive,
+        metavar="N",
+        help=f"most pictures in a forward pass (default: {_BATCH_ON_CPU} on a CPU, and {_BATCH_ELSEWHERE} elsewhere)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="processes, which share the cores (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--readers",
+        type=positive,
+        default=2,
+        metavar="N",
+        help="threads of each process that read pictures beside the model (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--shard",
+        type=positive,
+        default=_SHARD_SIZE,
+        metavar="N",
+        help="pictures in a shard; a process that is killed loses the work on one (default: %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Label the pictures and return the exit status: 0, or 1 if a picture could not be used.
+
+    Raises:
+        UsageError: The sources, the labels, the model, the device or the folder cannot be used.
+        OutputError: The results cannot be written any more, or worker processes cannot go on.
+    """
+    args.caption = None
+    query = read_query(args)
+    try:
+        import filelock  # noqa: F401
+        import fsspec  # noqa: F401
+        import pyarrow  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UsageError(f'labelling needs {error.name}; pip install "gdino-hf[label]"') from error
+    from transformers.utils import logging
+
+    from gdino_hf.labeling.label_run import output_error
+
+    logging.disable_progress_bar()
+    try:
+        summary = _label(args, query)
+    except KeyboardInterrupt:
+        print("stopped; the shards so far are written, and the same command goes on from there", file=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, TypeError, ImportError) as error:
+        raise UsageError(reason(error)) from error
+    except OSError as error:
+        raise OutputError(output_error(error, args.out)) from error
+    if summary.finished:
+        print("\n".join(_report(summary)))
+    return 1 if summary.failed else 0
+
+
+def _label(args: argparse.Namespace, query: Query) -> Any:
+    import torch
+
+    from gdino_hf.labeling.label_progress import LabelProgress
+    from gdino_hf.labeling.label_run import Ranks, label_pictures
+    from gdino_hf.labeling.label_settings import LabelJob
+
+    on_cpu = args.device == "cpu" or (args.device == "auto" and not torch.cuda.is_available())
+    job = LabelJob(
+        model=args.model,
+        device=args.device,
+        dtype=args.dtype,
+        batch_size=args.batch or (_BATCH_ON_CPU if on_cpu else _BATCH_ELSEWHERE),
+        tiles=args.tiles,
+        readers=args.readers,
+        shard_size=args.shard,
+        options={"threshold": args.threshold, "nms_threshold": args.nms if args.nms < 1 else None},
+        **({"overlap": args.overlap} if args.tiles is not None else {}),
+    )
+    ranks = Ranks.of_environment()
+    return label_pictures(
+        args.sources,
+        query.vocabulary(),
+        args.out,
+        job=job,
+        formats=[_ALIASES.get(name, name) for name in args.format],
+        keep_empty=not args.drop_empty,
+        workers=args.workers,
+        ranks=ranks,
+        progress=LabelProgress(sys.stderr if ranks.rank == 0 else None),
+    )
+
+
+def _report(summary: Any) -> list[str]:
+    """Return the lines that tell what was done and where it is."""
+    pictures = f"{summary.pictures:,} picture{'s' * (summary.pictures != 1)}"
+    lines = [f"{summary.boxes:,} box{'es' * (summary.boxes != 1)} in {pictures}, in {printable(summary.folder)}"]
+    if summary.failed:
+        lines.append(f"{summary.failed:,} could not be used; errors.parquet says why")
+    lines += [f"{name}: {printable(path)}" for name, path in summary.formats.items()]
+    if summary.pictures_folder is not None:
+        lines.append(f"these files name pictures by their paths inside {printable(summary.pictures_folder)}")
+    return lines

@@ -1,0 +1,400 @@
+"""A run of bulk labelling: refused, begun or continued, done by one process or many, and finished once."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..detection.detector import Detector
+from ..detection.vocabulary import Labels, Vocabulary
+from ..error_text import reason
+from ..model.printable import printable
+from .label_progress import LabelProgress
+from .label_results import LabelSummary, shard_tally, write_results
+from .label_settings import (
+    LabelJob,
+    check_same,
+    model_fingerprint,
+    read_manifest,
+    run_settings,
+    settings_digest,
+    write_manifest,
+)
+from .label_store import MANIFEST, PLAN, VOCABULARY, LabelStore, finished_shards, shard_name
+from .label_workers import NoShard, Shard, Tally, WorkerError, WorkerPool
+from .shard_files import LabelRow, encode_shard, shard_schema
+from .shard_labels import ShardLabeler
+from .shard_plan import Planner, PlanReader
+from .sources import Sources, nothing_found
+
+# Seconds between two looks at what other processes have written.
+_PATIENCE = 0.2
+_RANK_PATIENCE = 1.0
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that label the same pictures into the same folder.
+
+    Attributes:
+        rank: Its number, from 0; it labels the shards whose number has this remainder.
+        world: Number of processes.
+        on_this_machine: Number of processes on this machine, which share its cores.
+        local: Number of this process on this machine; with several GPUs, it chooses one.
+    """
+
+    rank: int = 0
+    world: int = 1
+    on_this_machine: int = 1
+    local: int = 0
+
+    @classmethod
+    def of_environment(cls) -> Ranks:
+        """Return what RANK and WORLD_SIZE say, as `accelerate launch` and `torchrun` set them.
+
+        Raises:
+            ValueError: They are no such numbers.
+        """
+        rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+        if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
+            raise ValueError(
+                f"RANK is {rank!r} and WORLD_SIZE is {world!r}; RANK counts from 0 up to below WORLD_SIZE."
+            )
+        here, local = os.environ.get("LOCAL_WORLD_SIZE", "1"), os.environ.get("LOCAL_RANK", "0")
+        return cls(int(rank), int(world), *(int(text) if text.isdecimal() else 0 for text in (here, local)))
+
+
+def label_pictures(
+    sources: Sequence[str | Path],
+    labels: Labels | Vocabulary,
+    out: str | Path,
+    *,
+    job: LabelJob | None = None,
+    formats: Sequence[str] = (),
+    keep_empty: bool = True,
+    workers: int = 1,
+    ranks: Ranks | None = None,
+    progress: LabelProgress | None = None,
+) -> LabelSummary:
+    """Label any number of pictures; the same call goes on with a run that was stopped.
+
+    Args:
+        sources: What to label, see `Sources`.
+        labels: What to look for: a vocabulary, or labels in any form that `Vocabulary` takes.
+        out: Folder of results: shards as Parquet, a manifest, errors, and the formats.
+        job: The model and how it computes; None for the defaults of `LabelJob`.
+        formats: Data set formats to write as well, see `gdino_hf.detection.dataset_files.FORMATS`.
+        keep_empty: Whether the formats list pictures in which nothing was found.
+        workers: Number of processes, which share the cores; 1 works in this process. A script that starts several
+            needs the guard `if __name__ == "__main__"`.
+        ranks: This process among several that share the work; None for what RANK and WORLD_SIZE say.
+        progress: Where to show progress; None shows none.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ImportError: A library is not installed.
+        OSError: The results cannot be written, or the workers cannot go on. The same call goes on later.
+        ValueError: The sources, the labels or the model cannot be used, or the folder holds a run with other settings,
+            or a run that another process is working on.
+    """
+    job, ranks = job or LabelJob(), ranks or Ranks.of_environment()
+    vocabulary = labels if isinstance(labels, Vocabulary) else Vocabulary(labels)
+    if workers < 1:
+        raise ValueError(f"workers is {workers}; give at least 1.")
+    shard_schema()
+    found = Sources([str(source) for source in sources], Path(out))
+    store = LabelStore(out)
+    run = _Run(store, job, vocabulary, found, ranks, progress or LabelProgress())
+    with _locked(store, ranks):
+        finished = run.is_finished()
+        if finished and ranks.rank > 0:
+            return run.summary_of_rank()
+        if not finished:
+            with run.planning():
+                run.work(workers)
+                if ranks.rank > 0:
+                    return run.summary_of_rank()
+                run.wait_for_others()
+            run.progress.finish()
+        summary = write_results(store, run.settings, vocabulary.labels, formats, keep_empty)
+        store.remove(PLAN)
+    return summary
+
+
+class _Run:
+    """One process's part in a run.
+
+    Args:
+        store: Files of the run.
+        job: How pictures are labelled.
+        vocabulary: What to look for.
+        sources: What there is to label.
+        ranks: This process among those that share the work.
+        progress: Where to show progress.
+    """
+
+    def __init__(
+        self,
+        store: LabelStore,
+        job: LabelJob,
+        vocabulary: Vocabulary,
+        sources: Sources,
+        ranks: Ranks,
+        progress: LabelProgress,
+    ) -> None:
+        self.store, self.job, self.vocabulary, self.sources = store, job, vocabulary, sources
+        self.ranks, self.progress = ranks, progress
+        self.plan = PlanReader(store, job.shard_size)
+        self._labeler: ShardLabeler | None = None
+        self._planner: Planner | None = None
+        self._written: set[int] = set()
+        self._next = ranks.rank
+        fingerprint = model_fingerprint(job.model)
+        if fingerprint is None:
+            # The Hub has it, or nobody, which loading tells.
+            self._labeler = self._load()
+            fingerprint = model_fingerprint(job.model) or ""
+        self.settings = run_settings(job, vocabulary, sources.arguments, fingerprint)
+
+    def is_finished(self) -> bool:
+        """Return whether an earlier run of the same settings is complete, and wait for rank 0 to begin this one.
+
+        Raises:
+            ValueError: The folder holds a run with other settings.
+        """
+        manifest = read_manifest(self.store)
+        while manifest is None and self.ranks.rank > 0:
+            time.sleep(_RANK_PATIENCE)
+            manifest = read_manifest(self.store)
+        if manifest is None:
+            return False
+        check_same(manifest["settings"], self.settings, self.store)
+        return bool(manifest.get("finished"))
+
+    @contextmanager
+    def planning(self) -> Iterator[None]:
+        """Begin or go on with the run, and list its pictures beside the block."""
+        self.plan.refresh()
+        if self.ranks.rank == 0 and not self.plan.ended:
+            self.sources.check()
+        self._begin()
+        self._written = finished_shards(self.store)
+        self.progress.resume(sum((shard_tally(self.store, number) for number in sorted(self._written)), Tally()))
+        if self.ranks.rank == 0:
+            self._planner = Planner(self.store, self.sources, self.job.shard_size)
+            self._planner.start()
+        try:
+            yield
+        finally:
+            if self._planner is not None:
+                self._planner.stop()
+
+    def _begin(self) -> None:
+        """Encode the labels once for all processes and later runs, and write the manifest if it is new."""
+        if self.ranks.rank > 0:
+            return
+        if not self.store.exists(VOCABULARY):
+            labeler = self._labeler or self._load()
+            self._labeler = labeler
+            self.vocabulary = labeler.detector.vocabulary(self.vocabulary)
+            self.vocabulary.save(self.store.path(VOCABULARY))
+        if not self.store.exists(MANIFEST):
+            write_manifest(self.store, self.settings, finished=False)
+
+    def _load(self, vocabulary: Vocabulary | None = None) -> ShardLabeler:
+        device = self.job.device
+        if device == "auto" and self.ranks.world > 1 and torch.cuda.device_count() > 1:
+            device = f"cuda:{self.ranks.local % torch.cuda.device_count()}"
+        detector = Detector(self.job.model, device=device, dtype=self.job.dtype)
+        return ShardLabeler(self.job, vocabulary or self.vocabulary, detector)
+
+    def work(self, workers: int) -> None:
+        """Label the shards of this rank.
+
+        Raises:
+            OSError: A shard cannot be written, or the workers cannot go on.
+            ValueError: A source cannot be listed.
+        """
+        if not self._wait_for_plan():
+            return
+        threads = max(1, cores() // (workers * self.ranks.on_this_machine))
+        if workers > 1:
+            # The workers load models of their own.
+            self._labeler = None
+            digest = settings_digest(self.settings)
+            pool = WorkerPool(self.job, self.store, digest, workers, threads, self.progress.say)
+            pool.run(self._next_shard, self._tell)
+            return
+        if self.ranks.world > 1:
+            torch.set_num_threads(threads)
+        while True:
+            shard = self._next_shard()
+            if isinstance(shard, Shard):
+                self._label(shard)
+            elif shard is NoShard.YET:
+                time.sleep(_PATIENCE)
+            else:
+                return
+
+    def _wait_for_plan(self) -> bool:
+        """Wait for the first part of the plan, and return whether there is anything left to label.
+
+        Raises:
+            ValueError: There are no pictures.
+        """
+        while True:
+            self._look_at_plan()
+            if self.plan.pictures:
+                return True
+            if self.plan.ended:
+                if self.ranks.rank > 0:
+                    return False
+                self.store.remove(PLAN)
+                raise ValueError(nothing_found(self.sources.arguments))
+            time.sleep(_PATIENCE)
+
+    def _look_at_plan(self) -> None:
+        if self._planner is not None:
+            self._planner.check()
+        was_ended = self.plan.ended
+        self.plan.refresh()
+        if self.ranks.rank > 0 and not self.plan.pictures and (read_manifest(self.store) or {}).get("finished"):
+            # Rank 0 has done everything before this process was ready.
+            self.plan.ended = True
+        self.progress.plan(self.plan.pictures, self.plan.ended)
+        if self.plan.ended and not was_ended and self.ranks.rank == 0:
+            for line in self.sources.remarks:
+                self.progress.say(line)
+
+    def _next_shard(self) -> Shard | NoShard:
+        """Return the next shard of this rank that is not written."""
+        while True:
+            if self._next >= self.plan.shards:
+                self._look_at_plan()
+            if self._next >= self.plan.shards:
+                return NoShard.MORE if self.plan.ended else NoShard.YET
+            number = self._next
+            self._next += self.ranks.world
+            if number in self._written or (self.ranks.rank > 0 and self.store.exists(shard_name(number))):
+                continue
+            return Shard(number, self.plan.items(number))
+
+    def _label(self, shard: Shard) -> None:
+        if self._labeler is None:
+            self._labeler = self._load(Vocabulary.load(self.store.path(VOCABULARY)))
+        rows = self._labeler.rows(shard.items, _Counter(self._tell))
+        content = encode_shard(rows, self.vocabulary.labels, settings_digest(self.settings))
+        self.store.write(shard_name(shard.number), content)
+        self._written.add(shard.number)
+
+    def _tell(self, tally: Tally) -> None:
+        if not self.plan.ended:
+            self._look_at_plan()
+        self.progress.add(tally)
+
+    def wait_for_others(self) -> None:
+        """Wait until the shards of the other ranks are written, and label those of ranks that are not at work.
+
+        Raises:
+            OSError: A shard cannot be written.
+        """
+        counted = {number for number in finished_shards(self.store) if number % self.ranks.world == 0}
+        counted |= self._written
+        while True:
+            there = finished_shards(self.store)
+            others = (shard_tally(self.store, number) for number in sorted(there - counted))
+            self.progress.add(sum(others, Tally()))
+            counted |= there
+            missing = sorted(set(range(self.plan.shards)) - there)
+            if not missing:
+                return
+            left = [number for number in missing if not self._is_at_work(number % self.ranks.world)]
+            if left:
+                self._label(Shard(left[0], self.plan.items(left[0])))
+                counted.add(left[0])
+            else:
+                time.sleep(_RANK_PATIENCE)
+
+    def _is_at_work(self, rank: int) -> bool:
+        """Return whether the process of another rank runs."""
+        from filelock import FileLock, Timeout
+
+        if rank == 0:
+            return False
+        try:
+            with FileLock(_lock_path(self.store, rank), timeout=0):
+                return False
+        except Timeout:
+            return True
+
+    def summary_of_rank(self) -> LabelSummary:
+        """Return what this rank has done."""
+        done = self.progress.done
+        return LabelSummary(
+            self.store.folder, done.pictures, done.boxes, done.failed, len(self._written), {}, finished=False
+        )
+
+
+class _Counter:
+    """Tells the numbers of finished rows in the process that labels them."""
+
+    def __init__(self, tell: Callable[[Tally], None]) -> None:
+        self._tell = tell
+
+    def reading(self, place: int) -> None:
+        """Do nothing: this process cannot outlive a picture that it dies of."""
+
+    def finished(self, rows: Sequence[tuple[int, LabelRow]]) -> None:
+        self._tell(Tally.of([row for _, row in rows]))
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _locked(store: LabelStore, ranks: Ranks) -> Iterator[None]:
+    """Keep other processes of the same rank away from a folder; the system frees the lock of a process that dies.
+
+    Raises:
+        OSError: The folder cannot be made.
+        ValueError: Another process has it.
+    """
+    from filelock import FileLock, Timeout
+
+    store.folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(_lock_path(store, ranks.rank), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"Another run is at work in {printable(store.folder)}; wait for it, or choose another folder."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _lock_path(store: LabelStore, rank: int) -> Path:
+    return store.path(".lock" if rank == 0 else f".lock-{rank}")
+
+
+def output_error(error: OSError, out: Path) -> str:
+    """Return the sentence for results that cannot be written, without its end."""
+    if isinstance(error, WorkerError):
+        return str(error).rstrip(".")
+    why = reason(error, name_file=True)
+    return (
+        f"{printable(out)}: the results cannot be written ({why}); make room and repeat the command, which goes on "
+        "where it stopped"
+    )

@@ -1,0 +1,336 @@
+"""Worker processes of one machine, each with its share of the cores; the main process hands out shards and counts.
+
+A worker writes each shard's file itself. One that dies is replaced, and its shard is done again; pictures that workers
+die of again and again are recorded as failed. Workers end when the main process does, however it ends.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import Enum
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from ..detection.vocabulary import Vocabulary
+from ..error_text import reason
+from .label_settings import LabelJob
+from .label_store import VOCABULARY, LabelStore, shard_name
+from .shard_files import LabelRow, encode_shard
+from .sources import SourceItem
+
+MOST_DEATHS = 3
+"""Number of times that workers may die on one shard before its suspect pictures are left out, and then all of it."""
+
+_MOST_DEATHS_AT_START = 3
+# Seconds between two looks at the plan and the progress.
+_PATIENCE = 0.2
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Numbers of pictures, boxes and failures that are done; negative for work that is lost and done again."""
+
+    pictures: int = 0
+    boxes: int = 0
+    failed: int = 0
+
+    @classmethod
+    def of(cls, rows: Sequence[LabelRow]) -> Tally:
+        """Count rows."""
+        boxes = sum(len(row.found) for row in rows if row.found is not None)
+        return cls(len(rows), boxes, sum(row.found is None for row in rows))
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(self.pictures + other.pictures, self.boxes + other.boxes, self.failed + other.failed)
+
+    def __neg__(self) -> Tally:
+        return Tally(-self.pictures, -self.boxes, -self.failed)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard to label: its number and its pictures."""
+
+    number: int
+    items: Sequence[SourceItem]
+
+
+class NoShard(Enum):
+    """Why there is no shard to label: it is not planned yet, or there are no more."""
+
+    YET = "yet"
+    MORE = "more"
+
+
+NextShard = Callable[[], Shard | NoShard]
+"""Returns the next shard to label."""
+
+
+class WorkerError(OSError):
+    """The workers cannot go on; the message says why and what to do about it."""
+
+
+@dataclass
+class _Worker:
+    """A process and what it is doing.
+
+    Attributes:
+        process: The process.
+        pipe: Connection to it.
+        shard: The shard it works on.
+        left_out: Places of the shard's pictures that it does not touch.
+        reading: Places of pictures it began to read and has not finished.
+        tally: What it has done of the shard.
+        ready: Whether its model is loaded.
+    """
+
+    process: Any
+    pipe: Connection
+    shard: Shard | None = None
+    left_out: Collection[int] = ()
+    reading: set[int] = field(default_factory=set)
+    tally: Tally = field(default_factory=Tally)
+    ready: bool = False
+
+
+class WorkerPool:
+    """Labels shards in several processes.
+
+    Args:
+        job: How pictures are labelled.
+        store: Files of the run, with the vocabulary and its text features.
+        settings: Digest of the settings, for the shards' files.
+        workers: Number of processes.
+        threads: Threads that the model of each process computes in.
+        say: Function that is called with a line for the user.
+    """
+
+    def __init__(
+        self, job: LabelJob, store: LabelStore, settings: str, workers: int, threads: int, say: Callable[[str], None]
+    ) -> None:
+        self._job, self._store, self._settings, self._say = job, store, settings, say
+        self._count, self._threads = workers, threads
+        self._context = multiprocessing.get_context("spawn")
+        self._workers: list[_Worker] = []
+        self._again: list[tuple[Shard, Collection[int]]] = []
+        self._deaths: dict[int, list[set[int]]] = {}
+        self._early_deaths = 0
+        self._started = 0
+
+    def run(self, next_shard: NextShard, tell: Callable[[Tally], None]) -> None:
+        """Label all shards.
+
+        Args:
+            next_shard: Where shards come from.
+            tell: Function that is called with what was done, every moment or so also with nothing.
+
+        Raises:
+            WorkerError: A shard's file cannot be written, a model cannot be loaded, or workers die at their start.
+        """
+        exhausted = False
+        try:
+            while True:
+                while not exhausted and (worker := self._idle()) is not None:
+                    shard = self._next(next_shard)
+                    exhausted = shard is NoShard.MORE
+                    if not isinstance(shard, tuple):
+                        break
+                    self._hand_over(worker, *shard)
+                if exhausted and not self._again and all(worker.shard is None for worker in self._workers):
+                    return
+                exhausted = exhausted and not self._again
+                self._listen(tell)
+        finally:
+            self._end()
+
+    def _next(self, next_shard: NextShard) -> tuple[Shard, Collection[int]] | NoShard:
+        if self._again:
+            return self._again.pop(0)
+        shard = next_shard()
+        return (shard, ()) if isinstance(shard, Shard) else shard
+
+    def _idle(self) -> _Worker | None:
+        """Return a worker without a shard, a new one if there may be more."""
+        free = next((worker for worker in self._workers if worker.shard is None), None)
+        return self._start() if free is None and len(self._workers) < self._count else free
+
+    def _start(self) -> _Worker:
+        here, there = self._context.Pipe()
+        arguments = (there, self._job, str(self._store.folder), self._settings, self._threads, self._started)
+        process = self._context.Process(target=work, args=arguments, name="gdino_hf-labeler", daemon=True)
+        self._started += 1
+        process.start()
+        there.close()
+        worker = _Worker(process, here)
+        self._workers.append(worker)
+        return worker
+
+    def _hand_over(self, worker: _Worker, shard: Shard, left_out: Collection[int]) -> None:
+        worker.shard, worker.left_out, worker.reading, worker.tally = shard, left_out, set(), Tally()
+        # It may have died meanwhile, which `_listen` sees.
+        with suppress(OSError):
+            worker.pipe.send((shard, tuple(left_out)))
+
+    def _listen(self, tell: Callable[[Tally], None]) -> None:
+        """Take what workers say, and replace those that died."""
+        pipes = {worker.pipe: worker for worker in self._workers}
+        for pipe in wait(list(pipes), timeout=_PATIENCE):
+            worker = pipes[pipe]  # type: ignore[index]
+            try:
+                while worker.pipe.poll():
+                    self._take(worker, worker.pipe.recv(), tell)
+            except (EOFError, OSError):
+                self._bury(worker, tell)
+        tell(Tally())
+
+    def _take(self, worker: _Worker, message: tuple[Any, ...], tell: Callable[[Tally], None]) -> None:
+        kind, *values = message
+        if kind == "ready":
+            worker.ready = True
+        elif kind == "reading":
+            worker.reading.add(values[0])
+        elif kind == "finished":
+            places, tally = values
+            worker.reading.difference_update(places)
+            worker.tally += tally
+            tell(tally)
+        elif kind == "written":
+            worker.shard = None
+        else:
+            raise WorkerError(values[0])
+
+    def _bury(self, worker: _Worker, tell: Callable[[Tally], None]) -> None:
+        """Take away a worker that died, and decide what becomes of its shard."""
+        worker.process.join()
+        self._workers.remove(worker)
+        worker.pipe.close()
+        how = _how_it_ended(worker.process.exitcode)
+        if not worker.ready:
+            self._early_deaths += 1
+            if self._early_deaths >= _MOST_DEATHS_AT_START:
+                raise WorkerError(f"the worker processes end at their start ({how}); try fewer workers.")
+        shard = worker.shard
+        if shard is None:
+            return
+        tell(-worker.tally)
+        if not worker.ready:
+            self._again.append((shard, worker.left_out))
+            return
+        deaths = self._deaths.setdefault(shard.number, [])
+        deaths.append(set(worker.reading))
+        self._say(f"a worker process {how}; its shard of {len(shard.items)} pictures is done again")
+        if len(deaths) < MOST_DEATHS:
+            self._again.append((shard, worker.left_out))
+            return
+        suspects = set.intersection(*deaths)
+        self._deaths[shard.number] = []
+        # Without a suspect, or with the suspects of before left out in vain, the whole shard is given up.
+        if not suspects or worker.left_out:
+            suspects = set(range(len(shard.items)))
+        self._say(f"{len(suspects)} pictures are left out, because worker processes died of them {MOST_DEATHS} times")
+        self._again.append((shard, tuple(sorted(suspects))))
+
+    def _end(self) -> None:
+        for worker in self._workers:
+            worker.process.kill() if worker.shard is not None else worker.process.terminate()
+        for worker in self._workers:
+            worker.process.join()
+            worker.pipe.close()
+        self._workers = []
+
+
+def _how_it_ended(code: int | None) -> str:
+    if code is not None and code < 0:
+        try:
+            return f"was killed by {signal.Signals(-code).name}"
+        except ValueError:
+            return f"was killed by signal {-code}"
+    return f"ended with status {code}"
+
+
+class _Teller:
+    """Sends a worker's progress to the main process, from several threads."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe, self._lock = pipe, threading.Lock()
+
+    def send(self, *message: Any) -> None:
+        with self._lock:
+            self._pipe.send(message)
+
+    def reading(self, place: int) -> None:
+        self.send("reading", place)
+
+    def finished(self, rows: Sequence[tuple[int, LabelRow]]) -> None:
+        self.send("finished", [place for place, _ in rows], Tally.of([row for _, row in rows]))
+
+
+def work(pipe: Connection, job: LabelJob, folder: str, settings: str, threads: int, number: int) -> None:
+    """Label the shards that come through a pipe, in a process of its own.
+
+    Args:
+        pipe: Connection to the main process.
+        job: How pictures are labelled.
+        folder: Folder of results.
+        settings: Digest of the settings.
+        threads: Threads that the model computes in.
+        number: Number of the worker; with several GPUs, it chooses one.
+    """
+    # Ctrl-C reaches all processes of a terminal; the main process ends the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _end_with_parent()
+    teller, store = _Teller(pipe), LabelStore(folder)
+    try:
+        labeler = _labeler(job, store, threads, number)
+    except Exception as error:
+        teller.send("failed", f"a worker cannot load the model ({reason(error)}); try fewer workers.")
+        return
+    teller.send("ready")
+    while True:
+        try:
+            shard, left_out = pipe.recv()
+        except EOFError:
+            return
+        rows = labeler.rows(shard.items, teller, left_out)
+        try:
+            store.write(shard_name(shard.number), encode_shard(rows, labeler.names, settings))
+        except OSError as error:
+            teller.send(
+                "failed",
+                f"the results cannot be written ({reason(error, name_file=True)}); make room and "
+                "repeat the command, which goes on where it stopped.",
+            )
+            return
+        teller.send("written")
+
+
+def _labeler(job: LabelJob, store: LabelStore, threads: int, number: int) -> Any:
+    import torch
+
+    from .shard_labels import ShardLabeler
+
+    torch.set_num_threads(threads)
+    if job.device == "auto" and torch.cuda.device_count() > 1:
+        from dataclasses import replace
+
+        job = replace(job, device=f"cuda:{number % torch.cuda.device_count()}")
+    return ShardLabeler(job, Vocabulary.load(store.path(VOCABULARY)))
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as its parent ends, also if that was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="gdino_hf-parent", daemon=True).start()

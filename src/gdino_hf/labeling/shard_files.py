@@ -1,0 +1,168 @@
+"""A shard as a Parquet file: a row for each picture, with its boxes or the reason why it has none."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..detection.detections import Detections
+from ..detection.exchange_values import encodable, kept_library
+
+_METADATA = b"gdino_hf"
+_NEED = "Labelling needs"
+
+
+@dataclass(frozen=True)
+class LabelRow:
+    """The result of one picture: exactly one of `found` and `error` is set.
+
+    Attributes:
+        source: Its unique name, see `SourceItem`.
+        found: Its detections, best first.
+        error: Reason why there are none.
+    """
+
+    source: str
+    found: Detections | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class ShardCounts:
+    """What a shard holds.
+
+    Attributes:
+        pictures: Number of pictures, failed ones too.
+        boxes: Number of boxes.
+        failed: Number of pictures that could not be used.
+        first: Name of the first picture.
+        last: Name of the last picture.
+    """
+
+    pictures: int
+    boxes: int
+    failed: int
+    first: str = ""
+    last: str = ""
+
+
+def shard_schema() -> Any:
+    """Return the Arrow schema of a shard, without metadata.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+    """
+    arrow = kept_library("pyarrow", _NEED, "label")
+    real, whole, text = arrow.float32(), arrow.int32(), arrow.string()
+    return arrow.schema(
+        {
+            "source": text,
+            "status": text,
+            "width": whole,
+            "height": whole,
+            "boxes": arrow.list_(arrow.list_(real, 4)),
+            "scores": arrow.list_(real),
+            "labels": arrow.list_(whole),
+            "error": text,
+        }
+    )
+
+
+def encode_shard(rows: Sequence[LabelRow], names: Sequence[str], settings: str) -> bytes:
+    """Return a shard's file: equal rows give equal bytes.
+
+    Args:
+        rows: One for each picture, in order.
+        names: All labels; the column "labels" indexes them, and they are in the file's metadata.
+        settings: Digest of the settings that the rows were made with.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+    """
+    arrow = kept_library("pyarrow", _NEED, "label")
+    parquet = kept_library("pyarrow.parquet", _NEED, "label")
+    counts = {
+        "pictures": len(rows),
+        "boxes": sum(len(row.found) for row in rows if row.found is not None),
+        "failed": sum(row.found is None for row in rows),
+        "first": encodable(rows[0].source) if rows else "",
+        "last": encodable(rows[-1].source) if rows else "",
+    }
+    metadata = {_METADATA: json.dumps({"labels": list(names), "settings": settings, **counts})}
+    schema = shard_schema().with_metadata(metadata)
+    found = [row.found for row in rows]
+    columns = {
+        "source": [encodable(row.source) for row in rows],
+        "status": [_status(row) for row in rows],
+        "width": [None if each is None else each.size[0] for each in found],
+        "height": [None if each is None else each.size[1] for each in found],
+        "boxes": [[] if each is None else each.boxes.tolist() for each in found],
+        "scores": [[] if each is None else each.scores.tolist() for each in found],
+        "labels": [[] if each is None else each.labels.tolist() for each in found],
+        "error": [encodable(row.error) for row in rows],
+    }
+    file = io.BytesIO()
+    parquet.write_table(arrow.table(columns, schema=schema), file, compression="zstd")
+    return file.getvalue()
+
+
+def read_shard(content: bytes) -> Iterator[LabelRow]:
+    """Yield the rows of a shard's file in order.
+
+    Args:
+        content: The file.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    parquet = kept_library("pyarrow.parquet", _NEED, "label")
+    table = parquet.read_table(io.BytesIO(content))
+    names = tuple(_metadata(table.schema)["labels"])
+    for batch in table.to_batches(max_chunksize=1000):
+        for row in batch.to_pylist():
+            if row["error"] is not None:
+                yield LabelRow(row["source"], error=row["error"])
+                continue
+            found = Detections(
+                np.array(row["boxes"], dtype=np.float32).reshape(-1, 4),
+                np.array(row["scores"], dtype=np.float32),
+                np.array(row["labels"], dtype=np.int64),
+                names,
+                (row["width"], row["height"]),
+                source=row["source"],
+            )
+            yield LabelRow(row["source"], found)
+
+
+def read_counts(content: Any) -> ShardCounts:
+    """Return what a shard holds, from its metadata alone.
+
+    Args:
+        content: The file's content, or its path.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    parquet = kept_library("pyarrow.parquet", _NEED, "label")
+    schema = parquet.read_schema(io.BytesIO(content) if isinstance(content, bytes) else content)
+    values = _metadata(schema)
+    return ShardCounts(**{name: values[name] for name in ShardCounts.__dataclass_fields__})
+
+
+def _metadata(schema: Any) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(schema.metadata[_METADATA])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError("it is not a shard of labels") from error
+    return values
+
+
+def _status(row: LabelRow) -> str:
+    if row.found is None:
+        return "failed"
+    return "found" if len(row.found) else "nothing"

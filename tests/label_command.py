@@ -1,0 +1,90 @@
+"""`gdino label` run in the test's own process or in one of its own, and pictures for it."""
+
+import contextlib
+import hashlib
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as parquet
+from PIL import Image
+
+import gdino_hf
+from gdino_hf.cli import main
+from gdino_hf.labeling.label_run import label_pictures
+from gdino_hf.labeling.label_settings import LabelJob
+
+# The random model scores near zero; with this every query is a result.
+EVERYTHING = ("--threshold", "0.005")
+LABELS = "cat, remote control, dog"
+PACKAGE = str(Path(gdino_hf.__file__).resolve().parents[1])
+
+
+def make_pictures(folder, number, seed=0):
+    """Small pictures of several shapes and formats, some in sub-folders; returns the folder."""
+    chance = np.random.default_rng(seed)
+    for index in range(number):
+        size = [(90, 60), (60, 90), (80, 80), (120, 50)][index % 4]
+        path = folder / ("sub" if index % 5 == 0 else ".") / f"{index:05d}{['.jpg', '.png'][index % 2]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = chance.integers(0, 256, (6, 9, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(path)
+    return folder
+
+
+def arguments(model, out, *rest, shard=8):
+    """The arguments of a run with the tiny model."""
+    options = ["--labels", LABELS, "--model", str(model), "--out", str(out), "--shard", str(shard)]
+    return ["label", *options, *EVERYTHING, *map(str, rest)]
+
+
+def run_label(model, out, *rest, **options):
+    """Run the verb here: its status, what it printed and what it complained."""
+    printed, complained = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(complained):
+        try:
+            status = main(arguments(model, out, *rest, **options))
+        except SystemExit as stopped:
+            status = stopped.code
+    return status, printed.getvalue(), complained.getvalue()
+
+
+def start_label(model, out, *rest, environment=(), **options):
+    """Start the verb in a process of its own, in a group with its workers."""
+    path = os.pathsep.join([PACKAGE, os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [sys.executable, "-m", "gdino_hf", *arguments(model, out, *rest, **options)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **dict(environment)},
+        start_new_session=True,
+    )
+
+
+def label_all(model, folder, out):
+    """Label a folder in small shards with three formats; a target for processes, too."""
+    job = LabelJob(str(model), "cpu", batch_size=2, shard_size=4, options={"threshold": 0.005})
+    return label_pictures([folder], LABELS, out, job=job, formats=["coco", "yolo", "parquet"])
+
+
+def rows(out):
+    """The rows of all shards in order."""
+    return [row for file in sorted(out.glob("shards/*.parquet")) for row in parquet.read_table(file).to_pylist()]
+
+
+def errors(out):
+    """Source and reason of each failure."""
+    return {row["source"]: row["reason"] for row in parquet.read_table(out / "errors.parquet").to_pylist()}
+
+
+def digests(out):
+    """The digest of each file of a folder of results, by its path inside."""
+    return {
+        path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and not path.name.startswith(".lock")
+    }

@@ -1,0 +1,171 @@
+"""Runs that are killed, stopped, or meet a full disk: no picture is lost or doubled, and no byte differs."""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from gdino_hf.labeling.label_store import LabelStore
+from label_command import digests, errors, label_all, make_pictures, rows, run_label, start_label
+
+
+@pytest.fixture(scope="module")
+def context():
+    """Processes that begin with the package imported, so that a run begins in a moment."""
+    made = multiprocessing.get_context("forkserver")
+    made.set_forkserver_preload(["gdino_hf.labeling.label_run", "gdino_hf.model.modeling_gdino"])
+    return made
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Forty pictures, of which two are damaged."""
+    folder = make_pictures(tmp_path / "photos", 40)
+    for number in (7, 31):
+        file = next(folder.rglob(f"{number:05d}.*"))
+        file.write_bytes(file.read_bytes()[:80])
+    return folder
+
+
+def kill_at(context, shards, model, folder, out, moment):
+    """Run in another process and kill it a moment after so many shards are there; returns whether it was at work."""
+    process = context.Process(target=label_all, args=(model, folder, out))
+    process.start()
+    while process.is_alive() and len(LabelStore(out).names("shards")) < shards:
+        time.sleep(0.005)
+    time.sleep(moment)
+    was_alive = process.is_alive()
+    process.kill()
+    process.join()
+    return was_alive
+
+
+def test_a_run_killed_again_and_again_gives_the_bytes_of_an_unbroken_one(label_model, folder, tmp_path, context):
+    label_all(label_model, folder, tmp_path / "whole")
+    chance = random.Random(0)
+    out = tmp_path / "killed"
+    killed = sum(kill_at(context, shards, label_model, folder, out, chance.uniform(0, 0.05)) for shards in (0, 2, 4, 7))
+    assert killed >= 3
+    assert not (out / "coco.json").exists() or killed < 4
+    label_all(label_model, folder, out)
+    assert digests(out) == digests(tmp_path / "whole")
+    assert sorted(row["source"] for row in rows(out)) == sorted(map(str, folder.rglob("*.*")))
+    assert len(errors(out)) == 2
+
+
+def test_a_picture_that_vanishes_midway_is_named_and_the_others_stay_where_they_were(
+    label_model, folder, tmp_path, context
+):
+    label_all(label_model, folder, tmp_path / "whole")
+    out = tmp_path / "out"
+    assert kill_at(context, 3, label_model, folder, out, 0)
+    last = sorted(folder.rglob("*.*"))[-1]
+    last.unlink()
+    (folder / "00000-new.png").write_bytes(b"")
+    label_all(label_model, folder, out)
+    assert "it is missing" in errors(out)[str(last)].lower()
+    assert len(errors(out)) == 3
+    whole = rows(tmp_path / "whole")
+    assert rows(out)[:-1] == whole[:-1]
+    assert [row["source"] for row in rows(out)] == [row["source"] for row in whole]
+
+
+def test_other_settings_are_refused_in_a_sentence(label_model, folder, tmp_path):
+    out = tmp_path / "out"
+    assert run_label(label_model, out, folder)[0] == 1
+    before = digests(out)
+    for option, message in (
+        (("--threshold", "0.1"), "another threshold (0.005 then, 0.1 now)"),
+        (("--labels", "cat"), "another vocabulary ('cat, remote control, dog' then, 'cat' now)"),
+        (("--shard", "9"), "another shard size (8 then, 9 now)"),
+        (("--model", "nano"), "another fingerprint"),
+    ):
+        status, _, said = run_label(label_model, out, folder, *option)
+        assert status == 2
+        assert message in said
+        assert said.count("\n") == 1
+    assert run_label(label_model, out, folder / "sub")[0] == 2
+    assert digests(out) == before
+
+
+def test_two_runs_in_one_folder_are_refused_and_a_killed_one_blocks_nobody(label_model, folder, tmp_path, context):
+    out = tmp_path / "out"
+    process = context.Process(target=label_all, args=(label_model, folder, out))
+    process.start()
+    while not LabelStore(out).names("shards"):
+        time.sleep(0.005)
+    with pytest.raises(ValueError, match="Another run is at work in"):
+        label_all(label_model, folder, out)
+    process.kill()
+    process.join()
+    assert label_all(label_model, folder, out).pictures == 40
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on(label_model, folder, tmp_path):
+    resource = pytest.importorskip("resource")
+    out = tmp_path / "out"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    # No shard is so small, but manifest, vocabulary and plan are not so large.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
+    try:
+        status, _, said = run_label(label_model, out, folder, shard=40)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert status == 1
+    lines = [line for line in said.splitlines() if "error:" in line]
+    assert len(lines) == 1
+    assert lines[0].endswith("make room and repeat the command, which goes on where it stopped")
+    assert [path for path in out.rglob("*") if "unfinished" in path.name] == []
+    assert run_label(label_model, out, folder, shard=40)[0] == 1
+    run_label(label_model, tmp_path / "whole", folder, shard=40)
+    assert digests(out) == digests(tmp_path / "whole")
+
+
+def test_a_worker_that_is_killed_is_replaced(label_model, folder, tmp_path):
+    process = start_label(label_model, tmp_path / "out", folder, "--workers", "2", shard=4)
+    import psutil
+
+    main = psutil.Process(process.pid)
+    while not LabelStore(tmp_path / "out").names("shards"):
+        assert process.poll() is None
+        time.sleep(0.01)
+    workers = [child for child in main.children(recursive=True) if "spawn_main" in " ".join(child.cmdline())]
+    assert len(workers) == 2
+    workers[0].kill()
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "was killed by SIGKILL; its shard of 4 pictures is done again" in said or "goes on" in said
+    run_label(label_model, tmp_path / "whole", folder, shard=4)
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
+def test_workers_end_when_the_main_process_is_killed(label_model, folder, tmp_path):
+    import psutil
+
+    process = start_label(label_model, tmp_path / "out", folder, "--workers", "2", shard=4)
+    main = psutil.Process(process.pid)
+    while len(workers := [c for c in main.children() if "spawn_main" in " ".join(c.cmdline())]) < 2:
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert alive == []
+    assert run_label(label_model, tmp_path / "out", folder, shard=4)[0] == 1
+
+
+def test_ctrl_c_keeps_the_shards_and_says_so(label_model, folder, tmp_path):
+    process = start_label(label_model, tmp_path / "out", folder, shard=4)
+    while not LabelStore(tmp_path / "out").names("shards"):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.endswith("stopped; the shards so far are written, and the same command goes on from there\n")
+    assert "Traceback" not in said
