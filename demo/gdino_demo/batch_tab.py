@@ -1,4 +1,4 @@
-"""The tab "Batch": many pictures, a gallery of results and one COCO file."""
+"""The tab "Batch": many pictures, a gallery of results, and one file with all of them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import Any
 
 import gradio as gr
 
-from . import components, render
-from .components import EVERY, PageState
-from .engine import Detection, Outputs, Settings
+from gdino_hf import Detections
+
+from . import components, formats, render
+from .components import PageState
+from .outputs import Outputs, Settings
+from .queries import read_query
 from .request_limits import CheckedFiles
 from .safety import MOST_PICTURES, Refused, read_picture
 
@@ -33,22 +36,23 @@ def build(state: PageState) -> None:
             labels = components.labels_field()
             negatives = components.negatives_field()
             model = components.model_field(state)
-            threshold = components.threshold_field(state)
+            threshold = components.threshold_field(state.threshold)
             nms = components.nms_field(state)
+            format_name = components.format_field("gd-batch-format")
             start = gr.Button("Detect in all", variant="primary", elem_id="gd-batch")
         with gr.Column(scale=6, min_width=320):
             status = components.html_field("gd-batch-status")
             gallery = gr.Gallery(label="Annotated pictures", columns=3, object_fit="contain", elem_id="gd-gallery")
-            file = gr.File(label="COCO file", elem_id="gd-batch-coco")
+            file = gr.File(label="Results in the chosen format", elem_id="gd-batch-file")
 
     def on_start(
         files: list[tuple[str, str]] | None, labels: str, negatives: str, model: str, threshold: float, nms: float,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008  gradio recognizes the progress bar by this default
+        format_name: str, progress: gr.Progress = gr.Progress(),  # noqa: B008  gradio recognizes the progress bar by this default
     ) -> tuple[Any, ...]:  # fmt: skip
         settings = components.read_settings(threshold, nms)
         pictures: list[tuple[str, str]] = []
         results, failed = _run(state, files, labels, negatives, model, settings, progress, pictures)
-        path = components.write_file("detections-coco.json", render.to_text(render.coco(results)))
+        path = components.write_file(*formats.format_file(format_name, [found for _, found in results]))
         return _status(results, failed), pictures, path
 
     def batch_endpoint(
@@ -57,12 +61,13 @@ def build(state: PageState) -> None:
         """Detect the labels in many pictures; returns COCO data, with unreadable pictures in "failed"."""
         settings = components.read_settings(threshold, nms)
         results, failed = _run(state, files, labels, negatives, model, settings, None, None)
-        return {**render.coco(results), "failed": [{"image": name, "error": reason} for name, reason in failed]}
+        data = formats.coco_data([found for _, found in results])
+        return {**data, "failed": [{"image": name, "error": reason} for name, reason in failed]}
 
     query = [files, labels, negatives, model, threshold, nms]
     start.click(
         on_start,
-        query,
+        [*query, format_name],
         [status, gallery, file],
         api_visibility="private",
         show_progress_on=status,
@@ -80,43 +85,43 @@ def _run(
     settings: Settings,
     progress: gr.Progress | None,
     drawn: list[tuple[str, str]] | None,
-) -> tuple[list[tuple[Outputs, list[Detection]]], list[tuple[str, str]]]:
+) -> tuple[list[tuple[Outputs, Detections]], list[tuple[str, str]]]:
     """Return results of readable pictures and (name, reason) of the others; append annotated pictures to `drawn`."""
     if not files:
         raise Refused("There is no picture; choose some files.")
     if len(files) > MOST_PICTURES:
         raise Refused(f"There are {len(files)} files; one request takes {MOST_PICTURES}, choose fewer.")
-    wanted, competing = components.read_query(labels, negatives, EVERY)
-    state.models.check(model, wanted, competing)
+    query = read_query(labels, negatives)
+    state.models.check(model, query)
     results, failed = [], []
     for number, (path, name) in enumerate(files):
         if progress is not None:
             progress((number, len(files)), desc="Detecting", unit="pictures")
         try:
             picture = read_picture(path, name)
-            outputs = state.models.run(model, picture, wanted, competing)
+            outputs = state.models.run(model, picture, query)
         except Refused as refusal:
             if len(files) == 1:
                 raise
             failed.append((name, html.unescape(str(refusal.message))))
             continue
-        detections = outputs.detections(settings)
-        results.append((outputs, detections))
+        found = outputs.detections(settings)
+        results.append((outputs, found))
         if drawn is not None:
-            drawn.append((_small(picture.image, detections), f"{outputs.name}: {len(detections)}"))
+            drawn.append((_small(picture.image, found), f"{outputs.name}: {len(found)}"))
     return results, failed
 
 
-def _small(image: Any, detections: list[Detection]) -> str:
+def _small(image: Any, found: Detections) -> str:
     """Write the annotated picture to a file, scaled down for the gallery."""
-    annotated = render.annotated(image, detections)
+    annotated = found.plot(image)
     annotated.thumbnail((_SHOWN, _SHOWN))
     return components.write_file("annotated.jpg", render.jpeg(annotated))
 
 
-def _status(results: list[tuple[Outputs, list[Detection]]], failed: list[tuple[str, str]]) -> str:
+def _status(results: list[tuple[Outputs, Detections]], failed: list[tuple[str, str]]) -> str:
     """Return the numbers of detections and pictures, and the pictures that could not be read, as HTML."""
-    number = sum(len(detections) for _, detections in results)
+    number = sum(len(found) for _, found in results)
     text = f"{number} detection{'s' * (number != 1)} in {len(results)} picture{'s' * (len(results) != 1)}"
     lines = "".join(f"<li>{html.escape(name)}: {html.escape(reason)}</li>" for name, reason in failed)
     skipped = f"<p>Skipped:</p><ul>{lines}</ul>" if failed else ""

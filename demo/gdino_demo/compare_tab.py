@@ -7,8 +7,9 @@ from typing import Any
 import gradio as gr
 
 from . import components, render
-from .components import EVERY, PageState
-from .engine import Outputs
+from .components import PageState
+from .outputs import Outputs
+from .queries import read_query
 from .request_limits import CheckedImage, CheckedSlider
 from .safety import Picture, Refused
 
@@ -50,7 +51,10 @@ def build(state: PageState) -> None:
             with gr.Column(min_width=320):
                 status = components.html_field(f"gd-{side}-status")
                 figure = components.figure_field(f"gd-{side}", f"Boxes, {side}")
-                outputs.append((status, figure, components.html_field(f"gd-{side}-table")))
+                presence = components.html_field(f"gd-{side}-presence")
+                with gr.Accordion("Every box", open=False):
+                    table = components.html_field(f"gd-{side}-table")
+                outputs.append((status, figure, presence, table))
 
     def on_start(
         image: Picture | None, left_model: str, left_labels: str, right_model: str, right_labels: str, threshold: float,
@@ -62,8 +66,8 @@ def build(state: PageState) -> None:
         photograph = render.photograph(image.image, f"The picture {image.name}")
         shown: list[Any] = []
         for one in both:
-            text, boxes, rows = render.result(one, settings)
-            shown += [text, gr.HTML(value=boxes, **photograph), rows]
+            text, boxes, *tables = render.result(one, settings)
+            shown += [text, gr.HTML(value=boxes, **photograph), *tables]
         kept = [state.kept.put(one, replaces=key) for one, key in zip(both, (left_key, right_key), strict=True)]
         return (*kept, *shown)
 
@@ -72,7 +76,7 @@ def build(state: PageState) -> None:
         shown: list[Any] = []
         for key in (left_key, right_key):
             one = state.kept.get(key)
-            gone = (components.GONE if key else gr.skip(), gr.skip(), gr.skip())
+            gone = (components.GONE if key else gr.skip(), gr.skip(), gr.skip(), gr.skip())
             shown += gone if one is None else render.result(one, settings)
         return tuple(shown)
 
@@ -112,7 +116,7 @@ def _run(state: PageState, image: Picture | None, *sides: tuple[str, str]) -> li
     if image is None:
         raise Refused("There is no picture; upload one or paste it.")
     # All labels are parsed and checked before the first model runs.
-    queries = [(model, components.read_query(labels, "", EVERY)[0]) for model, labels in sides]
-    for model, wanted in queries:
-        state.models.check(model, wanted)
-    return [state.models.run(model, image, wanted) for model, wanted in queries]
+    queries = [(model, read_query(labels)) for model, labels in sides]
+    for model, query in queries:
+        state.models.check(model, query)
+    return [state.models.run(model, image, query) for model, query in queries]

@@ -9,13 +9,14 @@ from typing import Any
 
 import gradio as gr
 
-from .engine import KeptOutputs, Models, Settings
+from .engine import Models
+from .formats import FORMAT_NAMES
 from .gradio_internals import upload_folder
+from .outputs import KeptOutputs, Settings
+from .queries import PHRASES, WHOLE
 from .render import FIGURE_TEMPLATE
 from .request_limits import CheckedSlider
-from .safety import parse_labels, parse_phrases
-
-EVERY, GROUND = "Find every label", "Ground the phrases of a sentence"
+from .safety import LONGEST_TEXT
 
 # Requests that run a model wait in one queue, because one forward pass already uses the GPU or all cores.
 RUNS_A_MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
@@ -43,34 +44,20 @@ class PageState:
     Attributes:
         models: Models that visitors can choose.
         threshold: Initial score threshold, in 0..1.
+        reading: How models read captions at first, one of `queries.WHOLE` and `queries.PHRASES`.
         nms: Initial IoU limit of non-maximum suppression, in 0..1.
         kept: Outputs of recent requests.
         examples: Pairs of a picture's path and labels, offered as examples.
+        caption_examples: Pairs of a picture's path and a caption, offered as examples.
     """
 
     models: Models
     threshold: float
     nms: float
+    reading: str
     kept: KeptOutputs = field(default_factory=KeptOutputs)
     examples: list[list[str]] = field(default_factory=list)
-
-
-def read_query(labels: str, negatives: str, mode: str) -> tuple[list[str], list[str]]:
-    """Parse the label fields of a tab.
-
-    Args:
-        labels: Text of the label field; a sentence if the mode is `GROUND`.
-        negatives: Text of the field for negative labels; may be empty.
-        mode: `EVERY` or `GROUND`.
-
-    Returns:
-        Labels and negative labels.
-
-    Raises:
-        Refused: The text holds no usable label, or too many.
-    """
-    wanted = parse_phrases(labels) if mode == GROUND else parse_labels(labels)
-    return wanted, parse_labels(negatives, required=False)
+    caption_examples: list[list[str]] = field(default_factory=list)
 
 
 def read_settings(
@@ -93,29 +80,49 @@ def model_field(state: PageState, label: str = "Model", index: int = 0) -> gr.Dr
 
 def labels_field(value: str = "cat, person, cup", label: str = "Labels") -> gr.Textbox:
     """Return the field for labels."""
-    info = (
-        'Separated by commas, periods or line breaks: "cat, remote control". Periods within numbers, initials and '
-        'after St., Mt., Dr., Mr., Mrs., Ms., Jr. or Sr. do not separate: "3.5 mm jack, U.S. flag, St. Bernard".'
-    )
-    return gr.Textbox(value=value, label=label, info=info, max_length=4000, lines=1, max_lines=4)
+    info = 'For example "cat, remote control". Several names for one thing: "cat: cat, kitten; dog: dog, puppy".'
+    return gr.Textbox(value=value, label=label, info=info, max_length=LONGEST_TEXT, lines=1, max_lines=6)
 
 
 def negatives_field() -> gr.Textbox:
     """Return the field for negative labels."""
     info = "Optional: similar things you do not mean. Boxes that fit them better are left out."
-    return gr.Textbox(value="", label="Negative labels", info=info, max_length=4000, max_lines=4)
+    return gr.Textbox(value="", label="Negative labels", info=info, max_length=LONGEST_TEXT, max_lines=4)
 
 
-def threshold_field(state: PageState) -> gr.Slider:
+def tiles_field() -> gr.Slider:
+    """Return the slider of the tiles' size."""
+    info = (
+        "For small things in a large picture: also looks at overlapping squares of this many pixels, which takes "
+        "longer. 0 looks at the whole picture only."
+    )
+    return CheckedSlider(0, 2000, value=0, step=100, label="Tiles", info=info)
+
+
+def threshold_field(value: float) -> gr.Slider:
     """Return the slider of the score threshold."""
     info = "Show only boxes with a higher score."
-    return CheckedSlider(0, 1, value=state.threshold, step=0.01, label="Score threshold", info=info)
+    return CheckedSlider(0, 1, value=value, step=0.01, label="Score threshold", info=info)
 
 
 def nms_field(state: PageState) -> gr.Slider:
     """Return the slider of the overlap limit."""
     info = "If two boxes of one label overlap more than this (IoU), only the better one stays; 1 keeps all."
     return CheckedSlider(0, 1, value=state.nms, step=0.01, label="Overlap limit (NMS)", info=info)
+
+
+def format_field(elem_id: str) -> gr.Dropdown:
+    """Return the menu of file formats, those of `gdino detect --format`."""
+    return gr.Dropdown(
+        list(FORMAT_NAMES), value="coco", label="Format", filterable=False, container=False, min_width=120,
+        elem_id=elem_id,
+    )  # fmt: skip
+
+
+def reading_field(state: PageState) -> gr.Radio:
+    """Return the choice of how a model reads a caption."""
+    info = "Models that were trained on captions read the whole; gdino-nano knows names and finds phrases one by one."
+    return gr.Radio([WHOLE, PHRASES], value=state.reading, label="What the model reads", info=info)
 
 
 def html_field(elem_id: str, value: str = "") -> gr.HTML:

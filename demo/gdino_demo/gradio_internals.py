@@ -150,6 +150,37 @@ class PlainErrorBlocks(gr.Blocks):
             raise Refused("Something went wrong while working on this; the page goes on, try again.") from error
 
 
+def offer_tools_only() -> None:
+    """Have gradio's MCP server offer those functions alone that are marked by `gradio.mcp.tool`.
+
+    The others take uploaded files, which agents cannot send: gradio would fetch and store what they name instead.
+
+    Relies on `gradio.mcp.GradioMCPServer.get_tool_to_endpoint`. If it is renamed, agents see the page's other functions
+    too; files that they name are refused, except for pictures within a message, which are stored outside of the page's
+    folder.
+    """
+    from gradio import mcp
+
+    original = mcp.GradioMCPServer
+    if not hasattr(original, "get_tool_to_endpoint"):
+        logger.warning(
+            "gradio %s offers more functions to agents than the page's tools; use gradio 6.31", gr.__version__
+        )
+        return
+
+    class ToolsOnly(original):  # type: ignore[misc, valid-type]
+        """gradio's MCP server without the functions that are not marked as tools."""
+
+        def get_tool_to_endpoint(self) -> dict[str, str]:
+            """Return the endpoint of each tool, by the tool's name."""
+            every: dict[str, str] = super().get_tool_to_endpoint()
+            found = {name: self.get_block_fn_from_endpoint_name(endpoint) for name, endpoint in every.items()}
+            return {name: every[name] for name, each in found.items() if getattr(each.fn, "_mcp_type", None) == "tool"}
+
+    if original.__name__ != ToolsOnly.__name__:
+        mcp.GradioMCPServer = ToolsOnly
+
+
 class ShownAsOriginal:
     """Mixin that makes the browser show a subclass of a gradio component as that component.
 

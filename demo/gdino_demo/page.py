@@ -7,24 +7,27 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 from starlette.middleware import Middleware
 
-from . import batch_tab, compare_tab, detect_tab, video_tab
+from gdino_hf import Detector
+
+from . import batch_tab, caption_tab, compare_tab, detect_tab, tools, video_tab
 from .components import PageState
 from .connection_limits import ConnectionWatcher
 from .engine import Models
-from .gradio_internals import PlainErrorBlocks
+from .gradio_internals import PlainErrorBlocks, offer_tools_only
+from .queries import PHRASES, WHOLE
 from .request_limits import RequestLimits, Sweeper
 from .safety import KEPT_SECONDS, LARGEST_REQUEST
 
 TITLE = "gdino: name it, find it"
 _STYLE = Path(__file__).with_name("style.css")
 _EXAMPLES = (("cat.jpg", "cat"), ("person.jpg", "person, helmet"), ("cup.jpg", "cup, spoon"))
+_CAPTIONS = (("cup.jpg", "a cup of coffee with a spoon"), ("person.jpg", "a man in front of a wall"))
 # Requests beyond this queue length are rejected with a message.
 _LONGEST_QUEUE = 100
 # gradio stores the field values of this many visitors; beyond it, the oldest are removed.
@@ -40,18 +43,31 @@ class Page:
     """The web page for some models, with its own folder for files.
 
     Args:
-        loaded: Model name -> (GDinoForObjectDetection, its GDinoProcessor); the first is the default of the page.
+        detectors: Model name -> Detector; the first is the default of the page.
         files_kept: Seconds after its last use for which a file is kept.
+        mcp: Whether to offer tools to agents by the Model Context Protocol too; `tools.available` says whether the
+            package for it is installed.
     """
 
-    def __init__(self, loaded: Mapping[str, tuple[Any, Any]], files_kept: float = KEPT_SECONDS) -> None:
+    def __init__(
+        self, detectors: Mapping[str, Detector], files_kept: float = KEPT_SECONDS, *, mcp: bool = False
+    ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="gdino-demo-"))
         atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
         # gradio reads this variable each time a component is created or a file is uploaded.
         os.environ["GRADIO_TEMP_DIR"] = str(self.folder)
-        self.models = Models(loaded)
-        threshold = _NANO_THRESHOLD if self.models.names[0] == "nano" else _THRESHOLD
-        self.state = PageState(self.models, threshold, _NMS, examples=_find_examples())
+        self.models = Models(detectors)
+        self.mcp = mcp
+        is_nano = self.models.names[0] == "nano"
+        self.state = PageState(
+            self.models,
+            _NANO_THRESHOLD if is_nano else _THRESHOLD,
+            _NMS,
+            # gdino-nano was trained on names, and scores a phrase within a sentence far below any threshold.
+            PHRASES if is_nano else WHOLE,
+            examples=_find_examples(_EXAMPLES),
+            caption_examples=_find_examples(_CAPTIONS),
+        )
         self.blocks = self._lay_out()
         self.sweeper = Sweeper(self.folder, self.blocks, files_kept, also=self.state.kept.sweep)
         self.watcher = ConnectionWatcher(self.blocks)
@@ -61,12 +77,16 @@ class Page:
             gr.Markdown(_INTRO)
             with gr.Tab("Detect"):
                 detect_tab.build(self.state)
+            with gr.Tab("Caption"):
+                caption_tab.build(self.state)
             with gr.Tab("Batch"):
                 batch_tab.build(self.state)
             with gr.Tab("Video"):
                 video_tab.build(self.state)
             with gr.Tab("Compare"):
                 compare_tab.build(self.state)
+            if self.mcp:
+                tools.build(self.state)
         blocks.queue(max_size=_LONGEST_QUEUE, default_concurrency_limit=4)
         return blocks
 
@@ -90,6 +110,8 @@ class Page:
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         self.sweeper.start()
         self.watcher.start()
+        if self.mcp:
+            offer_tools_only()
         _, address, _ = self.blocks.launch(
             server_port=port,
             share=share,
@@ -102,7 +124,7 @@ class Page:
             run_history=False,
             ssr_mode=False,
             pwa=False,
-            mcp_server=False,
+            mcp_server=self.mcp,
             footer_links=["api", "settings"],
             theme=_theme(),
             css_paths=[_STYLE],
@@ -127,12 +149,17 @@ def _theme() -> gr.themes.Base:
         block_title_text_color="*primary_700",
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_700",
+        link_text_color_dark="*primary_300",
+        link_text_color_active_dark="*primary_300",
+        link_text_color_hover_dark="*primary_200",
+        link_text_color_visited_dark="*primary_300",
         checkbox_label_background_fill_selected="*primary_600",
         color_accent="*primary_600",
     )
 
 
-def _find_examples() -> list[list[str]]:
-    """Return the example pictures that are present beside the package, with labels."""
+def _find_examples(examples: Sequence[tuple[str, str]]) -> list[list[str]]:
+    """Return the example pictures that are present beside the package, with their labels or captions."""
     folder = Path(__file__).resolve().parents[1] / "examples"
-    return [[str(folder / name), labels] for name, labels in _EXAMPLES if (folder / name).is_file()]
+    return [[str(folder / name), text] for name, text in examples if (folder / name).is_file()]

@@ -41,6 +41,9 @@ MOST_STORED = 2 * 2**30
 
 _SWEEP_SECONDS = 20
 _LARGEST_MESSAGE = MEGABYTE
+# Agents send pictures within a message, in base64: those of up to 6 MB.
+_LARGEST_TOOL_CALL = 8 * MEGABYTE
+_TOOLS = re.compile(r"/gradio_api/mcp(?:/http|/messages)?/?")
 # A multipart body is a little larger than the file in it.
 _MARGIN = 64 * 1024
 
@@ -147,7 +150,9 @@ class RequestLimits:
         if b"transfer-encoding" in headers or not headers.get(b"content-length", b"0").isdigit():
             return 411, "The size of the request is not declared; send a Content-Length."
         size = int(headers.get(b"content-length", b"0"))
-        limit = LARGEST_REQUEST + _MARGIN if path.rstrip("/").endswith("/upload") else _LARGEST_MESSAGE
+        limit = _LARGEST_TOOL_CALL if _TOOLS.fullmatch(path) else _LARGEST_MESSAGE
+        if path.rstrip("/").endswith("/upload"):
+            limit = LARGEST_REQUEST + _MARGIN
         if size > limit:
             return 413, f"The request has {size // MEGABYTE} MB; at most {limit // MEGABYTE} MB are taken at once."
         return None

@@ -10,7 +10,8 @@ from typing import Any
 import gradio as gr
 
 from . import components, render
-from .components import EVERY, PageState
+from .components import PageState
+from .queries import read_query
 from .request_limits import CheckedSlider, CheckedVideo
 from .safety import Picture, Refused
 from .video import MOST_FRAMES, Reader, Writer
@@ -30,7 +31,7 @@ def build(state: PageState) -> None:
             model = components.model_field(state)
             info = f"1 searches every frame, 5 every fifth; at most {MOST_FRAMES} frames."
             stride = CheckedSlider(1, 60, value=5, step=1, label="Frame stride", info=info)
-            threshold = components.threshold_field(state)
+            threshold = components.threshold_field(state.threshold)
             nms = components.nms_field(state)
             start = gr.Button("Detect in the video", variant="primary", elem_id="gd-video-start")
         with gr.Column(scale=6, min_width=320):
@@ -88,38 +89,39 @@ def _run(
     """Return the detections of the frames, and write the annotated video to `target` unless it is None."""
     if video is None:
         raise Refused("There is no video; upload one.")
-    wanted, competing = components.read_query(labels, negatives, EVERY)
-    state.models.check(model, wanted, competing)
+    query = read_query(labels, negatives)
+    state.models.check(model, query)
     settings = components.read_settings(threshold, nms)
     reader = Reader(video, stride)
     writer = Writer(target, reader.rate / reader.stride) if target is not None else None
     frames: list[dict[str, Any]] = []
+    names: tuple[str, ...] = ()
     size = (0, 0)
     odd: tuple[str, ...] = ()
     try:
         for frame in reader:
             if progress is not None:
                 progress((len(frames), reader.expected), desc="Detecting", unit="frames")
-            outputs = state.models.run(model, Picture(frame.image, b"", "frame"), wanted, competing)
-            detections = outputs.detections(settings)
-            size, odd = outputs.size, outputs.remarks
+            outputs = state.models.run(model, Picture(frame.image, b"", "frame"), query)
+            found = outputs.detections(settings)
+            names, size, odd = outputs.labels, outputs.size, outputs.remarks
             frames.append(
                 {
                     "frame": frame.number,
                     "seconds": round(frame.seconds, 3),
-                    "detections": [detection.as_json() for detection in detections],
+                    "detections": render.rows(found),
                 }
             )
             if writer is not None:
-                writer.add(render.annotated(frame.image, detections))
+                writer.add(found.plot(frame.image))
     finally:
         if writer is not None:
             writer.close()
     return {
         "video": os.path.basename(video),
         "model": model,
-        "labels": wanted,
-        "negative_labels": competing,
+        "labels": list(names),
+        "negative_labels": list(query.negatives),
         "width": size[0],
         "height": size[1],
         "frames_per_second": float(reader.rate),

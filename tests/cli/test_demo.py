@@ -47,8 +47,6 @@ def test_mistakes_are_one_line(arguments, sentence):
 
 
 def test_further_ports_are_passed_to_the_page(monkeypatch):
-    import types
-
     from gdino_hf.cli import demo
 
     seen = []
@@ -56,7 +54,7 @@ def test_further_ports_are_passed_to_the_page(monkeypatch):
     class Page:
         """Stands in for the page, which would serve until it is stopped."""
 
-        def __init__(self, loaded):
+        def __init__(self, detectors, mcp):
             seen.append(os.environ.get("GDINO_DEMO_PORTS"))
 
         def launch(self, **options):
@@ -65,7 +63,7 @@ def test_further_ports_are_passed_to_the_page(monkeypatch):
         close = launch
 
     monkeypatch.setattr(demo, "_page_class", lambda: Page)
-    monkeypatch.setattr(demo, "load_detector", lambda *_, **__: types.SimpleNamespace(model=None, processor=None))
+    monkeypatch.setattr(demo, "load_detector", lambda *_, **__: None)
     # Set first, so that the variable is removed again after the test.
     monkeypatch.setenv("GDINO_DEMO_PORTS", "")
     monkeypatch.delenv("GDINO_DEMO_PORTS")

@@ -24,24 +24,23 @@ if importlib.util.find_spec("gradio") is None:
 
 @pytest.fixture(scope="session")
 def nano():
-    """A second gdino-nano, loaded as users load it, to compare with."""
-    from gdino_hf import NANO, GDinoForObjectDetection, GDinoProcessor
+    """A second gdino-nano, as users load it, to compare with."""
+    from gdino_hf import Detector
 
-    return GDinoForObjectDetection.from_pretrained(NANO).eval(), GDinoProcessor.from_pretrained(NANO)
+    return Detector("nano", optimize=False)
 
 
 @pytest.fixture(scope="session")
-def page(nano):
+def page():
     """A running page, at `page.address`."""
-    import copy
-
     from gdino_demo.page import Page
 
-    model, processor = nano
+    from gdino_hf import Detector
+
     with warnings.catch_warnings():
         # gradio only warns if the parameters of a function do not fit its fields.
         warnings.simplefilter("error", UserWarning)
-        page = Page({"nano": (copy.deepcopy(model), processor)})
+        page = Page({"nano": Detector("nano")})
     page.address = page.launch(wait=False, quiet=True)
     yield page
     page.close()

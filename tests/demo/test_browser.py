@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import zipfile
 from fractions import Fraction
 
 import pytest
@@ -108,10 +109,29 @@ def download(tab, selector, folder):
     return path
 
 
+def presence(tab, prefix="gd"):
+    """Return the presence table as label -> (highest score, found)."""
+    rows = tab.locator(f"#{prefix}-presence tbody tr").all()
+    cells = [row.locator("td").all_inner_texts() for row in rows]
+    return {label.strip(): (float(score), found.strip()) for label, score, found in cells}
+
+
+def choose(tab, selector, name):
+    """Choose a value of a menu."""
+    tab.click(f"{selector} input")
+    tab.get_by_role("option", name=name, exact=True).click()
+
+
 def test_a_visitor_detects_filters_and_downloads(tab, page, example_folder, artifacts, tmp_path):
     detect(tab, example_folder / "cat.jpg", "cat, dog")
     count_boxes(tab, 1)
-    assert "cat" in tab.inner_text("#gd-table")
+    width = tab.viewport_size["width"]
+    tab.screenshot(path=artifacts / f"detect-{width}.png", full_page=True)
+    seen = presence(tab)
+    assert list(seen) == ["cat", "dog"]
+    # The cat looks like a dog as well, but more like a cat.
+    assert (seen["cat"][1], seen["dog"][1]) == ("1 box", "another label fits better")
+    assert seen["cat"][0] > seen["dog"][0] > 0.2
     assert tab.locator("#gd-figure .gd-box").get_attribute("aria-label").startswith("cat 0.")
     status = tab.inner_text("#gd-status")
     assert "1 detection" in status
@@ -121,32 +141,89 @@ def test_a_visitor_detects_filters_and_downloads(tab, page, example_folder, arti
     set_threshold(tab, 0.95)
     count_boxes(tab, 0)
     assert "lower the threshold from 0.95 to 0.3" in tab.inner_text("#gd-status")
+    assert presence(tab) == {name: (score, "not found") for name, (score, _) in seen.items()}
     set_threshold(tab, 0.05)
     tab.wait_for_function("document.querySelectorAll('#gd-figure .gd-box').length > 1")
     shown = tab.locator("#gd-figure .gd-box").count()
     tab.get_by_label("dog", exact=True).uncheck()
     tab.wait_for_function("![...document.querySelectorAll('.gd-box')].some(b => b.title.startsWith('dog'))")
+    assert presence(tab)["dog"] == (seen["dog"][0], "hidden")
     assert page.models.forwards == forwards, "moving a slider or a switch ran the model"
 
     saved = json.loads(download(tab, "#gd-json", tmp_path).read_text(encoding="utf-8"))
     assert {found["label"] for found in saved["detections"]} == {"cat"}
     assert 1 <= len(saved["detections"]) <= shown
     assert saved["threshold"] == 0.05
-    coco = json.loads(download(tab, "#gd-coco", tmp_path).read_text(encoding="utf-8"))
+    coco = json.loads(download(tab, "#gd-download", tmp_path).read_text(encoding="utf-8"))
     assert len(coco["annotations"]) == len(saved["detections"])
+    choose(tab, "#gd-format", "yolo")
+    with zipfile.ZipFile(download(tab, "#gd-download", tmp_path)) as archive:
+        assert len(archive.read("yolo/labels/cat.txt").splitlines()) == len(saved["detections"])
     assert Image.open(download(tab, "#gd-png", tmp_path)).size == (saved["width"], saved["height"])
     assert page.models.forwards == forwards
 
-    # Changing the mode affects the next run, not the results that are shown.
-    rows = tab.locator("#gd-table tbody tr").count()
-    tab.click("#gd-more button")
-    tab.get_by_label("Ground the phrases of a sentence").check()
-    set_threshold(tab, 0.04)
-    tab.wait_for_function(f"document.querySelectorAll('#gd-table tbody tr').length >= {rows}")
+    tab.click("#gd-details button")
+    tab.wait_for_selector("#gd-table tbody tr")
+    assert tab.locator("#gd-table tbody tr").count() == len(saved["detections"])
     fits(tab)
     assert faint(tab) == []
-    width = tab.viewport_size["width"]
     tab.screenshot(path=artifacts / f"demo-{width}.png", full_page=True)
+
+
+def test_names_files_and_tiles_lie_in_an_accordion(tab, example_folder, artifacts, tmp_path):
+    (tmp_path / "pets.json").write_text(json.dumps({"pet": ["cat", "dog"], "cup": None}))
+    tab.click("#gd-more button")
+    tab.set_input_files("#gd-vocabulary input[type=file]", str(tmp_path / "pets.json"))
+    tab.get_by_text("Labels of pets.json").wait_for()
+    field = tab.locator("#gd-labels textarea")
+    assert field.input_value() == "pet: cat, dog\ncup"
+    assert field.is_disabled()
+    tiles = tab.locator("#gd-tiles input[type=number]")
+    tiles.fill("200")
+    tiles.press("Enter")
+    tab.set_input_files("#gd-picture input[type=file]", str(example_folder / "cat.jpg"))
+    tab.wait_for_selector("#gd-picture img")
+    tab.click("#gd-detect")
+    tab.get_by_text(re.compile(r"in the picture and \d+ tiles")).wait_for()
+    seen = presence(tab)
+    assert list(seen) == ["pet", "cup"]
+    assert seen["pet"][0] > 0.2
+    assert tab.locator("#gd-figure .gd-box").first.get_attribute("title").startswith("pet 0.")
+    fits(tab)
+    assert faint(tab) == []
+    tab.screenshot(path=artifacts / f"more-{tab.viewport_size['width']}.png", full_page=True)
+
+
+def test_a_caption_is_marked_in_the_colours_of_its_boxes(tab, page, example_folder, artifacts):
+    tab.get_by_role("tab", name="Caption").click()
+    tab.set_input_files("#gd-caption-picture input[type=file]", str(example_folder / "cup.jpg"))
+    tab.wait_for_selector("#gd-caption-picture img")
+    tab.fill("#gd-caption-text textarea", "a cup of coffee with a spoon")
+    tab.click("#gd-caption-start")
+    tab.wait_for_selector("#gd-caption-status mark")
+    assert tab.locator("#gd-caption-status mark").all_inner_texts() == ["cup", "coffee", "spoon"]
+    seen = presence(tab, "gd-caption")
+    assert list(seen) == ["cup", "coffee", "spoon"]
+    boxes = tab.locator("#gd-caption-figure .gd-box")
+    assert boxes.count() >= 1
+    name = boxes.first.get_attribute("title").rpartition(" ")[0]
+    mark = tab.locator("#gd-caption-status mark", has_text=re.compile(f"^{name}$"))
+    assert mark.evaluate("e => getComputedStyle(e).backgroundColor") == boxes.first.evaluate(
+        "e => getComputedStyle(e).borderTopColor"
+    )
+    forwards = page.models.forwards
+    threshold = tab.locator("#gd-caption-threshold input[type=number]")
+    threshold.fill("1")
+    threshold.press("Enter")
+    tab.wait_for_function("document.querySelectorAll('#gd-caption-figure .gd-box').length === 0")
+    assert {found for _, found in presence(tab, "gd-caption").values()} == {"not found"}
+    threshold.fill("0.05")
+    threshold.press("Enter")
+    tab.wait_for_selector("#gd-caption-figure .gd-box")
+    assert page.models.forwards == forwards
+    fits(tab)
+    assert faint(tab) == []
+    tab.screenshot(path=artifacts / f"caption-{tab.viewport_size['width']}.png", full_page=True)
 
 
 def test_markup_in_a_label_is_refused_and_fields_have_accessible_names(tab, example_folder):
@@ -194,7 +271,7 @@ def test_the_other_tabs_handle_batches_videos_and_comparisons(tab, page, example
     tab.get_by_text("in 2 pictures").wait_for()
     assert "notes.png is not a picture" in tab.inner_text("#gd-batch-status")
     tab.wait_for_function("document.querySelectorAll('#gd-gallery img').length >= 2")
-    tab.wait_for_selector("#gd-batch-coco a[download]")
+    tab.wait_for_selector("#gd-batch-file a[download]")
 
     writer = Writer(tmp_path / "cat.mp4", Fraction(10))
     with Image.open(example_folder / "cat.jpg") as cat:

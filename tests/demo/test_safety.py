@@ -1,4 +1,4 @@
-"""Checks of pictures, file names and labels, before any model runs."""
+"""Checks of pictures and file names, before any model runs."""
 
 import io
 import struct
@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 from gdino_demo import safety
-from gdino_demo.safety import Refused, parse_labels, parse_phrases, plain_name, read_picture
+from gdino_demo.safety import Refused, plain_name, read_picture
 from PIL import Image
 
 
@@ -115,57 +115,6 @@ def test_a_file_that_was_removed_is_named(tmp_path):
 )
 def test_file_names_hold_no_path_and_no_markup(name, shown):
     assert plain_name(name) == shown
-
-
-@pytest.mark.parametrize(
-    ("text", "labels"),
-    [
-        ("cat, remote control", ["cat", "remote control"]),
-        ("a cat. a remote control.", ["a cat", "a remote control"]),
-        ("St. Bernard", ["St. Bernard"]),
-        ("cat,, cat ,dog\n", ["cat", "dog"]),
-        ("猫, кот", ["猫", "кот"]),
-    ],
-)
-def test_labels_are_a_comma_list_or_a_sentence(text, labels):
-    assert parse_labels(text) == labels
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        " , ",
-        None,
-        "!!!",
-        "<script>alert(1)</script>",
-        "cat, a>b",
-        "a\x00b",
-        "x" * 4001,
-        ", ".join(map(str, range(101))),
-    ],
-    ids=["empty", "commas", "none", "marks", "script", "angle", "control", "long", "many"],
-)
-def test_labels_that_cannot_be_used_are_refused(text):
-    with pytest.raises(Refused):
-        parse_labels(text)
-
-
-def test_negative_labels_are_optional():
-    assert parse_labels("", required=False) == []
-
-
-@pytest.mark.parametrize(
-    ("sentence", "phrases"),
-    [
-        ("A cat beside a red cup.", ["cat", "red cup"]),
-        ("There is a man wearing a blue hat and holding an umbrella", ["man", "blue hat", "umbrella"]),
-        ("two dogs, the brown sofa", ["dogs", "brown sofa"]),
-        ("a St. Bernard beside a U.S. flag; a 3.5 mm jack. cup.", ["St. Bernard", "U.S. flag", "3.5 mm jack", "cup"]),
-    ],
-)
-def test_a_sentence_is_split_into_its_phrases(sentence, phrases):
-    assert parse_phrases(sentence) == phrases
 
 
 def test_refusals_escape_markup():

@@ -16,11 +16,13 @@ import zlib
 import numpy as np
 import psutil
 import pytest
-import torch
+from gdino_demo.queries import WHOLE
 from gdino_demo.safety import LARGEST_REQUEST
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
+
+from gdino_hf import Vocabulary
 
 # The page optimizes the model, which rounds differently; scores are near 0.3, sides are hundreds of pixels.
 SCORE_ROUNDING, BOX_ROUNDING = 1e-4, 0.1
@@ -39,7 +41,7 @@ def post(page, path, body, content_type="application/json"):
 
 def call_detect(page, image, labels="cat"):
     """Call /detect without gradio's client and return ("complete" or "error", text)."""
-    data = [image, labels, "", "Find every label", "nano", 0.2, 0.5, 0.0]
+    data = [image, labels, "", "nano", 0.2, 0.5, 0.0, 0, None]
     _, text = post(page, "call/detect", json.dumps({"data": data}).encode())
     with urllib.request.urlopen(f"{page.address}gradio_api/call/detect/{json.loads(text)['event_id']}") as answer:
         lines = answer.read().decode().splitlines()
@@ -64,20 +66,14 @@ def test_a_client_gets_the_results_of_the_python_api(client, nano, example_folde
     found = client.predict(
         image=handle_file(path), labels=", ".join(labels), threshold=0.1, nms=0.5, api_name="/detect"
     )
-    model, processor = nano
-    image = Image.open(path)
-    inputs = processor(images=image, text=labels, return_tensors="pt")
-    with torch.no_grad():
-        outputs = model(**inputs)
-    expected = processor.post_process_grounded_object_detection(
-        outputs, inputs, threshold=0.1, text_threshold=0.0, target_sizes=[image.size[::-1]], nms_threshold=0.5
-    )[0]
-    assert len(expected["scores"]) > 0
-    assert [each["label"] for each in found["detections"]] == expected["text_labels"]
-    assert [each["label_index"] for each in found["detections"]] == expected["labels"].tolist()
+    expected = nano(path, labels, threshold=0.1, nms_threshold=0.5)
+    assert len(expected) > 0
+    assert [each["label"] for each in found["detections"]] == expected.text_labels
+    assert [each["label_index"] for each in found["detections"]] == expected.labels.tolist()
     scores, boxes = ([each[key] for each in found["detections"]] for key in ("score", "box"))
-    assert np.allclose(scores, expected["scores"], rtol=0, atol=SCORE_ROUNDING)
-    assert np.allclose(boxes, expected["boxes"], rtol=0, atol=BOX_ROUNDING)
+    assert np.allclose(scores, expected.scores, rtol=0, atol=SCORE_ROUNDING)
+    assert np.allclose(boxes, expected.boxes, rtol=0, atol=BOX_ROUNDING)
+    assert found["presence"] == pytest.approx(expected.presence, abs=SCORE_ROUNDING)
 
 
 def test_negative_labels_take_boxes_and_are_left_out(client, example_folder):
@@ -88,16 +84,73 @@ def test_negative_labels_take_boxes_and_are_left_out(client, example_folder):
     assert len(found["detections"]) < len(alone["detections"])
 
 
-def test_grounding_gives_one_box_per_phrase(client, example_folder):
+def test_a_caption_gives_boxes_with_the_characters_of_their_phrases(client, nano, example_folder):
+    caption, path = "a cup of coffee with a spoon", example_folder / "cup.jpg"
     found = client.predict(
-        image=handle_file(example_folder / "cup.jpg"),
-        labels="A cup of coffee beside a spoon.",
-        mode="Ground the phrases of a sentence",
-        threshold=0.0,
-        api_name="/detect",
+        image=handle_file(path), caption=caption, reading=WHOLE, threshold=0.02, nms=1, api_name="/ground"
     )
+    expected = nano.ground(path, caption, threshold=0.02)
     assert found["labels"] == ["cup", "coffee", "spoon"]
-    assert sorted(each["label"] for each in found["detections"]) == ["coffee", "cup", "spoon"]
+    assert found["caption"] == caption
+    assert found["presence"] == pytest.approx(expected.presence, abs=SCORE_ROUNDING)
+    assert len(found["detections"]) > 0
+    for each in found["detections"]:
+        (start, end) = each["spans"][0]
+        assert caption[start:end] == each["label"]
+        assert max(score for _, score in each["token_scores"]) == pytest.approx(each["score"], abs=1e-6)
+
+
+def test_phrases_by_themselves_have_the_scores_of_labels(client, nano, example_folder):
+    caption, path = "a cup and another cup with a spoon", example_folder / "cup.jpg"
+    found = client.predict(image=handle_file(path), caption=caption, threshold=0.1, nms=1, api_name="/ground")
+    expected = nano(path, ["cup", "spoon"], threshold=0.1)
+    assert found["presence"] == pytest.approx(expected.presence, abs=SCORE_ROUNDING)
+    assert [each["label"] for each in found["detections"]] == expected.text_labels
+    assert found["detections"][0]["spans"] == [[2, 5], [18, 21]]
+
+
+def test_aliases_vocabulary_files_and_tiles_reach_the_model(client, nano, example_folder, tmp_path):
+    path = example_folder / "cat.jpg"
+    names = {"pet": ["cat", "dog"], "cup": None}
+    expected = nano(path, Vocabulary(names), threshold=0.1, tiles=200, nms_threshold=0.5)
+    Vocabulary(names).save(tmp_path / "pets.safetensors")
+    (tmp_path / "pets.json").write_text(json.dumps(names))
+    answers = [
+        client.predict(image=handle_file(path), threshold=0.1, nms=0.5, tiles=200, api_name="/detect", **query)
+        for query in (
+            {"labels": "pet: cat, dog; cup"},
+            {"labels": "", "vocabulary": handle_file(tmp_path / "pets.safetensors")},
+            {"labels": "", "vocabulary": handle_file(tmp_path / "pets.json")},
+        )
+    ]
+    for found in answers:
+        assert found["labels"] == ["pet", "cup"]
+        assert (found["tiles"], found["tiles_searched"] > 1) == (200, True)
+        assert [each["label"] for each in found["detections"]] == expected.text_labels
+        boxes = [each["box"] for each in found["detections"]]
+        assert np.allclose(boxes, expected.boxes, rtol=0, atol=BOX_ROUNDING)
+    with pytest.raises(AppError, match="choose larger tiles"):
+        client.predict(image=handle_file(path), labels="cat", tiles=32, api_name="/detect")
+
+
+@pytest.mark.usefixtures("still_serving")
+def test_vocabulary_files_have_limits_of_their_own(page, client, example_folder, tmp_path):
+    picture = handle_file(example_folder / "cat.jpg")
+    for name, content, sentence in (
+        ("a.json", "{'cat'}", "a.json is not a label file"),
+        ("a.txt", "x" * 5000, "shorten"),
+        ("a.txt", "\n".join(map(str, range(101))), "101 labels"),
+        ("a.txt", "<img src=x onerror=alert(1)>", "angle bracket"),
+        ("a.txt", "cat" * 3_000_000, "a vocabulary may have 8 MB"),
+    ):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(AppError, match=sentence):
+            client.predict(image=picture, labels="", vocabulary=handle_file(tmp_path / name), api_name="/detect")
+    for path in ("/etc/passwd", "http://127.0.0.1/a.txt"):
+        data = [None, "", "", "nano", 0.2, 0.5, 0.0, 0, file_at(path)]
+        _, text = post(page, "call/detect", json.dumps({"data": data}).encode())
+        with urllib.request.urlopen(f"{page.address}gradio_api/call/detect/{json.loads(text)['event_id']}") as answer:
+            assert "upload" in answer.read().decode()
 
 
 def test_a_batch_names_unreadable_files_and_goes_on(client, example_folder, tmp_path):
@@ -123,7 +176,7 @@ def test_two_prompts_are_compared_on_one_picture(client, example_folder):
 
 def test_endpoints_are_documented_and_the_page_s_own_events_are_not(client):
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
-    assert set(endpoints) == {"/detect", "/detect_url", "/batch", "/video", "/compare"}
+    assert set(endpoints) == {"/detect", "/detect_url", "/ground", "/batch", "/video", "/compare"}
     assert all(endpoint["description"] for endpoint in endpoints.values())
     names = [each["parameter_name"] for each in endpoints["/detect"]["parameters"]]
     assert names[:3] == ["image", "labels", "negatives"]
@@ -318,7 +371,7 @@ def test_values_that_the_fields_do_not_offer_are_refused_in_words(client, exampl
     threshold = "Score threshold must be a number from 0 to 1"
     for name, value, sentence in (
         ("model", "/etc", "not in the list of choices"),
-        ("mode", "other", "not in the list of choices"),
+        ("tiles", -1, "Tiles must be a number from 0 to 2000"),
         ("threshold", 7, threshold),
         ("threshold", "high", threshold),
         ("threshold", None, threshold),

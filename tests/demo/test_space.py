@@ -164,7 +164,7 @@ def test_the_card_names_existing_files_and_endpoints():
     assert (card["sdk"], card["license"]) == ("gradio", "apache-2.0")
     assert card["sdk_version"].split(".")[0] == gradio.__version__.split(".")[0]
     assert (DEMO / card["app_file"]).is_file()
-    for endpoint in ("/detect", "/detect_url", "/batch", "/video", "/compare"):
+    for endpoint in ("/detect", "/detect_url", "/ground", "/batch", "/video", "/compare"):
         assert endpoint in text
 
 

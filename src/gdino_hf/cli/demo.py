@@ -1,8 +1,9 @@
-"""Serve the web page: detection, batches, video and comparison in a browser, and an API for programs."""
+"""Serve the web page: detection, captions, batches, video and comparison, an API for programs, and tools for agents."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import sys
 from importlib import import_module
@@ -39,6 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PORT",
         help="ports besides 80 and 443 from which the page may fetch pictures by their web addresses",
     )
+    parser.add_argument(
+        "--mcp",
+        action="store_true",
+        help="also offer tools to agents by the Model Context Protocol, at the page's address + gradio_api/mcp/",
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     add_dtype(parser)
 
@@ -47,17 +53,19 @@ def run(args: argparse.Namespace) -> int:
     """Serve until the user stops it; return 0.
 
     Raises:
-        UsageError: gradio is not installed, a model or the device cannot be used, or the port is taken.
+        UsageError: gradio or, for --mcp, mcp is not installed, a model or the device cannot be used, or the port is
+            taken.
     """
     page_class = _page_class()
+    if args.mcp and importlib.util.find_spec("mcp") is None:
+        raise UsageError('--mcp needs the package mcp; install it with pip install "gdino-hf[demo]"')
 
-    loaded: dict[str, tuple[Any, Any]] = {}
+    detectors: dict[str, Any] = {}
     for model in args.model or ["nano"]:
-        detector = load_detector(model, device=args.device, dtype=args.dtype)
-        loaded[_shown(model, loaded)] = (detector.model, detector.processor)
+        detectors[_shown(model, detectors)] = load_detector(model, device=args.device, dtype=args.dtype)
     if args.fetch_ports:
         os.environ["GDINO_DEMO_PORTS"] = " ".join(map(str, args.fetch_ports))
-    page = page_class(loaded)
+    page = page_class(detectors, mcp=args.mcp)
     try:
         page.launch(port=args.port, share=args.share)
     except OSError as error:
