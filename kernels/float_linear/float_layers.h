@@ -79,9 +79,9 @@ TARGET static int NAME(feed_forward)(int64_t rows, const float *x, const float *
             /* A chunk of the hidden layer at a time: it is computed, then multiplied while it is in the cache. */
             for (int64_t h = 0; h < hidden; h += CHUNK) {
                 const int64_t columns = hidden - h < CHUNK ? hidden - h : CHUNK;
-                const NAME(task) up = {ready, width, count, 0, width, h, h + columns, 1, 1, activation, NULL, part, CHUNK};
+                const NAME(task) up = {ready, width, count, 0, width, h, h + columns, 1, 1, activation, NULL, part, CHUNK, 0.0f};
                 const NAME(task) down = {part, CHUNK, count, h, columns, 0, second->columns, h == 0, h + columns == hidden,
-                                         FLOAT_NONE, post ? ready : input, out + at, width};
+                                         FLOAT_NONE, post ? ready : input, out + at, width, 0.0f};
                 NAME(product)(first, &up, spare);
                 NAME(product)(second, &down, spare);
             }
@@ -203,6 +203,58 @@ TARGET static int NAME(window_attention)(int64_t images, int64_t tokens, int64_t
         free(taken);
     }
     return failed ? FLOAT_NO_MEMORY : FLOAT_OK;
+}
+
+/* Copy the pixels that kernel rows [top, bottom) of one output pixel see; zeros stand for those outside the image. */
+INLINE void NAME(gather)(const float *x, const float_image *from, const float_kernel *kernel, int64_t row,
+                         int64_t column, int64_t top, int64_t bottom, float *to)
+{
+    const int64_t channels = from->channels, left = column * kernel->step - kernel->padding;
+    const int inside = left >= 0 && left + kernel->side <= from->width && from->stride == channels;
+    for (int64_t i = top; i < bottom; i++) {
+        const int64_t y = row * kernel->step - kernel->padding + i;
+        const float *const line = x + y * from->width * from->stride;
+        if (y >= 0 && y < from->height && inside) {
+            memcpy(to, line + left * channels, sizeof(float) * kernel->side * channels);
+            to += kernel->side * channels;
+            continue;
+        }
+        for (int64_t j = 0; j < kernel->side; j++, to += channels) {
+            const int64_t at = left + j;
+            if (y >= 0 && y < from->height && at >= 0 && at < from->width)
+                memcpy(to, line + at * from->stride, sizeof(float) * channels);
+            else
+                memset(to, 0, sizeof(float) * channels);
+        }
+    }
+}
+
+TARGET static int NAME(convolution)(const float *x, const float_image *from, const float_layer *layer,
+                                    const float_kernel *kernel, int32_t activation, float slope, int64_t first,
+                                    int64_t last, const float_image *to, float *out)
+{
+    /* Some of the kernel's rows at a time, so that the copied pixels stay in the cache. */
+    const int64_t line = kernel->side * from->channels;
+    int64_t lines = GATHERED / line;
+    lines = lines < 1 ? 1 : lines > kernel->side ? kernel->side : lines;
+    float *const pixels = allocate((BLOCK + TILE) * lines * line), *const spare = pixels + BLOCK * lines * line;
+    if (!pixels)
+        return FLOAT_NO_MEMORY;
+    for (int64_t block = first * to->width; block < last * to->width; block += BLOCK) {
+        const int64_t end = last * to->width, count = end - block < BLOCK ? end - block : BLOCK;
+        for (int64_t top = 0; top < kernel->side; top += lines) {
+            const int64_t bottom = top + lines < kernel->side ? top + lines : kernel->side;
+            const int64_t depth = (bottom - top) * line;
+            for (int64_t i = 0; i < count; i++)
+                NAME(gather)(x, from, kernel, (block + i) / to->width, (block + i) % to->width, top, bottom,
+                             pixels + i * depth);
+            const NAME(task) t = {pixels, depth, count, top * line, depth, 0, layer->columns, top == 0,
+                                  bottom == kernel->side, activation, NULL, out + block * to->stride, to->stride, slope};
+            NAME(product)(layer, &t, spare);
+        }
+    }
+    free(pixels);
+    return FLOAT_OK;
 }
 
 #undef allocate

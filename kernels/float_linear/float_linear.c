@@ -15,8 +15,9 @@
 #endif
 
 /* Rows, inputs and hidden columns that are computed at a time: a block of rows and a panel of weights fit a core's
-   caches. GROUP is the number of floats in the windows that are computed together. */
-enum { BLOCK = 96, DEPTH = 256, CHUNK = 256, GROUP = 65536, HEAD = 32 };
+   caches. GROUP is the number of floats in the windows that are computed together, GATHERED the number of inputs of a
+   convolution. */
+enum { BLOCK = 96, DEPTH = 256, CHUNK = 256, GROUP = 65536, GATHERED = 384, HEAD = 32 };
 
 static int usable(const float_layer *layer)
 {
@@ -132,4 +133,15 @@ int float_window_attention(int64_t images, int64_t tokens, int64_t windows, int6
         return FLOAT_BAD_ARGUMENT;
     RUN(window_attention, images, tokens, windows, area, heads, index, regions, x, before, qkv, bias, project, threads,
         out)
+}
+
+int float_convolution(const float *x, const float_image *from, const float_layer *layer, const float_kernel *kernel,
+                      int32_t activation, float slope, int64_t first, int64_t last, const float_image *to, float *out)
+{
+    if (!usable(layer) || kernel->side < 1 || kernel->step < 1 || kernel->padding < 0 || from->channels < 1 ||
+        from->stride < from->channels || to->stride < to->channels || to->channels != layer->columns ||
+        layer->inputs != kernel->side * kernel->side * from->channels || first < 0 || last > to->height ||
+        to->width < 1)
+        return FLOAT_BAD_ARGUMENT;
+    RUN(convolution, x, from, layer, kernel, activation, slope, first, last, to, out)
 }

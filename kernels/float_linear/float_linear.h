@@ -1,4 +1,4 @@
-/* Linear layers, feed-forward blocks and window attention in float32 on a CPU, for inference.
+/* Linear layers, feed-forward blocks, window attention and convolutions in float32 on a CPU, for inference.
 
    A chain of layers is computed for a few rows at a time, so its intermediate results stay in a core's cache, and bias,
    activation, residual and normalization are applied where the products already are. Rows are independent of each
@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 enum { FLOAT_OK = 0, FLOAT_BAD_ARGUMENT = 1, FLOAT_NO_MEMORY = 2, FLOAT_UNSUPPORTED = 3 };
-enum { FLOAT_NONE = 0, FLOAT_RELU = 1, FLOAT_GELU = 2 };
+enum { FLOAT_NONE = 0, FLOAT_RELU = 1, FLOAT_GELU = 2, FLOAT_LEAKY = 3 };
 
 /* A layer packed by float_pack. bias has float_padded_columns(columns) values, or is NULL. */
 typedef struct {
@@ -62,5 +62,21 @@ int float_window_attention(int64_t images, int64_t tokens, int64_t windows, int6
                            const int64_t *index, const int64_t *regions, const float *x, const float_norm *before,
                            const float_layer *qkv, const float *bias, const float_layer *project, int32_t threads,
                            float *out);
+
+/* An image (height, width, channels), channels last: its pixels are `stride` floats apart. */
+typedef struct {
+    int64_t height, width, channels, stride;
+} float_image;
+
+/* A square kernel's side, its step and the zeros around the image, the same in both directions. */
+typedef struct {
+    int64_t side, step, padding;
+} float_kernel;
+
+/* Rows [first, last) of the output image: out = activation(convolution(x)), where FLOAT_LEAKY multiplies what is below
+   zero by `slope`. The layer's inputs are the kernel's pixels, row by row, with their channels; its columns are the
+   channels of the output. out is the whole output image. */
+int float_convolution(const float *x, const float_image *from, const float_layer *layer, const float_kernel *kernel,
+                      int32_t activation, float slope, int64_t first, int64_t last, const float_image *to, float *out);
 
 #endif

@@ -83,8 +83,10 @@ INLINE vec NAME(gelu)(vec x)
     return x * NAME(choose)(x < 0.0f, half, 1.0f - half);
 }
 
-INLINE vec NAME(activate)(vec x, int32_t activation)
+INLINE vec NAME(activate)(vec x, int32_t activation, float slope)
 {
+    if (activation == FLOAT_LEAKY)
+        return NAME(choose)(x < 0.0f, x * slope, x);
     if (activation == FLOAT_RELU)
         return (vec)((ints)x & ~(x <= 0.0f)); /* NaN compares false and stays */
     return activation == FLOAT_GELU ? NAME(gelu)(x) : x;
@@ -151,6 +153,7 @@ typedef struct {
     const float *residual;
     float *out;
     int64_t stride; /* of out and residual */
+    float slope;
 } NAME(task);
 
 TARGET static void NAME(tile)(const NAME(task) *t, const float *bias, const float *panel, const float *a,
@@ -172,7 +175,7 @@ TARGET static void NAME(tile)(const NAME(task) *t, const float *bias, const floa
         for (int i = 0; i < TILE; i++)
             for (int v = 0; v < 2; v++) {
                 float *const at = out + i * stride + v * LANES;
-                vec y = NAME(activate)(NAME(load)(at), t->activation);
+                vec y = NAME(activate)(NAME(load)(at), t->activation, t->slope);
                 if (residual)
                     y += NAME(load)(residual + i * stride + v * LANES);
                 NAME(store)(at, y);
@@ -240,7 +243,7 @@ INLINE void NAME(apply)(const float_layer *layer, int64_t count, const float *a,
                         const float *residual, float *out, float *spare)
 {
     const NAME(task) t = {a, layer->inputs, count, 0, layer->inputs, 0, layer->columns, 1, 1, activation, residual,
-                          out, layer->columns};
+                          out, layer->columns, 0.0f};
     NAME(product)(layer, &t, spare);
 }
 

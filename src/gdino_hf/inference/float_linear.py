@@ -1,4 +1,4 @@
-"""Linear layers in float32 for CPUs with AVX2 or AVX-512, through a C library.
+"""Linear layers and convolutions in float32 for CPUs with AVX2 or AVX-512, through a C library.
 
 Products are as fast as those of oneDNN or faster, depending on the CPU. What stands between two products is computed
 with them: bias, activation, residual, normalization, and the attention inside a window. Results differ from PyTorch's
@@ -10,6 +10,7 @@ import functools
 import logging
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..model.compiled_libraries import find_compiled
@@ -18,6 +19,7 @@ from .compiled_layers import CompiledLinear, CompiledWeight, LayerLibrary, check
 logger = logging.getLogger(__name__)
 
 _LIBRARY = "_float_cpu"
+_LEAKY = 3  # number of the leaky ReLU in the library
 
 
 class _Layer(ctypes.Structure):
@@ -29,6 +31,14 @@ class _Layer(ctypes.Structure):
     ]
 
 
+class _Image(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in ("height", "width", "channels", "stride")]
+
+
+class _Kernel(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in ("side", "step", "padding")]
+
+
 class FloatWeight(CompiledWeight):
     """A float32 weight with its bias, in the library's layout; owns the memory that it points to.
 
@@ -37,6 +47,8 @@ class FloatWeight(CompiledWeight):
         weight: (N, C) float32 weight.
         bias: (N,) float32 bias, or None.
     """
+
+    library: "FloatLibrary"
 
     def __init__(self, library: "FloatLibrary", weight: Tensor, bias: Tensor | None) -> None:
         self.library = library
@@ -64,6 +76,11 @@ class FloatLibrary(LayerLibrary):
         self.padded_columns = self.function("padded_columns", count, [count])
         self._supported = self.function("supported", number, [])
         self._pack = self.function("pack", number, [count] * 2 + [pointer] * 2)
+        image, kernel = ctypes.POINTER(_Image), ctypes.POINTER(_Kernel)
+        layer, real = ctypes.POINTER(self.layer_type), ctypes.c_float
+        self._convolution = self.function(
+            "convolution", number, [pointer, image, layer, kernel, number, real, count, count, image, pointer]
+        )
 
     @property
     def lanes(self) -> int:
@@ -74,6 +91,61 @@ class FloatLibrary(LayerLibrary):
         """Write an (N, C) weight to a tensor of `packed_bytes` in the library's layout."""
         columns, inputs = weight.shape
         check_status(self._pack(inputs, columns, weight.data_ptr(), packed.data_ptr()))
+
+    def convolution(
+        self,
+        x: Tensor,
+        weight: FloatWeight,
+        out: Tensor,
+        *,
+        side: int,
+        step: int,
+        padding: int,
+        rows: slice,
+        slope: float | None = None,
+    ) -> None:
+        """Compute some rows of a convolution, with a leaky ReLU if a slope is given.
+
+        Args:
+            x: (H, W, C) float32 image, channels last; it may be a part of the channels of another one.
+            weight: Packed weight from side * side * C inputs, the kernel's pixels row by row, to N columns.
+            out: (H', W', N) image that takes the rows; it may be a part of the channels of another one.
+            side: Side of the square kernel in pixels.
+            step: Stride in pixels.
+            padding: Zeros around the image in pixels.
+            rows: Rows of the output to compute, with start and stop.
+            slope: Slope of a leaky ReLU below zero; None for no activation.
+
+        Raises:
+            ValueError: An image is not float32 with channels last, or sizes do not fit.
+        """
+        height, width = ((n + 2 * padding - side) // step + 1 for n in x.shape[:2])
+        if out.shape != (height, width, weight.described.columns):
+            raise ValueError(f"out is {tuple(out.shape)}: give it ({height}, {width}, {weight.described.columns}).")
+        leaky = slope is not None
+        check_status(
+            self._convolution(
+                x.data_ptr(),
+                _describe_image(x),
+                weight.described,
+                _Kernel(side, step, padding),
+                _LEAKY if leaky else 0,
+                slope if leaky else 0.0,
+                rows.start,
+                rows.stop,
+                _describe_image(out),
+                out.data_ptr(),
+            )
+        )
+
+
+def _describe_image(x: Tensor) -> _Image:
+    height, width, channels = x.shape
+    # The strides of a contiguous image mean nothing where a side is one pixel.
+    row, pixel, channel = (width * channels, channels, 1) if x.is_contiguous() else x.stride()
+    if x.dtype != torch.float32 or channel != 1 or row != width * pixel or pixel < channels:
+        raise ValueError(f"The image is {x.dtype} with strides {x.stride()}: give float32 with channels last.")
+    return _Image(height, width, channels, pixel)
 
 
 @functools.cache

@@ -29,6 +29,8 @@ from ..model.heads import BoxHead
 from ..model.ms_deform_attn import MSDeformAttn
 from ..model.pretrained_gdino import GDinoPreTrainedModel
 from .arithmetic import LinearKinds, choose_arithmetic
+from .float_convolution import pack_float_convolutions
+from .float_linear import FloatLinear
 from .graphed_stages import use_graphs
 from .onednn import can_pack
 from .packed_attention import PackedMSDeformAttn
@@ -177,6 +179,8 @@ def pack_model(model: Any, kinds: LinearKinds) -> None:
     if core is not model:
         pack_layers(model.bbox_embed, LinearKinds(kinds.others, kinds.others))
     backbone = core.backbone.conv_encoder.model
+    if kinds.others is FloatLinear:
+        pack_float_convolutions(core)
     pack_convolutions(core)
     swin = PackedSwin.knows(backbone)
     core.backbone.fast_forward = PackedSwin(backbone, kinds.tokens) if swin else ChannelsLast(backbone)
