@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The workers use all cores already, so each one and the processes it starts have one thread.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("GDINO_SHARED", REPOSITORY.parent / "shared"))
@@ -52,6 +55,15 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"shared folder {SHARED} is absent")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def fresh_python():
+    """Runs code in processes of their own that start quickly."""
+    from fresh_python import fresh_python
+
+    with fresh_python() as python:
+        yield python
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,5 @@
 """`gdino_hf.drop_in` is public, and importing it costs nothing; what it does is tested in tests/integrations."""
 
-import subprocess
-import sys
-
 import gdino_hf
 
 
@@ -11,7 +8,7 @@ def test_drop_in_is_a_public_name():
     assert callable(gdino_hf.drop_in)
 
 
-def test_the_name_is_the_function_whatever_was_imported_first():
+def test_the_name_is_the_function_whatever_was_imported_first(fresh_python):
     code = """
 import gdino_hf.integrations.replacement
 import gdino_hf
@@ -21,6 +18,6 @@ names = type(AutoProcessor.from_pretrained(gdino_hf.NANO)).__name__
 undo()
 print(names, type(AutoProcessor.from_pretrained(gdino_hf.NANO)).__name__)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = fresh_python.run(code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["GroundingDinoProcessor", "GDinoProcessor"]

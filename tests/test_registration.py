@@ -6,11 +6,16 @@ import sys
 import pytest
 
 
-def run(code: str) -> str:
-    """Run code in a process of its own and return what it printed."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def run(fresh_python):
+    """A function that runs code in a process that has torch, but not transformers, and returns what it printed."""
+
+    def run(code: str) -> str:
+        done = fresh_python.run(code)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -24,8 +29,9 @@ def run(code: str) -> str:
     ],
 )
 def test_what_needs_no_torch_imports_none(code):
-    printed = run(f"{code}\nimport sys\nprint('torch' in sys.modules, 'transformers' in sys.modules)")
-    assert printed.endswith("False False\n")
+    code += "\nimport sys\nprint('torch' in sys.modules, 'transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.endswith("False False\n"), done.stderr
 
 
 LOAD = """
@@ -48,12 +54,12 @@ assert type(config).__name__ == "GDinoConfig"
         "import gdino_hf\nfrom transformers import AutoConfig\nassert AutoConfig.for_model('gdino').num_queries",
     ],
 )
-def test_auto_config_knows_gdino_in_every_order(code):
+def test_auto_config_knows_gdino_in_every_order(run, code):
     run(code)
 
 
 @pytest.mark.parametrize("first", ["import gdino_hf", "from transformers import AutoImageProcessor, AutoModel"])
-def test_every_auto_class_knows_gdino_at_its_first_use(first):
+def test_every_auto_class_knows_gdino_at_its_first_use(run, first):
     for use, kind in (
         ("AutoImageProcessor.from_pretrained(gdino_hf.NANO)", "GDinoImageProcessor"),
         ("AutoProcessor.from_pretrained(gdino_hf.NANO)", "GDinoProcessor"),
@@ -65,7 +71,7 @@ def test_every_auto_class_knows_gdino_at_its_first_use(first):
 
 
 @pytest.mark.parametrize("imports", ["gdino_hf, transformers.pipelines", "transformers.pipelines, gdino_hf"])
-def test_pipeline_knows_gdino_in_every_order(imports):
+def test_pipeline_knows_gdino_in_every_order(run, imports):
     code = f"""
 import {imports}
 from transformers import pipeline
@@ -74,7 +80,7 @@ print(type(pipeline("zero-shot-object-detection", model=gdino_hf.NANO)).__name__
     assert run(code) == "GDinoZeroShotObjectDetectionPipeline\n"
 
 
-def test_model_imported_from_its_own_file_can_be_optimized_and_piped():
+def test_model_imported_from_its_own_file_can_be_optimized_and_piped(run):
     code = """
 from gdino_hf.model.modeling_gdino import GDinoForObjectDetection
 from gdino_hf.model.processing_gdino import GDinoProcessor
@@ -88,7 +94,7 @@ print(type(pipeline("zero-shot-object-detection", model=model, processor=process
     assert run(code) == "GDinoZeroShotObjectDetectionPipeline\n"
 
 
-def test_threads_that_come_first_together_all_find_gdino():
+def test_threads_that_come_first_together_all_find_gdino(run):
     code = """
 import gdino_hf
 from concurrent.futures import ThreadPoolExecutor
@@ -102,7 +108,7 @@ with ThreadPoolExecutor(4) as pool:
     assert run(code) == "{'GDinoConfig'}\n"
 
 
-def test_threads_may_use_a_class_for_the_first_time_together():
+def test_threads_may_use_a_class_for_the_first_time_together(run):
     code = """
 import gdino_hf
 from concurrent.futures import ThreadPoolExecutor
@@ -112,7 +118,7 @@ with ThreadPoolExecutor(4) as pool:
     assert run(code) == "{'GDinoConfig'}\n"
 
 
-def test_after_the_first_use_transformers_is_as_it_was():
+def test_after_the_first_use_transformers_is_as_it_was(run):
     """Also after a reload; kept references work on, and loaders and pickles see transformers' own objects."""
     code = """
 import importlib, pickle, gdino_hf
@@ -133,7 +139,7 @@ assert type(configuration_auto.__loader__).__name__ == "SourceFileLoader"
     run(code)
 
 
-def test_a_package_that_is_imported_anew_registers_its_new_classes():
+def test_a_package_that_is_imported_anew_registers_its_new_classes(run):
     """Tools that reload a program remove its modules from sys.modules first."""
     code = """
 import sys, gdino_hf
@@ -146,7 +152,7 @@ print(type(AutoConfig.from_pretrained(gdino_hf.NANO)) is gdino_hf.GDinoConfig)
     assert run(code) == "True\n"
 
 
-def test_other_model_types_load_as_before():
+def test_other_model_types_load_as_before(run):
     code = """
 import gdino_hf
 from transformers import AutoConfig, AutoModel, BertConfig

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fresh_python import COMMAND
 from gdino_hf.cli import main
 
 pytest.importorskip("gradio", reason="the page needs gradio (the demo extra)")
@@ -72,11 +73,9 @@ def test_further_ports_are_passed_to_the_page(monkeypatch):
     assert seen == [None, "8080 8443"]
 
 
-def test_without_gradio_the_remedy_is_named(tmp_path):
+def test_without_gradio_the_remedy_is_named(tmp_path, fresh_python):
     (tmp_path / "gradio.py").write_text("raise ModuleNotFoundError(\"No module named 'gradio'\", name='gradio')")
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "gdino_hf", "demo"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    done = fresh_python.run(f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\n{COMMAND}", "demo")
     assert done.returncode == 2
     assert 'the page needs gradio; install it with pip install "gdino-hf[demo]"' in done.stderr
 

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from detect_command import EVERYTHING, LABELS, make_picture, run_detect
+from fresh_python import COMMAND
 from gdino_hf import GDinoForObjectDetection
 from gdino_hf.cli import main
 from gdino_hf.inference import int8_linear
@@ -470,21 +471,14 @@ def test_an_unknown_name_where_the_hub_does_not_answer_is_one_sentence(photo, tm
     assert not caplog.records, "a loader was let loose on a Hub that does not answer"
 
 
-def test_a_model_that_was_downloaded_runs_where_the_hub_does_not_answer(photo, tmp_path, tiny_folder):
+def test_a_model_that_was_downloaded_runs_where_the_hub_does_not_answer(photo, tmp_path, tiny_folder, fresh_python):
     repository = tmp_path / "hub" / "models--someone--tiny"
     shutil.copytree(tiny_folder, repository / "snapshots" / "0123")
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0123")
-    package = str(Path(sys.modules["gdino_hf"].__file__).parents[1])
-    environment = {**os.environ, "PYTHONPATH": package, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
-    command = [sys.executable, "-m", "gdino_hf", "detect", str(photo), "--labels", "cat", "--model", "someone/tiny"]
-    run = subprocess.run(
-        [*command, "--out", str(tmp_path / "out")],
-        env={**environment, "HF_ENDPOINT": UNREACHABLE},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": UNREACHABLE}
+    options = ["--labels", "cat", "--model", "someone/tiny", "--out", tmp_path / "out"]
+    run = fresh_python.run(COMMAND, "detect", photo, *options, environment=environment)
     assert run.returncode == 0, run.stderr
     assert "Retry" not in run.stderr
     assert (tmp_path / "out" / "detections.json").is_file()

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from detect_command import EVERYTHING
+from gdino_hf.cli import main
 
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
 
@@ -148,32 +149,83 @@ def test_an_old_finished_report_does_not_stand_beside_new_pictures(detect, folde
     assert (report["finished"], report["threshold"]) == (False, 1)
 
 
-@pytest.mark.slow
-def test_five_kills_lose_and_double_nothing(tmp_path, tiny_folder, detect):
-    folder = make_pictures(tmp_path / "many", 30)
-    environment = {**os.environ, "PYTHONPATH": str(Path(sys.modules["gdino_hf"].__file__).parents[1])}
-    options = ["--labels", "cat, remote control, dog", "--model", str(tiny_folder), "--out", str(tmp_path / "killed")]
-    command = [sys.executable, "-m", "gdino_hf", "detect", str(folder), *options, *EVERYTHING]
-    out = tmp_path / "killed"
-    for kill in range(1, 6):
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wanted = kill * 5
-        while len(list(out.glob("[!.]*.png"))) < wanted and process.poll() is None:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
-        report = json.loads((out / "detections.json").read_text())
-        assert report["finished"] is False
-        for path in out.glob("[!.]*.png"):
-            with Image.open(path) as picture:
-                picture.load()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "an unfinished run goes on" in done.stderr
+# Runs the command and kills the process in the middle of a line about a picture that it has just written.
+KILLED = """
+import os, signal, sys
+from gdino_hf.cli import main, progress_file
+
+append, calls = progress_file.ProgressFile._append, []
+
+
+def append_or_die(self, entry):
+    calls.append(entry)
+    if len(calls) == 4:
+        self._file.write(b'{"result": {"ima')
+        os.kill(os.getpid(), signal.SIGKILL)
+    append(self, entry)
+
+
+progress_file.ProgressFile._append = append_or_die
+main(sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def command(tmp_path, tiny_folder):
+    """A function that returns the arguments to detect everything in a folder and write it to `killed`."""
+
+    def arguments(folder):
+        options = ["--labels", "cat, remote control, dog", "--model", str(tiny_folder), *EVERYTHING]
+        return ["detect", str(folder), "--out", str(tmp_path / "killed"), *options]
+
+    return arguments
+
+
+def assert_whole_pictures(out):
+    """Check that an unfinished run says so, and that every picture it wrote can be read."""
+    assert json.loads((out / "detections.json").read_text())["finished"] is False
+    for path in out.glob("[!.]*.png"):
+        with Image.open(path) as picture:
+            picture.load()
+
+
+def assert_goes_on_to_the_results_of(whole, command, folder, out, number, capsys):
+    """Repeat the command, which goes on, and compare with the report of a run that was not killed."""
+    assert main(command(folder)) == 0
+    assert "an unfinished run goes on" in capsys.readouterr().err
     report = json.loads((out / "detections.json").read_text())
-    _, whole, _, _ = detect(folder, *EVERYTHING)
     assert [{**item, "annotated": None} for item in report["images"]] == [
         {**item, "annotated": None} for item in whole["images"]
     ]
-    assert len({item["annotated"] for item in report["images"]}) == 30
-    assert sorted(path.name for path in out.iterdir()) == sorted([*(f"{n}.png" for n in range(30)), "detections.json"])
+    assert len({item["annotated"] for item in report["images"]}) == number
+    pictures = [f"{index}.png" for index in range(number)]
+    assert sorted(path.name for path in out.iterdir()) == sorted([*pictures, "detections.json"])
+
+
+@pytest.mark.slow
+def test_a_kill_loses_and_doubles_nothing(tmp_path, command, detect, folder, capsys, fresh_python):
+    out = tmp_path / "killed"
+    done = fresh_python.run(KILLED, *command(folder))
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert_whole_pictures(out)
+    # The third picture is there, but the line that says so is not whole.
+    assert sorted(path.name for path in out.glob("[!.]*.png")) == ["0.png", "1.png", "2.png"]
+    _, whole, _, _ = detect(folder, *EVERYTHING)
+    assert_goes_on_to_the_results_of(whole, command, folder, out, 4, capsys)
+
+
+@pytest.mark.soak
+def test_five_kills_lose_and_double_nothing(tmp_path, command, detect, capsys):
+    """Killed from outside, at whatever moment the process has come to."""
+    folder, out = make_pictures(tmp_path / "many", 30), tmp_path / "killed"
+    environment = {**os.environ, "PYTHONPATH": str(Path(sys.modules["gdino_hf"].__file__).parents[1])}
+    for kill in range(1, 6):
+        arguments = [sys.executable, "-m", "gdino_hf", *command(folder)]
+        process = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL)
+        while len(list(out.glob("[!.]*.png"))) < kill * 5 and process.poll() is None:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
+        assert_whole_pictures(out)
+    _, whole, _, _ = detect(folder, *EVERYTHING)
+    assert_goes_on_to_the_results_of(whole, command, folder, out, 30, capsys)

@@ -26,7 +26,7 @@ from gdino_hf import Vocabulary
 
 # The page optimizes the model, which rounds differently; scores are near 0.3, sides are hundreds of pixels.
 SCORE_ROUNDING, BOX_ROUNDING = 1e-4, 0.1
-CLIENTS, REQUESTS = 8, 50
+CLIENTS, REQUESTS = 8, 24
 
 
 def post(page, path, body, content_type="application/json"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pkgutil
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -107,7 +108,7 @@ def clone(tmp_path, monkeypatch):
 
 
 def run_command(command: str) -> None:
-    """Run one line of a bash block; `gdino` in this process, which has torch loaded already."""
+    """Run one line of a bash block; `gdino` and `python` in this process, which has torch loaded already."""
     command = re.sub(r"\s+#.*", "", command).strip()
     if not command or command in DEVELOPMENT or INSTALLATION.fullmatch(command):
         return
@@ -123,9 +124,14 @@ def run_command(command: str) -> None:
             status = stopped.code
         assert status in (0, None), command
         return
-    if words[:2] == ["python", "-m"] or words[:2] == ["python", "-c"]:
-        words[0] = sys.executable
-        command = shlex.join(words)
+    if words[:2] == ["python", "-m"]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", words[2:])
+            runpy.run_module(words[2], run_name="__main__", alter_sys=True)
+        return
+    if words[:2] == ["python", "-c"]:
+        exec(words[2], {"__name__": "__main__"})
+        return
     path = os.pathsep.join([PACKAGE, os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         ["bash", "-euc", command], capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path}

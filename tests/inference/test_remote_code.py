@@ -2,14 +2,9 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-import gdino_hf
 from gdino_hf import GDinoConfig, GDinoForObjectDetection
 
 # Loads a folder's own code where gdino_hf cannot be imported, then imports gdino_hf, and prints what each step gives.
@@ -53,7 +48,7 @@ print(json.dumps(report))
 
 
 @pytest.fixture(scope="module")
-def report(tiny_config, tmp_path_factory):
+def report(tiny_config, tmp_path_factory, fresh_python):
     """Results of the script above, run once in its own process."""
     folder = tmp_path_factory.mktemp("pushed")
     marks = {GDinoConfig: "AutoConfig", GDinoForObjectDetection: "AutoModelForZeroShotObjectDetection"}
@@ -65,15 +60,8 @@ def report(tiny_config, tmp_path_factory):
     finally:
         for cls, name in before.items():
             cls._auto_class = name
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(gdino_hf.__file__).parents[1]),
-        "HF_MODULES_CACHE": str(tmp_path_factory.mktemp("modules")),
-        "HF_HUB_OFFLINE": "1",
-    }
-    run = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(folder)], env=environment, capture_output=True, text=True, timeout=600
-    )
+    modules = {"HF_MODULES_CACHE": str(tmp_path_factory.mktemp("modules"))}
+    run = fresh_python.run(SCRIPT, folder, environment=modules)
     assert run.returncode == 0, run.stderr[-3000:]
     return json.loads(run.stdout.splitlines()[-1])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 from types import FunctionType
@@ -153,11 +152,10 @@ def scripts() -> list[str]:
     return ["zero_shot_task", "grounding_dino_page", "grounded_sam"]
 
 
-def test_scripts_run_in_a_process_of_their_own(their_checkpoint, learned_picture, tiny_sam, tmp_path):
+def test_scripts_run_in_a_process_of_their_own(their_checkpoint, learned_picture, tiny_sam, tmp_path, fresh_python):
     """Before anything of transformers is imported: its lazy names must not outrun drop_in."""
     paths = [str(SCRIPTS / f"{name}.py") for name in scripts()]
-    runner = tmp_path / "runner.py"
-    runner.write_text(
+    runner = (
         "import json, runpy, sys\nimport gdino_hf\ngdino_hf.drop_in()\n"
         "checkpoint, picture, folder, sam, *paths = sys.argv[1:]\n"
         "for number, path in enumerate(paths):\n"
@@ -165,12 +163,7 @@ def test_scripts_run_in_a_process_of_their_own(their_checkpoint, learned_picture
         "    names = runpy.run_path(path, run_name='__main__')\n"
         "    print(type(names['model']).__module__, type(names['processor']).__module__)\n"
     )
-    done = subprocess.run(
-        [sys.executable, str(runner), *map(str, (their_checkpoint, learned_picture, tmp_path, tiny_sam)), *paths],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = fresh_python.run(runner, their_checkpoint, learned_picture, tmp_path, tiny_sam, *paths)
     assert done.returncode == 0, done.stderr
     home = "gdino_hf.integrations.stand_ins"
     assert done.stdout.split() == [home] * 6

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -65,30 +63,18 @@ def registered():
         cls._auto_class = name
 
 
-def test_custom_code_reloads_without_the_package_bit_equal(registered, tiny_config, tiny_processor, tmp_path):
+def test_custom_code_reloads_without_the_package_bit_equal(
+    registered, tiny_config, tiny_processor, tmp_path, fresh_python
+):
     folder = tmp_path / "pushed"
     model = make_random_model(tiny_config)
     model.save_pretrained(folder)
     tiny_processor.save_pretrained(folder)
     picture = Image.effect_noise((90, 70), 60).convert("RGB")
     picture.save(folder / "picture.png")
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {
-        "HF_MODULES_CACHE": str(tmp_path / "modules"),
-        "HF_HUB_OFFLINE": "1",
-        # Outputs can be bit-equal only with the same backend, and custom code has no C library.
-        "GDINO_MSDA": "torch",
-    }
-    script = tmp_path / "stranger.py"
-    script.write_text(STRANGER)
-    result = subprocess.run(
-        [sys.executable, str(script), str(folder), str(tmp_path / "out.safetensors")],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    # Outputs can be bit-equal only with the same backend, and custom code has no C library.
+    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "GDINO_MSDA": "torch"}
+    result = fresh_python.run(STRANGER, folder, tmp_path / "out.safetensors", environment=environment, folder=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     theirs = load_file(tmp_path / "out.safetensors")
     threads = torch.get_num_threads()

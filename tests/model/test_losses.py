@@ -1,8 +1,6 @@
 """Claims about the loss: each term equals its formula, and a batch equals its images taken one by one."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -229,15 +227,14 @@ def start_toy(rank, world_size, counts, folder):
 
 @pytest.mark.parametrize("counts", [(3, 1), (1, 0)])
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
-def test_two_processes_equal_one(counts, tmp_path):
-    # New interpreters are started, because a fork may hang if a thread holds a lock.
+def test_two_processes_equal_one(counts, tmp_path, fresh_python):
     call = (
         "import importlib.util, pathlib, sys; spec = importlib.util.spec_from_file_location('toy', sys.argv[1]); "
         "toy = importlib.util.module_from_spec(spec); spec.loader.exec_module(toy); "
         f"toy.start_toy(int(sys.argv[3]), 2, {counts!r}, pathlib.Path(sys.argv[2]))"
     )
-    workers = [subprocess.Popen([sys.executable, "-c", call, __file__, str(tmp_path), str(rank)]) for rank in range(2)]
-    assert [worker.wait(timeout=180) for worker in workers] == [0, 0]
+    workers = [fresh_python.start(call, __file__, tmp_path, rank) for rank in range(2)]
+    assert [worker.wait().returncode for worker in workers] == [0, 0]
     toy_step(0, 1, counts, tmp_path)
     loss, gradient = torch.load(tmp_path / "1-0.pt")
     halves = [torch.load(tmp_path / f"2-{rank}.pt") for rank in range(2)]

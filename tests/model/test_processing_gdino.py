@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -406,7 +403,7 @@ def test_folder_of_a_grounding_dino_checkpoint_is_read(tmp_path, tiny_tokenizer)
     assert processor(images=picture(), text=["cat"])["pixel_values"].shape == (1, 3, 64, 80)
 
 
-def test_custom_code_loads_where_the_package_is_absent(tmp_path, tiny_processor, monkeypatch):
+def test_custom_code_loads_where_the_package_is_absent(tmp_path, tiny_processor, monkeypatch, fresh_python):
     monkeypatch.setattr(GDinoProcessor, "_auto_class", "AutoProcessor")
     monkeypatch.setattr(GDinoImageProcessor, "_auto_class", "AutoImageProcessor")
     tiny_processor.save_pretrained(tmp_path / "model")
@@ -421,9 +418,9 @@ torch.save({name: inputs[name] for name in ("pixel_values", "input_ids")}, sys.a
 """
     picture().save(tmp_path / "picture.png")
     files = [str(tmp_path / name) for name in ("model", "picture.png", "inputs.pt")]
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment.update(HF_HUB_OFFLINE="1", HF_MODULES_CACHE=str(tmp_path / "modules"))
-    subprocess.run([sys.executable, "-c", program, *files], check=True, env=environment, cwd=tmp_path)
+    modules = {"HF_MODULES_CACHE": str(tmp_path / "modules")}
+    done = fresh_python.run(program, *files, environment=modules, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
     theirs = torch.load(files[2])
     ours = tiny_processor(images=picture(), text=["Cat", "remote control"])
     for name, value in theirs.items():

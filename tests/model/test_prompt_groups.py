@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -128,9 +125,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 @pytest.mark.slow
-def test_memory_of_a_long_list_is_that_of_a_short_one():
-    few, many = (
-        int(subprocess.run([sys.executable, "-c", PROGRAM, count], capture_output=True, check=True).stdout)
-        for count in ("20", "1203")
-    )
+def test_memory_of_a_long_list_is_that_of_a_short_one(fresh_python):
+    few, many = (int(fresh_python.run(PROGRAM, count).stdout) for count in (20, 1203))
     assert many < 1.15 * few, f"{few // 1024} MB with 20 labels, {many // 1024} MB with 1,203"

@@ -14,6 +14,7 @@ import textwrap
 import pytest
 import torch
 
+from fresh_python import COMMAND
 from gdino_hf.cli import main
 
 # Summing two halves of a batch rounds differently from summing the whole, and group normalization over a single
@@ -50,7 +51,7 @@ WORKER = textwrap.dedent(
 )
 
 
-def test_two_processes_give_the_single_process_loss_and_gradients(tiny_model, tiny_tokenizer, tmp_path):
+def test_two_processes_give_the_single_process_loss_and_gradients(tiny_model, tiny_tokenizer, tmp_path, fresh_python):
     model = copy.deepcopy(tiny_model)
     # Turn off everything random, which would differ between the processes.
     model.config.num_denoising_queries = 0
@@ -72,20 +73,10 @@ def test_two_processes_give_the_single_process_loss_and_gradients(tiny_model, ti
         ],
     }
     torch.save(case, tmp_path / "case.pt")
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "HF_HUB_OFFLINE": "1"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path), str(rank)], env=environment, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    errors = [worker.communicate(timeout=300)[1] for worker in workers]
-    assert all(worker.returncode == 0 for worker in workers), errors[0][-2000:] + errors[1][-2000:]
+    address = free_address()
+    workers = [fresh_python.start(WORKER, tmp_path, rank, environment=address) for rank in range(2)]
+    for done in [worker.wait() for worker in workers]:
+        assert done.returncode == 0, done.stderr[-2000:]
 
     single = type(model).from_pretrained(tmp_path).train()
     loss = single(**case["inputs"], labels=case["labels"]).loss
@@ -105,14 +96,48 @@ def test_two_processes_give_the_single_process_loss_and_gradients(tiny_model, ti
         )
 
 
+def free_address():
+    """Return the environment variables by which processes on this machine find each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+
+
 def logged(folder, name):
     with (folder / "log.csv").open() as file:
         return [float(line[name]) for line in csv.DictReader(file) if line[name]]
 
 
+def start_as_the_launcher_does(fresh_python, options):
+    """Start two processes with the variables that `accelerate launch` and `torchrun` set, and wait for them."""
+    common = {**free_address(), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    ranks = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    for process in [fresh_python.start(COMMAND, *options, environment=rank) for rank in ranks]:
+        done = process.wait()
+        assert done.returncode == 0, done.stderr[-3000:]
+
+
+def launch(fresh_python, options):
+    # Without a GPU, --multi_gpu starts several processes, and --use_cpu makes them communicate through gloo.
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([*command, "-m", "gdino_hf", *options], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [[], ["--streaming", "--lora-rank", "2"]], ids=["rows", "stream and adapters"])
-def test_two_processes_under_accelerate_give_the_single_process_curve(options, more, drawn, tmp_path, one_thread):
+@pytest.mark.parametrize(
+    ("start", "more"),
+    [
+        (start_as_the_launcher_does, []),
+        (start_as_the_launcher_does, ["--streaming", "--lora-rank", "2"]),
+        pytest.param(launch, [], marks=pytest.mark.soak),
+    ],
+    ids=["rows", "stream and adapters", "rows, accelerate launch"],
+)
+def test_two_processes_under_accelerate_give_the_single_process_curve(
+    options, start, more, drawn, tmp_path, one_thread, fresh_python
+):
     # With 10 images in batches of 4, the third step of an epoch has only two images.
     content = json.loads((drawn / "train.json").read_text())
     content["images"] = content["images"][:10]
@@ -125,17 +150,7 @@ def test_two_processes_under_accelerate_give_the_single_process_curve(options, m
     # Denoising noise and dropout would differ between processes; frozen groups stay in eval mode.
     options += ["--denoising-queries", "0", "--freeze", "text", "backbone", "--seed", "3"]
     assert main([*options, "--name", "one", "--batch-size", "4"]) == 0
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    # Without a GPU, --multi_gpu starts several processes, and --use_cpu makes them communicate through gloo.
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    done = subprocess.run(
-        [*launch, "-m", "gdino_hf", *options, "--name", "two", "--batch-size", "2"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    start(fresh_python, [*options, "--name", "two", "--batch-size", "2"])
     one, two = (tmp_path / "runs" / "train" / name for name in ("one", "two"))
     assert sorted(path.name for path in one.parent.iterdir()) == ["one", "two"]
     for name in ("loss", "loss_ce", "loss_giou_enc"):

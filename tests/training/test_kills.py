@@ -1,6 +1,7 @@
 """Processes killed at any moment, again and again: what they leave is whole, and nothing is lost or doubled.
 
-`pytest -m fuzz tests/training/test_kills.py` kills a training 12 times and an evaluation 5 times.
+`pytest -m soak tests/training/test_kills.py` kills a training 12 times and an evaluation 5 times, at moments drawn at
+random; without it, an evaluation is killed once, in the middle of a line that it writes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +19,8 @@ import time
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
+
+from gdino_hf.cli import main
 
 # On one thread the same operations run in the same order, so only the decimals in the log are rounded.
 TOLERANCE = 1e-6
@@ -119,38 +123,81 @@ def start_or_resume(folder):
 
 
 def evaluate_with_kills(drawn, tmp_path, tiny_folder, kills, seed):
-    data = copy_pictures(drawn, 60)
-    options = ["eval", data, "--model", tiny_folder, "--runs", tmp_path / "runs", "--batch", "1", "--device", "cpu"]
+    options = evaluation(drawn, tmp_path, tiny_folder, 60)
     seconds = timed([*options, "--name", "whole"])
-    runs = tmp_path / "runs" / "eval"
-    whole, killed = runs / "whole", runs / "killed"
+    whole, killed = (tmp_path / "runs" / "eval" / name for name in ("whole", "killed"))
     rng = random.Random(seed)
     for _ in range(kills):
         kill_after([*options, *start_or_resume(killed)], rng.uniform(0.3, 1) * seconds)
         assert_whole(killed)
     kill_after([*options, *start_or_resume(killed)], None)
+    assert_equal_evaluations(killed, whole, 60)
+
+
+def evaluation(drawn, tmp_path, tiny_folder, count):
+    """Return the command for the evaluation of so many pictures."""
+    data = copy_pictures(drawn, count)
+    return ["eval", data, "--model", tiny_folder, "--runs", tmp_path / "runs", "--batch", "1", "--device", "cpu"]
+
+
+def assert_equal_evaluations(killed, whole, count):
     images = []
     for folder in (whole, killed):
         lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
         images.append({line["image_id"]: line for line in lines[1:]})
         # A header, and each picture once.
-        assert len(lines) == 61
+        assert len(lines) == count + 1
     assert images[0] == images[1]
     results = [json.loads((folder / "metrics.json").read_text()) for folder in (whole, killed)]
     assert results[0]["metrics"] == results[1]["metrics"]
     assert {path.name for path in killed.iterdir()} == {path.name for path in whole.iterdir()}
 
 
+# Runs the command and kills the process in the middle of the fifth line that it writes to the predictions.
+KILLED = """
+import json, os, signal, sys
+from gdino_hf.cli import main
+from gdino_hf.evaluation.prediction_file import PredictionFile
+
+write, calls = PredictionFile._write, []
+
+
+def write_or_die(self, line):
+    calls.append(line)
+    if len(calls) == 5:
+        self._file.write(json.dumps(line)[:20])
+        self._file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(self, line)
+
+
+PredictionFile._write = write_or_die
+main(sys.argv[1:])
+"""
+
+
 @pytest.mark.slow
-def test_an_evaluation_that_was_killed_loses_and_doubles_nothing(drawn, tmp_path, tiny_folder):
-    evaluate_with_kills(drawn, tmp_path, tiny_folder, kills=1, seed=0)
+def test_an_evaluation_that_was_killed_loses_and_doubles_nothing(
+    drawn, tmp_path, tiny_folder, one_thread, fresh_python
+):
+    options = [str(option) for option in evaluation(drawn, tmp_path, tiny_folder, 8)]
+    whole, killed = (tmp_path / "runs" / "eval" / name for name in ("whole", "killed"))
+    done = fresh_python.run(KILLED, *options, "--name", "killed")
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert_whole(killed)
+    *lines, last = (killed / "predictions.jsonl").read_text().split("\n")
+    assert len(lines) == 4
+    assert len(last) == 20
+    assert main([*options, "--resume", str(killed)]) == 0
+    assert main([*options, "--name", "whole"]) == 0
+    assert_equal_evaluations(killed, whole, 8)
 
 
-@pytest.mark.fuzz
+@pytest.mark.soak
 def test_an_evaluation_that_was_killed_five_times_loses_and_doubles_nothing(drawn, tmp_path, tiny_folder):
     evaluate_with_kills(drawn, tmp_path, tiny_folder, kills=5, seed=1)
 
 
-@pytest.mark.fuzz
+@pytest.mark.soak
 def test_a_training_that_was_killed_twelve_times_loses_and_doubles_nothing(options, tmp_path):
     train_with_kills(options, tmp_path, kills=12, seed=2)

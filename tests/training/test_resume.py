@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
-import random
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -20,7 +16,7 @@ from gdino_hf.training.saving import UNFINISHED, last_checkpoint
 
 # On one thread the same operations run in the same order, so only the decimals in the log are rounded.
 TOLERANCE = 1e-6
-STEPS = 16
+STEPS = 7
 
 
 def losses(folder):
@@ -28,41 +24,48 @@ def losses(folder):
         return {int(line["step"]): float(line["loss"]) for line in csv.DictReader(file) if line["loss"]}
 
 
-def start_process(arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "gdino_hf", *arguments],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+# Runs the command and kills the process inside the writing of its second checkpoint.
+KILLED = """
+import os, signal, sys
+from gdino_hf.cli import main
+from gdino_hf.training.loss_record import LossRecord
+
+save, calls = LossRecord.save, []
+
+
+def save_or_die(*arguments):
+    calls.append(arguments)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(*arguments)
+
+
+LossRecord.save = staticmethod(save_or_die)
+main(sys.argv[1:])
+"""
 
 
 @pytest.mark.slow
-def test_killed_at_a_random_step_it_ends_like_an_uninterrupted_run(options, tmp_path, one_thread):
+def test_killed_while_it_writes_a_checkpoint_it_ends_like_an_uninterrupted_run(
+    options, tmp_path, one_thread, fresh_python
+):
+    """Moments that are drawn at random are left to test_kills.py."""
     options = [*options, "--max_steps", str(STEPS), "--save_steps", "3", "--ema_decay", "0.9"]
     assert main([*options, "--name", "uninterrupted"]) == 0
     killed = tmp_path / "runs" / "train" / "killed"
-    process = start_process([*options, "--name", "killed"])
-    deadline = time.monotonic() + 240
-    while last_checkpoint(killed) is None and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    # A random moment: during a step after the first checkpoint, or while the next one is being written.
-    time.sleep(random.Random().uniform(0, 1.0))
-    process.send_signal(signal.SIGKILL)
-    errors = process.communicate()[1]
-    last = last_checkpoint(killed)
-    assert last is not None, errors[-2000:]
-    assert not (killed / "log.csv").exists(), "the process ended before it was killed"
+    done = fresh_python.run(KILLED, *options, "--name", "killed")
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert last_checkpoint(killed).name == "checkpoint-3"
+    assert (killed / UNFINISHED / "checkpoint-6").is_dir()
 
     assert main(["train", "--resume", str(killed)]) == 0
     uninterrupted = tmp_path / "runs" / "train" / "uninterrupted"
+    assert not (killed / UNFINISHED).exists()
     assert list(losses(killed)) == list(range(1, STEPS + 1))
     assert losses(killed) == pytest.approx(losses(uninterrupted), rel=TOLERANCE)
+    resumed = load_file(killed / "model" / "model.safetensors")
     for name, weight in load_file(uninterrupted / "model" / "model.safetensors").items():
-        resumed = load_file(killed / "model" / "model.safetensors")[name]
-        torch.testing.assert_close(resumed, weight, rtol=0, atol=TOLERANCE)
+        torch.testing.assert_close(resumed[name], weight, rtol=0, atol=TOLERANCE)
 
 
 def test_resuming_between_epochs_or_inside_one_changes_nothing(options, tmp_path, one_thread):

@@ -1,5 +1,6 @@
 """Tests of the GPU benchmark: it refuses to run without a GPU, and its parts work on a CPU with small shapes."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ def benchmarks(cases, monkeypatch):
     monkeypatch.syspath_prepend(str(cases.PROJECT.parent / "benchmarks"))
     names = ("measure", "operators", "models")
     yield {name: __import__(name) for name in names}
-    for name in names:
+    for name in (*names, "run_gpu"):
         sys.modules.pop(name, None)
 
 
@@ -106,13 +107,12 @@ def run(cases, folder, *options):
     return json.loads(report.read_text()), report.with_suffix(".md").read_text()
 
 
-@pytest.mark.slow
-def test_the_whole_script_runs_on_a_cpu(cases, tmp_path):
-    report, page = run(cases, tmp_path)
-    assert {row["part"] for row in report["rows"]} == {"checks", "operator", "models", "training", "compiled"}
-    assert [row for row in report["rows"] if "failed" in row] == []
-    assert {row["name"] for row in report["rows"] if "skipped" in row} == {"hub kernel of this project"}
-    times = {name: ms for row in report["rows"] for name, ms in row.get("milliseconds", {}).items()}
+def assert_complete(rows):
+    """Check that each part has its rows, and that all of them are there but what needs a GPU or a network."""
+    assert {row["part"] for row in rows} == {"checks", "operator", "models", "training", "compiled"}
+    assert [row for row in rows if "failed" in row] == []
+    assert {row["name"] for row in rows if "skipped" in row} == {"hub kernel of this project"}
+    times = {name: ms for row in rows for name, ms in row.get("milliseconds", {}).items()}
     # The Hub's kernel cannot be had without a network and a GPU.
     assert {name for name, ms in times.items() if not isinstance(ms, float)} <= {
         "transformers + Hub kernel float32",
@@ -122,6 +122,34 @@ def test_the_whole_script_runs_on_a_cpu(cases, tmp_path):
     assert {"gdino_hf optimized float16", "gdino_hf optimized float32", "transformers float32", "grid_sample"} <= set(
         times
     )
+
+
+@pytest.mark.slow
+def test_every_part_runs_on_a_cpu(benchmarks, tmp_path, monkeypatch):
+    """In this process; the script gives each part one of its own, which the next test shows for the shortest."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    script = __import__("run_gpu")
+    rows = tmp_path / "rows"
+    for part in script.PARTS:
+        script.run_part(
+            argparse.Namespace(part=part, rows=rows, seconds=480.0, device="cpu", repeats=1, tiny=True, kernel=None)
+        )
+    assert_complete([json.loads(line) for line in rows.read_text().splitlines()])
+
+
+@pytest.mark.slow
+def test_the_rows_of_a_part_are_reported(cases, tmp_path):
+    report, page = run(cases, tmp_path, "--parts", "checks")
+    assert {row["name"] for row in report["rows"]} >= {"torch plain float32", "c fused float32"}
+    assert [row for row in report["rows"] if "failed" in row] == []
+    assert f"torch {torch.__version__.split('+')[0]}" in page
+    assert "## checks" in page
+
+
+@pytest.mark.soak
+def test_the_whole_script_runs_on_a_cpu(cases, tmp_path):
+    report, page = run(cases, tmp_path)
+    assert_complete(report["rows"])
     assert f"torch {torch.__version__.split('+')[0]}" in page
     assert all(f"## {part}" in page for part in ("checks", "operator", "models", "training", "compiled"))
 

@@ -80,6 +80,17 @@ def unused_parameters(config: GDinoConfig) -> list[str]:
     Returns:
         Names of the parameters within the AutoBackbone.
     """
+    key = (config.backbone_config.to_json_string(use_diff=False), config.num_feature_levels)
+    if key not in _UNUSED:
+        _UNUSED[key] = _find_unused(config)
+    return _UNUSED[key]
+
+
+_UNUSED: dict[tuple[str, int], list[str]] = {}
+"""Results of `unused_parameters`: a process often loads several models of one kind."""
+
+
+def _find_unused(config: GDinoConfig) -> list[str]:
     with torch.device("meta"), torch.inference_mode(False), torch.enable_grad():
         probe = build_backbone(config.backbone_config)
         try:
