@@ -25,6 +25,14 @@ DTYPES = tuple(ROUNDING)
 KINK = 1e-5
 
 
+def seeds(first, few, many):
+    """Return `few` seeds for every run and the others, up to `many`, for -m soak, because each takes seconds."""
+    return [
+        *range(first, first + few),
+        *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(first + few, first + many)),
+    ]
+
+
 @pytest.fixture(scope="module")
 def kernels():
     found = msda_triton.load()
@@ -85,7 +93,7 @@ def assert_gradients(names, ours, theirs):
         )
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", seeds(0, 6, 12))
 def test_random_shapes_equal_float64(kernels, seed):
     dtype = DTYPES[seed % 3]
     value, flat, (locations, weights), grad = draw(seed, dtype=dtype)
@@ -100,7 +108,7 @@ def test_random_shapes_equal_float64(kernels, seed):
 
 
 @pytest.mark.parametrize("numbers", [2, 4])
-@pytest.mark.parametrize("seed", range(20, 26))
+@pytest.mark.parametrize("seed", seeds(20, 3, 6))
 def test_fused_kernels_equal_float64(kernels, seed, numbers):
     dtype = DTYPES[seed % 3]
     value, flat, inputs, grad = draw(seed, numbers, dtype)

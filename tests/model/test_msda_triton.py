@@ -27,8 +27,10 @@ def triton():
 
 
 @pytest.mark.slow
-def test_kernels_equal_float64_in_the_interpreter(triton):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "interpreted_msda_triton.py")]
+@pytest.mark.parametrize("marked", ["not soak", pytest.param("soak", marks=pytest.mark.soak)])
+def test_kernels_equal_float64_in_the_interpreter(triton, marked):
+    file = str(HERE / "interpreted_msda_triton.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked, file]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     for name in ("PYTEST_XDIST_WORKER", "PYTEST_ADDOPTS", "GDINO_MSDA"):
         environment.pop(name, None)
@@ -67,9 +69,19 @@ def compile_kernel(triton, function, capability, dtype, geometry, levels=2, poin
     return triton.compile(source, target=GPUTarget("cuda", capability, 32))
 
 
+# Each capability and each dtype once; the other pairs with -m soak.
+PAIRS = {80: ("fp32", 4), 90: ("fp16", 0), 100: ("bf16", 2)}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [80, 90, 100])
-@pytest.mark.parametrize(("dtype", "geometry"), [("fp16", 0), ("bf16", 2), ("fp32", 4)])
+@pytest.mark.parametrize(
+    ("capability", "dtype", "geometry"),
+    [
+        pytest.param(capability, *pair, marks=() if PAIRS[capability] == pair else pytest.mark.soak)
+        for capability in PAIRS
+        for pair in PAIRS.values()
+    ],
+)
 def test_kernels_compile_without_a_gpu(triton, capability, dtype, geometry, tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     from gdino_hf.model.msda_triton_kernels import backward_kernel, forward_kernel
