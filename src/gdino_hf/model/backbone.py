@@ -80,7 +80,8 @@ def unused_parameters(config: GDinoConfig) -> list[str]:
     Returns:
         Names of the parameters within the AutoBackbone.
     """
-    key = (config.backbone_config.to_json_string(use_diff=False), config.num_feature_levels)
+    backbone: Any = config.backbone_config
+    key = (backbone.to_json_string(use_diff=False), config.num_feature_levels)
     if key not in _UNUSED:
         _UNUSED[key] = _find_unused(config)
     return _UNUSED[key]
