@@ -145,8 +145,8 @@ def test_two_processes_under_accelerate_give_the_single_process_curve(
     (drawn / "train.json").write_text(json.dumps(content))
     options = [*options, *more]
     # With random weights, the slightest rounding would select other queries.
-    options = [*options, "--model", "nano", "--image-size", "64", "--learning-rate", "1e-4", "--max_steps", "6"]
-    options += ["--eval_strategy", "steps", "--eval_steps", "3", "--ema_decay", "0.9"]
+    options = [*options, "--model", "nano", "--image-size", "64", "--learning-rate", "1e-4", "--max_steps", "4"]
+    options += ["--eval_strategy", "steps", "--eval_steps", "2", "--ema_decay", "0.9"]
     # Denoising noise and dropout would differ between processes; frozen groups stay in eval mode.
     options += ["--denoising-queries", "0", "--freeze", "text", "backbone", "--seed", "3"]
     assert main([*options, "--name", "one", "--batch-size", "4"]) == 0
