@@ -77,6 +77,7 @@ class BiAttention(nn.Module):
         vision_mask: Tensor | None,
         text_mask: Tensor,
         output_attentions: bool = False,
+        vision_scale: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, FusionWeights | None]:
         """Attend from image to text and from text to image.
 
@@ -86,14 +87,16 @@ class BiAttention(nn.Module):
             vision_mask: (B, S) bool, True on real tokens, or None if all are real.
             text_mask: (B, T) bool, True on real tokens.
             output_attentions: Whether to return the attention weights, too.
+            vision_scale: (B, 1, D) factors. If given, what the image tokens gather is multiplied by them and added to
+                the image features.
 
         Returns:
-            What each image token gathers from the text, (B, S, D), what each text token gathers from the image,
-            (B, T, D), and the weights of both or None.
+            What each image token gathers from the text, (B, S, D), or that sum; what each text token gathers from the
+            image, (B, T, D); and the weights of both or None.
         """
         projections = (self.vision_proj, self.values_vision_proj, self.out_vision_proj)
         if all(is_plain(projection) for projection in projections):
-            return self._folded(vision, text, vision_mask, text_mask, output_attentions)
+            return self._folded(vision, text, vision_mask, text_mask, output_attentions, vision_scale)
         query, key = self._split(self.vision_proj(vision)), self._split(self.text_proj(text))
         text_values, vision_values = self.values_text_proj(text), self.values_vision_proj(vision)
         vision_mask = None if vision_mask is None else vision_mask[:, None, None, :]
@@ -103,7 +106,9 @@ class BiAttention(nn.Module):
         )
         to_text, over_vision = attend(self, self.config, key, query, self._split(vision_values), vision_mask, *options)
         weights = None if over_text is None or over_vision is None else (over_text, over_vision)
-        return self.out_vision_proj(to_vision), self.out_text_proj(to_text), weights
+        gathered = self.out_vision_proj(to_vision)
+        result = gathered if vision_scale is None else vision + vision_scale * gathered
+        return result, self.out_text_proj(to_text), weights
 
     def _folded(
         self,
@@ -112,6 +117,7 @@ class BiAttention(nn.Module):
         vision_mask: Tensor | None,
         text_mask: Tensor,
         output_attentions: bool,
+        vision_scale: Tensor | None,
     ) -> tuple[Tensor, Tensor, FusionWeights | None]:
         """Compute the same attention without projecting image tokens to the inner width; see `fold`."""
         directions, offsets, brought = self.fold(text)
@@ -122,7 +128,15 @@ class BiAttention(nn.Module):
         # (B, M, S, T), the tensor that is returned, so that gradients with respect to it can be asked for.
         text_weights = text_weights.transpose(2, 3)
         over_text = F.dropout(text_weights, self.dropout, self.training)
-        to_vision = over_text.transpose(2, 3).flatten(1, 2).transpose(1, 2) @ brought + self.out_vision_proj.bias
+        over_text = over_text.transpose(2, 3).flatten(1, 2)
+        if vision_scale is None:
+            to_vision = over_text.transpose(1, 2) @ brought + self.out_vision_proj.bias
+        else:
+            # Scale and bias are applied to the few values of the text, so that the image features, which are many, are
+            # read and written once. The bias is a further value, which every image token takes with weight one.
+            ones = over_text.new_ones(len(vision), 1, vision.shape[1])
+            brought = torch.cat((brought, self.out_vision_proj.bias.expand(len(vision), 1, -1)), dim=1) * vision_scale
+            to_vision = torch.baddbmm(vision, torch.cat((over_text, ones), dim=1).transpose(1, 2), brought)
 
         if vision_mask is not None:
             scores = scores.masked_fill(~vision_mask[:, None, None, :], torch.finfo(scores.dtype).min)
@@ -222,6 +236,10 @@ class FusionLayer(nn.Module):
         """
         # As in the published model, the residual is added to the normalized features, not to the input.
         vision, text = self.layer_norm_vision(vision), self.layer_norm_text(text)
+        if self._adds_inside(vision):
+            scale = drop_path(self.vision_param.expand(len(vision), 1, -1), self.drop_path, self.training)
+            vision, to_text, weights = self.attn(vision, text, vision_mask, text_mask, output_attentions, scale)
+            return vision, text + drop_path(self.text_param * to_text, self.drop_path, self.training), weights
         to_vision, to_text, weights = self.attn(vision, text, vision_mask, text_mask, output_attentions)
         if self.kind == "gated":
             return mix(self.gate_vision, vision, to_vision), mix(self.gate_text, text, to_text), weights
@@ -232,6 +250,19 @@ class FusionLayer(nn.Module):
             vision = vision + drop_path(self.vision_param * to_vision, self.drop_path, self.training)
             text = text + drop_path(self.text_param * to_text, self.drop_path, self.training)
         return vision, text, weights
+
+    def _adds_inside(self, vision: Tensor) -> bool:
+        """Return whether the attention adds its result to the image features itself, as in training in float32.
+
+        In half precision the scaled values would be rounded before they are summed.
+        """
+        return (
+            self.kind == "bi_attention"
+            and not torch.compiler.is_compiling()
+            and torch.is_grad_enabled()
+            and vision.dtype == torch.float32
+            and not torch.is_autocast_enabled(vision.device.type)
+        )
 
 
 def _gate(width: int) -> nn.Sequential:

@@ -23,11 +23,14 @@ from ..data.reproducible_sampling import ReproducibleDataset, ReproducibleSample
 from ..evaluation.coco_results import METRICS
 from ..evaluation.ground_truth import GroundTruth
 from ..evaluation.lvis import LVIS_METRICS
+from ..model.pretrained_gdino import GDinoPreTrainedModel
 from .arguments import GDinoTrainingArguments
 from .ema import EMA_FILE, ExponentialMovingAverage
+from .kept_memory import kept_memory
 from .loss_record import LossRecord, mean_of_processes
 from .metrics import measure
 from .parameter_groups import freeze, optimizer_groups
+from .prepare import prepare_for_training
 from .progress import ShortLog, ShortProgress
 from .saving import UNFINISHED, publish, saving
 from .time_budget import SCHEDULE_STEPS, TimeBudget, follow_time
@@ -46,6 +49,8 @@ class GDinoTrainer(Trainer):
     - With a ReproducibleDataset as `train_dataset`, a resumed run sees the same data as an uninterrupted one; see
       data/reproducible_sampling.py.
     - Checkpoints are written under a temporary name and renamed, so an interruption never leaves half a checkpoint.
+    - On a CPU, encoder and backbone run the training steps of `prepare_for_training`, and the process keeps the memory
+      that a step frees (`kept_memory`) until the training ends.
     - `args.minutes` ends the training after that time, and the learning rate schedule follows it.
 
     A recipe with further loss terms overrides `detection_loss`.
@@ -116,7 +121,11 @@ class GDinoTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as the stock Trainer does; the loss that is returned is the mean of all steps, also after resuming."""
-        result = super().train(*args, **kwargs)
+        on_cpu = self.args.device.type == "cpu" and isinstance(self.detector, GDinoPreTrainedModel)
+        if on_cpu:
+            prepare_for_training(self.detector)
+        with kept_memory() if on_cpu else nullcontext():
+            result = super().train(*args, **kwargs)
         return result._replace(training_loss=result.metrics.get("train_loss", result.training_loss))
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
