@@ -200,6 +200,37 @@ def test_annotations_without_a_box_take_it_from_the_segment(write, annotation):
     assert check_dataset(path).boxes_per_name["cat"] == 2
 
 
+@pytest.mark.parametrize("crowd", [0, 1])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("given", [{}, {"width": None, "height": 40}, {"width": "0", "height": 30}])
+def test_without_a_size_masks_tell_which_way_up_a_picture_was_annotated(tmp_path, given, orientation, crowd):
+    """Some tools write no width and height, or zeros; their masks are those of the stored picture."""
+    save(tmp_path / "a.jpg", orientation=orientation)
+    mask = {"size": [30, 40], "counts": [3 + 30 * 4, 6, 24, 6, 30 * 40 - 159]}
+    boxes = [{"segmentation": mask, "iscrowd": crowd}, {"bbox": [10, 10, 8, 6]}]
+    content = {
+        "images": [{"id": "p", "file_name": "a.jpg", **given}],
+        "annotations": [{"id": n, "image_id": "p", "category_id": "c", **more} for n, more in enumerate(boxes)],
+        "categories": [{"id": "c", "name": "cat"}],
+    }
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    turned = orientation if orientation > 4 else 1
+    expected = [list(turn_box(each, (40, 30), turned)) for each in ((4, 3, 6, 9), (10, 10, 18, 16))]
+    row = read_coco(tmp_path / "train.json")[0]
+    assert row["boxes"] == expected
+    assert row["crowd"] == [bool(crowd), False]
+    truth = coco_ground_truth(tmp_path / "train.json")
+    assert truth.references["p"]["boxes"].tolist() == expected
+    assert ("boxes turned" in str(check_dataset(tmp_path / "train.json"))) == (orientation > 4)
+
+
+def test_a_mask_of_the_other_side_first_gives_no_box(write):
+    mask = {"size": [40, 30], "counts": [3 + 40 * 4, 6, 34, 6, 30 * 40 - 209]}
+    path = write([box(2), {"image_id": 1, "category_id": 1, "segmentation": mask}])
+    assert read_coco(path)["boxes"][0] == []
+    assert "its mask is of 30x40 pixels, but its image of 40x30" in str(check_dataset(path))
+
+
 @pytest.mark.parametrize(
     "segment", [[["a", 1]], {"size": [1]}, {"size": [2, 2], "counts": [9]}, {"size": [2, 2], "counts": "~"}]
 )

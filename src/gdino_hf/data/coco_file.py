@@ -16,11 +16,11 @@ from .annotation_options import DEFAULT_OPTIONS, AnnotationOptions
 from .coco_content import id_key, is_id, is_marked, read_id
 from .content import PICTURE, WHERE, Content
 from .faults import FEW, MISSING, OUTSIDE, UNREADABLE, Findings
-from .frames import Box, Frame, annotated_size, find_frame, read_header
+from .frames import Box, Frame, Size, annotated_size, find_frame, read_header
 from .image_paths import ImagePaths, OutsideError
 from .reading import names_in_other_splits, read_content
 from .rows import BoxRange, is_file, parse_box, parse_number, parse_text, report_box
-from .segments import segment_box
+from .segments import mask_size, segment_box
 from .stored_pictures import Picture, StoredPicture
 
 # Boxes outside of their picture that make it likely that all boxes are corners.
@@ -217,21 +217,21 @@ class CocoFile:
                 if is_same:
                     continue
             listed[number] = path
-            frame, is_usable = self._frame(
-                path, annotated_size(entry, shorten(path.name), self.findings.add), need_files, check_damage
-            )
+            own = by_image.get(number, [])
+            annotated = annotated_size(entry, shorten(path.name), self.findings.add)
+            frame, is_usable = self._frame(path, annotated, mask_size(own), need_files, check_damage)
             if not is_usable and not keep_faulty:
                 tally.skipped = True
                 continue
             tally.images += 1
             image = CocoImage(number, path, entry, (frame.width, frame.height) if frame else None)
-            self._add_boxes(image, by_image.get(number, []), frame or Frame(0, 0), tally)
+            self._add_boxes(image, own, frame or Frame(0, 0), tally)
             self._add_absent(image)
             yield image
         self._conclude(tally)
 
     def _frame(
-        self, path: Picture, size: tuple[int, int] | None, need_files: bool, check_damage: bool
+        self, path: Picture, size: Size | None, masks: Size | None, need_files: bool, check_damage: bool
     ) -> tuple[Frame | None, bool]:
         """Return what an image's boxes are pixels of, if that is known, and whether its file can be used."""
         annotated = None if size is None else Frame(*size)
@@ -245,6 +245,8 @@ class CocoFile:
                     self.findings.add(UNREADABLE, f"{name}: {reason(error)}")
                     return annotated, False
             else:
+                # Without a size of the image, that of its masks tells which way up it was annotated.
+                size = masks if size is None and masks in (stored, stored[::-1]) else size
                 return find_frame(size, stored, orientation, self.options, name, self.findings.add), True
         elif need_files:
             self.findings.add(MISSING, str(path))
@@ -402,8 +404,7 @@ def annotation_box(
     from_segment = segment_box(segment)
     if from_segment is not None and isinstance(segment, Mapping) and all(size):
         height, width = (int(side) for side in segment["size"])
-        # Masks of pictures with an EXIF orientation may have the other side first.
-        if sorted((width, height)) != sorted(map(round, size)):
+        if (width, height) != tuple(map(round, size)):
             raise ValueError(f"its mask is of {width}x{height} pixels, but its image of {size[0]:g}x{size[1]:g}")
     if from_segment is None:
         return parse_box(given, form, scale)

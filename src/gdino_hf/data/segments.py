@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,22 @@ def segment_box(segment: Any) -> tuple[float, float, float, float] | None:
         xs += polygon[::2]
         ys += polygon[1::2]
     return (float(min(xs)), float(min(ys)), float(max(xs)), float(max(ys))) if xs else None
+
+
+def mask_size(annotations: Iterable[Mapping[str, Any]]) -> tuple[int, int] | None:
+    """Return the width and height of the first mask among some annotations; None if there is no mask.
+
+    Args:
+        annotations: Entries of a COCO file's "annotations".
+    """
+    for annotation in annotations:
+        mask = annotation.get("segmentation")
+        size = mask.get("size") if isinstance(mask, Mapping) else None
+        if isinstance(size, Sequence) and len(size) == 2:
+            height, width = map(parse_number, size)
+            if isinstance(width, int) and isinstance(height, int):
+                return width, height
+    return None
 
 
 def _mask_box(mask: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
