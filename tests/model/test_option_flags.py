@@ -147,3 +147,23 @@ def test_a_switch_of_a_yaml_file_is_true_or_false(value, tmp_path, capsys):
     path.write_text(f"no_skip_memory_metrics: {value}\n")
     assert main(["train", "nowhere", "--config", str(path)]) == 2
     assert capsys.readouterr().err.rstrip().endswith("; give true or false")
+
+
+@pytest.mark.parametrize("value", ["0.1", True, [0.1], float("nan"), -1, 2])
+@pytest.mark.parametrize("name", ["threshold", "text_threshold", "nms_threshold"])
+def test_thresholds_are_numbers(name, value):
+    with pytest.raises(ValueError, match=rf"^{name} must be (a number )?within 0\.\.1, got .+\.$"):
+        Selection(**{"threshold": 0.3, name: value})
+
+
+@pytest.mark.parametrize("value", ["3", True, 1.5, -1])
+def test_top_k_is_a_whole_number(value):
+    with pytest.raises(ValueError, match=r"^top_k is .+; give a whole number from 0, or None for all\.$"):
+        Selection(0.3, top_k=value)
+    Selection(np.float32(0.3), top_k=np.int64(3))
+
+
+@pytest.mark.parametrize("name", ["image_mean", "image_std"])
+def test_means_and_deviations_are_no_flags(name):
+    with pytest.raises(ValueError, match=rf"^{name} is \[True"):
+        GDinoImageProcessor(**{name: [True, True, True]})

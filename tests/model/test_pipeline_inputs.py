@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -210,3 +211,53 @@ def test_an_array_of_objects_is_a_list_of_pictures_or_refused(detector, tmp_path
     # What numpy makes of a picture with dtype=object.
     with pytest.raises(TypeError, match=r"array of numbers.*got an array of object of the shape \(64, 80, 3\)"):
         detector(np.array(picture(), dtype=object), candidate_labels=LABELS, **ALL)
+
+
+LABEL_FORMS = {
+    "array": np.array(LABELS),
+    "column": pandas.Series(LABELS),
+    "index": pandas.Index(LABELS),
+    "keys": dict.fromkeys(LABELS).keys(),
+    "values": dict(enumerate(LABELS)).values(),
+}
+
+
+@pytest.mark.parametrize("form", LABEL_FORMS)
+def test_labels_may_be_an_array_a_column_or_the_keys_of_a_dict(form, detector, expected):
+    assert detector(picture(0), candidate_labels=LABEL_FORMS[form], **ALL) == expected[0]
+    rows = [{"image": picture(seed), "candidate_labels": LABEL_FORMS[form]} for seed in range(3)]
+    assert detector(rows, **ALL) == expected
+    assert detector.processor(text=LABEL_FORMS[form])["input_ids"].tolist() == (
+        detector.processor(text=LABELS)["input_ids"].tolist()
+    )
+
+
+@pytest.mark.parametrize(
+    "labels", [set(LABELS), (label for label in LABELS), pandas.Series([1, 2]), np.zeros((2, 3)), b"cat", {"cat": 1}]
+)
+def test_labels_without_an_order_or_that_are_no_text_are_refused_in_a_line(labels, detector):
+    with pytest.raises(TypeError, match=r"^Labels must be a string or a list of strings, got .+\.$") as caught:
+        detector(picture(0), candidate_labels=labels)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_rows_of_a_table_are_pictures(detector, expected, paths):
+    table = pandas.DataFrame({"image": list(map(str, paths)), "other": 3})
+    assert detector(table, candidate_labels=LABELS, **ALL) == expected
+    table["candidate_labels"] = [LABELS] * 3
+    assert detector(table, **ALL) == expected
+
+
+def test_base64_of_web_addresses_without_padding_is_a_picture(detector, expected):
+    text = base64.urlsafe_b64encode(encoded(picture(0))).decode()
+    assert "-" in text
+    assert detector(text.rstrip("="), candidate_labels=LABELS, **ALL) == expected[0]
+
+
+@pytest.mark.parametrize(
+    "option", [{"threshold": "0.1"}, {"top_k": "3"}, {"nms_threshold": "x"}, {"text_threshold": True}], ids=str
+)
+def test_options_of_the_wrong_kind_are_refused_in_a_sentence(option, detector):
+    (name,) = option
+    with pytest.raises(ValueError, match=rf"^{name} .{{12,}}\.$"):
+        detector(picture(0), candidate_labels=LABELS, **option)

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForZeroShotObjectDetection, pipeline
 
-from gdino_hf import GDinoConfig, GDinoForObjectDetection, GDinoModel
+from gdino_hf import Detector, GDinoConfig, GDinoForObjectDetection, GDinoModel
 from random_models import make_random_model
 
 SEPARATE = {"decoder_bbox_embed_share": False, "decoder_cls_embed_share": False}
@@ -421,6 +421,44 @@ def test_one_quantized_weight_among_others_is_refused(folder):
     change_weights(folder, lambda state: quantize(state, torch.int8, only=lambda key: "decoder.layers.1.fc1" in key))
     with pytest.raises(ValueError, match=r"The files hold \S*decoder\.layers\.1\.fc1\.weight as int8, quantized"):
         GDinoForObjectDetection.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("method", ["evil", "", None])
+def test_integers_are_refused_whatever_a_quantization_config_says(method, folder):
+    """transformers skips methods that it does not know, and would read the integers as the weights."""
+    change_weights(folder, lambda state: quantize(state, torch.int8))
+    edit(folder, quantization_config={"quant_method": method})
+    with pytest.raises(ValueError, match=r"as int8, quantized weights|quant"):
+        GDinoForObjectDetection.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.3])
+def test_weights_that_are_mostly_zeros_are_refused(kept, folder):
+    """A file system shows zeros where an interrupted download left a hole."""
+
+    def clear(state):
+        keys = sorted(state)
+        for key in keys[int(kept * len(keys)) :]:
+            state[key] = torch.zeros_like(state[key])
+
+    change_weights(folder, clear)
+    with pytest.raises(ValueError, match=r"matrices hold zeros only, as files do that a download left unfinished"):
+        GDinoForObjectDetection.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("ids", [[-1, 2, 3], [2, 3, 10**9], [9, 8, 7, 6]])
+def test_special_tokens_that_the_tokenizer_does_not_have_are_refused(ids, folder):
+    """With them, all labels of a prompt would be one phrase, without a word."""
+    edit(folder, special_token_ids=ids)
+    with pytest.raises(ValueError, match="special_token_ids"):
+        Detector(folder)
+
+
+@pytest.mark.parametrize("fields", [{"id2label": [1, 2]}, {"quantization_config": [1]}])
+def test_the_cause_of_values_of_the_wrong_kind_is_named(fields, folder):
+    edit(folder, **fields)
+    with pytest.raises(ValueError, match=r"one of its JSON files has a value of the wrong kind: "):
+        Detector(folder)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])

@@ -51,6 +51,7 @@ def load_pair(model: str | Path, dtype: str = "float32", check: Callable[[Any], 
     Raises:
         LoadingError: The model cannot be loaded; the message says why. What `check` raises is passed on.
     """
+    from ..model.load_errors import plain_load_errors
     from ..model.modeling_gdino import GDinoForObjectDetection
     from ..model.processing_gdino import GDinoProcessor
 
@@ -58,7 +59,8 @@ def load_pair(model: str | Path, dtype: str = "float32", check: Callable[[Any], 
     try:
         # Ask once here whether the Hub answers: loaders would try six times for each of their files.
         local = {"local_files_only": not Path(where).exists() and not _hub_answers()}
-        config = _read_config(where, local)
+        with plain_load_errors(where):
+            config = _read_config(where, local)
         processor = fitted(GDinoProcessor.from_pretrained(where, **local), config)
         _check_tokenizer(processor.tokenizer, config)
     # Loaders raise exceptions of any type on damaged or unreachable checkpoints.
@@ -176,11 +178,11 @@ def _read_config(where: str, local: dict[str, bool]) -> Any:
 
 
 def _check_tokenizer(tokenizer: Any, config: Any) -> None:
-    """Refuse a tokenizer without words, which transformers makes if files are missing, and one with too many."""
+    """Refuse a tokenizer without words, which transformers makes if files are missing, and one of another model."""
     from ..model.text_prompt import special_token_ids
 
     try:
-        special_token_ids(tokenizer)
+        ids = special_token_ids(tokenizer)
     except ValueError as error:
         raise ValueError("its tokenizer knows no words; tokenizer.json or vocab.txt is missing") from error
     embedded = getattr(config.text_config, "vocab_size", None)
@@ -189,6 +191,12 @@ def _check_tokenizer(tokenizer: Any, config: Any) -> None:
         raise ValueError(
             f"its tokenizer numbers words up to {largest}, but the text encoder has {embedded} of them; they do "
             "not belong together"
+        )
+    strange = [token for token in ids if token not in config.special_token_ids]
+    if strange:
+        raise ValueError(
+            f"its tokenizer separates labels by the tokens {', '.join(map(str, ids))}, but config.json says "
+            f"special_token_ids {', '.join(map(str, config.special_token_ids))}; they do not belong together"
         )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from .box_ops import batched_nms, cxcywh_to_xyxy, nms
 from .option_flags import checked_flag
-from .text_prompt import Prompt, parse_labels, spans_from_ids, special_token_ids
+from .text_prompt import Prompt, parse_labels, shorten, spans_from_ids, special_token_ids
 
 
 @dataclass(frozen=True)
@@ -167,15 +168,20 @@ class Selection:
     def __post_init__(self) -> None:
         for name in ("threshold", "text_threshold", "nms_threshold"):
             value = getattr(self, name)
-            if value is not None and not bool(((torch.as_tensor(value) >= 0) & (torch.as_tensor(value) <= 1)).all()):
+            if value is None and name == "nms_threshold":
+                continue
+            if not isinstance(value, (Real, Tensor)) or isinstance(value, bool):
+                raise ValueError(f"{name} must be a number within 0..1, got {shorten(value)}.")
+            if not bool(((torch.as_tensor(value) >= 0) & (torch.as_tensor(value) <= 1)).all()):
                 raise ValueError(f"{name} must be within 0..1, got {value}.")
         for name in ("multi_label", "class_agnostic_nms"):
             checked_flag(getattr(self, name), name)
         for name in ("score", "phrases"):
             if getattr(self, name) not in ("max", "mean"):
                 raise ValueError(f"{name} must be 'max' or 'mean', got {getattr(self, name)!r}.")
-        if self.top_k is not None and self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}; give 0 or more, or None for all.")
+        is_count = isinstance(self.top_k, Integral) and not isinstance(self.top_k, bool) and self.top_k >= 0
+        if self.top_k is not None and not is_count:
+            raise ValueError(f"top_k is {shorten(self.top_k)}; give a whole number from 0, or None for all.")
 
     def __call__(self, outputs: Any, labelled: LabelledRows, image: int, scale: Tensor | None) -> dict[str, Any]:
         """Select the results of one image, best first.

@@ -246,9 +246,14 @@ def _flag(value: Any, name: str) -> bool:
 def _per_channel(values: float | Sequence[float], name: str) -> list[float]:
     given = [values] * 3 if isinstance(values, (int, float)) else values
     numbers = isinstance(given, (list, tuple, np.ndarray)) and len(given) > 0
-    if not numbers or not all(isinstance(x, (int, float, np.number)) and np.isfinite(x) for x in given):
+    if not numbers or not all(_is_number(x) for x in given):
         raise ValueError(f"{name} is {values!r}; give one finite number for each channel, or one for all.")
     return [float(x) for x in given]
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a finite number; True and False, which Python counts among the integers, are none."""
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
 def _checked_std(values: float | Sequence[float]) -> list[float]:
@@ -275,7 +280,7 @@ def _checked_resample(value: Any) -> int:
 
 
 def _checked_factor(factor: float) -> float:
-    if isinstance(factor, bool) or not isinstance(factor, (int, float, np.number)) or not np.isfinite(factor):
+    if not _is_number(factor):
         raise ValueError(f"rescale_factor is {factor!r}; give one finite number, such as 1 / 255.")
     if not _SMALLEST <= factor <= _LARGEST:
         raise ValueError(

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from .printable import printable
-from .weight_files import not_finite
+from .weight_files import all_zero, not_finite
 
 logger = logging.getLogger(__name__)
 
@@ -140,14 +140,14 @@ def with_fields(options: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[s
 
 
 def check_finite(model: nn.Module, where: str) -> None:
-    """Refuse weights that are NaN or infinite, with which a model finds nothing or everything.
+    """Refuse weights that are NaN, infinite or all zero, with which a model finds nothing or everything.
 
     Args:
         model: A model that was loaded.
         where: Folder or Hub id, for the message.
 
     Raises:
-        ValueError: A weight or stored buffer holds NaN or infinity.
+        ValueError: A weight or stored buffer holds NaN or infinity, or most matrices hold zeros only.
     """
     names = not_finite(model)
     if names:
@@ -155,4 +155,12 @@ def check_finite(model: nn.Module, where: str) -> None:
             where,
             f"{len(names)} of its tensors hold NaN or infinity, for instance {names[0]}",
             "fetch the weights again, or take a checkpoint from before the training diverged",
+        )
+    zeros, number = all_zero(model)
+    # New models have some, such as those that begin without moving any box.
+    if zeros > number / 2:
+        raise ModelFolderError(
+            where,
+            f"{zeros} of its {number} matrices hold zeros only, as files do that a download left unfinished",
+            "fetch the weights again",
         )

@@ -42,7 +42,8 @@ class PictureError(ValueError):
     """
 
     def __init__(self, name: str, what: str, remedy: str, kind: str) -> None:
-        begin = f"There is no file {printable(name)}" if kind == "missing" else f"{printable(name)} {what}"
+        shown = printable(name) or "of an empty name"
+        begin = f"There is no file {shown}" if kind == "missing" else f"{shown} {what}"
         super().__init__(f"{begin}; {remedy}.")
         self.name, self.what, self.remedy, self.kind = name, what, remedy, kind
         self.without_name = f"it {what}; {remedy}"

@@ -9,6 +9,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .text_prompt import as_sequence
+
 _LABELS = ("candidate_labels", "text_queries")
 
 
@@ -17,7 +19,7 @@ def pipeline_inputs(image: Any, labels: Any) -> Any:
 
     Args:
         image: A picture, a mapping with "image" and optionally "candidate_labels" or "text_queries", or a list, 4-D
-            array, data set or generator of either.
+            array, data set, table or generator of either.
         labels: Labels for all pictures that have none of their own, as a list or text; or one such value per picture
             of a list. None if every picture has its own.
 
@@ -28,6 +30,10 @@ def pipeline_inputs(image: Any, labels: Any) -> Any:
         TypeError: The input has another type.
         ValueError: A picture has no labels or labels twice, or the numbers of pictures and lists of labels differ.
     """
+    labels = as_sequence(labels)
+    if hasattr(image, "iloc") and getattr(image, "ndim", 1) == 2:
+        # A table has one picture in each row.
+        image = image.to_dict("records")
     per_picture = isinstance(labels, Sequence) and any(not isinstance(label, str) for label in labels)
     if isinstance(image, np.ndarray) and image.dtype.kind in "OSU":
         if image.ndim > 1:

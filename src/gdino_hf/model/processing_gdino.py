@@ -22,7 +22,7 @@ from .label_faults import warn_of_labels
 from .load_errors import plain_load_errors
 from .pixel_layouts import checked_device, converted, moved
 from .processor_options import PromptLayout, call_options
-from .text_prompt import Prompt, build_prompt, check_prompt_length, shorten
+from .text_prompt import Prompt, as_sequence, build_prompt, check_prompt_length, shorten
 
 _THRESHOLD = 0.3
 
@@ -163,6 +163,7 @@ class GDinoProcessor(ProcessorMixin):
 
     def _prompts(self, text: Any, num_images: int | None, negative_labels: str | Sequence[str]) -> list[Prompt]:
         """Build one prompt per image, or per entry of text if there are no images."""
+        text = as_sequence(text)
         for item in (text, *(text if isinstance(text, (list, tuple)) else ())):
             if not isinstance(item, (Sequence, Prompt)) or isinstance(item, bytes):
                 raise TypeError(f"Labels must be a string or a list of strings, got {shorten(item)}.")

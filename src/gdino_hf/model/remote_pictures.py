@@ -19,6 +19,7 @@ SECONDS = 30.0
 _WEB = ("http://", "https://")
 # Every picture needs more base64 characters than this; a shorter string is a path.
 _SHORTEST_PICTURE = 64
+_WEB_SIGNS = str.maketrans("-_", "+/")
 
 
 def downloaded(image: Any, timeout: float | None = None) -> Any:
@@ -57,7 +58,9 @@ def downloaded(image: Any, timeout: float | None = None) -> Any:
 
 
 def _from_base64(text: str) -> bytes:
-    return base64.b64decode("".join(text.split()), validate=True)
+    # Web addresses have two other signs, and often no padding.
+    plain = "".join(text.split()).translate(_WEB_SIGNS).rstrip("=")
+    return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
 
 
 def fetched(address: str, timeout: float = SECONDS) -> bytes:

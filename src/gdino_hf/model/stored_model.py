@@ -29,7 +29,7 @@ class StoredModel(PreTrainedModelHooks):
     """Base class for loading, saving and pushing Grounding DINO models."""
 
     def check_checkpoint(
-        self, state_dict: dict[str, Tensor] | None, files: list[str] | None, exact: bool
+        self, state_dict: dict[str, Tensor] | None, files: list[str] | None, exact: bool, is_quantized: bool = False
     ) -> tuple[dict[str, Tensor] | None, list[str] | None]:
         """Check a checkpoint against the configuration before its weights are loaded.
 
@@ -37,6 +37,7 @@ class StoredModel(PreTrainedModelHooks):
             state_dict: The weights by name, or None if they are in files.
             files: Paths of the weight files, or None if there are none.
             exact: Whether all tensors must have the shapes that the configuration describes.
+            is_quantized: Whether a quantizer of transformers reads the weights.
 
         Returns:
             Both, with tensors in the shapes that this model has.
@@ -49,7 +50,7 @@ class StoredModel(PreTrainedModelHooks):
         shapes = {**stored, **{key: tuple(tensor.shape) for key, tensor in (state_dict or {}).items()}}
         if exact:
             check_amount(self, stored)
-        if getattr(self.config, "quantization_config", None) is None:
+        if not is_quantized:
             dtypes = {
                 **stored_dtypes(files or ()),
                 **{key: dtype_name(value) for key, value in (state_dict or {}).items()},

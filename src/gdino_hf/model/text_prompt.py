@@ -4,10 +4,11 @@
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import KeysView, Sequence, ValuesView
 from dataclasses import dataclass
 from typing import Any
 
+from .printable import printable
 from .size_limits import SHORTEST_PROMPT
 
 # Words of every language have fewer characters per token; a longer text is not a label.
@@ -90,7 +91,8 @@ def parse_labels(labels: str | Sequence[str]) -> list[str]:
     """Return labels as a list.
 
     Args:
-        labels: Label text, which `split_labels` splits, or a list with one label per element.
+        labels: Label text, which `split_labels` splits, or a list with one label per element; also an array or a
+            column of a table, or the keys or values of a dict.
 
     Returns:
         The labels without blanks around them; those of a list may hold any separator and may be equal.
@@ -99,6 +101,7 @@ def parse_labels(labels: str | Sequence[str]) -> list[str]:
         TypeError: labels is neither a string nor a sequence of strings.
         ValueError: There is no label, one in a list is empty, or one holds bytes that are not UTF-8.
     """
+    labels = as_sequence(labels)
     if isinstance(labels, str):
         found = split_labels(labels)
         if not found:
@@ -112,6 +115,15 @@ def parse_labels(labels: str | Sequence[str]) -> list[str]:
     if not all(stripped):
         raise ValueError(f"Label {stripped.index('')} is empty; leave it out or name something.")
     return [check_characters(label, "label") for label in stripped]
+
+
+def as_sequence(labels: Any) -> Any:
+    """Return an array or column as a list, and the keys or values of a dict, which have an order; all else as it is."""
+    if isinstance(labels, (KeysView, ValuesView)):
+        return list(labels)
+    # numpy, torch, pandas and polars.
+    to_list = getattr(labels, "tolist", None) or getattr(labels, "to_list", None)
+    return to_list() if callable(to_list) and not isinstance(labels, (str, type)) else labels
 
 
 def check_prompt_length(max_text_len: Any) -> int:
@@ -367,6 +379,8 @@ def shorten(value: object, limit: int = 40) -> str:
     """
     try:
         text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+        # Tables print several lines.
+        text = text if text.isprintable() else printable(" ".join(text.split()))
     except (ValueError, RecursionError):
         # Python refuses to print an integer of thousands of digits.
         text = f"a {type(value).__name__}"

@@ -150,7 +150,7 @@ class PreTrainedModelHooks(PreTrainedModel):
     """
 
     def check_checkpoint(
-        self, state_dict: dict[str, Tensor] | None, files: list[str] | None, exact: bool
+        self, state_dict: dict[str, Tensor] | None, files: list[str] | None, exact: bool, is_quantized: bool = False
     ) -> tuple[dict[str, Tensor] | None, list[str] | None]:
         """Look at a checkpoint before its weights are loaded.
 
@@ -158,6 +158,7 @@ class PreTrainedModelHooks(PreTrainedModel):
             state_dict: The weights by name, or None if they are in files.
             files: Paths of the weight files, or None if there are none.
             exact: Whether all tensors must have the shapes that the configuration describes.
+            is_quantized: Whether a quantizer of transformers reads the weights.
 
         Returns:
             The weights to load, in the same two forms.
@@ -181,8 +182,10 @@ class PreTrainedModelHooks(PreTrainedModel):
         # Quantized files and `ignore_mismatched_sizes` have tensors of other shapes.
         options = args[0] if args else kwargs.get("load_config")
         keep_off_disk(model, getattr(options, "device_map", None))
-        exact = not (getattr(options, "ignore_mismatched_sizes", False) or getattr(options, "hf_quantizer", None))
-        state_dict, checkpoint_files = model.check_checkpoint(state_dict, checkpoint_files, exact)
+        # transformers skips, with a line in the log, a quantization_config of a method that it does not know.
+        is_quantized = getattr(options, "hf_quantizer", None) is not None
+        exact = not (getattr(options, "ignore_mismatched_sizes", False) or is_quantized)
+        state_dict, checkpoint_files = model.check_checkpoint(state_dict, checkpoint_files, exact, is_quantized)
         return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
 
     def _initialize_weights(self, module: Any, *args: Any, **kwargs: Any) -> None:

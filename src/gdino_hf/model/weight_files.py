@@ -435,6 +435,16 @@ def not_finite(model: nn.Module) -> list[str]:
     ]
 
 
+def all_zero(model: nn.Module) -> tuple[int, int]:
+    """Return how many of a model's matrices hold zeros only, and how many there are; none on the meta device counts.
+
+    Args:
+        model: The model.
+    """
+    matrices = [tensor for tensor in model.parameters() if tensor.ndim > 1 and not tensor.is_meta]
+    return sum(not bool(tensor.any()) for tensor in matrices), len(matrices)
+
+
 def is_finite(tensor: Tensor) -> bool:
     """Return whether all numbers of a floating-point tensor are finite."""
     # One sum is fast and needs no second tensor; it may overflow in half precision though all numbers are finite.
