@@ -321,7 +321,7 @@ def test_sizes_beyond_the_limit_of_pixels_are_refused_before_memory_is_taken(siz
         ({"image_mean": [1e38, 0, 0]}, r"image_mean is .*; give the mean of the pixels, at most 1e\+06"),
         ({"rescale_factor": 1e30}, "with which a model sees nothing; give 1 / 255"),
         ({"rescale_factor": -1 / 255}, "with which a model sees nothing; give 1 / 255"),
-        ({"resample": 99}, r"resample is 99; give one of Pillow's filters \[0, 1, 2, 3, 4, 5\]"),
+        ({"resample": 99}, r"resample is 99; give one of Pillow's filters \[0, 1, 2, 3, 4, 5"),
         ({"resample": "bilinear"}, "resample is 'bilinear'; give one of"),
         ({"size": {"shortest_edge": float("nan")}}, "size must be positive shortest_edge"),
         ({"size": {"height": "x", "width": 3}}, "size must be positive shortest_edge"),

@@ -246,6 +246,18 @@ def test_formats_decoded_slowly_may_have_fewer_pixels(kind):
             load_image(source)
 
 
+@pytest.mark.parametrize("share", [0.35, 0.75])
+def test_the_limit_of_time_is_that_of_both_decodings_of_16_bits_and_of_joining_them(share):
+    # Colours of 16 bits that use fewer are decoded twice, which takes most of the time.
+    data = png16(np.full((1600, 1600, 4), 900, dtype=np.uint16))
+    load_image(data)
+    begin = time.thread_time()
+    load_image(data)
+    whole = time.thread_time() - begin
+    with pytest.raises(PictureError, match=r"takes more than [\d.]+ seconds to decode"):
+        load_image(data, limits=PictureLimits(seconds=share * whole))
+
+
 def test_decoding_stops_after_the_limit_of_time():
     side = 1000
     begin = time.thread_time()

@@ -88,12 +88,18 @@ def open_picture(
         picture.load()
         highest = _highest(picture) if low_modes is not None else 0
         if low_modes is not None and (bit_depth or highest < _HIGH_BYTE_IN_USE):
-            low = decoder(kind)(TimedBytes(data, limits.seconds), "")
+            # The same file, so that the limit of time is that of both decodings together.
+            timed.seek(0)
+            low = decoder(kind)(timed, "")
             use_raw_mode(low, *low_modes)
             low.load()
         del data
     if low is not None and low_modes is not None:
-        picture = join_bytes(picture, low, grey=low_modes[1] == "RGBA", highest=highest, bit_depth=bit_depth)
+        grey = low_modes[1] == "RGBA"
+        try:
+            picture = join_bytes(picture, low, grey, highest, bit_depth, timed.check_time)
+        except TimeoutError as error:
+            raise too_slow(name, limits) from error
         del low
     # Turning and copying both leave the open file behind.
     return upright(picture, name)

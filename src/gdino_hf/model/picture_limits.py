@@ -186,14 +186,15 @@ class _Timed:
         self._end = time.thread_time() + seconds
 
     def read(self, size: int | None = -1, /) -> bytes:
-        self._check()
+        self.check_time()
         return super().read(size)  # type: ignore[misc]
 
     def readline(self, size: int | None = -1, /) -> bytes:
-        self._check()
+        self.check_time()
         return super().readline(size)  # type: ignore[misc]
 
-    def _check(self) -> None:
+    def check_time(self) -> None:
+        """Raise a TimeoutError if the time is over."""
         if time.thread_time() > self._end:
             self.is_late = True
             raise TimeoutError("it takes too long")

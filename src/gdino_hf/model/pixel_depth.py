@@ -8,6 +8,7 @@ import functools
 import logging
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -181,7 +182,14 @@ def use_raw_mode(picture: Any, mode: str, raw_mode: str) -> None:
         picture.tile[index] = tile._replace(args=arguments) if hasattr(tile, "_replace") else (*tile[:3], arguments)
 
 
-def join_bytes(high: Image.Image, low: Image.Image, grey: bool, highest: int, bit_depth: int | None) -> Image.Image:
+def join_bytes(
+    high: Image.Image,
+    low: Image.Image,
+    grey: bool,
+    highest: int,
+    bit_depth: int | None,
+    check_time: Callable[[], None],
+) -> Image.Image:
     """Put the two decodings of a colour file of 16 bits together and scale them to bytes.
 
     Args:
@@ -190,11 +198,13 @@ def join_bytes(high: Image.Image, low: Image.Image, grey: bool, highest: int, bi
         grey: Whether the file holds grey and alpha.
         highest: Largest high byte of a colour.
         bit_depth: Number of bits that the values use; None for the smallest of `USUAL_DEPTHS` that holds the largest.
+        check_time: Function that is called for each band of rows and raises a TimeoutError if the time is over.
 
     Returns:
         `high`, in 8 bits.
 
     Raises:
+        TimeoutError: The time is over.
         ValueError: Pixels are larger than the bit depth allows.
     """
     # Every usual depth is decided by the high byte alone.
@@ -202,6 +212,7 @@ def join_bytes(high: Image.Image, low: Image.Image, grey: bool, highest: int, bi
     table = _scaled(np.arange(2 ** min(depth, 16)), 255 / (2**depth - 1))
     rows = max(1, _BAND // (high.width * 4))
     for top in range(0, high.height, rows):
+        check_time()
         box = (0, top, high.width, min(top + rows, high.height))
         first, second = np.asarray(high.crop(box)), np.asarray(low.crop(box))
         if grey:
