@@ -107,11 +107,38 @@ def test_names_act_neither_on_the_terminal_nor_in_a_spreadsheet(data, tmp_path):
     assert "' =HYPERLINK(1)" in next(csv.reader((folder / "confusion.csv").open(newline="")))
 
 
-@pytest.mark.parametrize("text", ["=1", " =1", "\n=1", "\tx", "+1", "-1", "@x", "\uff1d1", "\uff20x", "\u3000\uff0b1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "=1",
+        " =1",
+        "\n=1",
+        "\tx",
+        "+1",
+        "-1",
+        "@x",
+        "\uff1d1",
+        "\uff20x",
+        "\u3000\uff0b1",
+        "\ufeff=1",
+        "\u200b\u202e=1",
+        "\x00-1",
+    ],
+)
 def test_cells_that_a_spreadsheet_would_compute_begin_with_an_apostrophe(text, tmp_path):
     write_csv(tmp_path / "table.csv", ("label", "value"), [(text, -1.5), ("cat", 2)])
     with (tmp_path / "table.csv").open(newline="", encoding="utf-8") as file:
         assert list(csv.reader(file))[1:] == [[f"'{text}", "-1.5"], ["cat", "2"]]
+
+
+def test_labels_with_semicolons_stay_one_cell_in_spreadsheets_that_separate_by_them(tmp_path):
+    label = "cat;=HYPERLINK(1)\t=1"
+    write_csv(tmp_path / "table.csv", ("label", "value"), [(label, 1.5)])
+    with (tmp_path / "table.csv").open(newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file))[1] == [label, "1.5"]
+    for separator in ";\t":
+        with (tmp_path / "table.csv").open(newline="", encoding="utf-8") as file:
+            assert not any(cell.startswith("=") for row in csv.reader(file, delimiter=separator) for cell in row)
 
 
 def test_coco_results_are_judged_as_pycocotools_does(data, tmp_path):

@@ -30,6 +30,15 @@ def test_a_logger_that_is_not_installed_is_one_sentence_before_anything_is_writt
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if find_spec(name) is None])
+def test_a_folder_that_a_logger_left_is_not_the_logger(name, tmp_path, monkeypatch):
+    """`python -m` and accelerate look for packages in the working directory, too."""
+    (tmp_path / name / "offline-run-1").mkdir(parents=True)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ImportError, match=f"--report-to {name} needs"):
+        check_loggers([name])
+
+
 def test_an_unknown_logger_is_named_with_those_that_exist():
     with pytest.raises(ValueError, match=r"nowhere is not supported.*wandb"):
         check_loggers("nowhere")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import os
@@ -20,7 +19,7 @@ from ..model.printable import printable
 from ..whole_files import check_writable, whole_file, whole_folder, write_whole_text
 from . import annotation_tools, coco_exchange, table_exchange, xml_exchange, yolo_exchange
 from .exchange_values import kept_library, picture_name
-from .spreadsheet_cells import harmless_cell
+from .spreadsheet_cells import harmless_cell, table_writer
 
 logger = logging.getLogger(__name__)
 
@@ -261,7 +260,7 @@ class _Csv(_OneFile):
 
     def __init__(self, folder: Path, names: Sequence[str], stack: ExitStack) -> None:
         super().__init__(folder, names, stack)
-        self._rows = csv.writer(self._file, lineterminator="\n")
+        self._rows = table_writer(self._file, lineterminator="\n")
         self._rows.writerow(table_exchange.COLUMNS)
 
     def add(self, found: Any, name: str, number: int) -> None:

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import csv
+import unicodedata
 from typing import Any
 
 # Characters that make a spreadsheet take a cell for a formula, the last four in East Asian versions. Spaces before them
 # change nothing in some programs.
 _FORMULA_STARTS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _CONTROLS = ("\t", "\r", "\n")
+_UNSEEN = ("Cc", "Cf")
+
+
+def table_writer(file: Any, **options: Any) -> Any:
+    """Return a csv.writer that quotes all text.
+
+    Spreadsheets of many countries separate cells by semicolons, and would take what follows one inside a label for a
+    cell of its own.
+
+    Args:
+        file: An open text file.
+        **options: Further options of csv.writer.
+    """
+    return csv.writer(file, quoting=csv.QUOTE_NONNUMERIC, **options)
 
 
 def harmless_cell(value: Any) -> Any:
@@ -18,5 +34,7 @@ def harmless_cell(value: Any) -> Any:
     """
     if not isinstance(value, str):
         return value
-    is_formula = value.startswith(_CONTROLS) or value.lstrip().startswith(_FORMULA_STARTS)
+    # Marks that are not seen change as little as spaces.
+    first = next((each for each in value if not each.isspace() and unicodedata.category(each) not in _UNSEEN), "")
+    is_formula = value.startswith(_CONTROLS) or first in _FORMULA_STARTS
     return f"'{value}" if is_formula else value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.stored_pictures import read_row_picture
-from ..detection.spreadsheet_cells import harmless_cell
+from ..detection.spreadsheet_cells import harmless_cell, table_writer
 from ..whole_files import whole_file, write_whole_text
 from .box_map import BoxMap, evaluate_boxes
 from .confusion import best_threshold, confusion_matrix
@@ -153,7 +152,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) 
         whole_file(path) as unfinished,
         unfinished.open("w", newline="", encoding="utf-8", errors="backslashreplace") as f,
     ):
-        writer = csv.writer(f)
+        writer = table_writer(f)
         writer.writerow([harmless_cell(value) for value in header])
         writer.writerows([harmless_cell(value) for value in row] for row in rows)
 

@@ -9,7 +9,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 # Modules of which one must be installed, and what to install.
 _NEEDED = {
-    "azure_ml": (("azureml",), "azureml-sdk"),
+    "azure_ml": (("azureml.core",), "azureml-sdk"),
     "clearml": (("clearml",), "clearml"),
     "codecarbon": (("codecarbon",), "codecarbon"),
     "comet_ml": (("comet_ml",), "comet-ml"),
@@ -56,6 +56,8 @@ def failed_logger(error: BaseException) -> str | None:
 
 def _is_installed(module: str) -> bool:
     try:
-        return find_spec(module) is not None
+        found = find_spec(module)
+        # A folder of that name in the working directory, such as the one that wandb writes to, is no package.
+        return found is not None and found.origin is not None
     except (ImportError, ValueError):
         return False
