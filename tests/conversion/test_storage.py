@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -102,3 +103,15 @@ def test_an_unwritable_target_is_named(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(ConversionError, match="cannot be written"), staged(tmp_path / "target"):
         pass
+
+
+def test_a_full_disk_is_named_as_such_and_leaves_nothing(tiny_folder, tmp_path):
+    """torch.save itself would only speak of positions in the file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(ConversionError, match=r"theirs\.pth cannot be written \(.*No space left on device"):
+            convert(str(tiny_folder), str(tmp_path / "theirs.pth"), to="original")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []

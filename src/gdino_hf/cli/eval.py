@@ -343,7 +343,9 @@ def _judge(args: argparse.Namespace, task: _Task, predictions: Any, folder: Path
     try:
         remarks = write_report(folder, evaluation, task.truth, predictions)
     except OSError as error:
-        raise OutputError(f"{folder}: the results cannot be written ({reason(error)})") from error
+        raise OutputError(
+            f"{folder}: the results cannot be written ({reason(error)}); make room, and continue with --resume {folder}"
+        ) from error
     for remark in remarks:
         print(f"gdino eval: {remark}", file=sys.stderr)
     return evaluation

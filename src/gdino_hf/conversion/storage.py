@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -93,6 +94,9 @@ def write_pickle(
         read: Reads tensors of the source.
         wrapper: Key of the dictionary in the file that holds the tensors; None writes a bare state dict.
         progress: Wraps the sequence of steps, for a progress bar.
+
+    Raises:
+        OSError: The disk is full.
     """
     made: dict[tuple[tuple[str, ...], torch.dtype], Tensor] = {}
     tensors: dict[Step, Tensor] = {}
@@ -107,7 +111,11 @@ def write_pickle(
             tensor = made[same]
         tensors[step] = tensor
     state = {key: tensors[step] for key, step in steps.items()}
-    torch.save(state if wrapper is None else {wrapper: state}, path)
+    try:
+        torch.save(state if wrapper is None else {wrapper: state}, path)
+    # On a full disk, torch.save only mentions positions in the file.
+    except RuntimeError as error:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
 
 def _size(step: Step) -> int:
