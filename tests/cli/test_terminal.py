@@ -123,3 +123,28 @@ def test_evaluation_prints_no_escape_sequence_of_labels_and_files(tmp_path, tiny
         main(["eval", str(path), "--model", str(tiny_folder), "--runs", str(tmp_path / "runs")])
     assert r"\x1b" in printed.getvalue()
     assert is_harmless(printed.getvalue().replace("\r", "").replace("\x1b[A", ""))
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["detect", "--x\ry\ndetect: done", "--labels", "cat"],
+        ["\r\nx"],
+        ["detect", "a.png", "--labels", "cat", "--model", "no\rwhere\nresults: here"],
+        ["eval", "no\r\n.json"],
+        ["train", "no\r\n"],
+        ["convert", "no\r\n", "out"],
+    ],
+    ids=ascii,
+)
+def test_line_breaks_in_arguments_do_not_make_lines(argv, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("a.png")
+    try:
+        assert main(argv) == 2
+    except SystemExit as end:
+        assert end.code == 2
+    said = capsys.readouterr().err.rstrip("\n")
+    assert "\r" not in said
+    lines = [line for line in said.split("\n") if not line.startswith(("usage:", " "))]
+    assert len(lines) == 1, lines

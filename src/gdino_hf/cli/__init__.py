@@ -10,8 +10,10 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from gdino_hf.error_text import reason
+from gdino_hf.model.printable import printable
 
 from .errors import INTERRUPTED, OutputError, UsageError
 from .picture_options import add_picture_options, picture_settings
@@ -23,11 +25,18 @@ _OPENING_PICTURES = ("detect", "label", "eval")
 VERBS = ("detect", "label", "train", "eval", "convert", "bench", "demo")
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, whatever a shell's pattern expanded to: file names may look like options."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the whole command, with a sub-parser for every subcommand."""
     from gdino_hf import __version__
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="gdino", description="Open-vocabulary detection: name what you are looking for and get its boxes."
     )
     parser.add_argument("--version", action="version", version=f"gdino {__version__}")
@@ -70,10 +79,10 @@ def _main(argv: Sequence[str] | None) -> int:
         sys.stdout.flush()
         return status
     except UsageError as error:
-        print(f"{args.parser.prog}: error: {error}", file=sys.stderr)
+        print(f"{args.parser.prog}: error: {printable(error)}", file=sys.stderr)
         return 2
     except OutputError as error:
-        print(f"{args.parser.prog}: error: {error}", file=sys.stderr)
+        print(f"{args.parser.prog}: error: {printable(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED
