@@ -198,7 +198,7 @@ def _run_one(args: argparse.Namespace) -> int:
         raise UsageError(reason(error)) from error
     print(_label_table(evaluation))
     print(f"\n{_count(task, evaluation, predictions)}")
-    print(f"results: {folder}")
+    print(f"results: {printable(folder)}")
     return 1 if predictions.failed else 0
 
 
@@ -270,7 +270,7 @@ def _run_table(args: argparse.Namespace) -> int:
     ]
     body.append([named, "", *(_number(average[metric]) for metric in _TABLE_METRICS)])
     print(_table(["data set", "images", *_TABLE_METRICS], body))
-    print(f"\nresults: {folder}")
+    print(f"\nresults: {printable(folder)}")
     return 1 if failed or incomplete else 0
 
 

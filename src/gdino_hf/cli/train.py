@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from gdino_hf.data.places import is_there, split_place, with_split
 from gdino_hf.error_text import reason
+from gdino_hf.model.printable import printable
 from gdino_hf.whole_files import write_whole_text
 
 from .argparse_internals import DefaultsInHelp, long_options
@@ -73,7 +74,7 @@ def _train(options: _Options) -> int:
         raise UsageError(_one_line(error)) from error
     for remark in (*sets.remarks, *(remark for split in sets for remark in split.remarks)):
         if training.should_save:
-            print(f"warning: {remark}", file=sys.stderr)
+            print(f"warning: {printable(remark)}", file=sys.stderr)
     detector = load_detector(model_arguments.model, sets.train.labels, device="cpu", optimize=False)
     folder = _folder(options)
     training.output_dir = str(folder)
@@ -96,9 +97,9 @@ def _train(options: _Options) -> int:
         outcome = fine_tuning.run(resume=options.resume is not None)
         if training.should_save:
             for remark in write_report(folder, outcome, sets):
-                print(f"warning: {remark}", file=sys.stderr)
+                print(f"warning: {printable(remark)}", file=sys.stderr)
             print(summary(outcome, sets))
-            print(f"{folder / 'model'}: the finished model; metrics and curves are beside it")
+            print(f"{printable(folder / 'model')}: the finished model; metrics and curves are beside it")
     except SavingError as error:
         raise OutputError(_one_line(error)) from error
     except torch.OutOfMemoryError as error:

@@ -228,7 +228,7 @@ def record_failure(image_id: Any, error: Exception, results: Predictions, store:
     """Report on the terminal that an image is left out, and record it in the results and the store."""
     # Such an error's own text names the file.
     why = str(error).rstrip(".") if isinstance(error, PictureError) else reason(error, most_lines=3)
-    tqdm.write(f"image {image_id} is left out: {why}", file=sys.stderr)
+    tqdm.write(f"image {printable(image_id)} is left out: {printable(why)}", file=sys.stderr)
     entry = {"image_id": image_id, "error": why}
     results.failed.append(entry)
     if store is not None:
