@@ -17,7 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gdino_hf.model.weight_files import INDEX_FILES, check_keys, check_links, shard_names
+from gdino_hf.model.weight_files import check_keys
+from gdino_hf.model.weight_places import INDEX_FILES, check_links, shard_names
 
 from ..error_text import reason
 from .conversion_error import ConversionError

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gdino_hf.model.weight_files import check_links
+from gdino_hf.model.weight_places import check_links
 
 from ..error_text import reason
 from .checkpoint import Checkpoint
