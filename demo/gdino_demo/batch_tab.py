@@ -34,12 +34,13 @@ def build(state: PageState) -> None:
                 elem_id="gd-files",
             )
             labels = components.labels_field()
-            negatives = components.negatives_field()
-            model = components.model_field(state)
-            threshold = components.threshold_field(state.threshold)
-            nms = components.nms_field(state)
             format_name = components.format_field("gd-batch-format")
             start = gr.Button("Detect in all", variant="primary", elem_id="gd-batch")
+            with gr.Accordion("More: negative labels, model, thresholds", open=False):
+                negatives = components.negatives_field()
+                model = components.model_field(state)
+                threshold = components.threshold_field(state.threshold)
+                nms = components.nms_field(state)
         with gr.Column(scale=6, min_width=320):
             status = components.html_field("gd-batch-status")
             gallery = gr.Gallery(label="Annotated pictures", columns=3, object_fit="contain", elem_id="gd-gallery")

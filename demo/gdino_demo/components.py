@@ -114,7 +114,7 @@ def nms_field(state: PageState) -> gr.Slider:
 def format_field(elem_id: str) -> gr.Dropdown:
     """Return the menu of file formats, those of `gdino detect --format`."""
     return gr.Dropdown(
-        list(FORMAT_NAMES), value="coco", label="Format", filterable=False, container=False, min_width=120,
+        list(FORMAT_NAMES), value="coco", label="File format", filterable=False, container=False, min_width=120,
         elem_id=elem_id,
     )  # fmt: skip
 

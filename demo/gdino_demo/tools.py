@@ -63,7 +63,7 @@ def build(state: PageState) -> None:
         Args:
             picture: http(s) address of the picture on the public internet, or its content as a base64 data: URL.
             labels: Things to find, such as "cat, remote control". Other names for one: "cat: cat, kitten; dog".
-            negatives: Similar things that are not meant, such as "fox, toy cat"; boxes that fit them better go.
+            negatives: Similar things that are not meant, such as "toy cat". Boxes that fit them better are left out.
             threshold: Score from 0 to 1 that a box must exceed. Lower it to see what "presence" says is close.
             tiles: 0, or the side in pixels of squares to search too, for things that are small in a large picture.
             nms: Overlap (IoU) from 0 to 1 above which only the better of two boxes of one label stays; 1 keeps all.

@@ -27,13 +27,14 @@ def build(state: PageState) -> None:
         with gr.Column(scale=4, min_width=320):
             video = CheckedVideo(label="Video", sources=["upload"], height=240, elem_id="gd-video", buttons=[])
             labels = components.labels_field()
-            negatives = components.negatives_field()
-            model = components.model_field(state)
             info = f"1 searches every frame, 5 every fifth; at most {MOST_FRAMES} frames."
             stride = CheckedSlider(1, 60, value=5, step=1, label="Frame stride", info=info)
-            threshold = components.threshold_field(state.threshold)
-            nms = components.nms_field(state)
             start = gr.Button("Detect in the video", variant="primary", elem_id="gd-video-start")
+            with gr.Accordion("More: negative labels, model, thresholds", open=False):
+                negatives = components.negatives_field()
+                model = components.model_field(state)
+                threshold = components.threshold_field(state.threshold)
+                nms = components.nms_field(state)
         with gr.Column(scale=6, min_width=320):
             status = components.html_field("gd-video-status")
             annotated = gr.Video(
