@@ -1,6 +1,8 @@
 """The same pictures and boxes written in every form of data set, for tests that compare what is read."""
 
+import io
 import json
+import tarfile
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -26,11 +28,16 @@ ROWS = [
 ]
 
 
+def picture(place: int, size: tuple[int, int]) -> Image.Image:
+    """Return a picture of a colour that its place tells."""
+    return Image.new("RGB", size, (40 * place, 90, 200))
+
+
 def write_pictures(folder: Path) -> None:
     """Write the pictures, each of its own colour."""
     folder.mkdir(parents=True, exist_ok=True)
     for place, (name, size) in enumerate(SIZES.items()):
-        Image.new("RGB", size, (40 * place, 90, 200)).save(folder / name)
+        picture(place, size).save(folder / name)
 
 
 def coco(root: Path) -> Path:
@@ -175,7 +182,98 @@ def imagefolder(root: Path) -> Path:
     return root
 
 
+def _objects_table(category):
+    """Return a `datasets.Dataset` with the pictures inside and boxes as corner and size."""
+    from datasets import Dataset, Features, Image, List, Value
+
+    rows = []
+    for number, (name, boxes) in enumerate(BOXES.items()):
+        labels = [label for label, _ in boxes]
+        objects = {
+            "bbox": [[float(x1), float(y1), float(x2 - x1), float(y2 - y1)] for _, (x1, y1, x2, y2) in boxes],
+            "category": labels if category is None else [NAMES.index(label) for label in labels],
+            "area": [float((x2 - x1) * (y2 - y1)) for _, (x1, y1, x2, y2) in boxes],
+        }
+        rows.append({"image_id": number, "image": _encoded(number, name), "licence": f"of {name}", "objects": objects})
+    kind = Value("string") if category is None else category
+    fields = {"bbox": List(List(Value("float32"), length=4)), "category": List(kind), "area": List(Value("float32"))}
+    columns = {"image_id": Value("int64"), "image": Image(), "licence": Value("string"), "objects": fields}
+    return Dataset.from_list(rows, features=Features(columns))
+
+
+def _encoded(number, name):
+    content = io.BytesIO()
+    picture(number, SIZES[name]).save(content, "PNG")
+    return {"bytes": content.getvalue(), "path": name}
+
+
+def hub_saved(root: Path) -> Path:
+    """A data set dict saved by `datasets`, with ClassLabel."""
+    from datasets import ClassLabel, DatasetDict
+
+    rows = _objects_table(ClassLabel(names=NAMES))
+    DatasetDict({"train": rows}).save_to_disk(root / "saved")
+    return root / "saved"
+
+
+def hub_parquet(root: Path) -> Path:
+    """A folder of Parquet files as the Hub has them, with categories as text."""
+    rows = _objects_table(None)
+    (root / "data").mkdir()
+    rows.to_parquet(root / "data" / "train-00000-of-00001.parquet")
+    return root
+
+
+def _tar(path: Path, rows) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, content in rows:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+def webdataset(root: Path) -> Path:
+    """Two tars with a JSON beside each picture, given by a pattern."""
+    shards = [[], []]
+    for number, (name, boxes) in enumerate(BOXES.items()):
+        bbox = [[x1, y1, x2 - x1, y2 - y1] for _, (x1, y1, x2, y2) in boxes]
+        content = {"objects": {"bbox": bbox, "category": [label for label, _ in boxes]}}
+        shard = shards[number // 2]
+        shard.append((name, _encoded(number, name)["bytes"]))
+        shard.append((f"{Path(name).stem}.json", json.dumps(content).encode()))
+    for number, rows in enumerate(shards):
+        _tar(root / f"part-{number:03}.tar", rows)
+    return root / "part-{000..001}.tar"
+
+
+def webdataset_yolo(root: Path) -> Path:
+    """A folder with a tar of pictures and YOLO label files, and classes.txt beside it."""
+    rows = []
+    for number, (name, boxes) in enumerate(BOXES.items()):
+        rows.append((f"train/{name}", _encoded(number, name)["bytes"]))
+        text = "".join(_yolo_line(name, *each) + "\n" for each in boxes)
+        rows.append((f"train/{Path(name).stem}.txt", text.encode()))
+    _tar(root / "pictures.tar", rows)
+    (root / "classes.txt").write_text("\n".join(NAMES) + "\n")
+    return root
+
+
 FORMS = {
-    maker.__name__: maker for maker in (coco, odvg, yolo, yolo_roboflow, voc, voc_flat, createml, labelme, imagefolder)
+    maker.__name__: maker
+    for maker in (
+        coco,
+        odvg,
+        yolo,
+        yolo_roboflow,
+        voc,
+        voc_flat,
+        createml,
+        labelme,
+        imagefolder,
+        hub_saved,
+        hub_parquet,
+        webdataset,
+        webdataset_yolo,
+    )
 }
 """Functions that write the data set in a form into an existing folder and return its path."""

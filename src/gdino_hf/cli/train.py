@@ -29,7 +29,7 @@ from .run_folder import new_run_folder, place_name
 HELP = "fine-tune a model on your own boxes"
 READS_ITS_OPTIONS = True
 ARGUMENTS_FILE = "arguments.yaml"
-_PLACES = ("data", "images", "val", "test", "replay", "zero_shot", "model")
+_PLACES = ("data", "dataset_name", "images", "val", "test", "replay", "zero_shot", "model", "albumentations")
 # Lines of a library's message to show: the first says what is wrong, the next ones often how to mend it.
 _MOST_LINES = 3
 _NOT_IN_YAML = ("help", "config", "resume", "output_dir")
@@ -138,6 +138,7 @@ class _Options:
     name: str | None
     runs: str
     resume: str | None
+    output_dir: str | None
     given: dict[str, Any]
 
 
@@ -182,8 +183,8 @@ def _parse(rest: Sequence[str]) -> _Options:
     parser.parse_args(rest, namespace)
     if namespace.place is not None:
         namespace.data = namespace.place
-    if namespace.output_dir:
-        raise UsageError("--output_dir is set from --runs and --name; give these")
+    if namespace.output_dir and (namespace.name or namespace.resume):
+        raise UsageError("--output_dir and --name or --resume exclude each other; give one of them")
     for name in _PLACES:
         if getattr(namespace, name):
             setattr(namespace, name, os.path.expanduser(getattr(namespace, name)))
@@ -191,6 +192,7 @@ def _parse(rest: Sequence[str]) -> _Options:
     known = [name for kind in kinds for name in kind.__dataclass_fields__ if hasattr(namespace, name)]
     values = {name: getattr(namespace, name) for name in known}
     given = {name: value for name, value in values.items() if value != fresh.get_default(name)}
+    given.pop("output_dir", None)
     pictures = {name: getattr(namespace, name) for name in PICTURE_OPTIONS if hasattr(namespace, name)}
     given |= pictures
     for name in _PLACES:
@@ -204,7 +206,15 @@ def _parse(rest: Sequence[str]) -> _Options:
     except (ImportError, TypeError, ValueError) as error:
         raise UsageError(_one_line(error)) from error
     return _Options(
-        data, model, training, argparse.Namespace(**pictures), namespace.name, namespace.runs, namespace.resume, given
+        data,
+        model,
+        training,
+        argparse.Namespace(**pictures),
+        namespace.name,
+        namespace.runs,
+        namespace.resume,
+        namespace.output_dir,
+        given,
     )
 
 
@@ -275,12 +285,27 @@ def _prepare_folder(options: _Options) -> Path:
 
     if options.resume is not None:
         folder = Path(options.resume)
+    elif options.output_dir:
+        folder = _named_folder(options.output_dir)
     else:
         folder = new_run_folder("train", options.name or place_name(options.data.data), options.runs)
     try:
         write_whole_text(folder / ARGUMENTS_FILE, yaml.safe_dump(options.given, allow_unicode=True))
     except OSError as error:
         raise UsageError(f"{folder} cannot be written to ({_one_line(error)}); make room, or choose another") from error
+    return folder
+
+
+def _named_folder(name: str) -> Path:
+    """Make the folder that --output_dir names, as transformers' examples do; one with files in it is not touched."""
+    folder = Path(name).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        is_empty = not any(folder.iterdir())
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be made ({_one_line(error)}); choose another --output_dir") from error
+    if not is_empty:
+        raise UsageError(f"{folder} has files; choose another --output_dir, or continue its run with --resume {folder}")
     return folder
 
 

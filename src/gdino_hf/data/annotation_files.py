@@ -22,7 +22,7 @@ SUFFIXES = (".json", ".jsonl", ".odvg")
 
 # Files that lie beside annotations but hold none.
 _OTHERS = ("label_map.json",)
-_HEAD_BYTES = 2**20
+_FIRST_BYTES, _HEAD_BYTES = 4096, 2**20
 # Larger files are not parsed just to say what is wrong with them.
 _MOST_PARSED_BYTES = 2**26
 _NEITHER = (
@@ -303,7 +303,11 @@ def _looks_like(file: Path) -> str | None:
     """Detect the form from the beginning of a file, which may be larger than memory; None for anything else."""
     try:
         with file.open("rb") as stream:
-            head = stream.read(_HEAD_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()
+            head = stream.read(_FIRST_BYTES)
+            # LabelMe has a file for each picture, with the picture inside: many large files.
+            if b'"shapes"' in head and (b'"version"' in head or b'"imagePath"' in head):
+                return None
+            head = (head + stream.read(_HEAD_BYTES)).removeprefix(b"\xef\xbb\xbf").lstrip()
     except OSError as error:
         raise ValueError(f"{printable(file)} cannot be read ({reason(error)}).") from error
     if head.startswith(b"["):

@@ -6,16 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..model.printable import printable
 from .annotation_options import BoxFormat
 from .content import BoxForm
 from .faults import FEW
+from .frames import read_header
+from .picture_sets import PictureEntry, PictureSet
 from .rows import parse_number
 
 _FORMS: tuple[BoxForm, ...] = ("xywh", "xyxy", "cxcywh")
 # How far boxes may end outside of their picture, in pixels or as a fraction of it, by the rounding of tools.
 _PIXEL, _FRACTION = 1.5, 0.005
 # Boxes after which one form that fits all of them is certain enough to stop reading sizes.
-ENOUGH = 5000
+_ENOUGH = 5000
 
 
 @dataclass
@@ -113,3 +116,44 @@ def _fits(form: BoxForm, box: Sequence[float], size: tuple[float, float] | None,
 
 def _near(first: float, second: float) -> bool:
     return abs(first - second) <= 0.01 * second
+
+
+def decide_numbers(reader: PictureSet, option: Any) -> tuple[BoxForm, bool]:
+    """Find out what the boxes of a data set's numbers are, and whether they are fractions.
+
+    Args:
+        reader: The data set.
+        option: The form if it was given, or "auto".
+
+    Raises:
+        ValueError: It cannot be decided.
+    """
+    vote = BoxVote()
+    for key in reader.keys():  # noqa: SIM118  a sequence, not a dict
+        try:
+            entry = reader.entry(key, _ignore)
+        except (OSError, ValueError):
+            # Reading the rows reports this picture.
+            continue
+        if entry is None or not entry.marks:
+            continue
+        size = _size_of(entry)
+        for mark in entry.marks:
+            vote.add(mark.box, size, mark.area)
+        if vote.boxes >= _ENOUGH and (option != "auto" or len(vote.possible()) == 1):
+            break
+    return vote.decide(option, printable(reader.base))
+
+
+def _size_of(entry: PictureEntry) -> tuple[float, float] | None:
+    try:
+        if entry.size is not None:
+            return float(entry.size[0]), float(entry.size[1])
+        (width, height), orientation = read_header(entry.picture)
+    except (OSError, TypeError, ValueError):
+        return None
+    return (height, width) if orientation > 4 else (width, height)
+
+
+def _ignore(kind: str, example: str) -> None:
+    """Leave a fault to the reading of the rows."""

@@ -80,7 +80,10 @@ def open_coco(
     if streaming:
         arguments = {"annotations": str(annotations), "images": _text(images), "options": options}
         return make_stream(_read_rows, False, arguments, file.has_text_ids, file.has_absent_names), file.labels
-    rows = make_dataset(_rows(file), False, file.has_text_ids, file.has_absent_names)
+    holds_pictures = reader is not None and reader.holds_pictures
+    rows = make_dataset(_rows(file, with_images=not holds_pictures), False, file.has_text_ids, file.has_absent_names)
+    if reader is not None:
+        rows = reader.joined(rows)
     if log:
         findings.log()
     return rows, file.labels
@@ -138,9 +141,9 @@ def _text(path: str | Path | None) -> str | None:
     return None if path is None else str(path)
 
 
-def _rows(file: CocoFile, check_damage: bool = True) -> Iterator[dict[str, Any]]:
+def _rows(file: CocoFile, check_damage: bool = True, with_images: bool = True) -> Iterator[dict[str, Any]]:
     for image in file.images(check_damage=check_damage):
-        yield {"image": image_value(image.path), **annotated_row(image, file)}
+        yield {"image": image_value(image.path) if with_images else None, **annotated_row(image, file)}
 
 
 def annotated_row(image: CocoImage, file: CocoFile) -> dict[str, Any]:

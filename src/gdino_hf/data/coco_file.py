@@ -235,20 +235,21 @@ class CocoFile:
     ) -> tuple[Frame | None, bool]:
         """Return what an image's boxes are pixels of, if that is known, and whether its file can be used."""
         annotated = None if size is None else Frame(*size)
+        needs_size = self.content.is_relative and size is None
         name = shorten(path.name)
         if is_file(path):
             try:
                 stored, orientation = read_header(path)
             # A damaged file makes the decoders raise exceptions of almost any type.
             except Exception as error:
-                if need_files and check_damage:
+                if (need_files and check_damage) or needs_size:
                     self.findings.add(UNREADABLE, f"{name}: {reason(error)}")
                     return annotated, False
             else:
                 # Without a size of the image, that of its masks tells which way up it was annotated.
                 size = masks if size is None and masks in (stored, stored[::-1]) else size
                 return find_frame(size, stored, orientation, self.options, name, self.findings.add), True
-        elif need_files:
+        elif need_files or needs_size:
             self.findings.add(MISSING, str(path))
             return annotated, False
         else:

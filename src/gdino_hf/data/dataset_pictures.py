@@ -11,9 +11,10 @@ from PIL import Image
 
 from .annotation_files import annotation_file, annotation_format
 from .annotation_options import DEFAULT_OPTIONS, AnnotationOptions
-from .coco import annotated_row, reader_findings
+from .coco import annotated_row
 from .coco_file import CocoFile
 from .content import Content
+from .faults import ERRORS, StrictFindings
 from .odvg import odvg_rows
 from .picture_sets import PictureSet
 from .reading import open_set
@@ -55,8 +56,8 @@ def dataset_pictures(
         options: Conventions of the data set.
 
     Yields:
-        A picture and its row. Files are not checked; a missing or damaged one is an error of `open`. COCO files are
-        read as a whole, other forms some pictures at a time.
+        A picture and its row. Files are not checked; a missing or damaged one is an error of `open`. Faults of
+        annotations are logged and stop nothing. COCO files are read as a whole, other forms some pictures at a time.
 
     Raises:
         ValueError: There is no such data set, or it cannot be read.
@@ -67,14 +68,16 @@ def dataset_pictures(
             picture = Path(row.pop("image"))
             yield DatasetPicture(picture.name, picture, row)
         return
-    findings = reader_findings(file, options)
+    findings = StrictFindings(file, skip=tuple(ERRORS))
     reader = open_set(file, images, options)
     contents: Iterator[Content | None] = iter([None]) if reader is None else _contents(reader, findings)
     for content in contents:
         annotated = CocoFile(file, images, options, findings, content)
-        for image in annotated.images(need_files=False):
+        for image in annotated.images(need_files=False, keep_faulty=True):
             name = str(image.entry.get("file_name", image.path.name))
             yield DatasetPicture(name, image.path, annotated_row(image, annotated))
+
+    findings.log()
 
 
 def _contents(reader: PictureSet, findings: Any) -> Iterator[Content | None]:

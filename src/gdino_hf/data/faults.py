@@ -51,6 +51,7 @@ ERRORS = {
     "only crowds": "every box is marked iscrowd or difficult, so nothing is left to train on or measure; pass "
     "--crowds keep if the marks are wrong",
     "no usable areas": "none of the areas is a number",
+    "no annotations": "no picture has a JSON, XML or text file of its own name; add them",
     "no label files": "none of the pictures has a label file, which is looked for as labels/NAME.txt in place of "
     "images/NAME.jpg, and beside the picture; put them there",
     "pixels for fractions": "boxes have numbers far above 1, where fractions of the picture are expected; divide them "
@@ -82,8 +83,10 @@ WARNINGS = {
     "keep takes [it|them] as [a box|boxes] like all others",
     "shapes without extent": "# shape[|s] [is a point or line|are points or lines], which [has|have] no box, and left "
     "out",
-    "labels without pictures": "# label file[|s] [has|have] no picture, and [is|are] left out",
+    "labels without pictures": "# file[|s] of labels [has|have] no picture, and [is|are] left out",
     "pictures without annotations": "# picture[|s] [has|have] no annotation file, and [is|are] left out",
+    "pictures alone in tars": "# picture[|s] [has|have] no JSON, XML or text file of [its|their] name in the tar, and "
+    "[counts|count] as without objects",
     "boxes without area": "# box[|es] [has|have] no area and [is|are] dropped",
     THIN: "# box[|es] [is|are] narrower or lower than half a pixel inside [its|their] image, where nothing can be "
     "seen; correct or remove [it|them]",
@@ -143,6 +146,7 @@ _SPOKEN = (
     "shapes without extent",
     "labels without pictures",
     "pictures without annotations",
+    "pictures alone in tars",
     "boxes without area",
     "boxes turned",
     "boxes scaled",

@@ -9,17 +9,26 @@ from pathlib import Path
 
 from .createml_file import CreateMLFile
 from .image_folder import ImageFolder
-from .labelme_folder import LabelMeFolder, labelme_files
+from .labelme_folder import LabelMeFolder, has_labelme_files
+from .object_tables import HUB, SAVED, ObjectTable
 from .picture_sets import PictureSet, files_of
 from .places import SPLIT_NAMES, is_address, is_there, split_of
 from .rows import is_file
+from .tar_shards import TarShards, shard_paths
 from .voc_folder import VocFolder, voc_root
 from .yolo_folder import YAMLS, YoloFolder, names_file
 from .yolo_lines import is_yolo_text
 
-READERS: Mapping[str, type[PictureSet]] = {
-    reader.form: reader for reader in (YoloFolder, VocFolder, CreateMLFile, LabelMeFolder, ImageFolder)
-}
+_READERS: tuple[type[PictureSet], ...] = (
+    YoloFolder,
+    VocFolder,
+    CreateMLFile,
+    LabelMeFolder,
+    ImageFolder,
+    ObjectTable,
+    TarShards,
+)
+READERS: Mapping[str, type[PictureSet]] = {reader.form: reader for reader in _READERS}
 """Reader of each form whose annotations lie picture by picture."""
 
 TITLES = {
@@ -29,6 +38,8 @@ TITLES = {
 }
 """What each form is called in messages."""
 
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
+_TABLE, _METADATA = ".parquet", "metadata.parquet"
 _SPLIT_FOLDERS = tuple(name for names in SPLIT_NAMES.values() for name in names)
 # Label files looked at before a folder is taken for none of YOLO's.
 _MOST_LABELS = 20
@@ -70,29 +81,47 @@ def known_set(place: str) -> KnownSet | None:
 
 
 def _recognized(place: str) -> tuple[str | None, str, str | None]:
+    if place.startswith(HUB):
+        return "huggingface", place, None
+    path = Path(place).expanduser()
+    if not path.is_dir() and shard_paths(place):
+        return "webdataset", place, None
     if is_address(place):
         return None, place, None
-    path = Path(place).expanduser()
     if is_file(path):
         return _file_form(path), str(path), None
     if not is_there(path):
-        return None, place, None
+        return ("huggingface" if is_hub_id(place) else None), place, None
+    if any(is_file(path / name) for name in SAVED):
+        return "huggingface", str(path), None
     for name in YAMLS:
         if is_file(path / name) and _is_yolo_yaml(path / name):
             return "yolo", str(path / name), None
         beside = path.parent / name
         if is_file(beside) and split_of(path.name) and (path / "images").is_dir() and _is_yolo_yaml(beside):
             return "yolo", str(beside), split_of(path.name)
+    if _has_tables(path):
+        return "huggingface", str(path), None
     root = voc_root(path)
     if root is not None or files_of(path, ".xml"):
         return ("voc", str(root or path), None) if root is not None or _is_voc(path) else (None, place, None)
+    if shard_paths(str(path)):
+        return "webdataset", str(path), None
     if _has_yolo_labels(path):
         return "yolo", str(path), None
-    return ("labelme" if labelme_files(path) else None), str(path), None
+    return ("labelme" if has_labelme_files(path) else None), str(path), None
+
+
+def is_hub_id(place: str) -> bool:
+    """Return whether a place that does not exist on disk can be the id of a data set on the Hub."""
+    return _HUB_ID.fullmatch(place) is not None and not is_there(Path(place).parts[0])
 
 
 def _file_form(path: Path) -> str | None:
-    return "yolo" if path.suffix.lower() in (".yaml", ".yml") and _is_yolo_yaml(path) else None
+    kind = path.suffix.lower()
+    if kind in (".yaml", ".yml") and _is_yolo_yaml(path):
+        return "yolo"
+    return "huggingface" if kind == _TABLE else None
 
 
 def _is_yolo_yaml(path: Path) -> bool:
@@ -102,7 +131,15 @@ def _is_yolo_yaml(path: Path) -> bool:
     except OSError:
         return False
     keys = {match.group(1) for match in re.finditer(rb"(?m)^[\"']?(\w+)[\"']?\s*:", head)}
-    return b"names" in keys
+    return bool(keys & {b"names", b"train", b"val"})
+
+
+def _has_tables(folder: Path) -> bool:
+    """Return whether a folder, its data/ or a split's folder has Parquet files, or metadata of an imagefolder."""
+    for place in (folder, folder / "data", *(folder / name for name in _SPLIT_FOLDERS)):
+        if files_of(place, _TABLE) or is_file(place / _METADATA):
+            return True
+    return False
 
 
 def _is_voc(folder: Path) -> bool:

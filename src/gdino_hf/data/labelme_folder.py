@@ -16,6 +16,8 @@ from .rows import parse_number, read_json
 
 # Folders that hold the files of a data set whose pictures lie elsewhere in it.
 _INSIDE = ("json", "jsons", "annotations", "Annotations", "labels")
+# Files looked at before a folder is taken for none of LabelMe's.
+_MOST_TRIED = 20
 # Shapes that show where something is but not how far it reaches.
 _WITHOUT_EXTENT = ("point", "points", "line", "linestrip")
 
@@ -62,6 +64,12 @@ def labelme_files(folder: Path) -> list[Path]:
         if found:
             return found
     return []
+
+
+def has_labelme_files(folder: Path) -> bool:
+    """Return whether some of the first JSON files of a folder, or of a folder of annotations in it, are LabelMe's."""
+    places = (folder, *(folder / name for name in _INSIDE))
+    return any(is_labelme_file(path) for place in places for path in files_of(place, ".json")[:_MOST_TRIED])
 
 
 def is_labelme_file(path: Path) -> bool:

@@ -119,3 +119,22 @@ def _from_lists(given: Mapping[str, Any], columns: ObjectColumns) -> Iterable[di
         raise ValueError(f"it has {len(boxes)} boxes but {len(labels)} names")
     kept = {name: values for name, values in lists.items() if len(values) == len(boxes)}
     return [dict(zip(kept, values, strict=True)) for values in zip(*kept.values(), strict=True)]
+
+
+def fields_of(value: Any) -> list[str]:
+    """Return the fields of a value: of a dict, or of the first dict of a list."""
+    if isinstance(value, list):
+        value = next((item for item in value if isinstance(item, Mapping)), None)
+    return [str(name) for name in value] if isinstance(value, Mapping) else []
+
+
+def kinds_of(value: Any) -> dict[str, str]:
+    """Return the fields of a value whose items are text."""
+    items = value if isinstance(value, list) else [value]
+    kinds: dict[str, str] = {}
+    for item in items:
+        for name, inner in item.items() if isinstance(item, Mapping) else ():
+            first = inner[0] if isinstance(inner, list) and inner else inner
+            if isinstance(first, str):
+                kinds[str(name)] = "name"
+    return kinds

@@ -20,6 +20,8 @@ from .stored_pictures import Picture
 
 # Pictures of a part of a stream: few enough to hold their boxes, enough to be worth a data loader's share.
 _PART = 512
+# Characters of a fault that names a file.
+_LONGEST_FAULT = 400
 
 
 @dataclass
@@ -74,6 +76,7 @@ class PictureSet(ABC):
 
     form: ClassVar[str]
     title: ClassVar[str]
+    holds_pictures: ClassVar[bool] = False
     box_form: BoxForm = "xyxy"
     is_relative: bool = False
 
@@ -146,13 +149,16 @@ class PictureSet(ABC):
         number_of: dict[str, int] = {}
         keys = self.keys()
         if not keys:
+            self.finish(findings)
+            if findings.by_kind:
+                return content
             raise ValueError(f"{printable(self.base)} has no pictures, though it is {self.title}; add them.")
         first_fault = ""
         for number, key in enumerate(keys[begin:end], begin):
             try:
                 entry = self.entry(key, findings.add)
             except (OSError, ValueError) as error:
-                fault = f"{self.shown(key)}: {reason(error)}"
+                fault = printable(f"{self.shown(key)}: {reason(error)}", _LONGEST_FAULT)
                 findings.add("broken entries", fault)
                 first_fault = first_fault or fault
                 continue
@@ -205,9 +211,9 @@ class PictureSet(ABC):
         """Return a key as messages show it."""
         return relative_name(key, self.base) if isinstance(key, Path) else str(key)
 
-    def joined(self, table: Any, entries: Sequence[dict[str, Any]]) -> Any:
-        """Return the rows of the given images' entries with the columns that the data set has besides."""
-        return table
+    def joined(self, rows: Any) -> Any:
+        """Return a data set of rows with the pictures and further columns that this one holds for their image ids."""
+        return rows
 
 
 def _annotation(mark: Mark, image_id: Any, label: Any, number: int) -> dict[str, Any]:

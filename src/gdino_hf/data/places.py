@@ -9,6 +9,9 @@ from pathlib import Path
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 """Names that the files and folders of each split have."""
 
+SHARDS = "::"
+"""What stands between the tars of a list, as in WebDataset."""
+
 # A split's name within a longer one, such as instances_val2017.
 NAME_PART = re.compile(r"(?:^|[_.-])(train|val|valid|validation|test)(?:20\d\d)?(?=$|[_.-])", re.IGNORECASE)
 _ADDRESS = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
@@ -55,7 +58,9 @@ def split_of(name: str) -> str | None:
 
 
 def place_text(place: str | Path) -> str:
-    """Return a place as text; an address that went through `Path` gets its second slash again."""
+    """Return a place as text, and a list of tars as one; an address that went through `Path` gets its slash again."""
+    if isinstance(place, (list, tuple)):
+        return SHARDS.join(map(str, place))
     return _ADDRESS.sub(r"\1://", str(place), count=1)
 
 

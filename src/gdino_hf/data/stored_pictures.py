@@ -118,6 +118,12 @@ def read_part(container: str, offset: int, length: int) -> bytes:
     return content
 
 
+def read_all(container: str) -> bytes:
+    """Return the content of a file on disk, or at an address that fsspec opens."""
+    with open_binary(container) as file:
+        return bytes(file.read())
+
+
 def open_binary(container: str) -> Any:
     """Open a file on disk, or at an address that fsspec opens, for reading bytes at any place."""
     if "://" not in container:

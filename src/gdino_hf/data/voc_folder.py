@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from xml.etree.ElementTree import Element
 
 from ..error_text import reason
 from ..model.printable import printable
 from ..model.text_prompt import shorten
+from .annotation_options import AnnotationOptions
 from .coco_content import is_marked
 from .faults import OUTSIDE, Findings, Report
 from .picture_index import PictureIndex
@@ -87,30 +89,47 @@ class VocFolder(PictureSet):
         picture = self.index.find(root.findtext("filename"), key, report, where)
         if picture is None:
             return None
-        size = (root.findtext("size/width"), root.findtext("size/height"))
-        # Some tools write 0 where they did not open the picture.
-        has_size = all(side and side.strip() not in ("", "0") for side in size)
-        entry = PictureEntry(relative_name(picture, self.base), picture, size=size if has_size else None)
-        offset = VOC_OFFSET if self.options.first_pixel == "1" else (0.0,) * 4
-        for number, item in enumerate(voc_objects(root), 1):
-            place = f"{where} object {number}"
-            try:
-                sides = item.sides()
-            except ValueError as error:
-                report("broken boxes", f"{place}: {reason(error)}")
-                continue
-            if self.options.first_pixel == "1" and min(sides[:2]) < 1:
-                report("pixels from zero", f"{place}: {', '.join(f'{side:g}' for side in sides)}")
-            box = [side - less for side, less in zip(sides, offset, strict=True)]
-            difficult = is_marked(item.flag("difficult"))[0]
-            if difficult and self.options.crowds == "ignore":
-                report("difficult boxes", place)
-            entry.marks.append(Mark(item.name, box, place, crowd=int(difficult)))
-        return entry
+        marks = voc_marks(root, where, self.options, report)
+        return PictureEntry(relative_name(picture, self.base), picture, marks, voc_size(root))
 
     def finish(self, findings: Findings) -> None:
         if self.split is None:
             self.index.report_unused(self.base, findings)
+
+
+def voc_size(root: Element) -> tuple[str, str] | None:
+    """Return the width and height of a document's picture as written; None without them."""
+    width, height = root.findtext("size/width", "").strip(), root.findtext("size/height", "").strip()
+    # Some tools write 0 where they did not open the picture.
+    return None if width in ("", "0") or height in ("", "0") else (width, height)
+
+
+def voc_marks(root: Element, where: str, options: AnnotationOptions, report: Report) -> list[Mark]:
+    """Return the objects of a document as x1, y1, x2, y2 in pixels from 0.
+
+    Args:
+        root: The document's root.
+        where: The document, for messages.
+        options: Conventions, which say what the first pixel's number is.
+        report: Function that faults of single objects are passed to.
+    """
+    from_one = options.first_pixel == "1"
+    marks = []
+    for number, item in enumerate(voc_objects(root), 1):
+        place = f"{where} object {number}"
+        try:
+            sides = item.sides()
+        except ValueError as error:
+            report("broken boxes", f"{place}: {reason(error)}")
+            continue
+        if from_one and min(sides[:2]) < 1:
+            report("pixels from zero", f"{place}: {', '.join(f'{side:g}' for side in sides)}")
+        box = [side - less for side, less in zip(sides, VOC_OFFSET, strict=True)] if from_one else sides
+        difficult = is_marked(item.flag("difficult"))[0]
+        if difficult and options.crowds == "ignore":
+            report("difficult boxes", place)
+        marks.append(Mark(item.name, box, place, crowd=int(difficult)))
+    return marks
 
 
 def voc_root(folder: Path) -> Path | None:

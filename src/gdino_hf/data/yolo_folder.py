@@ -152,15 +152,8 @@ class YoloFolder(PictureSet):
             return entry
         where = relative_name(labels, str(self.folder))
         # Label files are ASCII but for comments that some tools write.
-        for number, line in enumerate(labels.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
-            try:
-                parsed = parse_yolo_line(line, self._keypoints)
-            except ValueError as error:
-                report("broken boxes", f"{where} line {number}: {error}")
-                continue
-            if parsed is not None:
-                outline = None if parsed.outline is None else [parsed.outline]
-                entry.marks.append(Mark(parsed.number, parsed.box, f"{where} line {number}", outline))
+        text = labels.read_text(encoding="utf-8-sig", errors="replace")
+        entry.marks = yolo_marks(text, where, report, self._keypoints)
         return entry
 
     def label_file(self, picture: Path) -> Path | None:
@@ -187,12 +180,36 @@ class YoloFolder(PictureSet):
         folders = {path.parent for path in files.values() if path is not None}
         if files and not folders:
             first = next(iter(files))
-            findings.add("no label files", f"{shorten(first.name)}: {shorten(str(next(self._label_places(first))))}")
+            wanted = relative_name(next(self._label_places(first)), str(self.folder))
+            findings.add("no label files", f"{shorten(first.name)}: {wanted}")
         known = {path for path in files.values() if path is not None}
         for folder in sorted(folders):
             for path in files_of(folder, ".txt"):
                 if path not in known and path.name not in (*NAME_LISTS, "README.txt", "readme.txt"):
                     findings.add("labels without pictures", relative_name(path, str(self.folder)))
+
+
+def yolo_marks(text: str, where: str, report: Report, keypoints: int = 0) -> list[Mark]:
+    """Return the boxes of a YOLO label file, with class numbers and fractions.
+
+    Args:
+        text: The file's content.
+        where: The file, for messages.
+        report: Function that faults of single lines are passed to.
+        keypoints: Number of values of keypoints that follow the box in every line.
+    """
+    marks = []
+    for number, line in enumerate(text.splitlines(), 1):
+        place = f"{where} line {number}"
+        try:
+            parsed = parse_yolo_line(line, keypoints)
+        except ValueError as error:
+            report("broken boxes", f"{place}: {error}")
+            continue
+        if parsed is not None:
+            outline = None if parsed.outline is None else [parsed.outline]
+            marks.append(Mark(parsed.number, parsed.box, place, outline))
+    return marks
 
 
 def read_yaml(path: Path) -> Mapping[str, Any]:

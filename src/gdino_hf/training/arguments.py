@@ -18,6 +18,8 @@ from ..data.annotation_options import (
     Sizes,
     Unreadable,
 )
+from ..data.object_tables import HUB
+from ..data.places import is_there
 from ..evaluation.coco_results import METRICS
 from ..evaluation.lvis import LVIS_METRICS
 from ..model.option_flags import checked_flag
@@ -26,6 +28,8 @@ from .parameter_groups import check_groups
 
 # Step limit if there is a time budget, which ends the run first.
 _UNLIMITED_STEPS = 10**7
+# Names of metrics in transformers' examples.
+_TORCHMETRICS = {"map": "AP", "map_50": "AP50", "map_75": "AP75"}
 # Smallest valid values of options that transformers does not check.
 _MINIMUM = {
     "learning_rate": 0.0,
@@ -56,6 +60,11 @@ class DataArguments:
             "data set or WebDataset tars, or a folder with the splits train, val and test"
         },
     )
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "the same as data, as transformers' examples call it; cppe-5 is an id"},
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "configuration of a data set on the Hub"})
     images: str | None = field(
         default=None, metadata={"help": "folder of the images; images/ beside the annotation file by default"}
     )
@@ -125,6 +134,12 @@ class DataArguments:
             "for microscope or aerial images; small-set: several sizes and mosaics of four images"
         },
     )
+    albumentations: str | None = field(
+        default=None,
+        metadata={
+            "help": "albumentations pipeline that albumentations.save wrote, as JSON or YAML, in place of augment"
+        },
+    )
     least_labels: int | None = field(
         default=None,
         metadata={
@@ -157,6 +172,10 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         checked_flag(self.streaming, "streaming")
+        if self.dataset_name is not None:
+            if self.data and self.data != self._place():
+                raise ValueError(f"data is {self.data} and dataset_name is {self.dataset_name}; give one of them.")
+            self.data = self._place()
         if not 0 < self.replay_share < 1:
             raise ValueError(f"replay_share must be above 0 and below 1, got {self.replay_share}.")
         if not 0 <= self.start_share < 1:
@@ -168,6 +187,15 @@ class DataArguments:
                 raise ValueError(
                     f"least_labels and most_labels must be 1 <= least <= most, got {bounds[0]} and {bounds[1]}."
                 )
+
+    def _place(self) -> str:
+        """Return the data set that `dataset_name` and `dataset_config_name` stand for."""
+        name = str(self.dataset_name)
+        if is_there(name):
+            return name
+        # Ids without a slash, as early data sets have them, would look like folders.
+        name = name if "/" in name else HUB + name
+        return name if self.dataset_config_name is None else f"{name}@{self.dataset_config_name}"
 
     def annotation_options(self) -> AnnotationOptions:
         """Return the conventions of the annotation files."""
@@ -199,7 +227,21 @@ class ModelArguments:
 
     _argument_group_name = "model"
 
-    model: str = field(default="nano", metadata={"help": "model to start from: Hub id, folder, or nano"})
+    model: str = field(
+        default="nano",
+        metadata={
+            "help": "model to start from: Hub id, folder, or nano",
+            "aliases": ["--model_name_or_path", "--model-name-or-path"],
+        },
+    )
+    image_square_length: int | None = field(
+        default=None,
+        metadata={"help": "longest side that every image is resized to, in pixels, as transformers' examples call it"},
+    )
+    ignore_mismatched_sizes: bool = field(
+        default=False,
+        metadata={"help": "accepted as transformers' examples have it; no weight depends on the number of labels"},
+    )
     image_size: list[int] | None = field(
         default=None,
         metadata={
@@ -224,6 +266,11 @@ class ModelArguments:
     def __post_init__(self) -> None:
         if self.image_size is not None and (len(self.image_size) > 2 or min(self.image_size) < 32):
             raise ValueError(f"image_size must be one or two numbers, each at least 32 pixels, got {self.image_size}.")
+        if self.image_square_length is not None and (self.image_square_length < 32 or self.image_size is not None):
+            raise ValueError(
+                f"image_square_length must be at least 32 pixels, and stand without image_size, got "
+                f"{self.image_square_length} and {self.image_size}."
+            )
         if self.denoising_queries is not None and self.denoising_queries < 0:
             raise ValueError(f"denoising_queries must be at least 0, got {self.denoising_queries}.")
         if self.lora_rank < 0 or not 0 <= self.lora_dropout < 1:
@@ -320,6 +367,7 @@ class GDinoTrainingArguments(TrainingArguments):
     def _choose_metric(self) -> None:
         """Select checkpoints by the highest AP, unless another metric of COCO or LVIS is named."""
         name = (self.metric_for_best_model or "AP").removeprefix("eval_")
+        name = _TORCHMETRICS.get(name, name)
         known = dict.fromkeys((*METRICS, *LVIS_METRICS))
         if name not in known:
             raise ValueError(f"metric_for_best_model must be one of {', '.join(known)}, got {name}.")

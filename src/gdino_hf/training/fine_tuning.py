@@ -15,6 +15,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
+from ..data.albumentations_pipeline import load_pipeline
 from ..data.annotation_files import find_split
 from ..data.collator import GDinoDataCollator
 from ..data.negatives import PromptSampler
@@ -183,6 +184,9 @@ def fit_model(model: Any, processor: Any, arguments: ModelArguments) -> Any:
         else:
             longest = round(own["longest_edge"] * size[0] / own["shortest_edge"])
             processor.image_processor.size = {"shortest_edge": size[0], "longest_edge": longest}
+    if arguments.image_square_length is not None:
+        side = arguments.image_square_length
+        processor.image_processor.size = {"max_height": side, "max_width": side}
     if arguments.denoising_queries is not None:
         model.config.num_denoising_queries = arguments.denoising_queries
     if arguments.lora_rank:
@@ -231,7 +235,11 @@ def make_trainer(
         length = data.prompt_length(None if replayed else len(split.labels))
         # A caption is its own prompt.
         sampler = PromptSampler(split.labels, length) if split.labels else None
-        transform = augmentation(data.augment, size, split.rows)
+        transform = (
+            augmentation(data.augment, size, split.rows)
+            if data.albumentations is None
+            else load_pipeline(data.albumentations)
+        )
         return GDinoDataCollator(processor, prompt_sampler=sampler, transform=transform, seed=args.seed)
 
     collate, weights = collator(sets.train), None
