@@ -65,10 +65,10 @@ def start_label(model, out, *rest, environment=(), **options):
     )
 
 
-def label_all(model, folder, out):
+def label_all(model, folder, out, ranks=None):
     """Label a folder in small shards with three formats; a target for processes, too."""
     job = LabelJob(str(model), "cpu", batch_size=2, shard_size=4, options={"threshold": 0.005})
-    return label_pictures([folder], LABELS, out, job=job, formats=["coco", "yolo", "parquet"])
+    return label_pictures([folder], LABELS, out, job=job, formats=["coco", "yolo", "parquet"], ranks=ranks)
 
 
 def rows(out):

@@ -1,6 +1,5 @@
 """Runs that are killed, stopped, or meet a full disk: no picture is lost or doubled, and no byte differs."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -10,14 +9,6 @@ import pytest
 
 from gdino_hf.labeling.label_store import LabelStore
 from label_command import digests, errors, label_all, make_pictures, rows, run_label, start_label
-
-
-@pytest.fixture(scope="module")
-def context():
-    """Processes that begin with the package imported, so that a run begins in a moment."""
-    made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload(["gdino_hf.labeling.label_run", "gdino_hf.model.modeling_gdino"])
-    return made
 
 
 @pytest.fixture

@@ -24,6 +24,8 @@ HELP = "label any number of pictures, in shards, with several processes"
 # As in gdino_hf.labeling.label_settings and gdino_hf.detection.prompt_passes, which take a second to import.
 _SHARD_SIZE, _NMS, _THRESHOLD = 200, 0.7, 0.3
 _BATCH_ON_CPU, _BATCH_ELSEWHERE = 1, 8
+# Pictures that are named one by one on the terminal.
+_MOST_NAMED = 10
 # Names that users know a format by.
 _ALIASES = {"label-studio": "labelstudio"}
 
@@ -76,14 +78,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "%(default)s)",
     )
     add_tiles(parser)
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
-    add_dtype(parser)
     parser.add_argument(
         "--batch",
         type=positive,
         metavar="N",
         help=f"most pictures in a forward pass (default: {_BATCH_ON_CPU} on a CPU, and {_BATCH_ELSEWHERE} elsewhere)",
     )
+    add_dtype(parser)
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     parser.add_argument(
         "--workers",
         type=positive,
@@ -105,6 +107,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="pictures in a shard; a process that is killed loses the work on one (default: %(default)s)",
     )
+    _add_hub(parser)
+
+
+def _add_hub(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--push-to-hub",
+        metavar="USER/NAME",
+        help="at the end, make a data set with the pictures and their boxes in DIR/hub and upload it",
+    )
+    parser.add_argument("--private", action="store_true", help="make the data set on the Hub private")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -116,6 +128,7 @@ def run(args: argparse.Namespace) -> int:
     """
     args.caption = None
     query = read_query(args)
+    _check_repository(args)
     try:
         import filelock  # noqa: F401
         import fsspec  # noqa: F401
@@ -138,6 +151,8 @@ def run(args: argparse.Namespace) -> int:
         raise OutputError(output_error(error, args.out)) from error
     if summary.finished:
         print("\n".join(_report(summary)))
+        if args.push_to_hub is not None:
+            _push(args)
     return 1 if summary.failed else 0
 
 
@@ -172,6 +187,46 @@ def _label(args: argparse.Namespace, query: Query) -> Any:
         ranks=ranks,
         progress=LabelProgress(sys.stderr if ranks.rank == 0 else None),
     )
+
+
+def _check_repository(args: argparse.Namespace) -> None:
+    """Refuse the id of a data set that the Hub would refuse after all the work."""
+    if args.push_to_hub is None:
+        if args.private:
+            raise UsageError("--private is for --push-to-hub; give both")
+        return
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(args.push_to_hub)
+    except HFValidationError as error:
+        raise UsageError(f"--push-to-hub: {reason(error)}") from error
+
+
+def _push(args: argparse.Namespace) -> None:
+    """Make the data set of a finished run and upload it."""
+    from gdino_hf.labeling.hub_set import push_hub_set, write_hub_set
+    from gdino_hf.labeling.label_store import LabelStore
+
+    try:
+        made = write_hub_set(LabelStore(args.out), keep_empty=not args.drop_empty)
+    except ImportError as error:
+        raise UsageError(f"--push-to-hub: {reason(error)}") from error
+    except OSError as error:
+        raise OutputError(f"--push-to-hub: the data set cannot be written ({reason(error, name_file=True)})") from error
+    for source, why in list(made.left_out.items())[:_MOST_NAMED]:
+        print(f"gdino label: {printable(source)} is not in the data set: {printable(why)}", file=sys.stderr)
+    print(f"data set: {printable(made.folder)}, {made.pictures:,} pictures, {len(made.left_out):,} left out")
+    # The client raises exceptions of several types: for the network, for rights, for a missing token.
+    try:
+        address = push_hub_set(made, args.push_to_hub, args.private)
+    except Exception as error:
+        raise OutputError(
+            f"{args.push_to_hub} cannot be uploaded ({reason(error)}); the data set is in {printable(made.folder)}, "
+            "and the same command tries again"
+        ) from error
+    print(f"uploaded: {address}")
 
 
 def _report(summary: Any) -> list[str]:

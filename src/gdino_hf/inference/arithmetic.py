@@ -7,6 +7,7 @@ speed depends on the CPU as well.
 
 import functools
 import logging
+import os
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -91,12 +92,30 @@ def _speed(kind: type[PackedLinear], dtype: torch.dtype) -> float:
     return 4 * _ROWS * _WIDTH * _HIDDEN / best / 1e9
 
 
+def speeds_to_choose_by() -> dict[str, float]:
+    """Return the measured speeds; with GDINO_ARITHMETIC=fixed, typical ones, from which every process chooses alike.
+
+    Two measurements may choose differently where two kinds are about as fast, and their results differ in the last
+    digits. Bulk work whose parts are done by several processes, or later, needs one choice.
+    """
+    if os.environ.get("GDINO_ARITHMETIC") != "fixed":
+        return product_speeds()
+    speeds = {"float32": 50.0}
+    if float_linear.load() is not None:
+        speeds["compiled float32"] = 60.0
+    if int8_linear.has_int8():
+        speeds["int8"] = 150.0
+    if can_pack(torch.bfloat16):
+        speeds["bfloat16"] = 500.0 if torch.cpu._is_amx_tile_supported() else 40.0
+    return speeds
+
+
 def bfloat16_is_slower() -> bool:
     """Return whether this CPU multiplies float32 matrices faster than bfloat16 ones.
 
     It does if it has neither AMX nor full-rate bfloat16 units; on CPUs without AVX-512, oneDNN has no bfloat16 at all.
     """
-    speeds = product_speeds()
+    speeds = speeds_to_choose_by()
     exact = max(speeds.get(name, 0.0) for name in ("float32", "compiled float32"))
     return 0.9 * exact > speeds.get("bfloat16", 0.0)
 
@@ -119,7 +138,7 @@ def choose_arithmetic(model: Any, int8: bool | None) -> LinearKinds:
         int8_linear.check_int8(model.device, model.dtype)
     if model.device.type != "cpu" or model.dtype not in (torch.float32, torch.bfloat16):
         return LinearKinds()
-    speeds = product_speeds()
+    speeds = speeds_to_choose_by()
     measured = ", ".join(f"{name} {speed:.0f}" for name, speed in speeds.items())
     half = model.dtype == torch.bfloat16
     slow = half and bfloat16_is_slower()

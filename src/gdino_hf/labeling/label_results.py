@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
 from ..detection.dataset_files import DataSetFiles
 from ..detection.exchange_values import kept_library
+from ..error_text import reason
+from ..model.printable import printable
 from ..whole_files import whole_file
 from .label_settings import write_manifest
 from .label_store import LabelStore, finished_shards, shard_name
@@ -59,7 +61,8 @@ def shard_tally(store: LabelStore, number: int) -> Tally:
         OSError: It cannot be read.
         ValueError: It is damaged.
     """
-    counts = read_counts(str(store.path(shard_name(number))))
+    with _named(store, number):
+        counts = read_counts(str(store.path(shard_name(number))))
     return Tally(counts.pictures, counts.boxes, counts.failed)
 
 
@@ -111,7 +114,20 @@ def shard_rows(store: LabelStore, numbers: Sequence[int]) -> Iterator[LabelRow]:
         ValueError: A shard is damaged.
     """
     for number in numbers:
-        yield from read_shard(store.read(shard_name(number)))
+        with _named(store, number):
+            yield from read_shard(store.read(shard_name(number)))
+
+
+@contextmanager
+def _named(store: LabelStore, number: int) -> Iterator[None]:
+    """Say which shard is damaged, and what to do about it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(
+            f"{printable(store.path(shard_name(number)))} is damaged ({reason(error)}); label its pictures again in "
+            "another folder, or bring back a copy."
+        ) from error
 
 
 def _found(store: LabelStore, numbers: Sequence[int]) -> Iterator[Any]:

@@ -112,7 +112,14 @@ def label_pictures(
     shard_schema()
     found = Sources([str(source) for source in sources], Path(out))
     store = LabelStore(out)
-    run = _Run(store, job, vocabulary, found, ranks, progress or LabelProgress())
+    with _same_arithmetic():
+        run = _Run(store, job, vocabulary, found, ranks, progress or LabelProgress())
+        return _finish(run, workers, formats, keep_empty)
+
+
+def _finish(run: _Run, workers: int, formats: Sequence[str], keep_empty: bool) -> LabelSummary:
+    """Do what is left of a run."""
+    store, ranks = run.store, run.ranks
     with _locked(store, ranks):
         finished = run.is_finished()
         if finished and ranks.rank > 0:
@@ -124,7 +131,9 @@ def label_pictures(
                     return run.summary_of_rank()
                 run.wait_for_others()
             run.progress.finish()
-        summary = write_results(store, run.settings, vocabulary.labels, formats, keep_empty)
+        else:
+            run.progress.say("all pictures were labelled before; those that came later need another folder")
+        summary = write_results(store, run.settings, run.vocabulary.labels, formats, keep_empty)
         store.remove(PLAN)
     return summary
 
@@ -285,12 +294,23 @@ class _Run:
             self._next += self.ranks.world
             if number in self._written or (self.ranks.rank > 0 and self.store.exists(shard_name(number))):
                 continue
-            return Shard(number, self.plan.items(number))
+            try:
+                return Shard(number, self.plan.items(number))
+            except FileNotFoundError:
+                # Rank 0 removes the plan when everything is done.
+                if self.ranks.rank > 0 and (read_manifest(self.store) or {}).get("finished"):
+                    return NoShard.MORE
+                raise
 
     def _label(self, shard: Shard) -> None:
         if self._labeler is None:
             self._labeler = self._load(Vocabulary.load(self.store.path(VOCABULARY)))
-        rows = self._labeler.rows(shard.items, _Counter(self._tell))
+        try:
+            rows = self._labeler.rows(shard.items, _Counter(self._tell))
+        except RuntimeError as error:
+            raise WorkerError(
+                f"the model cannot go on ({reason(error)}); repeat the command, which goes on where it stopped."
+            ) from error
         content = encode_shard(rows, self.vocabulary.labels, settings_digest(self.settings))
         self.store.write(shard_name(shard.number), content)
         self._written.add(shard.number)
@@ -354,6 +374,19 @@ class _Counter:
 
     def finished(self, rows: Sequence[tuple[int, LabelRow]]) -> None:
         self._tell(Tally.of([row for _, row in rows]))
+
+
+@contextmanager
+def _same_arithmetic() -> Iterator[None]:
+    """Let this process and its workers choose the arithmetic by a rule, since measurements may differ."""
+    before = os.environ.get("GDINO_ARITHMETIC")
+    os.environ["GDINO_ARITHMETIC"] = "fixed"
+    try:
+        yield
+    finally:
+        os.environ.pop("GDINO_ARITHMETIC")
+        if before is not None:
+            os.environ["GDINO_ARITHMETIC"] = before
 
 
 def cores() -> int:

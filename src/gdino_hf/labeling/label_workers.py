@@ -202,6 +202,8 @@ class WorkerPool:
             tell(tally)
         elif kind == "written":
             worker.shard = None
+        elif kind == "lost":
+            self._say(values[0])
         else:
             raise WorkerError(values[0])
 
@@ -297,7 +299,12 @@ def work(pipe: Connection, job: LabelJob, folder: str, settings: str, threads: i
             shard, left_out = pipe.recv()
         except EOFError:
             return
-        rows = labeler.rows(shard.items, teller, left_out)
+        try:
+            rows = labeler.rows(shard.items, teller, left_out)
+        except Exception as error:
+            # The device is lost to this process; another one may do better.
+            teller.send("lost", f"the model of a worker cannot go on ({reason(error)})")
+            return
         try:
             store.write(shard_name(shard.number), encode_shard(rows, labeler.names, settings))
         except OSError as error:

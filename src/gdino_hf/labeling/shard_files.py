@@ -25,11 +25,13 @@ class LabelRow:
         source: Its unique name, see `SourceItem`.
         found: Its detections, best first.
         error: Reason why there are none.
+        place: Where the picture's content is, see `SourceItem`.
     """
 
     source: str
     found: Detections | None = None
     error: str | None = None
+    place: tuple[Any, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ def shard_schema() -> Any:
             "scores": arrow.list_(real),
             "labels": arrow.list_(whole),
             "error": text,
+            "place": text,
         }
     )
 
@@ -105,6 +108,7 @@ def encode_shard(rows: Sequence[LabelRow], names: Sequence[str], settings: str) 
         "scores": [[] if each is None else each.scores.tolist() for each in found],
         "labels": [[] if each is None else each.labels.tolist() for each in found],
         "error": [encodable(row.error) for row in rows],
+        "place": [None if row.place is None else json.dumps(row.place) for row in rows],
     }
     file = io.BytesIO()
     parquet.write_table(arrow.table(columns, schema=schema), file, compression="zstd")
@@ -125,8 +129,9 @@ def read_shard(content: bytes) -> Iterator[LabelRow]:
     names = tuple(_metadata(table.schema)["labels"])
     for batch in table.to_batches(max_chunksize=1000):
         for row in batch.to_pylist():
+            place = None if row["place"] is None else tuple(json.loads(row["place"]))
             if row["error"] is not None:
-                yield LabelRow(row["source"], error=row["error"])
+                yield LabelRow(row["source"], error=row["error"], place=place)
                 continue
             found = Detections(
                 np.array(row["boxes"], dtype=np.float32).reshape(-1, 4),
@@ -136,7 +141,7 @@ def read_shard(content: bytes) -> Iterator[LabelRow]:
                 (row["width"], row["height"]),
                 source=row["source"],
             )
-            yield LabelRow(row["source"], found)
+            yield LabelRow(row["source"], found, place=place)
 
 
 def read_counts(content: Any) -> ShardCounts:

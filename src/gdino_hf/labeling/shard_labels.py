@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any, Protocol
 
 from ..detection.detections import Detections
@@ -94,7 +95,7 @@ class ShardLabeler:
         with closing(in_order(attempt, range(len(items)), self.job.readers, ahead)) as results:
             for batch in _batches(results, keep, self.job.batch_size):
                 keep(list(zip([place for place, _ in batch], self._run([each for _, each in batch]), strict=True)))
-        return [rows[place] for place in range(len(items))]
+        return [replace(rows[place], place=item.place) for place, item in enumerate(items)]
 
     def _prepare(self, item: SourceItem) -> PreparedPicture | LabelRow:
         if item.fault is not None:
