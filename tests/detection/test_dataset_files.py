@@ -174,6 +174,17 @@ def test_pandas_reads_csv_and_parquet(tmp_path, pictures):
             assert Detections.from_pandas(part, names=NAMES, source=found.source) == found
 
 
+def test_labels_of_every_kind_come_back_from_csv_and_parquet(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    names = (*HOSTILE, "NA", "'quoted'", "=2", "a, b", "+1")
+    found = make((40, 30), names, len(names), "a.jpg")
+    write(tmp_path, ["csv", "parquet"], [found], names)
+    csv_frame = pandas.read_csv(tmp_path / "boxes.csv", keep_default_na=False)
+    for frame in (csv_frame, pandas.read_parquet(tmp_path / "boxes.parquet")):
+        assert Detections.from_pandas(frame, names=names) == found
+
+
 def test_cvat_holds_every_picture(tmp_path, pictures):
     write(tmp_path, ["cvat"], pictures)
     document = (tmp_path / "cvat.xml").read_text(encoding="utf-8")

@@ -101,6 +101,12 @@ def test_masks_and_track_ids_are_kept_where_there_is_a_place(name):
     assert ROUND_TRIPS[name](found) == found
 
 
+@pytest.mark.parametrize("name", ["pandas", "arrow", "supervision"])
+def test_a_picture_without_boxes_keeps_that_there_were_masks_and_track_ids(name):
+    found = Detections.none(("cat",), (9, 7), masks=np.zeros((0, 7, 9)), track_ids=[], source="a.jpg")
+    assert ROUND_TRIPS[name](found) == found
+
+
 @pytest.mark.parametrize("name", ["coco", "coco data set"])
 def test_spans_are_kept_as_tokens_positive(name):
     found = dataclasses.replace(make(number=2), caption="a dog, a cat", spans=(((2, 5),), ((9, 12), (0, 1))))

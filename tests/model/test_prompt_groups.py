@@ -111,21 +111,3 @@ def test_outputs_that_are_nan_are_refused_instead_of_finding_nothing(model, tiny
             tiny_processor.post_process_grounded_object_detection(outputs, inputs)
         with pytest.raises(ValueError, match="hold NaN"):
             tiny_processor.image_processor.post_process_object_detection(outputs)
-
-
-PROGRAM = """
-import resource, sys
-from PIL import Image
-from gdino_hf import Detector
-labels = [f"thing {number}" for number in range(int(sys.argv[1]))]
-detector = Detector("nano", device="cpu")
-detector(Image.new("RGB", (900, 700), (90, 120, 30)), labels)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("count", [401, pytest.param(1203, marks=pytest.mark.soak)])
-def test_memory_of_a_long_list_is_that_of_a_short_one(count, fresh_python):
-    few, many = (int(fresh_python.run(PROGRAM, number).stdout) for number in (20, count))
-    assert many < 1.15 * few, f"{few // 1024} MB with 20 labels, {many // 1024} MB with {count}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import unicodedata
+from collections.abc import Collection
 from typing import Any
 
 # Characters that make a spreadsheet take a cell for a formula, the last four in East Asian versions. Spaces before them
@@ -38,3 +39,14 @@ def harmless_cell(value: Any) -> Any:
     first = next((each for each in value if not each.isspace() and unicodedata.category(each) not in _UNSEEN), "")
     is_formula = value.startswith(_CONTROLS) or first in _FORMULA_STARTS
     return f"'{value}" if is_formula else value
+
+
+def original_label(cell: str, names: Collection[str] | None) -> str:
+    """Return the label that `harmless_cell` made a cell of.
+
+    Args:
+        cell: The cell.
+        names: All labels, if they are known; one that begins with an apostrophe itself stays as it is.
+    """
+    is_ours = cell[:1] == "'" and harmless_cell(cell[1:]) == cell
+    return cell[1:] if is_ours and cell not in (names or ()) else cell

@@ -46,5 +46,6 @@ def read_supervision(
         ):
             raise ValueError("The boxes have no class names; give names, one for each class_id.")
         texts = [names[number] for number in numbers] if names is not None else []
-    tracks = None if found.tracker_id is None else whole_numbers(found.tracker_id.tolist())
+    ids = None if found.tracker_id is None else found.tracker_id.tolist()
+    tracks = whole_numbers(ids) if ids else ids
     return values_of(found.xyxy, texts, size, names, found.confidence, source=source, masks=masks, track_ids=tracks)

@@ -21,6 +21,7 @@ from .exchange_values import (
     values_of,
     whole_numbers,
 )
+from .spreadsheet_cells import original_label
 
 COLUMNS = ("source", "width", "height", "label", "label_index", "score", "x1", "y1", "x2", "y2")
 """Columns of every table; `track_id` and `mask` (COCO's compressed run lengths) follow where there are any."""
@@ -114,7 +115,8 @@ def _picture_values(found: Any) -> dict[str, Any]:
     """Return what a table's rows do not hold, as JSON can hold it."""
     values = {name: getattr(found, name) for name in _PICTURE_VALUES}
     as_dicts = {name: dict(values[name]) for name in ("presence", "colors") if values[name] is not None}
-    return {**values, **as_dicts, "names": list(found.names), "size": list(found.size)}
+    parts = [name for name in ("masks", "track_ids") if getattr(found, name) is not None]
+    return {**values, **as_dicts, "names": list(found.names), "size": list(found.size), "parts": parts}
 
 
 def _read_columns(columns: Mapping[str, Sequence[Any]], kept: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
@@ -144,7 +146,13 @@ def _read_columns(columns: Mapping[str, Sequence[Any]], kept: Mapping[str, Any],
         segments = [{"size": [height, width], "counts": text} for text in counts]
         values["masks"] = decode_masks(segments, (width, height))
     boxes = list(zip(*(columns[side] for side in _SIDES), strict=True))
-    return values_of(boxes, columns["label"], scores=columns.get("score"), track_ids=tracks, **values)
+    if not boxes:
+        # No row tells that there were masks or track ids.
+        tracks = [] if "track_ids" in kept.get("parts", ()) else None
+        if "masks" in kept.get("parts", ()):
+            values["masks"] = np.zeros((0, *values["size"][::-1]), dtype=bool)
+    labels = [original_label(str(label), values["names"]) for label in columns["label"]]
+    return values_of(boxes, labels, scores=columns.get("score"), track_ids=tracks, **values)
 
 
 def objects_row(found: Any, image_id: int) -> dict[str, Any]:

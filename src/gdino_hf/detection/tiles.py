@@ -20,8 +20,12 @@ OVERLAP = 0.25
 """Part of a tile's side that it shares with its neighbour, by default."""
 
 _NEAR = 3.0
-# Two boxes are of one object if they overlap more than this: IoU, or part of the smaller one if a tile cut it.
-_SAME = 0.5
+# Parts from two tiles are of one object if their IoU where the tiles overlap is above this.
+_SAME_PART = 0.5
+# A box shows an object that a better box shows if they overlap more than this: IoU, or the share of a cut box. Views of
+# several scales differ more than neighbouring queries do: on mosaics of photographs, 0.5 leaves 2 to 4 % of the objects
+# doubled, and 0.4 less than 1 %.
+_SAME_OBJECT = 0.4
 
 
 def tile_areas(size: tuple[int, int], tile: int, overlap: float = OVERLAP) -> list[Area]:
@@ -150,7 +154,7 @@ def _suppress(
             own = _size(boxes[i][None])[0]
             union = own + _size(boxes[others]) - common
             ratio = common / np.maximum(own, 1e-6) if is_cut[i] else common / np.maximum(union, 1e-6)
-            if (ratio > _SAME).any():
+            if (ratio > _SAME_OBJECT).any():
                 continue
         kept.append(i)
     return np.array(kept, dtype=np.int64)
@@ -184,7 +188,7 @@ def _clip(box: np.ndarray, area: np.ndarray) -> np.ndarray:
 def _agree(one: np.ndarray, other: np.ndarray) -> bool:
     common = _common(one, other[None])[0]
     union = _size(one[None])[0] + _size(other[None])[0] - common
-    return bool(common > _SAME * union)
+    return bool(common > _SAME_PART * union)
 
 
 def _covers(one: np.ndarray, other: np.ndarray) -> bool:
