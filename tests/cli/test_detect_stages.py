@@ -9,6 +9,7 @@ from PIL import Image
 from detect_command import EVERYTHING
 from gdino_hf.cli import detect_stages
 from gdino_hf.cli.errors import INTERRUPTED
+from gdino_hf.detection import search as search_module
 from gdino_hf.detection.search import Search
 
 # Rounding of float32 sums in another order, and of the report's two digits.
@@ -46,7 +47,7 @@ def batches(monkeypatch):
 
 
 def test_batches_of_like_sizes_give_what_single_images_give(detect, folder, batches):
-    _, single, _, _ = detect(folder, *EVERYTHING)
+    _, single, _, _ = detect(folder, *EVERYTHING, "--batch", "1")
     assert batches == [1, 1, 1, 1]
     batches.clear()
     status, together, _, _ = detect(folder, *EVERYTHING, "--batch", "8")
@@ -60,6 +61,26 @@ def test_batches_of_like_sizes_give_what_single_images_give(detect, folder, batc
         for name, tolerance in (("box", PIXELS), ("score", SCORES)):
             values = [[item[name] for item in image["detections"]] for image in (one, other)]
             np.testing.assert_allclose(*values, atol=tolerance)
+
+
+def test_by_default_only_small_pictures_of_one_size_share_a_forward_on_a_cpu(detect, tmp_path, batches, monkeypatch):
+    """They are never padded, because padding changes the results of published models."""
+    (tmp_path / "photos").mkdir()
+    for index, size in enumerate([(90, 60)] * 6 + [(88, 60), (90, 60), (90, 60)]):
+        pixels = np.random.default_rng(index).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize(size).save(tmp_path / "photos" / f"{index}.png")
+    _, together, _, _ = detect(tmp_path / "photos", *EVERYTHING, "--device", "cpu")
+    assert batches == [4, 2, 1, 2]
+    batches.clear()
+    _, single, _, _ = detect(tmp_path / "photos", *EVERYTHING, "--batch", "1")
+    assert batches == [1] * 9
+    for one, other in zip(single["images"], together["images"], strict=True):
+        scores = [[item["score"] for item in image["detections"]] for image in (one, other)]
+        np.testing.assert_allclose(*scores, atol=SCORES)
+    batches.clear()
+    monkeypatch.setattr(search_module, "_SMALL_PIXELS", 100)
+    detect(tmp_path / "photos", *EVERYTHING, "--restart")
+    assert batches == [1] * 9
 
 
 def test_a_batch_that_the_model_refuses_is_run_image_by_image(detect, folder, monkeypatch):
@@ -85,7 +106,7 @@ def test_an_image_that_the_model_refuses_does_not_stop_the_others(detect, folder
         return run(self, pictures)
 
     monkeypatch.setattr(Search, "__call__", fails_once)
-    status, report, _, said = detect(folder, *EVERYTHING)
+    status, report, _, said = detect(folder, *EVERYTHING, "--batch", "1")
     assert status == 1
     assert names(report["images"]) == ["0.png", "3.png", "5.png"]
     assert names(report["failed"]) == ["1.png", "2.png", "4.png"]
@@ -102,13 +123,13 @@ def test_an_interruption_keeps_every_image_that_the_model_has_seen(detect, folde
         return run(self, pictures)
 
     monkeypatch.setattr(Search, "__call__", interrupted)
-    status, report, _, said = detect(folder, *EVERYTHING)
+    status, report, _, said = detect(folder, *EVERYTHING, "--batch", "1")
     assert status == INTERRUPTED
     assert report["finished"] is False
     assert names(report["images"]) == ["0.png", "2.png"]
     assert "the same command goes on from there" in said
     monkeypatch.setattr(Search, "__call__", run)
-    _, report, _, said = detect(folder, *EVERYTHING)
+    _, report, _, said = detect(folder, *EVERYTHING, "--batch", "1")
     assert "an unfinished run goes on, 2 of 6 images are done" in said
     assert names(report["images"]) == ["0.png", "2.png", "3.png", "5.png"]
 
@@ -137,7 +158,7 @@ def test_few_pictures_are_in_memory_at_once(detect, folder, monkeypatch):
     for index in range(6, 26):
         Image.new("RGB", (60, 60)).save(folder / f"{index}.png")
     monkeypatch.setattr(detect_stages, "_read", counted)
-    _, report, _, _ = detect(folder, "--threshold", "1")
+    _, report, _, _ = detect(folder, "--threshold", "1", "--batch", "1")
     assert len(report["images"]) == 24
     # Two ahead, one at the model, those that wait, one that is written, and one that was just read.
     assert max(most) <= 2 + 1 + detect_stages._WAITING + 1 + 1

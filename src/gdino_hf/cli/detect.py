@@ -22,7 +22,8 @@ from .report_file import ReportFile
 
 HELP = "find the objects that labels name in photographs"
 TEXT_THRESHOLD = 0.25
-_BATCH_ON_CPU, _BATCH_ELSEWHERE = 1, 4
+# Unless the user chooses: on a CPU, of small pictures of one size only.
+_BATCH = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch",
         type=positive,
         metavar="N",
-        help="most images in a forward pass, next to each other and of like sizes (default: 1 on a CPU, and 4 on "
-        "other devices)",
+        help="most images in a forward pass, next to each other and of like sizes (default: 4, on a CPU only small "
+        "ones of equal sizes)",
     )
     parser.add_argument(
         "--out",
@@ -114,8 +115,12 @@ def run(args: argparse.Namespace) -> int:
     search = None
     if to_do:
         detector = _load(args, query)
-        args.batch = args.batch or (_BATCH_ON_CPU if detector.device.type == "cpu" else _BATCH_ELSEWHERE)
+        by_default_on_cpu = args.batch is None and detector.device.type == "cpu"
+        args.batch = args.batch or (1 if by_default_on_cpu else _BATCH)
         search = make_search(args, detector, query)
+        if by_default_on_cpu:
+            # Of pictures only: tiles are as large as the model takes them.
+            args.batch, args.pads_batches = _BATCH, False
     report_file = _prepare_output(args.out, json_path, images)
     written: list[str] = []
     try:

@@ -74,6 +74,7 @@ def detect_all(
     from tqdm import tqdm
 
     read = functools.partial(_read, search, earlier)
+    alike = functools.partial(_are_alike, getattr(args, "pads_batches", True))
     names = OutputNames(args.out, images, [result["annotated"] for result in earlier.values()])
     report_file.write_if_due(report)
     try:
@@ -81,7 +82,7 @@ def detect_all(
         with (
             tqdm(total=len(images), desc="detect", unit="image", disable=None, leave=False) as bar,
             in_background(_Recorder(names, report, report_file, progress, bar), _WAITING) as record,
-            closing(in_batches(read, images, args.batch or 1, threads=_READERS, alike=_are_alike)) as batches,
+            closing(in_batches(read, images, args.batch or 1, threads=_READERS, alike=alike)) as batches,
         ):
             for batch in batches:
                 _detect(search, [work for work in batch if work.picture is not None])
@@ -106,14 +107,15 @@ def _read(search: Any, earlier: dict[str, dict[str, Any]], image: ImageInput) ->
     return work
 
 
-def _are_alike(batch: list[_Work], work: _Work) -> bool:
+def _are_alike(may_pad: bool, batch: list[_Work], work: _Work) -> bool:
     """Return whether an image can join a batch; one without a picture always can."""
     if work.picture is None:
         return True
     # Imported here, because mistakes in the command line are reported without waiting for torch.
-    from gdino_hf.detection.search import are_alike
+    from gdino_hf.detection.search import are_alike, are_small_and_equal
 
-    return are_alike([each.picture for each in batch if each.picture is not None], work.picture)
+    pictures = [each.picture for each in batch if each.picture is not None]
+    return (are_alike if may_pad else are_small_and_equal)(pictures, work.picture)
 
 
 def _detect(search: Any, batch: list[_Work]) -> None:
