@@ -289,12 +289,8 @@ class GDinoConfig(PreTrainedConfig):
                 "special_token_ids must hold at least the ids of [CLS] and [SEP], before those that separate labels, "
                 f"got {self.special_token_ids}."
             )
-        words = getattr(self.text_config, "vocab_size", None)
-        wrong = [token for token in self.special_token_ids if token < 0 or (words is not None and token >= words)]
-        if wrong:
-            raise ValueError(
-                f"special_token_ids must be numbers of the text encoder's {words or 'own'} tokens, got {wrong[0]}."
-            )
+        if min(self.special_token_ids) < 0:
+            raise ValueError(f"special_token_ids must be numbers of tokens, got {min(self.special_token_ids)}.")
         if self.query_dim != 4:
             raise ValueError(f"query_dim must be 4 (cx, cy, w, h), got {self.query_dim}.")
         if self.d_model % 4 != 0:
