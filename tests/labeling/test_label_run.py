@@ -130,6 +130,14 @@ def test_the_number_of_threads_changes_no_byte(example_folder, tmp_path):
     assert digests(tmp_path / "1") == digests(tmp_path / "3")
 
 
+def test_the_arithmetic_is_chosen_by_a_rule_and_not_by_a_measurement(label_model, folder, tmp_path, monkeypatch):
+    """Processes whose measurements differ would choose kinds of products that round differently."""
+    monkeypatch.delenv("GDINO_ARITHMETIC")
+    monkeypatch.setattr("gdino_hf.inference.arithmetic.product_speeds", lambda: pytest.fail("it was measured"))
+    label_pictures([folder], "cat", tmp_path / "out", job=LabelJob(str(label_model), "cpu"))
+    assert "GDINO_ARITHMETIC" not in os.environ
+
+
 def test_batches_find_what_single_pictures_give(label_model, folder, tmp_path):
     for batch in (1, 4):
         job = LabelJob(str(label_model), "cpu", batch_size=batch, options={"threshold": 0.005})
