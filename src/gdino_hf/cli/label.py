@@ -19,6 +19,7 @@ from .format_option import FORMAT_NAMES
 from .model_options import add_dtype
 from .numbers import fraction, positive
 from .query_options import Query, add_tiles, read_query
+from .ray_options import add_ray, read_cluster
 
 HELP = "label any number of pictures, in shards, with several processes"
 # As in gdino_hf.labeling.label_settings and gdino_hf.detection.prompt_passes, which take a second to import.
@@ -89,10 +90,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         type=positive,
-        default=1,
         metavar="N",
-        help="processes, which share the cores (default: %(default)s)",
+        help="processes, which share the cores (default: 1); with --ray the most shards at a time (default: as many as "
+        "the cluster has room for)",
     )
+    add_ray(parser)
     parser.add_argument(
         "--readers",
         type=positive,
@@ -175,7 +177,7 @@ def _label(args: argparse.Namespace, query: Query) -> Any:
         options={"threshold": args.threshold, "nms_threshold": args.nms if args.nms < 1 else None},
         **({"overlap": args.overlap} if args.tiles is not None else {}),
     )
-    ranks = Ranks.of_environment()
+    ranks, cluster = Ranks.of_environment(), read_cluster(args)
     return label_pictures(
         args.sources,
         query.vocabulary(),
@@ -183,8 +185,9 @@ def _label(args: argparse.Namespace, query: Query) -> Any:
         job=job,
         formats=[_ALIASES.get(name, name) for name in args.format],
         keep_empty=not args.drop_empty,
-        workers=args.workers,
+        workers=1 if cluster is not None else args.workers or 1,
         ranks=ranks,
+        cluster=cluster,
         progress=LabelProgress(sys.stderr if ranks.rank == 0 else None),
     )
 

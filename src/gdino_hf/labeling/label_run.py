@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from .label_settings import (
 )
 from .label_store import MANIFEST, PLAN, VOCABULARY, LabelStore, finished_shards, shard_name
 from .label_workers import NoShard, Shard, Tally, WorkerError, WorkerPool
+from .ray_workers import RayCluster, RayPool, connected
 from .shard_files import LabelRow, encode_shard, shard_schema
 from .shard_labels import ShardLabeler
 from .shard_plan import Planner, PlanReader
@@ -80,6 +81,7 @@ def label_pictures(
     keep_empty: bool = True,
     workers: int = 1,
     ranks: Ranks | None = None,
+    cluster: RayCluster | None = None,
     progress: LabelProgress | None = None,
 ) -> LabelSummary:
     """Label any number of pictures; the same call goes on with a run that was stopped.
@@ -94,6 +96,7 @@ def label_pictures(
         workers: Number of processes, which share the cores; 1 works in this process. A script that starts several
             needs the guard `if __name__ == "__main__"`.
         ranks: This process among several that share the work; None for what RANK and WORLD_SIZE say.
+        cluster: A Ray cluster that labels the shards instead of this machine; None uses this machine.
         progress: Where to show progress; None shows none.
 
     Returns:
@@ -109,15 +112,20 @@ def label_pictures(
     vocabulary = labels if isinstance(labels, Vocabulary) else Vocabulary(labels)
     if workers < 1:
         raise ValueError(f"workers is {workers}; give at least 1.")
+    if cluster is not None and (workers > 1 or ranks.world > 1):
+        raise ValueError("A Ray cluster brings its own workers; give either it, or several workers or ranks.")
     shard_schema()
     found = Sources([str(source) for source in sources], Path(out))
     store = LabelStore(out)
     with _same_arithmetic():
         run = _Run(store, job, vocabulary, found, ranks, progress or LabelProgress())
-        return _finish(run, workers, formats, keep_empty)
+        with connected(cluster) if cluster is not None else nullcontext():
+            return _finish(run, workers, cluster, formats, keep_empty)
 
 
-def _finish(run: _Run, workers: int, formats: Sequence[str], keep_empty: bool) -> LabelSummary:
+def _finish(
+    run: _Run, workers: int, cluster: RayCluster | None, formats: Sequence[str], keep_empty: bool
+) -> LabelSummary:
     """Do what is left of a run."""
     store, ranks = run.store, run.ranks
     with _locked(store, ranks):
@@ -126,7 +134,7 @@ def _finish(run: _Run, workers: int, formats: Sequence[str], keep_empty: bool) -
             return run.summary_of_rank()
         if not finished:
             with run.planning():
-                run.work(workers)
+                run.work(workers, cluster)
                 if ranks.rank > 0:
                     return run.summary_of_rank()
                 run.wait_for_others()
@@ -225,7 +233,7 @@ class _Run:
         detector = Detector(self.job.model, device=device, dtype=self.job.dtype)
         return ShardLabeler(self.job, vocabulary or self.vocabulary, detector)
 
-    def work(self, workers: int) -> None:
+    def work(self, workers: int, cluster: RayCluster | None = None) -> None:
         """Label the shards of this rank.
 
         Raises:
@@ -233,6 +241,13 @@ class _Run:
             ValueError: A source cannot be listed.
         """
         if not self._wait_for_plan():
+            return
+        if cluster is not None:
+            self._labeler = None
+            digest, fingerprint = settings_digest(self.settings), self.settings["fingerprint"]
+            RayPool(self.job, self.store, digest, fingerprint, cluster, self.progress.say).run(
+                self._next_shard, self._tell
+            )
             return
         threads = max(1, cores() // (workers * self.ranks.on_this_machine))
         if workers > 1:

@@ -87,7 +87,6 @@ def encode_shard(rows: Sequence[LabelRow], names: Sequence[str], settings: str) 
     Raises:
         ImportError: pyarrow is not installed.
     """
-    arrow = kept_library("pyarrow", _NEED, "label")
     parquet = kept_library("pyarrow.parquet", _NEED, "label")
     counts = {
         "pictures": len(rows),
@@ -97,7 +96,18 @@ def encode_shard(rows: Sequence[LabelRow], names: Sequence[str], settings: str) 
         "last": encodable(rows[-1].source) if rows else "",
     }
     metadata = {_METADATA: json.dumps({"labels": list(names), "settings": settings, **counts})}
-    schema = shard_schema().with_metadata(metadata)
+    file = io.BytesIO()
+    parquet.write_table(shard_table(rows).replace_schema_metadata(metadata), file, compression="zstd")
+    return file.getvalue()
+
+
+def shard_table(rows: Sequence[LabelRow]) -> Any:
+    """Return rows as an Arrow table with the columns of a shard, without metadata.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+    """
+    arrow = kept_library("pyarrow", _NEED, "label")
     found = [row.found for row in rows]
     columns = {
         "source": [encodable(row.source) for row in rows],
@@ -110,9 +120,7 @@ def encode_shard(rows: Sequence[LabelRow], names: Sequence[str], settings: str) 
         "error": [encodable(row.error) for row in rows],
         "place": [None if row.place is None else json.dumps(row.place) for row in rows],
     }
-    file = io.BytesIO()
-    parquet.write_table(arrow.table(columns, schema=schema), file, compression="zstd")
-    return file.getvalue()
+    return arrow.table(columns, schema=shard_schema())
 
 
 def read_shard(content: bytes) -> Iterator[LabelRow]:

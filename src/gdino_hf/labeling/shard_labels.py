@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any, Protocol
@@ -46,12 +46,19 @@ class ShardLabeler:
         job: How pictures are labelled.
         vocabulary: What to look for; with text features, they are used.
         detector: The job's model, if it is loaded already.
+        read: Function that returns what `load_image` takes for an item, in any thread; None reads files and archives.
 
     Raises:
         ValueError: The model, the device or a label cannot be used.
     """
 
-    def __init__(self, job: LabelJob, vocabulary: Vocabulary, detector: Detector | None = None) -> None:
+    def __init__(
+        self,
+        job: LabelJob,
+        vocabulary: Vocabulary,
+        detector: Detector | None = None,
+        read: Callable[[SourceItem], Any] | None = None,
+    ) -> None:
         self.job = job
         self.detector = detector or Detector(job.model, device=job.device, dtype=job.dtype)
         self.names = vocabulary.labels
@@ -62,7 +69,7 @@ class ShardLabeler:
             batch_size=job.batch_size,
             **job.options,
         )
-        self._read = PictureReader()
+        self._read = read or PictureReader()
 
     def rows(
         self, items: Sequence[SourceItem], watcher: Watcher | None = None, left_out: Collection[int] = ()
