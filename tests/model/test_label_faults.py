@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from transformers import AutoTokenizer, pipeline
 
-from gdino_hf import NANO, GDinoForObjectDetection, GDinoProcessor
+from gdino_hf import NANO, Detector, GDinoProcessor
 from gdino_hf.cli import main
 from gdino_hf.data.checks import check_dataset
 from gdino_hf.model.label_faults import LabelWarning, label_remarks
@@ -119,20 +119,23 @@ def test_the_page_says_it(monkeypatch, example_folder):
     pytest.importorskip("gradio")
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "demo"))
     from gdino_demo import render
-    from gdino_demo.engine import Models, Settings
+    from gdino_demo.engine import Models
+    from gdino_demo.outputs import Settings
+    from gdino_demo.queries import read_query
     from gdino_demo.safety import Refused, read_picture
 
-    models = Models({"nano": (GDinoForObjectDetection.from_pretrained(NANO), GDinoProcessor.from_pretrained(NANO))})
+    models, settings = Models({"nano": Detector("nano")}), Settings(threshold=0.3)
     picture = read_picture(example_folder / "cat.jpg", "cat.jpg")
-    outputs = models.run("nano", picture, ["安全帽", "安全帶", "cat"])
-    status, _, _ = render.result(outputs, Settings(threshold=0.3))
+    outputs = models.run("nano", picture, read_query("安全帽, 安全帶, cat"))
+    found = outputs.detections(settings)
+    status = render.status(outputs, found, settings)
     assert ALIKE in status
     assert PARTLY in status
-    report = render.report(outputs, [], Settings(threshold=0.3))
-    assert any("安全帽" in remark for remark in report["remarks"])
-    assert "remarks" not in render.report(models.run("nano", picture, ["cat"]), [], Settings(threshold=0.3))
+    assert any("安全帽" in remark for remark in render.report(outputs, found, settings)["remarks"])
+    outputs = models.run("nano", picture, read_query("cat"))
+    assert "remarks" not in render.report(outputs, outputs.detections(settings), settings)
     with pytest.raises(Refused, match="knows no word of the label '🦄'"):
-        models.check("nano", ["cat", "🦄"])
+        models.check("nano", read_query("cat, 🦄"))
 
 
 def coco_of(folder, names):

@@ -106,9 +106,12 @@ def test_pipeline_gives_these_labels(text, labels, pipe):
 def test_page_gives_these_labels(text, labels, monkeypatch):
     pytest.importorskip("gradio")
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "demo"))
-    from gdino_demo.components import EVERY, read_query
+    from gdino_demo.queries import read_query
 
-    assert read_query(text, text, EVERY) == (labels, labels)
+    # A vocabulary has each label once.
+    once = tuple(dict.fromkeys(labels))
+    assert read_query(text).vocabulary.labels == once
+    assert read_query("something else", text).negatives == once
 
 
 def test_labels_in_a_list_stay_as_they_are(processor, pipe):
