@@ -94,9 +94,9 @@ def test_the_core_model_and_image_features_compile_to_one_graph_with_a_tensor_of
             torch.testing.assert_close(found.last_hidden_state, wanted.last_hidden_state, rtol=0, atol=ROUNDING)
 
 
-def test_labels_are_the_only_graph_breaks(model, tiny_tokenizer):
+def test_labels_are_the_only_graph_breaks(short_config, tiny_tokenizer):
     torch._dynamo.reset()
-    model.train()
+    model = make_random_model(short_config).train()
     inputs = make_inputs(tiny_tokenizer)
     labels = [
         {"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.4]])},
