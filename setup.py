@@ -67,6 +67,7 @@ setup(
                 "kernels/float_linear/float_linear.h",
                 "kernels/float_linear/float_products.h",
                 "kernels/float_linear/float_layers.h",
+                "kernels/float_linear/float_fusion.h",
             ],
             optional=True,
         ),

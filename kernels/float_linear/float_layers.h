@@ -257,4 +257,6 @@ TARGET static int NAME(convolution)(const float *x, const float_image *from, con
     return FLOAT_OK;
 }
 
+#include "float_fusion.h"
+
 #undef allocate

@@ -4,6 +4,7 @@
 
 #include "float_linear.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -144,4 +145,14 @@ int float_convolution(const float *x, const float_image *from, const float_layer
         to->width < 1)
         return FLOAT_BAD_ARGUMENT;
     RUN(convolution, x, from, layer, kernel, activation, slope, first, last, to, out)
+}
+
+int float_fuse(int64_t rows, int64_t heads, const float *vision, const float_norm *norm,
+               const float_layer *directions, const float *text_mask, const float_layer *brought, const uint8_t *real,
+               float *out, float *peaks, float *sums, float *pooled)
+{
+    if (rows < 0 || heads < 1 || !usable(directions) || !usable(brought) || directions->columns % heads ||
+        brought->inputs != directions->columns || brought->columns != directions->inputs)
+        return FLOAT_BAD_ARGUMENT;
+    RUN(fuse, rows, heads, vision, norm, directions, text_mask, brought, real, out, peaks, sums, pooled)
 }

@@ -79,4 +79,16 @@ typedef struct {
 int float_convolution(const float *x, const float_image *from, const float_layer *layer, const float_kernel *kernel,
                       int32_t activation, float slope, int64_t first, int64_t last, const float_image *to, float *out);
 
+/* Fusion of image and text for some rows f = norm(vision) of image tokens. With M heads of T text tokens, directions
+   maps a row to M * T scores, and brought maps M * T weights to a row:
+
+       out    = f + brought(softmax over each head's real text tokens of directions(f))
+       peaks  = max_r s_r,   sums = sum_r e^(s_r - peaks),   pooled = sum_r e^(s_r - peaks) f_r,   s = directions(f)
+
+   The sums leave out rows that are not real, where `real` is 0; NULL if all are. peaks and sums are (M * T), pooled is
+   (M * T, inputs). text_mask (T) is 1 on real tokens and 0 elsewhere. */
+int float_fuse(int64_t rows, int64_t heads, const float *vision, const float_norm *norm,
+               const float_layer *directions, const float *text_mask, const float_layer *brought, const uint8_t *real,
+               float *out, float *peaks, float *sums, float *pooled);
+
 #endif

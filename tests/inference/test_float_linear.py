@@ -6,65 +6,24 @@ The code for AVX-512 is compiled a second time for CPUs with AVX2, so that its l
 import copy
 import ctypes
 import mmap
-import os
 import pickle
 import random
-import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from float_libraries import compile_library, compiles
 from gdino_hf.inference import float_linear
 from gdino_hf.inference.compiled_layers import weights_for
-from gdino_hf.inference.float_linear import FloatLibrary, FloatLinear, FloatWeight
+from gdino_hf.inference.float_linear import FloatLinear, FloatWeight
 from gdino_hf.inference.packed_swin import window_index
-from gdino_hf.model.compiled_libraries import find_compiled
 
-SOURCE = Path(__file__).resolve().parents[2] / "kernels" / "float_linear" / "float_linear.c"
-FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-psabi"]
 # float32 sums of up to 2048 products of values around 1
 ROUNDING = 2e-5
 ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
-
-compiles = pytest.mark.skipif(
-    shutil.which("cc") is None or sys.platform != "linux" or not SOURCE.is_file(),
-    reason="needs a C compiler that builds ELF libraries, and the source",
-)
-
-
-def compile_library(folder, *flags):
-    output = folder / "float.so"
-    subprocess.run(["cc", *FLAGS, *flags, str(SOURCE), "-o", str(output), "-lm"], check=True)
-    return FloatLibrary(output)
-
-
-@pytest.fixture(scope="module")
-def installed():
-    path = find_compiled("_float_cpu")
-    if path is None:
-        reason = "the float32 layers are not built: install the package with a C compiler"
-        if os.environ.get("GDINO_REQUIRE_C") == "1":
-            pytest.fail(f"GDINO_REQUIRE_C=1, but {reason}")
-        pytest.skip(reason)
-    found = float_linear.load()
-    if found is None:
-        assert FloatLibrary(path).lanes == 0
-        pytest.skip("this CPU has no AVX2")
-    return found
-
-
-@pytest.fixture(scope="module", params=["installed", pytest.param("wide", marks=compiles)])
-def library(request, tmp_path_factory, installed):
-    if request.param == "installed":
-        return installed
-    wide = compile_library(tmp_path_factory.mktemp("wide"), "-DFLOAT_WIDE_ON_AVX2")
-    assert wide.lanes == 16
-    return wide
 
 
 def make(rows, inputs, columns, seed=0):

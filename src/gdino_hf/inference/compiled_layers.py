@@ -18,7 +18,9 @@ from .packed_linear import PackedLinear, runs_packed, state_of
 _ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2}
 
 
-class _Norm(ctypes.Structure):
+class Norm(ctypes.Structure):
+    """A normalization over the channels, as the libraries describe it."""
+
     _fields_ = [("scale", ctypes.c_void_p), ("shift", ctypes.c_void_p), ("epsilon", ctypes.c_float)]
 
 
@@ -53,7 +55,7 @@ class LayerLibrary:
     def __init__(self, path: str | Path) -> None:
         self._library = ctypes.CDLL(str(path))
         count, pointer, number = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int32
-        layer, norm = ctypes.POINTER(self.layer_type), ctypes.POINTER(_Norm)
+        layer, norm = ctypes.POINTER(self.layer_type), ctypes.POINTER(Norm)
         self._functions = {
             name: self.function(name, number, arguments)
             for name, arguments in (
@@ -164,11 +166,11 @@ class LayerLibrary:
                 x.data_ptr(),
                 _pointer(other),
                 project,
-                _describe(before, x.shape[-1]),
+                describe(before, x.shape[-1]),
                 first.described,
                 _ACTIVATIONS[activation],
                 second.described,
-                _Norm() if after is None else _describe(after, x.shape[-1]),
+                Norm() if after is None else describe(after, x.shape[-1]),
                 after is not None,
                 torch.get_num_threads(),
                 out.data_ptr(),
@@ -227,7 +229,7 @@ class LayerLibrary:
                 index.data_ptr(),
                 _pointer(regions),
                 x.data_ptr(),
-                _describe(before, x.shape[-1]),
+                describe(before, x.shape[-1]),
                 qkv.described,
                 bias.data_ptr(),
                 project.described,
@@ -329,11 +331,12 @@ def _pointer(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
 
 
-def _describe(norm: nn.LayerNorm, width: int) -> _Norm:
+def describe(norm: nn.LayerNorm, width: int) -> Norm:
+    """Describe a normalization over `width` channels; a ValueError if it is none."""
     if norm.weight.shape != (width,) or norm.weight.dtype != torch.float32:
         given = f"{tuple(norm.weight.shape)} {norm.weight.dtype}"
         raise ValueError(f"The normalization has weights {given}: give it {width} float32 weights.")
-    return _Norm(norm.weight.data_ptr(), _pointer(norm.bias), norm.eps)
+    return Norm(norm.weight.data_ptr(), _pointer(norm.bias), norm.eps)
 
 
 def check_status(status: int) -> None:

@@ -11,10 +11,10 @@ import logging
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..model.compiled_libraries import find_compiled
-from .compiled_layers import CompiledLinear, CompiledWeight, LayerLibrary, check_status
+from .compiled_layers import CompiledLinear, CompiledWeight, LayerLibrary, Norm, check_status, describe
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +81,10 @@ class FloatLibrary(LayerLibrary):
         self._convolution = self.function(
             "convolution", number, [pointer, image, layer, kernel, number, real, count, count, image, pointer]
         )
+        norm = ctypes.POINTER(Norm)
+        self._fuse = self.function(
+            "fuse", number, [count, count, pointer, norm, layer, pointer, layer, pointer, *[pointer] * 4]
+        )
 
     @property
     def lanes(self) -> int:
@@ -135,6 +139,51 @@ class FloatLibrary(LayerLibrary):
                 rows.stop,
                 _describe_image(out),
                 out.data_ptr(),
+            )
+        )
+
+    def fuse(
+        self,
+        vision: Tensor,
+        norm: nn.LayerNorm,
+        directions: FloatWeight,
+        text_mask: Tensor,
+        brought: FloatWeight,
+        real: Tensor | None,
+        *,
+        out: Tensor,
+        peaks: Tensor,
+        sums: Tensor,
+        pooled: Tensor,
+    ) -> None:
+        """Fuse some image tokens with the text, for M heads and T text tokens; the equation is in float_linear.h.
+
+        Args:
+            vision: (N, D) contiguous float32 image features.
+            norm: Normalization over D in front.
+            directions: Packed weight (M * T, D) that maps a token to its scores.
+            text_mask: (T,) float32, 1 on real text tokens and 0 elsewhere; at least one is real.
+            brought: Packed weight (D, M * T) that maps attention weights to what a token receives.
+            real: (N,) contiguous bool, True on real image tokens; None if all are.
+            out: (N, D) contiguous float32 that takes the fused features.
+            peaks: (M * T) contiguous float32 that takes the largest score of each column over the real tokens.
+            sums: (M * T) contiguous float32 that takes the sum of e^(score - peak).
+            pooled: (M * T, D) contiguous float32 that takes the sum of e^(score - peak) times the features.
+
+        Raises:
+            ValueError: The normalization does not fit.
+        """
+        check_status(
+            self._fuse(
+                len(vision),
+                directions.described.columns // len(text_mask),
+                vision.data_ptr(),
+                describe(norm, vision.shape[-1]),
+                directions.described,
+                text_mask.data_ptr(),
+                brought.described,
+                None if real is None else real.data_ptr(),
+                *(x.data_ptr() for x in (out, peaks, sums, pooled)),
             )
         )
 

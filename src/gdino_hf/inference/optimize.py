@@ -201,7 +201,7 @@ def pack_layers(module: nn.Module, kinds: LinearKinds) -> None:
             if isinstance(child, (DeformableLayer, DecoderLayer)) and (replacement := _pack_block(child, kinds.tokens)):
                 setattr(parent, name, replacement)
             elif type(child) is FusionLayer:
-                setattr(parent, name, PackedFusionLayer(child))
+                setattr(parent, name, PackedFusionLayer(child, kinds.others))
     kept = {head.layers[-1] for head in module.modules() if isinstance(head, BoxHead)}
     _pack_below(module, kinds, kinds.others, kept)
 

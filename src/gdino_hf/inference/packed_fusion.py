@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..model.fusion import FusionLayer, FusionWeights, is_plain, mix
+from .float_linear import FloatLibrary, FloatLinear, FloatWeight, load
 from .packed_attention import BLOCK
-from .packed_linear import runs_packed, share_state
+from .packed_linear import PackedLinear, runs_packed, share_state
 from .workers import RowBlocks, run_rows
 
 
@@ -18,11 +19,13 @@ class PackedFusionLayer(FusionLayer):
 
     Args:
         layer: The layer to replace; its parameters are shared.
+        kind: Class of the model's linear layers; with FloatLinear, the image side runs in the C library.
     """
 
-    def __init__(self, layer: FusionLayer) -> None:
+    def __init__(self, layer: FusionLayer, kind: type[PackedLinear] = PackedLinear) -> None:
         nn.Module.__init__(self)
         share_state(self, layer)
+        self._kind = kind
 
     def forward(
         self,
@@ -57,10 +60,29 @@ class PackedFusionLayer(FusionLayer):
         directions, offsets, brought = attention.fold(text)
         columns = directions.shape[1]
         blocks = -(-tokens // BLOCK)
+        vision = vision.contiguous()
         output = torch.empty_like(vision)
         peaks, sums = (vision.new_empty(batch, blocks, columns, 1, dtype=torch.float32) for _ in range(2))
         pooled = vision.new_empty(batch, blocks, columns, width, dtype=torch.float32)
         lowest = torch.finfo(vision.dtype).min
+
+        library = self._library_for(vision, text_mask)
+
+        def in_library(image: int, rows: slice) -> None:
+            number = rows.start // BLOCK
+            directions_of, mask, brought_by = weights[image]
+            directions_of.library.fuse(
+                vision[image, rows],
+                self.layer_norm_vision,
+                directions_of,
+                mask,
+                brought_by,
+                None if real is None else real[image, rows],
+                out=output[image, rows],
+                peaks=peaks[image, number],
+                sums=sums[image, number],
+                pooled=pooled[image, number],
+            )
 
         def block(image: int, rows: slice) -> None:
             features = self.layer_norm_vision(vision[image, rows])
@@ -80,7 +102,23 @@ class PackedFusionLayer(FusionLayer):
             sums[here] = weights.sum(1, keepdim=True, dtype=torch.float32)
             pooled[here] = weights @ features
 
-        run_rows(RowBlocks(block, batch, tokens, BLOCK))
+        if library is None:
+            run_rows(RowBlocks(block, batch, tokens, BLOCK))
+        else:
+            real = None if vision_mask is None else vision_mask.contiguous()
+            scaled = (brought * self.vision_param).transpose(1, 2)
+            bias = attention.out_vision_proj.bias * self.vision_param
+            weights = [
+                (FloatWeight(library, directions[i], offsets[i, :, 0]), mask, FloatWeight(library, scaled[i], bias))
+                for i, mask in enumerate(text_mask.float())
+            ]
+            run_rows(RowBlocks(in_library, batch, tokens, BLOCK))
         scale = (peaks - peaks.amax(1, keepdim=True)).exp_()
         joined = (pooled * scale).sum(1) / (sums * scale).sum(1)
         return output, joined.to(vision.dtype)
+
+    def _library_for(self, vision: Tensor, text_mask: Tensor) -> FloatLibrary | None:
+        """Return the C library if it computes this layer for these inputs, else None."""
+        fits = self._kind is FloatLinear and self.kind == "bi_attention" and vision.dtype == torch.float32
+        # With no real text token at all, softmax spreads evenly over the masked ones, which the library does not do.
+        return load() if fits and bool(text_mask.any(-1).all()) else None
