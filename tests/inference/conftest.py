@@ -21,7 +21,7 @@ def installed():
         pytest.skip(reason)
     found = float_linear.load()
     if found is None:
-        assert FloatLibrary(path).lanes == 0
+        assert FloatLibrary(path).supported() == 0
         pytest.skip("this CPU has no AVX2")
     return found
 
@@ -32,5 +32,5 @@ def library(request, tmp_path_factory, installed):
     if request.param == "installed":
         return installed
     wide = compile_library(tmp_path_factory.mktemp("wide"), "-DFLOAT_WIDE_ON_AVX2")
-    assert wide.lanes == 16
+    assert wide.supported() == 16
     return wide

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from gdino_hf.inference import int8_linear
-from gdino_hf.inference.int8_linear import Int8Library, Int8Linear, Int8Weight, check_int8, weights_for
+from gdino_hf.inference.compiled_layers import weights_for
+from gdino_hf.inference.int8_linear import Int8Library, Int8Linear, Int8Weight, check_int8
 from gdino_hf.inference.packed_swin import window_index
 from gdino_hf.model.compiled_libraries import find_compiled
 
@@ -35,7 +36,7 @@ def library():
         pytest.skip(reason)
     found = int8_linear.load()
     if found is None:
-        assert not Int8Library(path).supported
+        assert not Int8Library(path).supported()
         pytest.skip("this CPU has no AVX-512 VNNI")
     return found
 

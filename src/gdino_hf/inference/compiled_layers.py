@@ -5,15 +5,20 @@ a weight is packed for each of the two libraries.
 """
 
 import ctypes
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 # torch is imported before a library is loaded, so that both share one OpenMP runtime and its threads.
 import torch
 from torch import Tensor, nn
 
 from .packed_linear import PackedLinear, runs_packed, state_of
+
+logger = logging.getLogger(__name__)
+
+Library = TypeVar("Library", bound="LayerLibrary")
 
 _ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2}
 
@@ -56,6 +61,9 @@ class LayerLibrary:
         self._library = ctypes.CDLL(str(path))
         count, pointer, number = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int32
         layer, norm = ctypes.POINTER(self.layer_type), ctypes.POINTER(Norm)
+        self.packed_bytes = self.function("packed_bytes", count, [count] * 2)
+        self.padded_columns = self.function("padded_columns", count, [count])
+        self.supported = self.function("supported", number, [])
         self._functions = {
             name: self.function(name, number, arguments)
             for name, arguments in (
@@ -238,6 +246,27 @@ class LayerLibrary:
             )
         )
         return out
+
+
+def open_library(kind: type[Library], path: Path | None, what: str) -> Library | None:
+    """Load a library of layers.
+
+    Args:
+        kind: Its class.
+        path: Its file; None if it was not compiled.
+        what: What it computes, for the warning.
+
+    Returns:
+        The library, or None if it was not compiled, cannot be loaded (a warning says why), or does not run on this CPU.
+    """
+    if path is None:
+        return None
+    try:
+        library = kind(path)
+    except (OSError, AttributeError) as error:
+        logger.warning("The %s cannot be loaded from %s: %s", what, path, error)
+        return None
+    return library if library.supported() else None
 
 
 class CompiledLinear(PackedLinear):

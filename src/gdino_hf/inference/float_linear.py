@@ -7,16 +7,13 @@ by rounding only.
 
 import ctypes
 import functools
-import logging
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ..model.compiled_libraries import find_compiled
-from .compiled_layers import CompiledLinear, CompiledWeight, LayerLibrary, Norm, check_status, describe
-
-logger = logging.getLogger(__name__)
+from .compiled_layers import CompiledLinear, CompiledWeight, LayerLibrary, Norm, check_status, describe, open_library
 
 _LIBRARY = "_float_cpu"
 _LEAKY = 3  # number of the leaky ReLU in the library
@@ -72,9 +69,6 @@ class FloatLibrary(LayerLibrary):
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
         count, pointer, number = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int32
-        self.packed_bytes = self.function("packed_bytes", count, [count] * 2)
-        self.padded_columns = self.function("padded_columns", count, [count])
-        self._supported = self.function("supported", number, [])
         self._pack = self.function("pack", number, [count] * 2 + [pointer] * 2)
         image, kernel = ctypes.POINTER(_Image), ctypes.POINTER(_Kernel)
         layer, real = ctypes.POINTER(self.layer_type), ctypes.c_float
@@ -85,11 +79,6 @@ class FloatLibrary(LayerLibrary):
         self._fuse = self.function(
             "fuse", number, [count, count, pointer, norm, layer, pointer, layer, pointer, *[pointer] * 4]
         )
-
-    @property
-    def lanes(self) -> int:
-        """Number of floats that this CPU multiplies at once: 16 with AVX-512, 8 with AVX2, 0 if it has neither."""
-        return self._supported()
 
     def pack(self, weight: Tensor, packed: Tensor) -> None:
         """Write an (N, C) weight to a tensor of `packed_bytes` in the library's layout."""
@@ -200,15 +189,7 @@ def _describe_image(x: Tensor) -> _Image:
 @functools.cache
 def load() -> FloatLibrary | None:
     """Load the library; None if it was not compiled, cannot be loaded, or this CPU lacks the instructions."""
-    path = find_compiled(_LIBRARY)
-    if path is None:
-        return None
-    try:
-        library = FloatLibrary(path)
-    except (OSError, AttributeError) as error:
-        logger.warning("The float32 layers cannot be loaded from %s: %s", path, error)
-        return None
-    return library if library.lanes else None
+    return open_library(FloatLibrary, find_compiled(_LIBRARY), "float32 layers")
 
 
 class FloatLinear(CompiledLinear):

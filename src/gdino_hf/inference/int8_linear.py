@@ -8,17 +8,14 @@ vector-wise quantization of LLM.int8() (Dettmers et al. 2022, section 3.1).
 
 import ctypes
 import functools
-import logging
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..model.compiled_libraries import find_compiled
-from .compiled_layers import CompiledLinear, CompiledWeight, LayerLibrary, check_status
+from .compiled_layers import CompiledLinear, CompiledWeight, LayerLibrary, check_status, open_library
 from .onednn import can_pack
-
-logger = logging.getLogger(__name__)
 
 _LIBRARY = "_int8_cpu"
 
@@ -59,15 +56,7 @@ class Int8Library(LayerLibrary):
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
         count, pointer, number = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int32
-        self.packed_bytes = self.function("packed_bytes", count, [count] * 2)
-        self.padded_columns = self.function("padded_columns", count, [count])
-        self._supported = self.function("supported", number, [])
         self._pack = self.function("pack", number, [count] * 2 + [pointer] * 4)
-
-    @property
-    def supported(self) -> bool:
-        """Whether this CPU has the instructions that the library needs (AVX-512 VNNI)."""
-        return bool(self._supported())
 
     def pack(self, inputs: int, columns: int, weight: Tensor, packed: Tensor, scale: Tensor, offset: Tensor) -> None:
         """Quantize an (N, C) weight into the tensors `packed`, `scale` and `offset` of an Int8Weight."""
@@ -78,15 +67,7 @@ class Int8Library(LayerLibrary):
 @functools.cache
 def load() -> Int8Library | None:
     """Load the library; None if it was not compiled, cannot be loaded, or this CPU lacks the instructions."""
-    path = find_compiled(_LIBRARY)
-    if path is None:
-        return None
-    try:
-        library = Int8Library(path)
-    except (OSError, AttributeError) as error:
-        logger.warning("The 8-bit linear layers cannot be loaded from %s: %s", path, error)
-        return None
-    return library if library.supported else None
+    return open_library(Int8Library, find_compiled(_LIBRARY), "8-bit linear layers")
 
 
 def has_int8() -> bool:
