@@ -1,10 +1,12 @@
 """Sources are listed in one order, which goes on behind any picture whatever came or went since."""
 
 import io
+import sys
 import tarfile
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from gdino_hf.labeling.shard_labels import PictureReader
@@ -109,9 +111,24 @@ def test_addresses_are_listed_and_read_through_fsspec(tmp_path):
 
 
 def test_a_file_system_that_needs_a_library_says_which(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "s3fs", None)
-    with pytest.raises(ValueError, match=r"s3://bucket/photos cannot be listed .*s3fs"):
-        list(Sources(["s3://bucket/photos"]).items())
+    # Not s3, which fsspec keeps once another test has used it.
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(ValueError, match=r"gs://bucket/photos cannot be listed .*gcsfs"):
+        list(Sources(["gs://bucket/photos"]).items())
+
+
+def test_what_a_remote_file_system_raises_is_one_sentence(monkeypatch):
+    """Libraries of clouds have errors of their own, for instance for missing credentials."""
+
+    class NoCredentialsError(Exception):
+        pass
+
+    def find(self, path, **options):
+        raise NoCredentialsError("Unable to locate credentials")
+
+    monkeypatch.setattr(MemoryFileSystem, "find", find)
+    with pytest.raises(ValueError, match=r"memory://photos cannot be listed \(Unable to locate credentials\)"):
+        list(Sources(["memory://photos"]).items())
 
 
 def test_an_archive_that_became_shorter_is_an_error_with_its_name(tmp_path):

@@ -163,7 +163,8 @@ def fit_thresholds(
     if precision is not None and not 0 < precision <= 1:
         raise ValueError(f"precision is {precision}; give a number above 0, at most 1.")
     rows, names = _rows(data)
-    vocabulary = labels if isinstance(labels, Vocabulary) else Vocabulary(names if labels is None else labels)
+    # Encoded, so that the text features are saved with the thresholds.
+    vocabulary = detector.vocabulary(names if labels is None else labels)
     seen = _look(detector, rows, vocabulary, batch_size)
     counts, failed = seen.counts, seen.failed
     if not counts.any():

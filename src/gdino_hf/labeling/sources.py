@@ -179,14 +179,16 @@ class Sources:
             return
         import fsspec
 
-        system, path = fsspec.core.url_to_fs(address)
-        if _is_glob(path):
-            names = sorted(system.glob(path))
-        elif system.isfile(path):
+        try:
+            system, path = fsspec.core.url_to_fs(address)
+            is_file = not _is_glob(path) and system.isfile(path)
+            names = [] if is_file else sorted(system.glob(path) if _is_glob(path) else system.find(path))
+        except Exception as error:
+            # The library of a cloud has errors of its own, for instance for missing credentials.
+            raise ValueError(reason(error)) from error
+        if is_file:
             yield from _of_file(address, read_list=True)
             return
-        else:
-            names = sorted(system.find(path))
         if not names:
             raise ValueError("there is nothing at this address")
         counts = FolderFiles()
