@@ -240,6 +240,7 @@ def test_a_vocabulary_brings_thresholds_for_its_labels(label_model, folder, tmp_
         (["*.nothing"], "matches nothing; quote the pattern, and check it"),
         (["."], "There are no pictures in"),
         (["photos", "--model", "nowhere"], "nowhere cannot be loaded"),
+        (["photos", "--out", "s3://bucket/out"], "is an address, and results are written on this machine"),
         (["photos", "--labels", "@photos/00001.png"], "--labels"),
     ],
 )

@@ -15,7 +15,7 @@ from .errors import INTERRUPTED, OutputError, UsageError
 from .format_option import FormatFiles, add_format
 from .inputs import ImageInput, collect_images
 from .model_options import add_dtype, load_detector
-from .numbers import fraction, positive
+from .numbers import fraction, local_path, positive
 from .progress_file import ProgressFile, folder_stamp
 from .query_options import Query, add_query, make_search, read_query, settings
 from .report_file import ReportFile
@@ -61,13 +61,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=local_path,
         default=Path("detections"),
         metavar="DIR",
         help="folder for the annotated pictures (default: %(default)s)",
     )
     add_format(parser)
-    parser.add_argument("--json", type=Path, metavar="PATH", help="file for the results (default: DIR/detections.json)")
+    parser.add_argument(
+        "--json", type=local_path, metavar="PATH", help="file for the results (default: DIR/detections.json)"
+    )
     parser.add_argument(
         "--restart",
         action="store_true",

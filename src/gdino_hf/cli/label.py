@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from gdino_hf.error_text import reason
@@ -17,7 +16,7 @@ from gdino_hf.model.printable import printable
 from .errors import INTERRUPTED, OutputError, UsageError
 from .format_option import FORMAT_NAMES
 from .model_options import add_dtype
-from .numbers import fraction, positive
+from .numbers import fraction, local_path, positive
 from .query_options import Query, add_tiles, read_query
 from .ray_options import add_ray, read_cluster
 
@@ -49,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--negative", metavar="LABELS", help="labels that compete for boxes but are left out, written as for --labels"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of results")
+    parser.add_argument("--out", type=local_path, required=True, metavar="DIR", help="folder of results")
     parser.add_argument(
         "--format",
         nargs="+",

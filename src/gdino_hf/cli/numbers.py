@@ -1,8 +1,18 @@
-"""Numbers on the command line: argparse types whose errors name the accepted range."""
+"""Numbers and places on the command line: argparse types whose errors name what is accepted."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+
+
+def local_path(text: str) -> Path:
+    """Return the path of a file or folder to write; an address such as s3://... would become a folder named `s3:`."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is an address, and results are written on this machine: give a local path, and copy them there"
+        )
+    return Path(text)
 
 
 def positive(text: str) -> int:

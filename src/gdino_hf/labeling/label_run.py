@@ -105,9 +105,11 @@ def label_pictures(
     Raises:
         ImportError: A library is not installed.
         OSError: The results cannot be written, or the workers cannot go on. The same call goes on later.
-        ValueError: The sources, the labels or the model cannot be used, or the folder holds a run with other settings,
-            or a run that another process is working on.
+        ValueError: `out` is an address; the sources, the labels or the model cannot be used; or the folder holds a run
+            with other settings, or a run that another process is working on.
     """
+    if "://" in str(out):
+        raise ValueError(f"out is {out}, an address; results are written to a local folder, so give one.")
     job, ranks = job or LabelJob(), ranks or Ranks.of_environment()
     vocabulary = labels if isinstance(labels, Vocabulary) else Vocabulary(labels)
     if workers < 1:
