@@ -244,7 +244,7 @@ def test_an_argument_overrides_an_adapted_file(tmp_path):
         ({"decoder_attention_heads": 0}, "decoder_attention_heads must be at least 1, got 0"),
         ({"encoder_n_points": 0}, "encoder_n_points must be at least 1, got 0"),
         ({"decoder_n_points": 0}, "decoder_n_points must be at least 1, got 0"),
-        ({"max_text_len": 0}, "max_text_len must be at least 1, got 0"),
+        ({"max_text_len": 3}, "max_text_len must be at least 4, got 3"),
         ({"query_dim": 2}, "query_dim must be 4 .*, got 2"),
         ({"d_model": 250}, "d_model must be a multiple of 4 .*, got 250"),
         ({"encoder_attention_heads": 6}, r"d_model \(256\) must be a multiple of encoder_attention_heads \(6\)"),
