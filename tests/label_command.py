@@ -71,6 +71,14 @@ def label_all(model, folder, out, ranks=None):
     return label_pictures([folder], LABELS, out, job=job, formats=["coco", "yolo", "parquet"], ranks=ranks)
 
 
+def label_apart(context, *arguments):
+    """Run `label_all` in a process of its own, which earlier tests cannot have changed."""
+    process = context.Process(target=label_all, args=arguments)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
 def rows(out):
     """The rows of all shards in order."""
     return [row for file in sorted(out.glob("shards/*.parquet")) for row in parquet.read_table(file).to_pylist()]

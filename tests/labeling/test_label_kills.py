@@ -8,7 +8,7 @@ import time
 import pytest
 
 from gdino_hf.labeling.label_store import LabelStore
-from label_command import digests, errors, label_all, make_pictures, rows, run_label, start_label
+from label_command import digests, errors, label_all, label_apart, make_pictures, rows, run_label, start_label
 
 
 @pytest.fixture
@@ -35,13 +35,13 @@ def kill_at(context, shards, model, folder, out, moment):
 
 
 def test_a_run_killed_again_and_again_gives_the_bytes_of_an_unbroken_one(label_model, folder, tmp_path, context):
-    label_all(label_model, folder, tmp_path / "whole")
+    label_apart(context, label_model, folder, tmp_path / "whole")
     chance = random.Random(0)
     out = tmp_path / "killed"
     killed = sum(kill_at(context, shards, label_model, folder, out, chance.uniform(0, 0.05)) for shards in (0, 2, 4, 7))
     assert killed >= 3
     assert not (out / "coco.json").exists() or killed < 4
-    label_all(label_model, folder, out)
+    label_apart(context, label_model, folder, out)
     assert digests(out) == digests(tmp_path / "whole")
     assert sorted(row["source"] for row in rows(out)) == sorted(map(str, folder.rglob("*.*")))
     assert len(errors(out)) == 2
@@ -50,13 +50,13 @@ def test_a_run_killed_again_and_again_gives_the_bytes_of_an_unbroken_one(label_m
 def test_a_picture_that_vanishes_midway_is_named_and_the_others_stay_where_they_were(
     label_model, folder, tmp_path, context
 ):
-    label_all(label_model, folder, tmp_path / "whole")
+    label_apart(context, label_model, folder, tmp_path / "whole")
     out = tmp_path / "out"
     assert kill_at(context, 3, label_model, folder, out, 0)
     last = sorted(folder.rglob("*.*"))[-1]
     last.unlink()
     (folder / "00000-new.png").write_bytes(b"")
-    label_all(label_model, folder, out)
+    label_apart(context, label_model, folder, out)
     assert "it is missing" in errors(out)[str(last)].lower()
     assert len(errors(out)) == 3
     whole = rows(tmp_path / "whole")

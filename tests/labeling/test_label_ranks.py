@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from gdino_hf.labeling.label_run import Ranks
-from label_command import PACKAGE, arguments, digests, label_all, make_pictures, rows, run_label
+from label_command import PACKAGE, arguments, digests, label_all, label_apart, make_pictures, rows, run_label
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def folder(tmp_path):
 @pytest.mark.parametrize("present", [(0, 1, 2), (0, 2), (0,)], ids=["all", "one missing", "rank 0 alone"])
 def test_ranks_give_the_bytes_of_one_process(label_model, folder, tmp_path, context, present):
     """Rank 0 does the shards of ranks that do not run."""
-    label_all(label_model, folder, tmp_path / "whole")
+    label_apart(context, label_model, folder, tmp_path / "whole")
     processes = [
         context.Process(target=label_all, args=(label_model, folder, tmp_path / "out", Ranks(rank, 3)))
         for rank in present
