@@ -1,5 +1,7 @@
 """Claims about the choice between float32, bfloat16 and 8-bit products."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -71,3 +73,8 @@ def test_int8_on_request_is_checked_first(monkeypatch):
     monkeypatch.setattr(int8_linear, "find_compiled", lambda name: "_int8_cpu.so")
     with pytest.raises(ValueError, match="AVX-512 VNNI"):
         choose_arithmetic(Stub(torch.float32), True)
+
+
+def test_int8_is_true_false_or_none(tiny_model):
+    with pytest.raises(ValueError, match="int8 must be True or False, got 'no'"):
+        copy.deepcopy(tiny_model).optimize_for_inference(int8="no")

@@ -114,19 +114,19 @@ def run(args: argparse.Namespace) -> int:
     progress, earlier = _earlier_progress(args, json_path, report, images)
     # If there is no image to detect anything in, saying so needs no model.
     to_do = any(image.error is None and image.source not in earlier for image in images)
-    search = None
+    search, may_pad = None, True
     if to_do:
         detector = _load(args, query)
-        by_default_on_cpu = args.batch is None and detector.device.type == "cpu"
-        args.batch = args.batch or (1 if by_default_on_cpu else _BATCH)
-        search = make_search(args, detector, query)
-        if by_default_on_cpu:
-            # Of pictures only: tiles are as large as the model takes them.
-            args.batch, args.pads_batches = _BATCH, False
+        may_pad = args.batch is not None or detector.device.type != "cpu"
+        # Tiles are large, and a batch of them would need memory without saving time on a CPU.
+        search = make_search(args, detector, query, tiles_at_once=args.batch or (_BATCH if may_pad else 1))
     report_file = _prepare_output(args.out, json_path, images)
     written: list[str] = []
     try:
-        report["finished"] = detect_all(args, search, images, earlier, report, report_file, progress)
+        most = args.batch or _BATCH
+        report["finished"] = detect_all(
+            args.out, search, images, earlier, report, report_file, progress, batch=most, may_pad=may_pad
+        )
         report_file.write(report)
         if report["finished"]:
             written = format_files.write(report)

@@ -6,11 +6,11 @@ result is on disk as soon as it is drawn, also while a later input blocks in its
 
 from __future__ import annotations
 
-import argparse
 import functools
 import sys
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gdino_hf.detection.stages import in_background, in_batches
@@ -49,24 +49,30 @@ class _Work:
 
 
 def detect_all(
-    args: argparse.Namespace,
+    out: Path,
     search: Any,
     images: list[ImageInput],
     earlier: dict[str, dict[str, Any]],
     report: dict[str, Any],
     report_file: ReportFile,
     progress: ProgressFile,
+    *,
+    batch: int,
+    may_pad: bool,
 ) -> bool:
     """Fill the report image by image, in their order; return False if the user stopped it.
 
     Args:
-        args: Options of the command.
+        out: Folder of the annotated pictures.
         search: The `gdino_hf.detection.search.Search`; None if there is no image to detect anything in.
         images: All inputs of the run.
         earlier: Results, by source, that an earlier part of the run has left.
         report: Report to fill.
         report_file: File that the report is written to every few seconds.
         progress: File that finished images are added to.
+        batch: Most images in one forward pass.
+        may_pad: Whether images of like sizes share a batch, padded to one size. Otherwise only small images of equal
+            sizes do.
 
     Raises:
         OSError: The disk is full or cannot be written to.
@@ -74,19 +80,19 @@ def detect_all(
     from tqdm import tqdm
 
     read = functools.partial(_read, search, earlier)
-    alike = functools.partial(_are_alike, getattr(args, "pads_batches", True))
-    names = OutputNames(args.out, images, [result["annotated"] for result in earlier.values()])
+    alike = functools.partial(_are_alike, may_pad)
+    names = OutputNames(out, images, [result["annotated"] for result in earlier.values()])
     report_file.write_if_due(report)
     try:
         # disable=None: no bar if stderr is not a terminal
         with (
             tqdm(total=len(images), desc="detect", unit="image", disable=None, leave=False) as bar,
             in_background(_Recorder(names, report, report_file, progress, bar), _WAITING) as record,
-            closing(in_batches(read, images, args.batch or 1, threads=_READERS, alike=alike)) as batches,
+            closing(in_batches(read, images, batch, threads=_READERS, alike=alike)) as batches,
         ):
-            for batch in batches:
-                _detect(search, [work for work in batch if work.picture is not None])
-                for work in batch:
+            for works in batches:
+                _detect(search, [work for work in works if work.picture is not None])
+                for work in works:
                     record(work)
     except KeyboardInterrupt:
         return False

@@ -110,13 +110,14 @@ def read_query(args: argparse.Namespace) -> Query:
     return Query(labels, negative_labels)
 
 
-def make_search(args: argparse.Namespace, detector: Any, query: Query) -> Any:
+def make_search(args: argparse.Namespace, detector: Any, query: Query, tiles_at_once: int) -> Any:
     """Return the `gdino_hf.detection.search.Search` of a run.
 
     Args:
         args: Options of the command.
         detector: The `gdino_hf.Detector`.
         query: What to look for.
+        tiles_at_once: Most tiles in one forward pass.
 
     Raises:
         UsageError: The model cannot read the caption, or a saved vocabulary is of another model.
@@ -124,7 +125,7 @@ def make_search(args: argparse.Namespace, detector: Any, query: Query) -> Any:
     from gdino_hf.model.label_faults import LabelWarning
 
     options = {"threshold": args.threshold, "text_threshold": args.text_threshold, "nms_threshold": args.nms}
-    tiles = {"tiles": args.tiles, "overlap": args.overlap, "batch_size": args.batch}
+    tiles = {"tiles": args.tiles, "overlap": args.overlap, "batch_size": tiles_at_once}
     if args.tiles is None:
         tiles = {}
     try:

@@ -27,6 +27,7 @@ from ..model.encoder import DeformableLayer, TextEnhancerLayer
 from ..model.fusion import BiAttention, FusionLayer
 from ..model.heads import BoxHead
 from ..model.ms_deform_attn import MSDeformAttn
+from ..model.option_flags import checked_flag
 from ..model.pretrained_gdino import GDinoPreTrainedModel
 from .arithmetic import LinearKinds, choose_arithmetic
 from .float_convolution import pack_float_convolutions
@@ -78,11 +79,13 @@ def optimize_for_inference(model: Any, int8: bool | None = None) -> Any:
 
     Raises:
         TypeError: The model is not one of this package's classes, for example because it was loaded as remote code.
-        ValueError: accelerate moves the model's weights (`device_map`, offloading), or `int8` is True, but the model is
-            not on a CPU or not float32 or bfloat16, this CPU has no AVX-512 VNNI, or the C library was not compiled.
+        ValueError: accelerate moves the model's weights (`device_map`, offloading); `int8` is neither True, False nor
+            None; or it is True, but the model is not on a CPU or not float32 or bfloat16, this CPU has no AVX-512 VNNI,
+            or the C library was not compiled.
     """
     _check_class(model)
     _check_hooks(model)
+    int8 = None if int8 is None else checked_flag(int8, "int8")
     if model._optimized:
         return model
     model.eval()

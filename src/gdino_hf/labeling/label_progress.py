@@ -55,11 +55,8 @@ class LabelProgress:
         """Count what was done, and show it if it is time."""
         self.done += tally
         now = self._clock()
-        if not self._history:
+        if tally.pictures:
             # The speed counts from the first pictures on, not from the start of loading the model.
-            if tally.pictures:
-                self._history.append((now, self.done.pictures))
-        elif tally.pictures:
             self._history.append((now, self.done.pictures))
             while now - self._history[0][0] > _WINDOW and len(self._history) > 2:
                 self._history.popleft()

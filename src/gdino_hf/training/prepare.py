@@ -1,9 +1,8 @@
 """`prepare_for_training(model)`: the same losses and gradients, computed faster on a CPU.
 
-What is taken over are the two parts with the most tokens: the deformable layers of the encoder (encoder_step.py) and a
-Swin backbone (swin_step.py). Matrix products go to the BLAS that PyTorch was built with, as before. Products through
-oneDNN with packed weights, which `optimize_for_inference` uses, were tried here too: they gain where weights stay the
-same from call to call, which they do not in training.
+It replaces the two parts with the most tokens: the deformable layers of the encoder (encoder_step.py) and a Swin
+backbone (swin_step.py). Matrix products go to the BLAS that PyTorch was built with, as before: weights change in every
+step, so packing them, as `optimize_for_inference` does, would cost time in every step.
 """
 
 from __future__ import annotations
