@@ -1,29 +1,16 @@
 """The float32 layers in C for the tests of this folder."""
 
-import os
-
 import pytest
 
-from float_libraries import compile_library, compiles
 from gdino_hf.inference import float_linear
 from gdino_hf.inference.float_linear import FloatLibrary
-from gdino_hf.model.compiled_libraries import find_compiled
+from layer_libraries import compile_library, compiles, installed_library
 
 
 @pytest.fixture(scope="module")
 def installed():
     """The library that the package was installed with."""
-    path = find_compiled("_float_cpu")
-    if path is None:
-        reason = "the float32 layers are not built: install the package with a C compiler"
-        if os.environ.get("GDINO_REQUIRE_C") == "1":
-            pytest.fail(f"GDINO_REQUIRE_C=1, but {reason}")
-        pytest.skip(reason)
-    found = float_linear.load()
-    if found is None:
-        assert FloatLibrary(path).supported() == 0
-        pytest.skip("this CPU has no AVX2")
-    return found
+    return installed_library("_float_cpu", FloatLibrary, float_linear.load, "float32 layers", "AVX2")
 
 
 @pytest.fixture(scope="module", params=["installed", pytest.param("wide", marks=compiles)])

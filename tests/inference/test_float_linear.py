@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from float_libraries import compile_library, compiles
 from gdino_hf.inference import float_linear
 from gdino_hf.inference.compiled_layers import weights_for
 from gdino_hf.inference.float_linear import FloatLinear, FloatWeight
 from gdino_hf.inference.packed_swin import window_index
+from layer_libraries import assert_defaults_have_no_effect, compile_library, compiles, norm
 
 # float32 sums of up to 2048 products of values around 1
 ROUNDING = 2e-5
@@ -100,26 +100,7 @@ def test_non_finite_values_stay_in_their_row(library, value, activation):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_default_dtype_and_device_have_no_effect(installed, dtype):
-    """C writes float32, so a smaller result tensor would overflow."""
-    x, weight, bias = make(60, 40, 33)
-    wanted = installed.linear(x, FloatWeight(installed, weight, bias))
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device("meta"):
-            found = installed.linear(x, FloatWeight(installed, weight, bias))
-    finally:
-        torch.set_default_dtype(before)
-    assert found.dtype == torch.float32
-    assert torch.equal(found, wanted)
-
-
-def norm(width):
-    generator = torch.Generator().manual_seed(width)
-    made = nn.LayerNorm(width, eps=1e-5).requires_grad_(False)
-    made.weight.uniform_(0.5, 1.5, generator=generator)
-    made.bias.normal_(generator=generator)
-    return made
+    assert_defaults_have_no_effect(installed, FloatWeight, make(60, 40, 33), dtype)
 
 
 def packed(library, linear):

@@ -1,7 +1,6 @@
 """Claims about 8-bit linear layers, compared with the same integers multiplied in float64."""
 
 import copy
-import os
 import pickle
 import random
 import shutil
@@ -18,7 +17,7 @@ from gdino_hf.inference import int8_linear
 from gdino_hf.inference.compiled_layers import weights_for
 from gdino_hf.inference.int8_linear import Int8Library, Int8Linear, Int8Weight, check_int8
 from gdino_hf.inference.packed_swin import window_index
-from gdino_hf.model.compiled_libraries import find_compiled
+from layer_libraries import assert_defaults_have_no_effect, installed_library, norm
 
 SOURCE = Path(__file__).resolve().parents[2] / "kernels" / "int8_linear" / "int8_linear.c"
 # Integers are summed exactly; scale, bias and activation take a few float32 operations.
@@ -28,17 +27,7 @@ ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
 
 @pytest.fixture(scope="module")
 def library():
-    path = find_compiled("_int8_cpu")
-    if path is None:
-        reason = "the 8-bit layers are not built: install the package with a C compiler"
-        if os.environ.get("GDINO_REQUIRE_C") == "1":
-            pytest.fail(f"GDINO_REQUIRE_C=1, but {reason}")
-        pytest.skip(reason)
-    found = int8_linear.load()
-    if found is None:
-        assert not Int8Library(path).supported()
-        pytest.skip("this CPU has no AVX-512 VNNI")
-    return found
+    return installed_library("_int8_cpu", Int8Library, int8_linear.load, "8-bit layers", "AVX-512 VNNI")
 
 
 def quantize(x):
@@ -158,25 +147,7 @@ def test_largest_floats_do_not_overflow(library):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_default_dtype_and_device_have_no_effect(library, dtype):
-    """C writes float32, so a smaller result tensor would overflow."""
-    x, weight, bias = make(60, 40, 33)
-    wanted = library.linear(x, Int8Weight(library, weight, bias))
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device("meta"):
-            found = library.linear(x, Int8Weight(library, weight, bias))
-    finally:
-        torch.set_default_dtype(before)
-    assert found.dtype == torch.float32
-    assert torch.equal(found, wanted)
-
-
-def norm(width):
-    made = nn.LayerNorm(width, eps=1e-5).requires_grad_(False)
-    made.weight.uniform_(0.5, 1.5)
-    made.bias.normal_()
-    return made
+    assert_defaults_have_no_effect(library, Int8Weight, make(60, 40, 33), dtype)
 
 
 @pytest.mark.parametrize("post", [True, False], ids=["post norm", "pre norm"])

@@ -66,25 +66,7 @@ class PackedFusionLayer(FusionLayer):
         pooled = vision.new_empty(batch, blocks, columns, width, dtype=torch.float32)
         lowest = torch.finfo(vision.dtype).min
 
-        library = self._library_for(vision, text_mask)
-
-        def in_library(image: int, rows: slice) -> None:
-            number = rows.start // BLOCK
-            directions_of, mask, brought_by = weights[image]
-            directions_of.library.fuse(
-                vision[image, rows],
-                self.layer_norm_vision,
-                directions_of,
-                mask,
-                brought_by,
-                None if real is None else real[image, rows],
-                out=output[image, rows],
-                peaks=peaks[image, number],
-                sums=sums[image, number],
-                pooled=pooled[image, number],
-            )
-
-        def block(image: int, rows: slice) -> None:
+        def in_torch(image: int, rows: slice) -> None:
             features = self.layer_norm_vision(vision[image, rows])
             scores = torch.addmm(offsets[image], directions[image], features.t())
             by_head = scores.view(attention.num_heads, -1, scores.shape[1])
@@ -102,16 +84,35 @@ class PackedFusionLayer(FusionLayer):
             sums[here] = weights.sum(1, keepdim=True, dtype=torch.float32)
             pooled[here] = weights @ features
 
+        library = self._library_for(vision, text_mask)
         if library is None:
-            run_rows(RowBlocks(block, batch, tokens, BLOCK))
+            run_rows(RowBlocks(in_torch, batch, tokens, BLOCK))
         else:
             real = None if vision_mask is None else vision_mask.contiguous()
+            # The layer scale is applied to the few values of the text instead of the many image tokens.
             scaled = (brought * self.vision_param).transpose(1, 2)
             bias = attention.out_vision_proj.bias * self.vision_param
-            weights = [
+            texts = [
                 (FloatWeight(library, directions[i], offsets[i, :, 0]), mask, FloatWeight(library, scaled[i], bias))
                 for i, mask in enumerate(text_mask.float())
             ]
+
+            def in_library(image: int, rows: slice) -> None:
+                number = rows.start // BLOCK
+                to_scores, mask, to_features = texts[image]
+                to_scores.library.fuse(
+                    vision[image, rows],
+                    self.layer_norm_vision,
+                    to_scores,
+                    mask,
+                    to_features,
+                    None if real is None else real[image, rows],
+                    out=output[image, rows],
+                    peaks=peaks[image, number],
+                    sums=sums[image, number],
+                    pooled=pooled[image, number],
+                )
+
             run_rows(RowBlocks(in_library, batch, tokens, BLOCK))
         scale = (peaks - peaks.amax(1, keepdim=True)).exp_()
         joined = (pooled * scale).sum(1) / (sums * scale).sum(1)

@@ -15,6 +15,7 @@ from ..detection.detector import Detector
 from ..detection.vocabulary import Labels, Vocabulary
 from ..error_text import reason
 from ..model.printable import printable
+from .label_computing import cores, same_arithmetic, torch_threads
 from .label_progress import LabelProgress
 from .label_results import LabelSummary, shard_tally, write_results
 from .label_settings import (
@@ -119,7 +120,7 @@ def label_pictures(
     shard_schema()
     found = Sources([str(source) for source in sources], Path(out))
     store = LabelStore(out)
-    with _same_arithmetic():
+    with same_arithmetic():
         run = _Run(store, job, vocabulary, found, ranks, progress or LabelProgress())
         with connected(cluster) if cluster is not None else nullcontext():
             return _finish(run, workers, cluster, formats, keep_empty)
@@ -244,31 +245,24 @@ class _Run:
         """
         if not self._wait_for_plan():
             return
+        digest = settings_digest(self.settings)
+        pool: RayPool | WorkerPool | None = None
         if cluster is not None:
-            self._labeler = None
-            digest, fingerprint = settings_digest(self.settings), self.settings["fingerprint"]
-            RayPool(self.job, self.store, digest, fingerprint, cluster, self.progress.say).run(
-                self._next_shard, self._tell
-            )
-            return
+            pool = RayPool(self.job, self.store, digest, self.settings["fingerprint"], cluster, self.progress.say)
         threads = max(1, cores() // (workers * self.ranks.on_this_machine))
         if workers > 1:
+            pool = WorkerPool(self.job, self.store, digest, workers, threads, self.progress.say)
+        if pool is not None:
             # The workers load models of their own.
             self._labeler = None
-            digest = settings_digest(self.settings)
-            pool = WorkerPool(self.job, self.store, digest, workers, threads, self.progress.say)
             pool.run(self._next_shard, self._tell)
             return
-        if self.ranks.world > 1:
-            torch.set_num_threads(threads)
-        while True:
-            shard = self._next_shard()
-            if isinstance(shard, Shard):
-                self._label(shard)
-            elif shard is NoShard.YET:
-                time.sleep(_PATIENCE)
-            else:
-                return
+        with torch_threads(threads) if self.ranks.world > 1 else nullcontext():
+            while (shard := self._next_shard()) is not NoShard.MORE:
+                if isinstance(shard, Shard):
+                    self._label(shard)
+                else:
+                    time.sleep(_PATIENCE)
 
     def _wait_for_plan(self) -> bool:
         """Wait for the first part of the plan, and return whether there is anything left to label.
@@ -391,24 +385,6 @@ class _Counter:
 
     def finished(self, rows: Sequence[tuple[int, LabelRow]]) -> None:
         self._tell(Tally.of([row for _, row in rows]))
-
-
-@contextmanager
-def _same_arithmetic() -> Iterator[None]:
-    """Let this process and its workers choose the arithmetic by a rule, since measurements may differ."""
-    before = os.environ.get("GDINO_ARITHMETIC")
-    os.environ["GDINO_ARITHMETIC"] = "fixed"
-    try:
-        yield
-    finally:
-        os.environ.pop("GDINO_ARITHMETIC")
-        if before is not None:
-            os.environ["GDINO_ARITHMETIC"] = before
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
