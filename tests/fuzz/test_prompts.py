@@ -9,6 +9,7 @@ import random
 import resource
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -107,20 +108,26 @@ def processor():
 
 @pytest.fixture
 def page(monkeypatch):
-    """The page's reading of its label fields, and its refusal."""
+    """The page's reading of its fields by name, and its refusal."""
     pytest.importorskip("gradio")
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "demo"))
-    from gdino_demo.components import EVERY, GROUND, read_query
+    from gdino_demo.queries import PHRASES, WHOLE, read_caption, read_query
     from gdino_demo.safety import Refused
 
-    return lambda given: (read_query(given, given, EVERY), read_query(given, "", GROUND)), Refused
+    fields = {
+        "page's labels": read_query,
+        "page's negative labels": lambda given: read_query("zebra", given),
+        "page's caption": lambda given: read_caption(given, WHOLE),
+        "page's phrases": lambda given: read_caption(given, PHRASES),
+    }
+    return fields, Refused
 
 
 def tried(seed, processor, page):
     """Prepare one prompt in every way, and return what went wrong."""
     rng = random.Random(seed)
     given, options = prompt(rng), rng.choice(({}, {}, {"negative_labels": [rng.choice(WORDS)]}))
-    read_query, refused = page
+    fields, refused = page
     ways = {
         "processor": (lambda: check_tokens(processor, processor(text=given, **options)), (TypeError, ValueError)),
         "negatives": (lambda: processor(text=["zebra"], negative_labels=given), (TypeError, ValueError)),
@@ -128,7 +135,7 @@ def tried(seed, processor, page):
     }
     if isinstance(given, str):
         ways["split"] = (lambda: split_labels(given), ())
-        ways["page"] = (lambda: read_query(given), (refused,))
+        ways |= {field: (partial(read, given), (refused,)) for field, read in fields.items()}
         if not given.startswith("@"):
             ways["command"] = (lambda: read_labels(given), (UsageError,))
     wrong = []
