@@ -19,7 +19,7 @@ from . import batch_tab, caption_tab, compare_tab, detect_tab, tools, video_tab
 from .components import PageState
 from .connection_limits import ConnectionWatcher
 from .engine import Models
-from .gradio_internals import PlainErrorBlocks, offer_tools_only
+from .gradio_internals import PlainErrorBlocks, files_of_page, offer_tools_only
 from .queries import PHRASES, WHOLE
 from .request_limits import RequestLimits, Sweeper
 from .safety import KEPT_SECONDS, LARGEST_REQUEST
@@ -39,8 +39,12 @@ deleted {KEPT_SECONDS // 60} minutes after their last use."""
 _NANO_THRESHOLD, _THRESHOLD, _NMS = 0.2, 0.3, 0.5
 
 
+# Pages of this process that are open. gradio has one folder for the files of all pages of a process, so they share it.
+_open: list[Page] = []
+
+
 class Page:
-    """The web page for some models, with its own folder for files.
+    """The web page for some models, and a folder for its files, which it shares with other open pages of the process.
 
     Args:
         detectors: Model name -> Detector; the first is the default of the page.
@@ -52,8 +56,7 @@ class Page:
     def __init__(
         self, detectors: Mapping[str, Detector], files_kept: float = KEPT_SECONDS, *, mcp: bool = False
     ) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="gdino-demo-"))
-        atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
+        self.folder: Path = _open[0].folder if _open else _make_folder()
         # gradio reads this variable each time a component is created or a file is uploaded.
         os.environ["GRADIO_TEMP_DIR"] = str(self.folder)
         self.models = Models(detectors)
@@ -69,8 +72,9 @@ class Page:
             caption_examples=_find_examples(_CAPTIONS),
         )
         self.blocks = self._lay_out()
-        self.sweeper = Sweeper(self.folder, self.blocks, files_kept, also=self.state.kept.sweep)
+        self.sweeper = Sweeper(self.folder, _files_of_open_pages, files_kept, also=self.state.kept.sweep)
         self.watcher = ConnectionWatcher(self.blocks)
+        _open.append(self)
 
     def _lay_out(self) -> gr.Blocks:
         with PlainErrorBlocks(title=TITLE, analytics_enabled=False, delete_cache=None) as blocks:
@@ -132,11 +136,26 @@ class Page:
         return address
 
     def close(self) -> None:
-        """Stop the server and remove its files."""
+        """Stop the server, and remove the folder of files if no other page uses it."""
         self.sweeper.stop()
         self.watcher.stop()
         self.blocks.close(verbose=False)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self in _open:
+            _open.remove(self)
+        if not _open:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _make_folder() -> Path:
+    """Return a new folder for uploads and results, which is removed at the latest when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="gdino-demo-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _files_of_open_pages() -> set[str]:
+    """Return the files that belong to an open page itself."""
+    return set().union(*(files_of_page(page.blocks) for page in _open))
 
 
 def _theme() -> gr.themes.Base:

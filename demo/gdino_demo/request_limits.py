@@ -30,7 +30,6 @@ from .gradio_internals import (
     NOT_UPLOADED,
     ShownAsOriginal,
     UploadsOnly,
-    files_of_page,
     functions_of_page,
     upload_folder,
 )
@@ -270,7 +269,7 @@ class Sweeper:
 
     Args:
         folder: Folder of gradio's files, used by this process alone.
-        app: The page, whose own files are not removed.
+        belongings: Function that returns the paths of files that are never removed.
         seconds: How long a file is kept after its last use.
         most_bytes: Largest size of all files together in bytes; beyond it the least recently used are removed.
         also: Function called after every round, to remove what is kept in memory.
@@ -279,12 +278,13 @@ class Sweeper:
     def __init__(
         self,
         folder: Path,
-        app: gr.Blocks,
+        belongings: Callable[[], set[str]],
         seconds: float = KEPT_SECONDS,
         most_bytes: int = MOST_STORED,
         also: Callable[[], None] = lambda: None,
     ) -> None:
-        self.folder, self.app, self.seconds, self.most_bytes, self.also = folder, app, seconds, most_bytes, also
+        self.folder, self.belongings, self.seconds, self.most_bytes = folder, belongings, seconds, most_bytes
+        self.also = also
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
 
@@ -298,7 +298,7 @@ class Sweeper:
 
     def sweep(self) -> None:
         """Remove expired files and empty folders, then the least recently used files until the rest fits the limit."""
-        belongings = files_of_page(self.app)
+        belongings = self.belongings()
         oldest = time.time() - self.seconds
         files = []
         for parent, _, names in os.walk(self.folder, topdown=False):

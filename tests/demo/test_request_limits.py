@@ -7,11 +7,13 @@ import time
 
 import gradio as gr
 import pytest
-from gdino_demo.gradio_internals import PlainErrorBlocks
+from gdino_demo.gradio_internals import PlainErrorBlocks, files_of_page
 from gdino_demo.request_limits import CheckedSlider, RequestLimits, Sweeper
 from gdino_demo.safety import LARGEST_REQUEST, Refused
 from gradio_client import handle_file
 from PIL import Image
+
+from gdino_hf import Detector
 
 
 def age(path, seconds):
@@ -27,7 +29,7 @@ def test_old_uploads_are_removed_and_fresh_ones_and_the_page_s_files_stay(tmp_pa
     with gr.Blocks() as blocks:
         image = gr.Image()
     image.keep_in_cache = {str(tmp_path / "page/example.png")}
-    sweeper = Sweeper(tmp_path, blocks, seconds=60)
+    sweeper = Sweeper(tmp_path, lambda: files_of_page(blocks), seconds=60)
     for name in ("old/a.png", "old", "page/example.png", "page"):
         age(tmp_path / name, 120)
     sweeper.sweep()
@@ -44,7 +46,7 @@ def test_the_least_recently_used_files_go_when_all_are_too_large(tmp_path):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "video.mp4").write_bytes(bytes(100))
         age(tmp_path / str(number) / "video.mp4", 10 * number)
-    Sweeper(tmp_path, gr.Blocks(), seconds=60, most_bytes=250).sweep()
+    Sweeper(tmp_path, set, seconds=60, most_bytes=250).sweep()
     assert sorted(path.parent.name for path in tmp_path.rglob("*.mp4")) == ["0", "1"]
 
 
@@ -68,6 +70,24 @@ def test_using_an_upload_again_prolongs_its_life(page, client, tmp_path):
     age(stored, page.sweeper.seconds + 30)
     page.sweeper.sweep()
     assert not stored.exists()
+
+
+def test_another_page_of_the_process_comes_and_goes_and_leaves_the_files_of_this_one(page, client, tmp_path):
+    from gdino_demo.page import Page
+
+    own = files_of_page(page.blocks)
+    other = Page({"nano": Detector("nano")})
+    for name, ask in (("while.png", lambda: None), ("after.png", other.close)):
+        ask()
+        upload = tmp_path / name
+        Image.new("RGB", (40, 30), "red").save(upload)
+        client.predict(image=handle_file(upload), labels="cat", api_name="/detect")
+        assert len(list(page.folder.glob(f"*/{name}"))) == 1
+    for path in own:
+        age(path, page.sweeper.seconds + 30)
+    page.sweeper.sweep()
+    assert own
+    assert all(map(os.path.exists, own))
 
 
 def run(work):

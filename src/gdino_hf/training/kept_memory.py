@@ -1,10 +1,8 @@
 """Keep freed memory in the process while a model trains on a CPU.
 
 PyTorch takes every tensor of more than a few megabytes from the operating system and gives it back when it is freed. A
-training step does so thousands of times, and the system clears every page anew before it hands it out: a million pages
-in a step of Grounding DINO-T at 480x640 pixels. On Linux with glibc, `mallopt` keeps the pages in the process, where
-the next step finds them. Pages of 2 MB were tried besides: on a machine whose memory is fragmented, looking for them
-took the system longer than clearing small ones.
+training step does so thousands of times, and the system clears every page anew before it hands it out. On Linux with
+glibc, `mallopt` keeps the pages in the process, where the next step finds them.
 """
 
 from __future__ import annotations
