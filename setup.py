@@ -68,6 +68,7 @@ setup(
                 "kernels/float_linear/float_products.h",
                 "kernels/float_linear/float_layers.h",
                 "kernels/float_linear/float_fusion.h",
+                "kernels/float_linear/float_relu.h",
             ],
             optional=True,
         ),

@@ -258,5 +258,6 @@ TARGET static int NAME(convolution)(const float *x, const float_image *from, con
 }
 
 #include "float_fusion.h"
+#include "float_relu.h"
 
 #undef allocate

@@ -10,6 +10,10 @@
 #include <string.h>
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#include <immintrin.h>
+#endif
+
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define FLOAT_HERE 1
 #else
 #define FLOAT_HERE 0
@@ -20,12 +24,28 @@
    convolution. */
 enum { BLOCK = 96, DEPTH = 256, CHUNK = 256, GROUP = 65536, GATHERED = 384, HEAD = 32 };
 
+/* Rows and hidden columns of a feed-forward block in training whose zeros are found together; UNITS is the number of bits
+   in a mask. */
+enum { GROUPED = 60, UNITS = 64 };
+
 static int usable(const float_layer *layer)
 {
     return layer && layer->weight && layer->inputs >= 1 && layer->columns >= 1;
 }
 
 #if FLOAT_HERE
+
+/* Transpose a matrix of 64 x 64 bits (Warren, Hacker's Delight, section 7-3). */
+static void turn(uint64_t rows[64])
+{
+    uint64_t mask = 0x00000000ffffffff;
+    for (int half = 32; half; half >>= 1, mask ^= mask << half)
+        for (int i = 0; i < 64; i = ((i | half) + 1) & ~half) {
+            const uint64_t moved = ((rows[i] >> half) ^ rows[i | half]) & mask;
+            rows[i] ^= moved << half;
+            rows[i | half] ^= moved;
+        }
+}
 
 #define LANES 8
 #define TILE 6
@@ -155,4 +175,29 @@ int float_fuse(int64_t rows, int64_t heads, const float *vision, const float_nor
         brought->inputs != directions->columns || brought->columns != directions->inputs)
         return FLOAT_BAD_ARGUMENT;
     RUN(fuse, rows, heads, vision, norm, directions, text_mask, brought, real, out, peaks, sums, pooled)
+}
+
+static int fits_relu(int64_t rows, int64_t width, int64_t hidden)
+{
+    return rows >= 0 && width >= 1 && hidden >= 1 && float_supported() > 0 && width % float_supported() == 0 &&
+           hidden % UNITS == 0;
+}
+
+int float_relu_forward(int64_t rows, int64_t width, int64_t hidden, const float *x, const float *first,
+                       const float *first_bias, const float *second, const float *second_bias, int32_t threads,
+                       float *kept, float *out)
+{
+    if (!fits_relu(rows, width, hidden))
+        return FLOAT_BAD_ARGUMENT;
+    RUN(relu_forward, rows, width, hidden, x, first, first_bias, second, second_bias, threads, kept, out)
+}
+
+int float_relu_backward(int64_t rows, int64_t width, int64_t hidden, const float *grad, const float *x,
+                        const float *kept, const float *first, const float *second, int32_t threads, float *grad_x,
+                        float *grad_first, float *grad_first_bias, float *grad_second, float *grad_second_bias)
+{
+    if (!fits_relu(rows, width, hidden))
+        return FLOAT_BAD_ARGUMENT;
+    RUN(relu_backward, rows, width, hidden, grad, x, kept, first, second, threads, grad_x, grad_first, grad_first_bias,
+        grad_second, grad_second_bias)
 }

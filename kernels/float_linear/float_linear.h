@@ -1,8 +1,10 @@
-/* Linear layers, feed-forward blocks, window attention and convolutions in float32 on a CPU, for inference.
+/* Linear layers, feed-forward blocks, window attention and convolutions in float32 on a CPU, for inference, and feed-forward
+   blocks for training.
 
    A chain of layers is computed for a few rows at a time, so its intermediate results stay in a core's cache, and bias,
    activation, residual and normalization are applied where the products already are. Rows are independent of each
-   other, so results depend neither on the number of threads nor on the rest of a batch. */
+   other, so results depend neither on the number of threads nor on the rest of a batch; only gradients of weights are
+   sums over rows, which several threads round differently. */
 
 #ifndef FLOAT_LINEAR_H
 #define FLOAT_LINEAR_H
@@ -90,5 +92,21 @@ int float_convolution(const float *x, const float_image *from, const float_layer
 int float_fuse(int64_t rows, int64_t heads, const float *vision, const float_norm *norm,
                const float_layer *directions, const float *text_mask, const float_layer *brought, const uint8_t *real,
                float *out, float *peaks, float *sums, float *pooled);
+
+/* A feed-forward block for training, which skips the hidden values that its ReLU sets to zero:
+
+       out = second(relu(first(x)))
+
+   x and out are (rows, width), first is (hidden, width) and second is (width, hidden), none of them packed. width is a
+   multiple of float_supported(), hidden of 64. kept takes the (rows * hidden) hidden values in a layout of its own. */
+int float_relu_forward(int64_t rows, int64_t width, int64_t hidden, const float *x, const float *first,
+                       const float *first_bias, const float *second, const float *second_bias, int32_t threads,
+                       float *kept, float *out);
+
+/* Its gradients, from the gradient of out and from what the forward pass was given and kept. A gradient that is
+   not needed is NULL. */
+int float_relu_backward(int64_t rows, int64_t width, int64_t hidden, const float *grad, const float *x,
+                        const float *kept, const float *first, const float *second, int32_t threads, float *grad_x,
+                        float *grad_first, float *grad_first_bias, float *grad_second, float *grad_second_bias);
 
 #endif

@@ -19,9 +19,10 @@ from ..model.encoder import DeformableLayer
 from ..model.ms_deform_attn import MSDeformAttn
 from ..model.msda_reference import sampling_geometry, sampling_geometry_backward
 from .plain_layers import LayerNormStep, add_product, all_plain, can_step, zeros_for
+from .relu_block import ReluWeights, relu_backward, relu_forward
 
 BLOCK = 1024
-"""Tokens per block; with the published hidden layer of 2048 channels, a block takes 8 MB."""
+"""Tokens per block."""
 
 
 class _Settings(NamedTuple):
@@ -63,6 +64,10 @@ class _Weights(NamedTuple):
     fc2_bias: Tensor
     final: Tensor
     final_bias: Tensor
+
+    def feed_forward(self) -> ReluWeights:
+        """Return the parameters of the two layers of the feed-forward block."""
+        return ReluWeights(self.fc1, self.fc1_bias, self.fc2, self.fc2_bias)
 
 
 def layer_step(
@@ -143,22 +148,20 @@ class _LayerStep(torch.autograd.Function):
             for _ in range(2 if settings.dropout > 0 else 0)
         )
         scale = 1 / (1 - settings.dropout) if settings.dropout < 1 else 0.0
-        attended, hidden = torch.empty_like(vision), vision.new_empty(*vision.shape[:2], weights.fc1.shape[0])
-        inner, output = torch.empty_like(vision), torch.empty_like(vision)
+        attended, normed, output = torch.empty_like(vision), torch.empty_like(vision), torch.empty_like(vision)
         before = LayerNormStep(weights.norm, weights.norm_bias, settings.eps[0])
         after = LayerNormStep(weights.final, weights.final_bias, settings.eps[1])
-        for image, rows in _blocks(vision):
-            total = torch.addmm(
-                weights.output_bias, sampled[image, rows], weights.output.t(), out=attended[image, rows]
-            )
+        for here in _blocks(vision):
+            total = torch.addmm(weights.output_bias, sampled[here], weights.output.t(), out=attended[here])
             if kept:
-                total.mul_(kept[0][image, rows]).mul_(scale)
-            normed, _ = before(total.add_(vision[image, rows]))
-            part = torch.addmm(weights.fc1_bias, normed, weights.fc1.t(), out=hidden[image, rows]).relu_()
-            total = torch.addmm(weights.fc2_bias, part, weights.fc2.t(), out=inner[image, rows])
+                total.mul_(kept[0][here]).mul_(scale)
+            normed[here], _ = before(total.add_(vision[here]))
+        inner, hidden = relu_forward(normed.flatten(0, 1), weights.feed_forward())
+        inner = inner.view_as(vision)
+        for here in _blocks(vision):
             if kept:
-                total.mul_(kept[1][image, rows]).mul_(scale)
-            output[image, rows] = after(total.add_(normed))[0]
+                inner[here].mul_(kept[1][here]).mul_(scale)
+            output[here], _ = after(inner[here].add_(normed[here]))
         ctx.settings, ctx.scale, ctx.has_mask = settings, scale, mask is not None
         ctx.save_for_backward(
             vision, positions, references, mask, value, locations, attention, sampled, attended, hidden, inner,
@@ -175,24 +178,26 @@ class _LayerStep(torch.autograd.Function):
         settings, grad = ctx.settings, grad.contiguous()
         weights, kept = _Weights(*rest[: len(_Weights._fields)]), rest[len(_Weights._fields) :]
         grads = _Weights(*zeros_for(weights, ctx.needs_input_grad[5:]))
-        grad_vision, grad_sampled = torch.empty_like(vision), torch.empty_like(sampled)
         before = LayerNormStep(weights.norm, weights.norm_bias, settings.eps[0])
         after = LayerNormStep(weights.final, weights.final_bias, settings.eps[1])
-        for image, rows in _blocks(vision):
-            here = (image, rows)
+        grad_normed, branch, normed = torch.empty_like(vision), torch.empty_like(vision), torch.empty_like(vision)
+        for here in _blocks(vision):
             _, statistics = after(inner[here])
-            grad_normed = after.backward(grad[here], inner[here], statistics, grads.final, grads.final_bias)
-            branch = grad_normed * kept[1][here] * ctx.scale if kept else grad_normed
-            part, (normed, statistics) = hidden[here], before(attended[here])
-            add_product(grads.fc2, grads.fc2_bias, branch, part)
-            grad_part = torch.ops.aten.threshold_backward(branch @ weights.fc2, part, 0)
-            add_product(grads.fc1, grads.fc1_bias, grad_part, normed)
-            grad_normed = torch.addmm(grad_normed, grad_part, weights.fc1)
-            residual = before.backward(grad_normed, attended[here], statistics, grads.norm, grads.norm_bias)
+            grad_normed[here] = after.backward(grad[here], inner[here], statistics, grads.final, grads.final_bias)
+            torch.mul(grad_normed[here], kept[1][here] if kept else 1.0, out=branch[here]).mul_(ctx.scale)
+            normed[here], _ = before(attended[here])
+        grad_branch = relu_backward(
+            branch.flatten(0, 1), normed.flatten(0, 1), hidden, weights.feed_forward(), grads.feed_forward()
+        ).view_as(vision)
+        grad_vision, grad_sampled = grad_normed, branch
+        for here in _blocks(vision):
+            _, statistics = before(attended[here])
+            total = grad_normed[here].add_(grad_branch[here])
+            residual = before.backward(total, attended[here], statistics, grads.norm, grads.norm_bias)
             grad_vision[here] = residual
-            branch = residual * kept[0][here] * ctx.scale if kept else residual
-            add_product(grads.output, grads.output_bias, branch, sampled[here])
-            torch.mm(branch, weights.output, out=grad_sampled[here])
+            part = residual * kept[0][here] * ctx.scale if kept else residual
+            add_product(grads.output, grads.output_bias, part, sampled[here])
+            torch.mm(part, weights.output, out=grad_sampled[here])
         grad_value, grad_locations, grad_attention = torch.ops.gdino_hf.ms_deform_attn_backward(
             grad_sampled, value, settings.sizes, locations, attention
         )

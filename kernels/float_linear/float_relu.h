@@ -1,0 +1,222 @@
+/* Feed-forward blocks with a ReLU for training, for one width of vectors; included at the end of float_layers.h.
+
+   After the ReLU, half of the hidden values or more are zero, and so are their gradients. Only the first layer is
+   multiplied as a whole. The other products add up rows of a matrix for the values that are not zero: a bit mask says
+   which ones, and the sums stay in registers. The rows are cut into slabs of columns that fit the fastest cache.
+
+   Hidden values are kept for the backward pass in groups of GROUPED rows, and within them by units of UNITS columns:
+   [group][unit][row of the group][column of the unit]. */
+
+#define WIDEST (LANES == 8 ? 12 : 8)
+
+/* Add value[b * step] * row b to `to` for each bit b of the mask, for a number of vectors known to the compiler. */
+INLINE void NAME(add_rows_of)(uint64_t mask, const float *value, const int step, const float *rows, const int vectors,
+                              float *to)
+{
+    vec acc[12];
+    UNROLL for (int v = 0; v < vectors; v++) acc[v] = NAME(load)(to + v * LANES);
+    for (; mask; mask &= mask - 1) {
+        const int64_t b = __builtin_ctzll(mask);
+        const vec x = NAME(splat)(value[b * step]);
+        const float *const row = rows + b * vectors * LANES;
+        UNROLL for (int v = 0; v < vectors; v++) acc[v] += x * NAME(load)(row + v * LANES);
+    }
+    UNROLL for (int v = 0; v < vectors; v++) NAME(store)(to + v * LANES, acc[v]);
+}
+
+/* `count` sums of rows of a slab: sum i takes the bits masks[i] and the values from values + i * next on. */
+INLINE void NAME(sums_of)(int64_t count, const uint64_t *masks, const float *values, int64_t next, const int step,
+                          const float *slab, const int vectors, float *to, int64_t stride)
+{
+    for (int64_t i = 0; i < count; i++) {
+        for (int v = 0; v < vectors * LANES; v += 16) __builtin_prefetch(to + (i + 1) * stride + v);
+        NAME(add_rows_of)(masks[i], values + i * next, step, slab, vectors, to + i * stride);
+    }
+}
+
+/* Columns of the slab that starts at a column: as many vectors as leave registers for the sums. */
+INLINE int64_t NAME(slab_columns)(int64_t left)
+{
+    const int64_t vectors = left / LANES;
+    return LANES * (vectors >= WIDEST ? WIDEST : vectors >= 8 ? 8 : vectors >= 4 ? 4 : vectors >= 2 ? 2 : 1);
+}
+
+/* The sums for all slabs of `height` rows; `to` has `width` columns. */
+TARGET static void NAME(sparse_product)(int64_t count, const uint64_t *masks, const float *values, int64_t next,
+                                        const int by_row, const float *slabs, int64_t height, int64_t width, float *to)
+{
+#define SUMS(vectors)                                                                                                 \
+    case vectors:                                                                                                     \
+        if (by_row)                                                                                                   \
+            NAME(sums_of)(count, masks, values, next, 1, slab, vectors, to + column, width);                          \
+        else                                                                                                          \
+            NAME(sums_of)(count, masks, values, next, UNITS, slab, vectors, to + column, width);                      \
+        break;
+    for (int64_t column = 0, columns; column < width; column += columns) {
+        const float *const slab = slabs + column * height;
+        columns = NAME(slab_columns)(width - column);
+        switch (columns / LANES) {
+            SUMS(12)
+            SUMS(8)
+            SUMS(4)
+            SUMS(2)
+            SUMS(1)
+        }
+    }
+#undef SUMS
+}
+
+/* Cut `height` rows of a matrix into slabs. The element of a row and column is from[row * across + column * down]. */
+INLINE void NAME(cut)(const float *from, int64_t across, int64_t down, int64_t height, int64_t width, float *slabs)
+{
+    for (int64_t column = 0, columns; column < width; column += columns) {
+        columns = NAME(slab_columns)(width - column);
+        for (int64_t i = 0; i < height; i++, slabs += columns)
+            for (int64_t j = 0; j < columns; j++) slabs[j] = from[i * across + (column + j) * down];
+    }
+}
+
+/* Bit b of a row's mask says whether its value b of a unit is not zero. NaN counts as such. */
+INLINE void NAME(find)(const float *unit, int64_t count, uint64_t *masks)
+{
+    for (int64_t i = 0; i < count; i++) {
+        uint64_t mask = 0;
+        for (int j = 0; j < UNITS; j += 8) {
+            const __m256 x = _mm256_loadu_ps(unit + i * UNITS + j);
+            mask |= (uint64_t)_mm256_movemask_ps(_mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_NEQ_UQ)) << j;
+        }
+        masks[i] = mask;
+    }
+}
+
+TARGET static int NAME(relu_forward)(int64_t rows, int64_t width, int64_t hidden, const float *x, const float *first,
+                                     const float *first_bias, const float *second, const float *second_bias,
+                                     int32_t threads, float *kept, float *out)
+{
+    const int64_t groups = (rows + GROUPED - 1) / GROUPED;
+    float *const packed = allocate(2 * width * hidden), *const slabs = packed + width * hidden;
+    int failed = 0;
+    if (!packed)
+        return FLOAT_NO_MEMORY;
+    float_pack(width, hidden, first, packed);
+    const float_layer layer = {width, hidden, packed, first_bias};
+    for (int64_t h = 0; h < hidden; h += UNITS) NAME(cut)(second + h, 1, hidden, UNITS, width, slabs + h * width);
+    if (threads > groups)
+        threads = (int32_t)groups;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        float *const spare = allocate(TILE * width);
+        if (!spare) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t group = 0; group < groups; group++) {
+            const int64_t row = group * GROUPED, count = rows - row < GROUPED ? rows - row : GROUPED;
+            const float *const from = x + row * width;
+            float *const to = out + row * width;
+            uint64_t masks[GROUPED];
+            for (int64_t i = 0; i < count; i++) memcpy(to + i * width, second_bias, sizeof(float) * width);
+            for (int64_t h = 0; spare && h < hidden; h += UNITS) {
+                float *const unit = kept + row * hidden + h * count;
+                const NAME(task) t = {from, width, count, 0, width, h, h + UNITS, 1, 1, FLOAT_RELU, NULL, unit, UNITS, 0.0f};
+                NAME(product)(&layer, &t, spare);
+                NAME(find)(unit, count, masks);
+                NAME(sparse_product)(count, masks, unit, UNITS, 1, slabs + h * width, UNITS, width, to);
+            }
+        }
+        free(spare);
+    }
+    free(packed);
+    return failed ? FLOAT_NO_MEMORY : FLOAT_OK;
+}
+
+/* Clear what the masks leave out, and add up the columns of the rest. */
+INLINE void NAME(clear)(float *unit, const float *kept, int64_t count, float *sums)
+{
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t j = 0; j < UNITS; j += LANES) {
+            const vec here = NAME(load)(kept + i * UNITS + j), x = NAME(load)(unit + i * UNITS + j);
+            const vec y = NAME(choose)(here != 0.0f, x, (vec){0});
+            NAME(store)(unit + i * UNITS + j, y);
+            NAME(store)(sums + j, NAME(load)(sums + j) + y);
+        }
+}
+
+/* The backward pass of some groups of rows. Gradients of weights are added to (hidden, width) matrices, where NULL stands
+   for a frozen weight. */
+TARGET static void NAME(relu_backward_of)(int64_t first_group, int64_t last_group, int64_t rows, int64_t hidden,
+                                          const float *grad, const float *x, const float *kept,
+                                          const float_layer *second, const float *slabs, float *work, float *grad_x,
+                                          float *grad_first, float *grad_first_bias, float *grad_second,
+                                          float *grad_second_bias)
+{
+    const int64_t width = second->inputs;
+    float *const grad_slabs = work, *const x_slabs = grad_slabs + GROUPED * width;
+    float *const unit = x_slabs + GROUPED * width, *const spare = unit + GROUPED * UNITS;
+    for (int64_t group = first_group; group < last_group; group++) {
+        const int64_t row = group * GROUPED, count = rows - row < GROUPED ? rows - row : GROUPED;
+        const float *const from = grad + row * width;
+        float *const to = grad_x + row * width;
+        uint64_t masks[UNITS] = {0}, turned[UNITS];
+        NAME(cut)(from, width, 1, count, width, grad_slabs);
+        NAME(cut)(x + row * width, width, 1, count, width, x_slabs);
+        memset(to, 0, sizeof(float) * count * width);
+        for (int64_t i = 0; i < count; i++)
+            NAME(add_rows)(grad_second_bias, from + i * width, grad_second_bias, width);
+        for (int64_t h = 0; h < hidden; h += UNITS) {
+            const float *const values = kept + row * hidden + h * count;
+            const NAME(task) t = {from, width, count, 0, width, h, h + UNITS, 1, 1, FLOAT_NONE, NULL, unit, UNITS, 0.0f};
+            NAME(find)(values, count, masks);
+            memcpy(turned, masks, sizeof masks);
+            turn(turned);
+            NAME(product)(second, &t, spare);
+            NAME(clear)(unit, values, count, grad_first_bias + h);
+            NAME(sparse_product)(count, masks, unit, UNITS, 1, slabs + h * width, UNITS, width, to);
+            if (grad_second)
+                NAME(sparse_product)(UNITS, turned, values, 1, 0, grad_slabs, count, width, grad_second + h * width);
+            if (grad_first)
+                NAME(sparse_product)(UNITS, turned, unit, 1, 0, x_slabs, count, width, grad_first + h * width);
+        }
+    }
+}
+
+TARGET static int NAME(relu_backward)(int64_t rows, int64_t width, int64_t hidden, const float *grad, const float *x,
+                                      const float *kept, const float *first, const float *second, int32_t threads,
+                                      float *grad_x, float *grad_first, float *grad_first_bias, float *grad_second,
+                                      float *grad_second_bias)
+{
+    const int64_t groups = (rows + GROUPED - 1) / GROUPED, size = hidden * width;
+    threads = threads < 1 ? 1 : threads > groups ? (int32_t)(groups ? groups : 1) : threads;
+    /* Sums of each thread: both weights, both biases, and room to work in. */
+    const int64_t room = GROUPED * (2 * width + UNITS) + TILE * width, own = 2 * size + hidden + width + room;
+    float *const packed = allocate(2 * size + threads * own), *const slabs = packed + size;
+    if (!packed)
+        return FLOAT_NO_MEMORY;
+    for (int64_t n = 0; n < hidden; n += PANEL)
+        for (int64_t k = 0; k < width; k++) memcpy(packed + n * width + k * PANEL, second + k * hidden + n, sizeof(float) * PANEL);
+    const float_layer layer = {width, hidden, packed, NULL};
+    for (int64_t h = 0; h < hidden; h += UNITS) NAME(cut)(first + h * width, width, 1, UNITS, width, slabs + h * width);
+#pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
+    for (int32_t i = 0; i < threads; i++) {
+        float *const sums = slabs + size + i * own;
+        NAME(relu_backward_of)(groups * i / threads, groups * (i + 1) / threads, rows, hidden, grad, x, kept, &layer,
+                               slabs, sums + 2 * size + hidden + width, grad_x, grad_first ? sums : NULL,
+                               sums + 2 * size, grad_second ? sums + size : NULL, sums + 2 * size + hidden);
+    }
+    float *const sums = slabs + size;
+    for (int32_t i = 1; i < threads; i++) NAME(add_rows)(sums, sums + i * own, sums, own - room);
+    if (grad_first)
+        memcpy(grad_first, sums, sizeof(float) * size);
+    for (int64_t n = 0; grad_second && n < hidden; n += LANES)
+        for (int64_t k = 0; k < width; k++)
+            for (int64_t j = 0; j < LANES; j++) grad_second[k * hidden + n + j] = sums[size + (n + j) * width + k];
+    if (grad_first_bias)
+        memcpy(grad_first_bias, sums + 2 * size, sizeof(float) * hidden);
+    if (grad_second_bias)
+        memcpy(grad_second_bias, sums + 2 * size + hidden, sizeof(float) * width);
+    free(packed);
+    return FLOAT_OK;
+}
+
+#undef WIDEST
