@@ -2,10 +2,11 @@
 
 import functools
 import multiprocessing
+import os
 
 import pytest
 
-from label_command import run_label
+from label_command import PACKAGE, run_label
 from random_models import make_random_model
 
 
@@ -36,3 +37,26 @@ def context():
     made = multiprocessing.get_context("forkserver")
     made.set_forkserver_preload(["gdino_hf.labeling.label_run", "gdino_hf.model.modeling_gdino"])
     return made
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Two machines of one core each."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    memory = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        # With it, Ray writes a token into the home folder.
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_enable_metrics_collection", "0")
+        # Ray is polite to other processes, and a busy computer would make it wait for long.
+        patch.setenv("RAY_worker_niceness", "0")
+        patch.setenv("PYTHONPATH", os.pathsep.join([PACKAGE, os.environ.get("PYTHONPATH", "")]))
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **memory})
+        try:
+            made.second = made.add_node(num_cpus=1, **memory)
+            yield made
+        finally:
+            made.shutdown()

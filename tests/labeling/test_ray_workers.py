@@ -1,7 +1,6 @@
 """Labelling on a Ray cluster of two machines in one: killed processes and a lost machine change no byte."""
 
 import importlib.util
-import os
 import signal
 import sys
 import time
@@ -10,37 +9,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from gdino_hf.labeling.label_order import LabelOrder
 from gdino_hf.labeling.label_run import label_pictures
 from gdino_hf.labeling.label_settings import LabelJob, read_manifest, settings_digest
 from gdino_hf.labeling.label_store import LabelStore, shard_name
 from gdino_hf.labeling.ray_workers import RayCluster, TaskSettings, label_shard, own_variables
 from gdino_hf.labeling.sources import Sources
-from label_command import LABELS, PACKAGE, digests, errors, label_all, make_pictures, run_label, start_label
+from label_command import LABELS, digests, errors, label_all, make_pictures, run_label, start_label
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    """Two machines of one core each."""
-    pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
-    memory = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        # With it, Ray writes a token into the home folder.
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("RAY_enable_metrics_collection", "0")
-        # Ray is polite to other processes, and a busy computer would make it wait for long.
-        patch.setenv("RAY_worker_niceness", "0")
-        patch.setenv("PYTHONPATH", os.pathsep.join([PACKAGE, os.environ.get("PYTHONPATH", "")]))
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **memory})
-        try:
-            made.second = made.add_node(num_cpus=1, **memory)
-            yield made
-        finally:
-            made.shutdown()
 
 
 @pytest.fixture
@@ -94,21 +71,22 @@ def test_a_task_gives_the_file_that_a_run_here_writes(label_model, folder, tmp_p
     store = LabelStore(tmp_path / "whole")
     manifest = read_manifest(store)
     job = LabelJob(str(label_model), "cpu", batch_size=2, shard_size=4, options={"threshold": 0.005})
-    settings = TaskSettings(
+    order = LabelOrder(
         job,
         store.read("vocabulary.safetensors"),
         settings_digest(manifest["settings"]),
         manifest["settings"]["fingerprint"],
-        torch.get_num_threads(),
-        own_variables(),
     )
+    settings = TaskSettings(order, torch.get_num_threads(), own_variables())
     items = [item for _, item in Sources([str(folder)]).items()]
     assert label_shard(settings, items[4:8], ()) == store.read(shard_name(1))
     # A process keeps its model until the settings change.
     assert label_shard(settings, items[44:], ()) == store.read(shard_name(11))
-    said = label_shard(replace(settings, fingerprint="0" * 64), items[:4], ())
+    said = label_shard(replace(settings, order=replace(order, fingerprint="0" * 64)), items[:4], ())
     assert "are not those of the machine that asks" in said
-    said = label_shard(replace(settings, job=replace(job, model=str(tmp_path / "gone"))), items[:4], ())
+    said = label_shard(
+        replace(settings, order=replace(order, job=replace(job, model=str(tmp_path / "gone")))), items[:4], ()
+    )
     assert said.startswith("a worker on ")
 
 
@@ -125,7 +103,7 @@ def test_what_a_cluster_cannot_do_is_one_sentence(label_model, folder, tmp_path,
     monkeypatch.setitem(sys.modules, "ray", None)
     status, _, said = run_label(label_model, tmp_path / "out", folder, "--ray", "auto")
     assert (status, said.count("\n")) == (2, 1)
-    assert 'Labelling on a cluster needs ray; pip install "gdino-hf[ray]"' in said
+    assert 'Working on a cluster needs ray; pip install "gdino-hf[ray]"' in said
     assert not (tmp_path / "out").exists()
 
 

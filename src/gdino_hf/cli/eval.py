@@ -11,7 +11,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,13 @@ from gdino_hf.model.printable import printable
 
 from .convention_options import add_conventions, annotation_options
 from .errors import INTERRUPTED, OutputError, UsageError
+from .eval_predictions import PREDICTIONS, Predictor, Task, add_engines, predictor
 from .inputs import read_labels
-from .model_options import add_dtype, check_labels, load_detector
+from .model_options import add_dtype, check_labels
 from .numbers import fraction, positive
 from .run_folder import new_run_folder, place_name
 
 HELP = "evaluate a model, or stored predictions, on annotated images"
-PREDICTIONS = "predictions.jsonl"
 _MOST_PRINTED_LABELS = 20
 _TABLE_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -92,6 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", metavar="DIR", help="folder of a stopped run to continue")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     add_dtype(parser)
+    add_engines(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -103,7 +103,8 @@ def run(args: argparse.Namespace) -> int:
     """
     _check_options(args)
     try:
-        return _run_table(args) if args.table else _run_one(args)
+        with predictor(args) as predicting:
+            return _run_table(args, predicting) if args.table else _run_one(args, predicting)
     except ImportError as error:
         raise UsageError(reason(error)) from error
 
@@ -123,21 +124,7 @@ def _check_options(args: argparse.Namespace) -> None:
         raise UsageError(f"--resume {args.resume} holds no {PREDICTIONS}; give the folder of a run that was stopped")
 
 
-@dataclass
-class _Task:
-    """A data set and the protocol it is evaluated with."""
-
-    data: str
-    truth: Any
-    protocol: str
-    prompts: list[str] | None = None
-
-    @property
-    def kind(self) -> str:
-        return "phrases" if self.protocol in ("phrases", "referring") else "boxes"
-
-
-def _open(args: argparse.Namespace, data: Any, images: Any, labels: Sequence[str] | None) -> _Task:
+def _open(args: argparse.Namespace, data: Any, images: Any, labels: Sequence[str] | None, say: bool = True) -> Task:
     """Read the ground truth of a data set and choose its protocol.
 
     Raises:
@@ -150,7 +137,7 @@ def _open(args: argparse.Namespace, data: Any, images: Any, labels: Sequence[str
     groups: Any = args.groups if labels is None else "keep"
     options = annotation_options(args, groups=groups)
     file = annotation_file(data, *EVALUATED_SPLITS)
-    if Path(data).expanduser().is_dir():
+    if Path(data).expanduser().is_dir() and say:
         # Which split of a folder that is.
         print(f"gdino eval: {file}", file=sys.stderr)
     truth = open_ground_truth(file, images, options)
@@ -172,23 +159,24 @@ def _open(args: argparse.Namespace, data: Any, images: Any, labels: Sequence[str
         if not any(len(reference["labels"]) for reference in chosen.references.values()):
             raise ValueError(f"{data} has nothing of --labels {', '.join(labels)}; name labels it has")
         truth = chosen
-    return _Task(str(data), truth, protocol)
+    return Task(str(data), truth, protocol)
 
 
-def _run_one(args: argparse.Namespace) -> int:
+def _run_one(args: argparse.Namespace, predicting: Predictor) -> int:
     labels = None if args.labels is None else read_labels(args.labels)
     try:
-        task = _open(args, args.data, args.images, labels)
+        task = _open(args, args.data, args.images, labels, predicting.is_first)
         stored = _stored_predictions(args.predictions, task) if args.predictions else None
     except ValueError as error:
         raise UsageError(reason(error)) from error
     name = args.name or place_name(args.data)
     if stored is None:
-        detector = _load(args, task.truth.labels)
-        folder = Path(args.resume) if args.resume else new_run_folder("eval", name, args.runs)
-        predictions = _predict(args, detector, task, folder)
+        _demand_metric()
+        predicting.load(task.truth.labels)
+        folder = predicting.folder(name)
+        predictions = predicting.predict(task, folder)
         if predictions is None:
-            return INTERRUPTED
+            return predicting.status
     else:
         predictions = stored
         folder = new_run_folder("eval", name, args.runs)
@@ -202,7 +190,7 @@ def _run_one(args: argparse.Namespace) -> int:
     return 1 if predictions.failed else 0
 
 
-def _stored_predictions(path: str, task: _Task) -> Any:
+def _stored_predictions(path: str, task: Task) -> Any:
     """Read predictions from a file, and restrict the ground truth to the labels that they were made for.
 
     Raises:
@@ -227,7 +215,7 @@ def _stored_predictions(path: str, task: _Task) -> Any:
     return predictions
 
 
-def _run_table(args: argparse.Namespace) -> int:
+def _run_table(args: argparse.Namespace, predicting: Predictor) -> int:
     from tqdm import tqdm
 
     from gdino_hf.evaluation.table import average_row, read_table
@@ -238,30 +226,36 @@ def _run_table(args: argparse.Namespace) -> int:
         raise UsageError(reason(error)) from error
     if args.protocol in ("phrases", "referring"):
         raise UsageError(f"--table compares average precision; --protocol {args.protocol} takes DATA")
-    detector = _load(args, [])
-    folder = Path(args.resume) if args.resume else new_run_folder("eval", args.name or Path(args.table).stem, args.runs)
+    _demand_metric()
+    detector = predicting.load([])
+    folder = predicting.folder(args.name or Path(args.table).stem)
     rows: dict[str, dict[str, float]] = {}
     failed: dict[str, str] = {}
     incomplete = False
     for entry in tqdm(entries, desc="data sets", disable=None, leave=False):
         try:
-            task = _open(args, entry.annotations, entry.images, entry.labels)
+            task = _open(args, entry.annotations, entry.images, entry.labels, predicting.is_first)
             task.prompts = entry.prompts_of(task.truth.labels)
             check_labels(detector.processor, task.prompts or task.truth.labels)
             (folder / entry.name).mkdir(exist_ok=True)
-            predictions = _predict(args, detector, task, folder / entry.name)
+            predictions = predicting.predict(task, folder / entry.name)
             if predictions is None:
-                return INTERRUPTED
+                if predicting.status == INTERRUPTED:
+                    return INTERRUPTED
+                continue
             evaluation = _judge(args, task, predictions, folder / entry.name)
         # A data set that cannot be used must not stop the others.
         except (UsageError, ValueError) as error:
             failed[entry.name] = reason(error)
-            tqdm.write(f"gdino eval: {entry.name}: {failed[entry.name]}", file=sys.stderr)
+            if predicting.is_first:
+                tqdm.write(f"gdino eval: {entry.name}: {failed[entry.name]}", file=sys.stderr)
             continue
         incomplete = incomplete or bool(predictions.failed)
         rows[entry.name] = {name: evaluation.figures[name] for name in _TABLE_METRICS} | {
             "images": evaluation.num_images
         }
+    if not predicting.is_first:
+        return 0
     average = average_row(list(rows.values()), _TABLE_METRICS)
     _write_table(folder, rows, average, failed, args.model)
     named = f"average of {len(rows)}" + (f" of {len(entries)}" if failed else "")
@@ -274,15 +268,6 @@ def _run_table(args: argparse.Namespace) -> int:
     return 1 if failed or incomplete else 0
 
 
-def _load(args: argparse.Namespace, labels: list[str]) -> Any:
-    from transformers.utils import logging
-
-    _demand_metric()
-    # The bar over the images is the one to show; transformers' bar for loading weights would only flash by.
-    logging.disable_progress_bar()
-    return load_detector(args.model, labels, device=args.device, dtype=args.dtype)
-
-
 def _demand_metric() -> None:
     """Raise if the package that computes the metrics is missing, before prediction takes hours."""
     from importlib.util import find_spec
@@ -291,46 +276,7 @@ def _demand_metric() -> None:
         raise UsageError('average precision needs faster-coco-eval; pip install "gdino-hf[train]"')
 
 
-def _predict(args: argparse.Namespace, detector: Any, task: _Task, folder: Path) -> Any:
-    """Predict a data set, storing predictions as they are made; return None if the user stopped it."""
-    from gdino_hf.evaluation.phrases import predict_phrases
-    from gdino_hf.evaluation.predict import predict, prediction_limits
-    from gdino_hf.evaluation.prediction_file import PredictionFile
-
-    options: dict[str, Any] = {"score": args.score or ("max" if task.protocol == "referring" else "mean")}
-    if task.kind == "boxes":
-        options |= prediction_limits(task.protocol)
-        given = {"max_detections": args.max_detections, "labels_per_prompt": args.labels_per_prompt}
-        options |= {name: value for name, value in given.items() if value is not None}
-    labels = {"labels": task.truth.labels, "prompts": task.prompts or task.truth.labels}
-    header = {"model": args.model, "data": task.data, "kind": task.kind, **labels, **options, "dtype": args.dtype}
-    path = folder / PREDICTIONS
-    try:
-        with PredictionFile(path, header) as store:
-            common = {"batch_size": args.batch, "limit": args.limit, "store": store, "progress": "evaluate"}
-            if task.kind == "phrases":
-                return predict_phrases(detector.model, detector.processor, task.truth.rows, **options, **common)
-            return predict(
-                detector.model,
-                detector.processor,
-                task.truth.rows,
-                prompts=task.prompts,
-                labels=task.truth.labels,
-                **options,
-                **common,
-            )
-    except KeyboardInterrupt:
-        print(f"stopped; to continue, give the same command and --resume {args.resume or folder}", file=sys.stderr)
-        return None
-    except ValueError as error:
-        raise UsageError(reason(error)) from error
-    except OSError as error:
-        raise OutputError(
-            f"{path}: the predictions cannot be written ({reason(error)}); continue with --resume"
-        ) from error
-
-
-def _judge(args: argparse.Namespace, task: _Task, predictions: Any, folder: Path) -> Any:
+def _judge(args: argparse.Namespace, task: Task, predictions: Any, folder: Path) -> Any:
     """Compute and write the metrics of one data set.
 
     Raises:
@@ -398,7 +344,7 @@ def _number(value: Any) -> str:
     return "-" if value < 0 else f"{value:.3f}"
 
 
-def _count(task: _Task, evaluation: Any, predictions: Any) -> str:
+def _count(task: Task, evaluation: Any, predictions: Any) -> str:
     judged, there, failed = evaluation.num_images, len(task.truth.references), len(predictions.failed)
     count = f"{judged} image{'s' * (judged != 1)} judged"
     if judged < there:

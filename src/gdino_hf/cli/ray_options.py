@@ -14,7 +14,7 @@ def add_ray(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ray",
         metavar="ADDRESS",
-        help="label on a Ray cluster: auto for the one that this machine is part of, HOST:PORT, or ray://HOST:PORT",
+        help="work on a Ray cluster: auto for the one that this machine is part of, HOST:PORT, or ray://HOST:PORT",
     )
     parser.add_argument("--ray-cpus", type=positive, metavar="N", help="with --ray: cores of each worker (default: 1)")
     parser.add_argument(

@@ -16,7 +16,7 @@ from ..model.box_ops import cxcywh_to_xyxy
 from ..model.caption_prompt import build_caption, phrase_tokens
 from ..model.text_prompt import Prompt
 from .predict import BatchReader, Picture, record, record_failure, start_results
-from .prediction_file import PredictionFile, Predictions
+from .prediction_file import Predictions, PredictionStore
 
 Span = tuple[int, int]
 Score = Literal["max", "mean"]
@@ -32,8 +32,8 @@ def predict_phrases(
     top_k: int = 10,
     score: Score = "mean",
     limit: int | None = None,
-    store: PredictionFile | None = None,
-    progress: str = "ground",
+    store: PredictionStore | None = None,
+    progress: str | None = "ground",
 ) -> Predictions:
     """Ground the phrases of each image's caption, with the whole caption as the prompt.
 
@@ -48,7 +48,7 @@ def predict_phrases(
             for referring expressions.
         limit: Number of images to run on, from the first; None for all.
         store: File that predictions are appended to at once. Images that it already holds are not run again.
-        progress: Title of the progress bar.
+        progress: Title of the progress bar; None shows and reports nothing.
 
     Returns:
         The predictions. Each image has "phrases", a list of {"phrase", "spans", "boxes" (K, 4) xyxy in pixels, "scores"
@@ -60,19 +60,20 @@ def predict_phrases(
     try:
         results = start_results(store)
         max_text_len = min(processor.max_text_len, model.config.max_text_len)
-        texts = TextFeatureStore(model)
         reader = BatchReader(processor, model.device, batch_size, results, store)
         with closing(reader.batches(rows, limit, progress)) as batches:
             for batch in batches:
-                captions = _prepare_captions(processor, max_text_len, batch, results, store)
+                captions = _prepare_captions(processor, max_text_len, batch, results, store, progress is not None)
                 if not batch:
                     continue
                 prompts = [captions[id(item)] for item in batch]
                 chunks, inputs = [prompt.chunks[0] for prompt in prompts], [item.inputs for item in batch]
-                outputs = outputs_of_own_prompts(model, texts, chunks, inputs)
+                # Captions are encoded batch by batch: what was kept of earlier ones would change the last digits.
+                outputs = outputs_of_own_prompts(model, TextFeatureStore(model), chunks, inputs)
                 for item, prompt, logits, boxes in zip(batch, prompts, *outputs, strict=True):
                     phrases = _phrases(item, prompt, logits.float().sigmoid(), boxes.float(), score, top_k)
-                    record(item.entry({"phrases": phrases}), results, store)
+                    if not item.is_stored:
+                        record(item.entry({"phrases": phrases}), results, store)
     finally:
         model.train(was_training)
     return results
@@ -107,7 +108,12 @@ def phrase_reference(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _prepare_captions(
-    processor: Any, max_text_len: int, batch: list[Picture], results: Predictions, store: PredictionFile | None
+    processor: Any,
+    max_text_len: int,
+    batch: list[Picture],
+    results: Predictions,
+    store: PredictionStore | None,
+    say: bool,
 ) -> dict[int, Prompt]:
     """Build the prompts, keyed by the pictures' id(), and remove pictures without a usable caption from the batch."""
     prompts = {}
@@ -120,7 +126,7 @@ def _prepare_captions(
                 phrase_tokens(prompts[id(item)], spans)
         except ValueError as error:
             batch.remove(item)
-            record_failure(item.image_id, error, results, store)
+            record_failure(item.image_id, error, results, store, say)
     return prompts
 
 

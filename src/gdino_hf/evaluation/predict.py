@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -25,7 +25,7 @@ from ..model.picture_limits import PictureError
 from ..model.printable import printable
 from ..model.text_prompt import build_prompt
 from . import LVIS_LABELS, LVIS_PER_PROMPT, MAX_DETECTIONS
-from .prediction_file import PredictionFile, Predictions
+from .prediction_file import Predictions, PredictionStore
 
 _READERS = 2
 
@@ -44,8 +44,9 @@ def predict(
     labels_per_prompt: int | None = None,
     score: Literal["max", "mean"] = "mean",
     limit: int | None = None,
-    store: PredictionFile | None = None,
-    progress: str = "predict",
+    store: PredictionStore | None = None,
+    progress: str | None = "predict",
+    texts: TextFeatureStore | None = None,
 ) -> Predictions:
     """Detect all labels in every image, keeping the best of all pairs of query and label.
 
@@ -59,14 +60,16 @@ def predict(
             Dataset or an IterableDataset.
         labels: Labels to detect; results refer to them by index.
         prompts: Text to use for each label in the prompt; None uses the labels themselves.
-        batch_size: Number of images per forward pass.
+        batch_size: Number of images per forward pass. Each pass takes the next rows, without those that cannot be read,
+            so that an image shares its pass with the same ones however the rows are divided between processes or runs.
         max_detections: Maximum number of detections kept per image; None for no limit.
         max_per_prompt: Maximum number of detections kept per image and prompt; None for `max_detections`.
         labels_per_prompt: Maximum number of labels in a prompt; None for as many as fit.
         score: How a label's score follows from its tokens': "mean", as published, or "max".
         limit: Number of images to run on, from the first; None for all.
         store: File that predictions are appended to at once. Images that it already holds are not run again.
-        progress: Title of the progress bar.
+        progress: Title of the progress bar; None shows and reports nothing.
+        texts: Text features of the model that are kept between calls; None computes them anew.
 
     Returns:
         The predictions. An image that cannot be read is reported on the terminal, skipped and listed in `failed`.
@@ -90,7 +93,7 @@ def predict(
     was_training = model.training
     model.eval()
     try:
-        texts = TextFeatureStore(model)
+        texts = texts or TextFeatureStore(model)
         results = start_results(store)
         reader = BatchReader(processor, model.device, batch_size, results, store)
         with closing(reader.batches(rows, limit, progress)) as batches:
@@ -99,7 +102,8 @@ def predict(
                 for item, scored in zip(
                     batch, score_pictures(model, texts, asked, [item.inputs for item in batch], ids), strict=True
                 ):
-                    record(item.entry(_arrays(scored.found)), results, store)
+                    if not item.is_stored:
+                        record(item.entry(_arrays(scored.found)), results, store)
     finally:
         model.train(was_training)
     return results
@@ -128,12 +132,14 @@ class Picture:
         size: Width and height in pixels of the upright image.
         inputs: The image prepared for the model.
         row: The row it was read from.
+        is_stored: Whether its predictions are stored already; it is run again beside others of its batch.
     """
 
     image_id: Any
     size: tuple[int, int]
     inputs: Any
     row: Mapping[str, Any]
+    is_stored: bool = False
 
     def entry(self, found: Mapping[str, Any]) -> dict[str, Any]:
         """Combine predictions with the image's id and size into an entry of `Predictions.images`."""
@@ -156,50 +162,59 @@ class BatchReader:
     device: Any
     size: int
     results: Predictions
-    store: PredictionFile | None
+    store: PredictionStore | None
 
-    def batches(self, rows: Any, limit: int | None, progress: str) -> Generator[list[Picture], None, None]:
-        """Yield batches of images with a progress bar, without images that are done or cannot be used.
+    def batches(self, rows: Any, limit: int | None, progress: str | None) -> Generator[list[Picture], None, None]:
+        """Yield batches of images with a progress bar, without images that cannot be used.
+
+        A batch is `size` rows, of which some may be unusable. One whose images are all done is passed over; of another,
+        images that are done are in it again, so that the results do not depend on where an earlier run stopped.
 
         Args:
             rows: Rows as for `predict`.
             limit: Number of rows to read, from the first; None for all.
-            progress: Title of the progress bar.
+            progress: Title of the progress bar; None shows nothing.
         """
         done = {entry["image_id"] for entry in self.results.images}
         total = len(rows) if hasattr(rows, "__len__") else None
         if limit is not None:
             total = limit if total is None else min(total, limit)
-        batch: list[Picture] = []
-        if not sys.stderr.isatty():
+        if progress is not None and not sys.stderr.isatty():
             print(f"{progress}: {'a stream of' if total is None else total} images", file=sys.stderr, flush=True)
-        numbered = enumerate(islice(_undecoded(rows), limit))
-        read = functools.partial(self._read, done)
-        with closing(in_order(read, numbered, _READERS, ahead=2 * self.size)) as found:
-            # disable=None shows no bar if stderr is not a terminal; the line printed above stands in for it.
-            for item in tqdm(found, progress, total, disable=None, leave=False):
-                if isinstance(item, _Unusable):
-                    record_failure(item.image_id, item.error, self.results, self.store)
-                elif item is not None:
-                    batch.append(item)
-                if len(batch) == self.size:
-                    yield batch
-                    batch = []
-        if batch:
-            yield batch
+        numbered = cut(enumerate(islice(undecoded(rows), limit)), self.size)
+        read = functools.partial(self._read_batch, done)
+        # disable=None shows no bar if stderr is not a terminal; the line printed above stands in for it.
+        bar = tqdm(desc=progress, total=total, disable=True if progress is None else None, leave=False)
+        with bar, closing(in_order(read, numbered, _READERS, ahead=_READERS)) as found:
+            for number, items in found:
+                for item in items:
+                    if isinstance(item, _Unusable):
+                        record_failure(item.image_id, item.error, self.results, self.store, progress is not None)
+                pictures = [item for item in items if isinstance(item, Picture)]
+                if not all(picture.is_stored for picture in pictures):
+                    yield pictures
+                bar.update(number)
 
-    def _read(self, done: set[Any], numbered: tuple[int, Mapping[str, Any]]) -> Picture | _Unusable | None:
-        """Read and prepare the image of a row; return None if it is done."""
-        index, row = numbered
-        if "image" not in row:
-            raise ValueError(f"Row {index} has no 'image' but {printable(', '.join(row))}; give rows with images.")
+    def _read_batch(
+        self, done: set[Any], rows: Sequence[tuple[int, Mapping[str, Any]]]
+    ) -> tuple[int, list[Picture | _Unusable]]:
+        """Read and prepare a batch of rows; return their number, and no images if all of them are done."""
+        for index, row in rows:
+            if "image" not in row and "fault" not in row:
+                raise ValueError(f"Row {index} has no 'image' but {printable(', '.join(row))}; give rows with images.")
+        if all(row.get("image_id", index) in done for index, row in rows):
+            return len(rows), []
+        return len(rows), [self._read(done, index, row) for index, row in rows]
+
+    def _read(self, done: set[Any], index: int, row: Mapping[str, Any]) -> Picture | _Unusable:
         image_id = row.get("image_id", index)
-        if image_id in done:
-            return None
+        if "fault" in row:
+            return _Unusable(image_id, ValueError(row["fault"]))
         # In bulk work one broken image, whatever exception it causes, must not stop the others.
         try:
             image = read_row_picture(row["image"])
-            return Picture(image_id, image.size, prepare_image(self.processor, image, self.device), row)
+            inputs = prepare_image(self.processor, image, self.device)
+            return Picture(image_id, image.size, inputs, row, image_id in done)
         except Exception as error:
             return _Unusable(image_id, error)
 
@@ -212,30 +227,45 @@ class _Unusable:
     error: Exception
 
 
-def start_results(store: PredictionFile | None) -> Predictions:
+def start_results(store: PredictionStore | None) -> Predictions:
     """Return the predictions that the store already holds. Its failed images are left out, so they are tried again."""
     return Predictions() if store is None else Predictions(dict(store.header), list(store.earlier.images))
 
 
-def record(entry: dict[str, Any], results: Predictions, store: PredictionFile | None) -> None:
+def record(entry: dict[str, Any], results: Predictions, store: PredictionStore | None) -> None:
     """Add the predictions of one image to the results and to the store."""
     results.images.append(entry)
     if store is not None:
         store.append(entry)
 
 
-def record_failure(image_id: Any, error: Exception, results: Predictions, store: PredictionFile | None) -> None:
-    """Report on the terminal that an image is left out, and record it in the results and the store."""
+def record_failure(
+    image_id: Any, error: Exception, results: Predictions, store: PredictionStore | None, say: bool = True
+) -> None:
+    """Record an image that is left out in the results and the store, and report it on the terminal."""
     # Such an error's own text names the file.
     why = str(error).rstrip(".") if isinstance(error, PictureError) else reason(error, most_lines=3)
-    tqdm.write(f"image {printable(image_id)} is left out: {printable(why)}", file=sys.stderr)
     entry = {"image_id": image_id, "error": why}
+    if say:
+        report_failure(entry)
     results.failed.append(entry)
     if store is not None:
         store.append(entry)
 
 
-def _undecoded(rows: Any) -> Any:
+def report_failure(entry: Mapping[str, Any]) -> None:
+    """Report on the terminal that an image is left out."""
+    tqdm.write(f"image {printable(entry['image_id'])} is left out: {printable(entry['error'])}", file=sys.stderr)
+
+
+def cut(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Yield parts of this size, the last one perhaps smaller."""
+    items = iter(items)
+    while part := list(islice(items, size)):
+        yield part
+
+
+def undecoded(rows: Any) -> Any:
     """Return the rows with undecoded images, so that a broken image cannot end the iteration."""
     features = getattr(rows, "features", None)
     if features is None or "image" not in features:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -35,6 +35,38 @@ class Predictions:
     header: dict[str, Any] = field(default_factory=dict)
     images: list[dict[str, Any]] = field(default_factory=list)
     failed: list[dict[str, Any]] = field(default_factory=list)
+
+
+class PredictionStore(Protocol):
+    """Where predictions are kept as they are made.
+
+    Attributes:
+        header: Settings they are made with.
+        earlier: Predictions that it already holds.
+    """
+
+    header: dict[str, Any]
+    earlier: Predictions
+
+    def append(self, prediction: Mapping[str, Any]) -> None:
+        """Keep the predictions or the failure of one image."""
+
+
+class PredictionLines:
+    """Predictions in memory, as the lines that a `PredictionFile` has for them."""
+
+    def __init__(self) -> None:
+        self.header: dict[str, Any] = {}
+        self.earlier = Predictions()
+        self._lines: list[str] = []
+
+    def append(self, prediction: Mapping[str, Any]) -> None:
+        """Keep the predictions or the failure of one image."""
+        self._lines.append(_line(_to_json(prediction)))
+
+    def content(self) -> bytes:
+        """Return the lines of a file."""
+        return "".join(self._lines).encode()
 
 
 class PredictionFile:
@@ -94,7 +126,7 @@ class PredictionFile:
         self._write(_to_json(prediction))
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(line, ensure_ascii=True) + "\n")
+        self._file.write(_line(line))
         # Flushed at once, so that a killed process loses only the images it was working on.
         self._file.flush()
 
@@ -156,6 +188,10 @@ def _whole_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
         raise ValueError(f"{printable(path)} cannot be read as predictions ({reason(error)}).") from error
     except (RecursionError, ValueError) as error:
         raise _damaged(path, number, error) from error
+
+
+def _line(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, ensure_ascii=True) + "\n"
 
 
 def _to_json(value: Any) -> Any:

@@ -2,10 +2,13 @@
 
 Reading order: label_run (label_pictures), sources (what there is to label), picture_archives (pictures inside tar and
 Parquet files), shard_plan (the list of pictures, cut into shards), shard_labels (a shard's pictures to rows),
-shard_files (rows as Parquet), label_computing (products and threads), label_workers (processes that label shards),
-ray_workers (machines of a Ray cluster that do), ray_pipeline (a step of a Ray Data pipeline), label_store (files of a
-run), label_settings (what a run was made with), label_results (the files of all shards together), label_progress (what
-the user sees meanwhile), hub_set (a data set for the Hub).
+shard_files (rows as Parquet), label_computing (products and threads), label_workers (processes that make shards),
+label_order (what they are told), ray_workers (machines of a Ray cluster that make shards), ray_pipeline (a step of a
+Ray Data pipeline), label_store (files of a run), label_settings (what a run was made with), label_results (the files of
+all shards together), label_progress (what the user sees meanwhile), hub_set (a data set for the Hub).
+
+Evaluation over large sets runs on the same processes and machines: evaluation_order (what they are told),
+evaluation_run (predictions in shards), rank_group (processes that wait for each other).
 """
 
 from .ray_pipeline import ray_data

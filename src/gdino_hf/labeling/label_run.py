@@ -16,6 +16,7 @@ from ..detection.vocabulary import Labels, Vocabulary
 from ..error_text import reason
 from ..model.printable import printable
 from .label_computing import cores, same_arithmetic, torch_threads
+from .label_order import LabelOrder
 from .label_progress import LabelProgress
 from .label_results import LabelSummary, shard_tally, write_results
 from .label_settings import (
@@ -248,10 +249,12 @@ class _Run:
         digest = settings_digest(self.settings)
         pool: RayPool | WorkerPool | None = None
         if cluster is not None:
-            pool = RayPool(self.job, self.store, digest, self.settings["fingerprint"], cluster, self.progress.say)
+            order = LabelOrder(self.job, self.store.read(VOCABULARY), digest, self.settings["fingerprint"])
+            pool = RayPool(order, self.store, cluster, self.progress.say)
         threads = max(1, cores() // (workers * self.ranks.on_this_machine))
         if workers > 1:
-            pool = WorkerPool(self.job, self.store, digest, workers, threads, self.progress.say)
+            order = LabelOrder(self.job, self.store.read(VOCABULARY), digest)
+            pool = WorkerPool(order, self.store, workers, threads, self.progress.say)
         if pool is not None:
             # The workers load models of their own.
             self._labeler = None
@@ -385,6 +388,9 @@ class _Counter:
 
     def finished(self, rows: Sequence[tuple[int, LabelRow]]) -> None:
         self._tell(Tally.of([row for _, row in rows]))
+
+    def done(self, places: Sequence[int], tally: Tally) -> None:
+        self._tell(tally)
 
 
 @contextmanager

@@ -15,14 +15,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, Protocol
 
-from ..detection.vocabulary import Vocabulary
 from ..error_text import reason
-from .label_settings import LabelJob
-from .label_store import VOCABULARY, LabelStore, shard_name
-from .shard_files import LabelRow, encode_shard
-from .sources import SourceItem
+from .label_store import LabelStore
+from .shard_files import LabelRow
 
 MOST_DEATHS = 3
 """Number of times that workers may die on one shard before its suspect pictures are left out, and then all of it."""
@@ -55,10 +52,10 @@ class Tally:
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard to label: its number and its pictures."""
+    """A part of a run that is done at once: its number and its pictures."""
 
     number: int
-    items: Sequence[SourceItem]
+    items: Sequence[Any]
 
 
 class NoShard(Enum):
@@ -70,6 +67,60 @@ class NoShard(Enum):
 
 NextShard = Callable[[], Shard | NoShard]
 """Returns the next shard to label."""
+
+
+class Watcher(Protocol):
+    """What a process that makes a shard tells while it works."""
+
+    def reading(self, place: int) -> None:
+        """Is called before a picture is read, in any thread."""
+
+    def finished(self, rows: Sequence[tuple[int, LabelRow]]) -> None:
+        """Is called with places and rows of pictures that are labelled."""
+
+    def done(self, places: Sequence[int], tally: Tally) -> None:
+        """Is called with places of pictures that are done, and what they count for."""
+
+
+class ShardMaker(Protocol):
+    """A model that makes shards."""
+
+    def content(self, items: Sequence[Any], watcher: Watcher | None, left_out: Collection[int]) -> bytes:
+        """Return the content of the file of a shard.
+
+        Args:
+            items: The pictures.
+            watcher: What to tell while it works.
+            left_out: Places of pictures that are not touched, because processes died of them.
+        """
+
+
+class ShardOrder(Protocol):
+    """What all processes and machines of a run are told: with which model to make shards of what."""
+
+    @property
+    def device(self) -> str:
+        """Where the model computes: "auto", "cpu", "cuda", ..."""
+
+    @property
+    def key(self) -> str:
+        """Text that differs between orders that need another model or other settings."""
+
+    def on(self, device: str) -> ShardOrder:
+        """Return the same order for another device."""
+
+    def maker(self, threads: int) -> ShardMaker:
+        """Load the model, which computes in this number of threads.
+
+        Raises:
+            Exception: The model cannot be used here, for reasons of many types.
+        """
+
+    def name(self, number: int) -> str:
+        """Return the path of a shard's file inside the folder of results."""
+
+    def tally(self, content: bytes) -> Tally:
+        """Count what the file of a shard holds."""
 
 
 class WorkerError(OSError):
@@ -103,18 +154,17 @@ class WorkerPool:
     """Labels shards in several processes.
 
     Args:
-        job: How pictures are labelled.
-        store: Files of the run, with the vocabulary and its text features.
-        settings: Digest of the settings, for the shards' files.
+        order: What the processes are told.
+        store: Files of the run.
         workers: Number of processes.
         threads: Threads that the model of each process computes in.
         say: Function that is called with a line for the user.
     """
 
     def __init__(
-        self, job: LabelJob, store: LabelStore, settings: str, workers: int, threads: int, say: Callable[[str], None]
+        self, order: ShardOrder, store: LabelStore, workers: int, threads: int, say: Callable[[str], None]
     ) -> None:
-        self._job, self._store, self._settings, self._say = job, store, settings, say
+        self._order, self._store, self._say = order, store, say
         self._count, self._threads = workers, threads
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
@@ -162,7 +212,7 @@ class WorkerPool:
 
     def _start(self) -> _Worker:
         here, there = self._context.Pipe()
-        arguments = (there, self._job, str(self._store.folder), self._settings, self._threads, self._started)
+        arguments = (there, self._order, str(self._store.folder), self._threads, self._started)
         process = self._context.Process(target=work, args=arguments, name="gdino_hf-labeler", daemon=True)
         self._started += 1
         process.start()
@@ -270,17 +320,19 @@ class _Teller:
         self.send("reading", place)
 
     def finished(self, rows: Sequence[tuple[int, LabelRow]]) -> None:
-        self.send("finished", [place for place, _ in rows], Tally.of([row for _, row in rows]))
+        self.done([place for place, _ in rows], Tally.of([row for _, row in rows]))
+
+    def done(self, places: Sequence[int], tally: Tally) -> None:
+        self.send("finished", list(places), tally)
 
 
-def work(pipe: Connection, job: LabelJob, folder: str, settings: str, threads: int, number: int) -> None:
-    """Label the shards that come through a pipe, in a process of its own.
+def work(pipe: Connection, order: ShardOrder, folder: str, threads: int, number: int) -> None:
+    """Make the shards that come through a pipe, in a process of its own.
 
     Args:
         pipe: Connection to the main process.
-        job: How pictures are labelled.
+        order: What shards are made of.
         folder: Folder of results.
-        settings: Digest of the settings.
         threads: Threads that the model computes in.
         number: Number of the worker; with several GPUs, it chooses one.
     """
@@ -289,7 +341,7 @@ def work(pipe: Connection, job: LabelJob, folder: str, settings: str, threads: i
     _end_with_parent()
     teller, store = _Teller(pipe), LabelStore(folder)
     try:
-        labeler = _labeler(job, store, threads, number)
+        maker = on_own_device(order, number).maker(threads)
     except Exception as error:
         teller.send("failed", f"a worker cannot load the model ({reason(error)}); try fewer workers.")
         return
@@ -300,13 +352,13 @@ def work(pipe: Connection, job: LabelJob, folder: str, settings: str, threads: i
         except EOFError:
             return
         try:
-            rows = labeler.rows(shard.items, teller, left_out)
+            content = maker.content(shard.items, teller, left_out)
         except Exception as error:
             # The device is lost to this process; another one may do better.
             teller.send("lost", f"the model of a worker cannot go on ({reason(error)})")
             return
         try:
-            store.write(shard_name(shard.number), encode_shard(rows, labeler.names, settings))
+            store.write(order.name(shard.number), content)
         except OSError as error:
             teller.send(
                 "failed",
@@ -317,17 +369,12 @@ def work(pipe: Connection, job: LabelJob, folder: str, settings: str, threads: i
         teller.send("written")
 
 
-def _labeler(job: LabelJob, store: LabelStore, threads: int, number: int) -> Any:
+def on_own_device(order: ShardOrder, number: int) -> ShardOrder:
+    """Return the order for the process of a number, which gets a GPU of its own if there are several."""
     import torch
 
-    from .shard_labels import ShardLabeler
-
-    torch.set_num_threads(threads)
-    if job.device == "auto" and torch.cuda.device_count() > 1:
-        from dataclasses import replace
-
-        job = replace(job, device=f"cuda:{number % torch.cuda.device_count()}")
-    return ShardLabeler(job, Vocabulary.load(store.path(VOCABULARY)))
+    several = order.device == "auto" and torch.cuda.device_count() > 1
+    return order.on(f"cuda:{number % torch.cuda.device_count()}") if several else order
 
 
 def _end_with_parent() -> None:

@@ -92,7 +92,7 @@ def ray_data(
         batch_format="numpy",
         compute=data.ActorPoolStrategy(min_size=smallest, max_size=largest),
         num_cpus=num_cpus,
-        num_gpus=gpus_of_task(job, num_gpus),
+        num_gpus=gpus_of_task(job.device, num_gpus),
     )
 
 

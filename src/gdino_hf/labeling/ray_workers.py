@@ -8,23 +8,17 @@ one task to the next. Tasks that wait for room are what makes an autoscaling clu
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from ..detection.exchange_values import kept_library
-from ..detection.vocabulary import Vocabulary
 from ..error_text import reason
 from ..model.printable import printable
-from .label_settings import LabelJob, model_fingerprint
-from .label_store import VOCABULARY, LabelStore, shard_name
-from .label_workers import MOST_DEATHS, NextShard, NoShard, Shard, Tally, WorkerError
-from .shard_files import encode_shard, read_counts
-from .sources import SourceItem
+from .label_store import LabelStore
+from .label_workers import MOST_DEATHS, NextShard, NoShard, Shard, ShardMaker, ShardOrder, Tally, WorkerError
 
 # Seconds between two looks at the plan and the progress.
 _PATIENCE = 0.2
@@ -32,7 +26,7 @@ _PATIENCE = 0.2
 _ROOM_SECONDS = 2.0
 # Environment variables of this package, which decide about limits of pictures and backends.
 _OWN_VARIABLES = "GDINO_"
-RAY_NEED = "Labelling on a cluster needs"
+RAY_NEED = "Working on a cluster needs"
 
 
 @dataclass(frozen=True)
@@ -89,33 +83,20 @@ class RayPool:
     """Labels shards on a cluster that this process is connected to.
 
     Args:
-        job: How pictures are labelled.
-        store: Files of the run, with the vocabulary and its text features.
-        settings: Digest of the settings, for the shards' files.
-        fingerprint: `model_fingerprint` of the model, which every machine must have.
+        order: What the tasks are told.
+        store: Files of the run.
         cluster: The cluster.
         say: Function that is called with a line for the user.
     """
 
-    def __init__(
-        self,
-        job: LabelJob,
-        store: LabelStore,
-        settings: str,
-        fingerprint: str,
-        cluster: RayCluster,
-        say: Callable[[str], None],
-    ) -> None:
+    def __init__(self, order: ShardOrder, store: LabelStore, cluster: RayCluster, say: Callable[[str], None]) -> None:
         import ray
 
-        self._ray, self._store, self._say, self._cluster = ray, store, say, cluster
-        self._gpus = gpus_of_task(job, cluster.gpus)
-        if job.device.startswith("cuda"):
-            # Ray chooses the GPU, and a task sees no other.
-            job = replace(job, device="cuda")
-        self._settings = ray.put(
-            TaskSettings(job, store.read(VOCABULARY), settings, fingerprint, cluster.cpus, own_variables())
-        )
+        # With a GPU of its choice, Ray lets a task see no other.
+        order = order.on("cuda") if order.device.startswith("cuda") else order
+        self._ray, self._order, self._store, self._say, self._cluster = ray, order, store, say, cluster
+        self._gpus = gpus_of_task(order.device, cluster.gpus)
+        self._settings = ray.put(TaskSettings(order, cluster.cpus, own_variables()))
         # GPU tasks would get a new process, and load the model again, each time.
         self._task = ray.remote(num_cpus=cluster.cpus, num_gpus=self._gpus, max_calls=0)(label_shard)
         self._room, self._looked_at, self._waits = 1, float("-inf"), False
@@ -148,9 +129,8 @@ class RayPool:
                         left_out = self._suspects(shard, left_out, tell)
                         at_work[self._start(shard.items, left_out)] = (shard, left_out)
                         continue
-                    self._store.write(shard_name(shard.number), content)
-                    counts = read_counts(content)
-                    tell(Tally(counts.pictures, counts.boxes, counts.failed))
+                    self._store.write(self._order.name(shard.number), content)
+                    tell(self._order.tally(content))
                 tell(Tally())
         except (self._ray.exceptions.RayError, ConnectionError) as error:
             raise WorkerError(
@@ -161,9 +141,7 @@ class RayPool:
             for task in at_work:
                 self._ray.cancel(task)
 
-    def _start(
-        self, items: Sequence[SourceItem], left_out: Collection[int] = (), retries: int = MOST_DEATHS - 1
-    ) -> Any:
+    def _start(self, items: Sequence[Any], left_out: Collection[int] = (), retries: int = MOST_DEATHS - 1) -> Any:
         return self._task.options(max_retries=retries).remote(self._settings, items, tuple(left_out))
 
     def _wait(self, tasks: Collection[Any]) -> list[Any]:
@@ -238,24 +216,18 @@ class TaskSettings:
     """What all tasks of a run share.
 
     Attributes:
-        job: How pictures are labelled.
-        vocabulary: Content of the vocabulary's file.
-        settings: Digest of the settings.
-        fingerprint: `model_fingerprint` of the model.
+        order: What shards are made of.
         threads: Threads that the model computes in.
         variables: Environment variables of this package.
     """
 
-    job: LabelJob
-    vocabulary: bytes
-    settings: str
-    fingerprint: str
+    order: ShardOrder
     threads: int
     variables: Mapping[str, str]
 
 
-def label_shard(settings: TaskSettings, items: Sequence[SourceItem], left_out: Collection[int]) -> bytes | str:
-    """Label the pictures of a shard, in a process of a cluster.
+def label_shard(settings: TaskSettings, items: Sequence[Any], left_out: Collection[int]) -> bytes | str:
+    """Make a shard, in a process of a cluster.
 
     Args:
         settings: What all tasks share.
@@ -263,26 +235,25 @@ def label_shard(settings: TaskSettings, items: Sequence[SourceItem], left_out: C
         left_out: Places of pictures that are not touched, because processes died of them.
 
     Returns:
-        The shard's file, or the sentence that tells why no shard can be labelled in this process.
+        The shard's file, or the sentence that tells why no shard can be made in this process.
     """
     try:
-        labeler = _labeler(settings)
+        maker = _maker(settings)
     except Exception as error:
         return f"a worker on {_machine()} cannot load the model ({reason(error)})."
     try:
-        rows = labeler.rows(items, left_out=left_out)
+        return maker.content(items, None, left_out)
     except Exception as error:
         # The device is lost to this process. Ray repeats the task in another one.
         print(f"the model cannot go on ({reason(error)})", flush=True)
         os._exit(1)
-    return encode_shard(rows, labeler.names, settings.settings)
 
 
-# The model of this process, and what it was loaded for.
-_loaded: list[tuple[tuple[str, str], Any]] = []
+# The model of this process, and the order it was loaded for.
+_loaded: list[tuple[str, ShardMaker]] = []
 
 
-def _labeler(settings: TaskSettings) -> Any:
+def _maker(settings: TaskSettings) -> ShardMaker:
     """Return the model, which is loaded for the first task of a process.
 
     Raises:
@@ -290,30 +261,22 @@ def _labeler(settings: TaskSettings) -> Any:
         OSError: The model cannot be read.
         ValueError: It cannot be used, or this machine has another one.
     """
-    key = (settings.settings, settings.fingerprint)
-    if _loaded and _loaded[0][0] == key:
+    if _loaded and _loaded[0][0] == settings.order.key:
         return _loaded[0][1]
     _loaded.clear()
     adopt_variables(settings.variables)
-    import torch
-
-    from .shard_labels import ShardLabeler
-
-    torch.set_num_threads(settings.threads)
-    labeler = ShardLabeler(settings.job, stored_vocabulary(settings.vocabulary))
-    if model_fingerprint(settings.job.model) != settings.fingerprint:
-        raise ValueError(f"its files of {printable(settings.job.model)} are not those of the machine that asks")
-    _loaded.append((key, labeler))
-    return labeler
+    maker = settings.order.maker(settings.threads)
+    _loaded.append((settings.order.key, maker))
+    return maker
 
 
-def gpus_of_task(job: LabelJob, gpus: float | None) -> float:
-    """Return the GPUs of a task: those asked for, or 1 if the cluster has any and the job may use it."""
+def gpus_of_task(device: str, gpus: float | None) -> float:
+    """Return the GPUs of a task: those asked for, or 1 if the cluster has any and the model may use it."""
     import ray
 
     if gpus is not None:
         return gpus
-    return 1 if job.device != "cpu" and ray.cluster_resources().get("GPU") else 0
+    return 1 if device != "cpu" and ray.cluster_resources().get("GPU") else 0
 
 
 def own_variables() -> dict[str, str]:
@@ -326,14 +289,6 @@ def adopt_variables(variables: Mapping[str, str]) -> None:
     for name in own_variables().keys() - variables.keys():
         del os.environ[name]
     os.environ.update(variables)
-
-
-def stored_vocabulary(content: bytes) -> Vocabulary:
-    """Return the vocabulary of a file's content."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, VOCABULARY)
-        path.write_bytes(content)
-        return Vocabulary.load(path)
 
 
 def _machine() -> str:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from ..detection.detections import Detections
 from ..detection.detector import Detector
@@ -18,6 +18,7 @@ from ..model.picture_limits import PictureError, PictureLimits
 from ..model.picture_pixels import load_image
 from ..model.remote_pictures import fetched
 from .label_settings import LabelJob
+from .label_workers import Watcher
 from .picture_archives import ArchiveReader, open_any
 from .shard_files import LabelRow
 from .sources import SourceItem
@@ -27,16 +28,6 @@ _WEB = ("http://", "https://")
 _PAUSES = (0.5, 2.0)
 # Pictures that wait for others of their shape, in batches.
 _WAITING_BATCHES = 4
-
-
-class Watcher(Protocol):
-    """What a `ShardLabeler` tells while it works."""
-
-    def reading(self, place: int) -> None:
-        """Is called before a picture is read, in any thread."""
-
-    def finished(self, rows: Sequence[tuple[int, LabelRow]]) -> None:
-        """Is called with places and rows of pictures that are done."""
 
 
 class ShardLabeler:
