@@ -6,6 +6,7 @@ torch nor transformers: that happens when a class is first used.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,4 +71,21 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES})
 
 
+def _refuse_subinterpreters() -> None:
+    """Raise an ImportError outside the process's main interpreter, where importing torch can wait for ever."""
+    for name in ("_interpreters", "_xxsubinterpreters"):
+        with suppress(ImportError, AttributeError):
+            interpreters = import_module(name)
+            if interpreters.get_current() == interpreters.get_main():
+                return
+            break
+    else:
+        return
+    raise ImportError(
+        "gdino_hf cannot be imported in a subinterpreter, because PyTorch and NumPy do not support them: use "
+        "processes, or threads of the main interpreter, which can share one model."
+    )
+
+
+_refuse_subinterpreters()
 register_when_used()

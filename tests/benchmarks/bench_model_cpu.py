@@ -22,6 +22,8 @@ from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection, S
 
 from gdino_hf import GDinoForObjectDetection
 
+# The loop ends with this process, also if it is killed.
+BUSY_LOOP = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    for _ in range(10**6): pass"
 PROMPT = [101, 4937, 1012, 6556, 2491, 1012, 102]  # "cat. remote control."
 
 
@@ -66,21 +68,25 @@ def make_inputs(batch, height, width):
 
 
 def alternate(repeats, **functions):
-    """Run the functions in alternation after a warm-up and return medians of their wall and CPU seconds."""
+    """Run the functions in alternation after a warm-up.
+
+    Returns:
+        Medians of their wall and CPU seconds, and what each returned in the warm-up.
+    """
     wall = {name: [] for name in functions}
     cpu = {name: [] for name in functions}
-    for function in functions.values():
-        function()
+    returned = {name: function() for name, function in functions.items()}
     for _ in range(repeats):
         for name, function in functions.items():
             start, start_cpu = time.perf_counter(), time.process_time()
             function()
             wall[name].append(time.perf_counter() - start)
             cpu[name].append(time.process_time() - start_cpu)
-    return {
+    seconds = {
         name: {"wall": statistics.median(wall[name]), "best": min(wall[name]), "cpu": statistics.median(cpu[name])}
         for name in functions
     }
+    return seconds, returned
 
 
 def compare_outputs(ours, theirs, height, width):
@@ -114,9 +120,9 @@ def bench_forward(args, peer, ours):
     functions = {"transformers float32": peer_float32, f"gdino_hf {args.dtype}": ours_run}
     if args.dtype == "bfloat16":
         functions["transformers bfloat16 autocast"] = peer_autocast
-    report = {"difference": compare_outputs(ours_run(), peer_float32(), *args.size)}
-    report["seconds"] = alternate(args.repeats, **functions)
-    return report
+    seconds, outputs = alternate(args.repeats, **functions)
+    ours, theirs = outputs[f"gdino_hf {args.dtype}"], outputs["transformers float32"]
+    return {"difference": compare_outputs(ours, theirs, *args.size), "seconds": seconds}
 
 
 def bench_training(args, peer, ours):
@@ -132,7 +138,8 @@ def bench_training(args, peer, ours):
 
         return run
 
-    return {"seconds": alternate(args.repeats, **{"transformers float32": step(peer), "gdino_hf float32": step(ours)})}
+    seconds, _ = alternate(args.repeats, **{"transformers float32": step(peer), "gdino_hf float32": step(ours)})
+    return {"seconds": seconds}
 
 
 def peak_memory(args, folder, which):
@@ -187,7 +194,7 @@ def main():
             ours.optimize_for_inference(int8=True if int8 else None)
         with ExitStack() as loops:
             for _ in range(args.busy):
-                process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+                process = subprocess.Popen([sys.executable, "-c", BUSY_LOOP])
                 loops.callback(process.wait)
                 loops.callback(process.kill)
             report = (bench_training if args.train else bench_forward)(args, peer, ours)

@@ -1,8 +1,11 @@
-"""One optimized model in eight threads, in a forked process and as a copy: equal results, and nobody hangs."""
+"""One optimized model in threads, processes, forks and copies: equal results, and nobody hangs."""
 
 import copy
+import inspect
+import json
 import multiprocessing
 import os
+import sys
 import threading
 
 import pytest
@@ -18,6 +21,8 @@ ARITHMETIC = [
 ]
 # Another number of threads may sum in another order.
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+# The module has another name, and the function too, from Python 3.13 on.
+INTERPRETERS, RUN = ("_interpreters", "exec") if sys.version_info >= (3, 13) else ("_xxsubinterpreters", "run_string")
 
 
 @pytest.fixture(params=ARITHMETIC, ids=lambda value: str(value))
@@ -81,3 +86,51 @@ def test_two_forked_processes_give_what_the_model_gives(optimized):
         torch.testing.assert_close(torch.tensor(mine.recv()), expected, rtol=0, atol=ROUNDING[optimized.dtype])
         process.join(TIMEOUT)
         assert process.exitcode == 0
+
+
+SEPARATE = f"""
+import json, sys, torch
+from gdino_hf import GDinoForObjectDetection
+
+torch.set_num_threads(2)
+model = GDinoForObjectDetection.from_pretrained(sys.argv[1]).optimize_for_inference()
+{inspect.getsource(inputs_of)}
+{inspect.getsource(run)}
+print(json.dumps([run(model, seed).tolist() for seed in (0, 1, 0, 1)]))
+"""
+
+
+def test_two_processes_at_once_give_what_the_model_gives(tiny_model, fresh_python, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    expected = [run(copy.deepcopy(tiny_model).optimize_for_inference(), seed) for seed in (0, 1, 0, 1)]
+    processes = [fresh_python.start(SEPARATE, tmp_path) for _ in range(2)]
+    for process in processes:
+        done = process.wait()
+        assert done.returncode == 0, done.stderr
+        found = torch.tensor(json.loads(done.stdout))
+        torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=ROUNDING[torch.float32])
+
+
+SUBINTERPRETER = f"""
+import sys, torch
+import {INTERPRETERS} as interpreters
+from gdino_hf import GDinoForObjectDetection
+
+model = GDinoForObjectDetection.from_pretrained(sys.argv[1]).optimize_for_inference()
+{inspect.getsource(inputs_of)}
+{inspect.getsource(run)}
+before = run(model, 1)
+try:
+    failure = interpreters.{RUN}(interpreters.create(), "import gdino_hf")
+except Exception as error:
+    failure = error
+print(failure)
+print(torch.equal(run(model, 1), before))
+"""
+
+
+def test_a_subinterpreter_is_refused_and_the_model_runs_on(tiny_model, fresh_python, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    done = fresh_python.run(SUBINTERPRETER, tmp_path)
+    assert "gdino_hf cannot be imported in a subinterpreter" in done.stdout, done.stderr
+    assert done.stdout.splitlines()[-1] == "True"
