@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import pytest
 
-from gdino_hf.whole_files import check_writable, whole_file, whole_folder, write_whole_text
+from gdino_hf.whole_files import check_writable, make_folder, remove_empty, whole_file, whole_folder, write_whole_text
 
 
 def names(folder):
@@ -163,7 +163,21 @@ def test_writability_is_checked_without_a_trace(tmp_path):
     write_whole_text(tmp_path / "report.json", "old")
     check_writable(tmp_path / "report.json")
     assert (tmp_path / "report.json").read_text() == "old"
-    check_writable(tmp_path / "new" / "report.json")
-    assert names(tmp_path / "new") == []
+    check_writable(tmp_path / "new" / "deep" / "report.json")
+    assert names(tmp_path) == ["report.json"]
+    (tmp_path / "there").mkdir()
+    check_writable(tmp_path / "there" / "report.json")
     with pytest.raises(OSError, match="folder"):
-        check_writable(tmp_path / "new")
+        check_writable(tmp_path / "there")
+    assert names(tmp_path) == ["report.json", "there"]
+
+
+def test_folders_of_a_refused_work_are_removed_unless_something_is_in_them(tmp_path):
+    made = make_folder(tmp_path / "runs" / "train" / "cats")
+    assert [path.name for path in made] == ["cats", "train", "runs"]
+    (tmp_path / "runs" / "kept.txt").write_text("")
+    remove_empty(made)
+    assert names(tmp_path / "runs") == ["kept.txt"]
+    assert make_folder(tmp_path / "runs") == []
+    with pytest.raises(OSError, match=r"kept\.txt"):
+        make_folder(tmp_path / "runs" / "kept.txt" / "below")

@@ -15,7 +15,7 @@ import secrets
 import shutil
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -80,18 +80,54 @@ def check_writable(path: str | Path) -> None:
     """Find out whether `whole_file` can write a file, before the work whose result it will hold.
 
     Args:
-        path: The file, which stays as it is. Its folder is made.
+        path: The file, which stays as it is. Its folder is made for the test and removed again.
 
     Raises:
         OSError: It cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "It is a folder", str(path))
-    with _unfinished(path, path.suffix) as unfinished:
-        unfinished.touch()
-        unfinished.unlink()
+    made = make_folder(path.parent)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "It is a folder", str(path))
+        with _unfinished(path, path.suffix) as unfinished:
+            unfinished.touch()
+            unfinished.unlink()
+    finally:
+        remove_empty(made)
+
+
+def make_folder(path: str | Path) -> list[Path]:
+    """Make a folder and those around it.
+
+    Args:
+        path: The folder, which may be there already.
+
+    Returns:
+        The folders that were missing, the innermost first, for `remove_empty`.
+
+    Raises:
+        OSError: One cannot be made; those that were made before it are removed.
+    """
+    path = Path(path)
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        remove_empty(missing)
+        raise
+    return missing
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders that nothing was written to, so that work that was refused leaves no trace.
+
+    Args:
+        folders: Folders, the innermost first, as `make_folder` returns them. Those with files stay.
+    """
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 @contextmanager

@@ -117,6 +117,14 @@ def test_a_missing_library_and_a_file_in_the_way_are_said_before_the_work(detect
     assert "choose another --out" in complained
 
 
+def test_a_refused_run_leaves_no_folder(detect, folder, tmp_path):
+    """Whether the files can be written is tried before the model is loaded."""
+    assert detect(folder, "--format", *FORMATS, labels="cat, ?")[0] == 2
+    other = tmp_path / "elsewhere" / "found.json"
+    assert detect(folder, "--format", *FORMATS, "--device", "nowhere", json_path=other)[0] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
 def test_pictures_of_several_folders_are_named_from_the_folder_around_them(tmp_path):
     sources = [str(tmp_path / "a" / "x.jpg"), "https://example.org/y.jpg", str(tmp_path / "b" / "c" / "x.jpg")]
     assert format_option.pictures_folder(sources) == tmp_path

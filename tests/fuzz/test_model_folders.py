@@ -24,7 +24,8 @@ from gdino_hf.cli.model_options import load_detector
 from gdino_hf.conversion.conversion_error import ConversionError
 from gdino_hf.conversion.engine import convert
 
-MOST_SECONDS = 20
+# Of the processor's time: the clock also counts what other programs take on a busy machine.
+MOST_SECONDS = 10.0
 MOST_KILOBYTES = 1_000_000
 PICTURE = Image.linear_gradient("L").convert("RGB")
 LIBRARY = (OSError, ValueError, TypeError, ImportError, StrictDataclassError)
@@ -80,27 +81,27 @@ def tried(base, tmp_path, seed):
     """Mutate a copy of a folder, load it in every way, and return what went wrong."""
     wrong = []
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    previous = signal.signal(signal.SIGALRM, too_slow)
+    previous = signal.signal(signal.SIGPROF, too_slow)
     try:
         for way, (load, documented) in WAYS.items():
             folder = shutil.copytree(base, tmp_path / f"{seed} {way}")
             what = f"{mutate(folder, seed)} | {way}"
-            start = time.monotonic()
-            signal.alarm(MOST_SECONDS)
+            start = time.process_time()
+            signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)
             try:
                 load(folder)
             except documented as error:
                 if not has_a_cause(way, error):
                     wrong.append(f"{what}: no cause in {error!r}")
             except TooSlowError:
-                wrong.append(f"{what}: took {time.monotonic() - start:.0f} s")
+                wrong.append(f"{what}: took {time.process_time() - start:.0f} s")
             except Exception as error:
                 wrong.append(f"{what}: undocumented {error!r}")
             finally:
-                signal.alarm(0)
+                signal.setitimer(signal.ITIMER_PROF, 0)
             shutil.rmtree(folder)
     finally:
-        signal.signal(signal.SIGALRM, previous)
+        signal.signal(signal.SIGPROF, previous)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     if grown > MOST_KILOBYTES:
         wrong.append(f"{seed}: took {grown / 1e6:.1f} GB")

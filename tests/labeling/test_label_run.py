@@ -240,6 +240,9 @@ def test_a_vocabulary_brings_thresholds_for_its_labels(label_model, folder, tmp_
         (["*.nothing"], "matches nothing; quote the pattern, and check it"),
         (["."], "There are no pictures in"),
         (["photos", "--model", "nowhere"], "nowhere cannot be loaded"),
+        (["photos", "--device", "nowhere"], "nowhere cannot be used here"),
+        (["photos", "--labels", "cat, ?"], "nothing to look for"),
+        (["photos", "--batch", "2", "--tiles", "31"], "--tiles 31 is too small"),
         (["photos", "--out", "s3://bucket/out"], "is an address, and results are written on this machine"),
         (["photos", "--labels", "@photos/00001.png"], "--labels"),
     ],
@@ -250,3 +253,15 @@ def test_mistakes_are_refused_in_a_sentence(label, folder, tmp_path, monkeypatch
     status, _, said = label(*arguments)
     assert status == 2
     assert message in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_formats_that_cannot_be_written_are_refused_before_the_work(label, folder, tmp_path):
+    with pytest.raises(ValueError, match="There is no format 'nothing'"):
+        label_pictures([folder], LABELS, tmp_path / "out", formats=["nothing"])
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out" / "coco.json").mkdir(parents=True)
+    status, _, said = label(folder, "--format", "coco")
+    assert status == 1
+    assert "the results cannot be written (It is a folder: " in said
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["coco.json"]

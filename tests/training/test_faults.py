@@ -141,7 +141,7 @@ def test_mistake_on_the_command_line_is_one_line_and_status_2(
     assert main([word.replace("{drawn}", str(drawn)).replace("{model}", str(tiny_folder)) for word in whole]) == 2
     assert reason in error_of(capsys)
     # A run that did nothing leaves no folder behind.
-    assert not list(tmp_path.glob("runs/train/*"))
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 
 from gdino_hf.error_text import reason
 from gdino_hf.model.printable import printable
+from gdino_hf.whole_files import make_folder, remove_empty
 
 from .detect_stages import detect_all
 from .errors import INTERRUPTED, OutputError, UsageError
@@ -179,10 +180,12 @@ def _prepare_output(out: Path, json_path: Path, images: list[ImageInput]) -> Rep
     """Check before the work starts that results can be written."""
     if json_path.resolve() in {Path(image.source).resolve() for image in images}:
         raise UsageError(f"--json {json_path} is one of the images; name another file")
+    made: list[Path] = []
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        made = make_folder(out)
         return ReportFile(json_path)
     except OSError as error:
+        remove_empty(made)
         raise UsageError(
             f"the results cannot be written ({reason(error, name_file=True)}); choose another --out or --json"
         ) from error

@@ -30,6 +30,7 @@ class ReportFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         check_writable(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
         self._due = time.monotonic() + WRITE_EVERY_SECONDS
 
     def write(self, report: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from gdino_hf.data.places import is_there, split_place, with_split
 from gdino_hf.error_text import reason
 from gdino_hf.model.printable import printable
-from gdino_hf.whole_files import write_whole_text
+from gdino_hf.whole_files import remove_empty, write_whole_text
 
 from .argparse_internals import DefaultsInHelp, long_options
 from .errors import OutputError, UsageError
@@ -76,6 +76,8 @@ def _train(options: _Options) -> int:
         if training.should_save:
             print(f"warning: {printable(remark)}", file=sys.stderr)
     detector = load_detector(model_arguments.model, sets.train.labels, device="cpu", optimize=False)
+    place = Path(options.output_dir or Path(options.runs) / "train").expanduser()
+    missing = [path for path in (place, *place.parents) if not path.exists()]
     folder = _folder(options)
     training.output_dir = str(folder)
     repository = (training.hub_model_id or folder.name) if training.push_to_hub else None
@@ -87,6 +89,7 @@ def _train(options: _Options) -> int:
         if options.resume is None and training.should_save:
             # Nothing was done, so leave nothing behind.
             shutil.rmtree(folder)
+            remove_empty(path for path in missing if path != folder)
         raise UsageError(_one_line(error)) from error
 
     def how_to_go_on() -> str:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from ..detection.dataset_files import DataSetFiles
 from ..detection.detector import Detector
 from ..detection.vocabulary import Labels, Vocabulary
 from ..error_text import reason
 from ..model.printable import printable
+from ..whole_files import make_folder, remove_empty
 from .label_computing import cores, same_arithmetic, torch_threads
 from .label_order import LabelOrder
 from .label_progress import LabelProgress
@@ -119,6 +121,8 @@ def label_pictures(
     if cluster is not None and (workers > 1 or ranks.world > 1):
         raise ValueError("A Ray cluster brings its own workers; give either it, or several workers or ranks.")
     shard_schema()
+    # Formats that cannot be written are refused before the work.
+    DataSetFiles(out, formats, vocabulary.labels)
     found = Sources([str(source) for source in sources], Path(out))
     store = LabelStore(out)
     with same_arithmetic():
@@ -281,6 +285,8 @@ class _Run:
                 if self.ranks.rank > 0:
                     return False
                 self.store.remove(PLAN)
+                for name in (MANIFEST, VOCABULARY):
+                    self.store.path(name).unlink(missing_ok=True)
                 raise ValueError(nothing_found(self.sources.arguments))
             time.sleep(_PATIENCE)
 
@@ -403,7 +409,7 @@ def _locked(store: LabelStore, ranks: Ranks) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    store.folder.mkdir(parents=True, exist_ok=True)
+    made = make_folder(store.folder)
     lock = FileLock(_lock_path(store, ranks.rank), timeout=0)
     try:
         lock.acquire()
@@ -413,6 +419,14 @@ def _locked(store: LabelStore, ranks: Ranks) -> Iterator[None]:
         ) from None
     try:
         yield
+    except BaseException:
+        # A run that was refused before its first file leaves no folder. The lock's file goes while it is locked, so
+        # that no other process can hold it.
+        if made and [path.name for path in store.folder.iterdir()] == [Path(lock.lock_file).name]:
+            with suppress(OSError):
+                Path(lock.lock_file).unlink()
+            remove_empty(made)
+        raise
     finally:
         lock.release()
 
