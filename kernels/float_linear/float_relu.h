@@ -13,14 +13,16 @@
 INLINE void NAME(add_rows_of)(uint64_t mask, const float *value, const int step, const float *rows, const int vectors,
                               float *to)
 {
+    if (!mask)
+        return;
     vec acc[12];
     UNROLL for (int v = 0; v < vectors; v++) acc[v] = NAME(load)(to + v * LANES);
-    for (; mask; mask &= mask - 1) {
+    do {
         const int64_t b = __builtin_ctzll(mask);
         const vec x = NAME(splat)(value[b * step]);
         const float *const row = rows + b * vectors * LANES;
         UNROLL for (int v = 0; v < vectors; v++) acc[v] += x * NAME(load)(row + v * LANES);
-    }
+    } while (mask &= mask - 1);
     UNROLL for (int v = 0; v < vectors; v++) NAME(store)(to + v * LANES, acc[v]);
 }
 

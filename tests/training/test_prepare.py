@@ -85,7 +85,7 @@ EXTRA = {
 
 
 def count_steps(model, **extra):
-    """Count the hand-written steps of encoder and backbone in the graph of a batch's loss."""
+    """Count the hand-written steps of encoder, backbone and decoder in the graph of a batch's loss."""
     nodes, seen = [model(**make_batch(**extra)).loss.grad_fn], set()
     names = collections.Counter()
     while nodes:
@@ -95,33 +95,40 @@ def count_steps(model, **extra):
         seen.add(node)
         names[node.name()] += 1
         nodes += [parent for parent, _ in node.next_functions]
-    return names["_LayerStepBackward"], names["_BlockStepBackward"]
+    return tuple(names[f"{name}StepBackward"] for name in ("_Layer", "_Block", "_Relu"))
 
 
 @pytest.mark.parametrize("extra", EXTRA)
 def test_loss_and_every_gradient_stay_the_same(plain, prepared, extra):
     assert_equal(train(prepared, **EXTRA[extra]), train(plain, **EXTRA[extra]))
     # The backbone runs once per size of the images.
-    expected = (2, sum(DEPTHS) * (2 if extra == "sizes" else 1))
+    expected = (2, sum(DEPTHS) * (2 if extra == "sizes" else 1), 2)
     assert count_steps(prepared, **EXTRA[extra]) == expected
-    assert count_steps(plain, **EXTRA[extra]) == (0, 0)
+    assert count_steps(plain, **EXTRA[extra]) == (0, 0, 0)
 
 
 def test_frozen_parts_get_no_gradient_and_the_others_the_same(plain, prepared):
-    frozen = ("deformable_layer.fc1", "sampling_offsets.weight", "blocks.0.attention.q_proj", "blocks.0.mlp", "norm")
+    frozen = (
+        "decoder.layers.0.fc2",
+        "deformable_layer.fc1",
+        "sampling_offsets.weight",
+        "blocks.0.attention.q_proj",
+        "blocks.0.mlp",
+        "norm",
+    )
     for model in (plain, prepared):
         for name, parameter in model.named_parameters():
             if any(part in name for part in frozen):
                 parameter.requires_grad_(False)
     assert_equal(train(prepared), train(plain))
-    assert count_steps(prepared) == (2, sum(DEPTHS))
+    assert count_steps(prepared) == (2, sum(DEPTHS), 2)
 
 
 def test_a_frozen_backbone_runs_without_steps(plain, prepared):
     for model in (plain, prepared):
         model.model.backbone.requires_grad_(False)
     assert_equal(train(prepared), train(plain))
-    assert count_steps(prepared) == (2, 0)
+    assert count_steps(prepared) == (2, 0, 2)
 
 
 def test_gradient_checkpointing_gives_the_same(plain, prepared):
@@ -136,14 +143,16 @@ def test_hooks_and_adapters_are_run(prepared):
     layer.fc1.register_forward_hook(lambda *_: seen.append("encoder"))
     block = prepared.model.backbone.conv_encoder.model.swin.encoder.layers[0].blocks[0]
     block.mlp.fc1.register_forward_hook(lambda *_: seen.append("backbone"))
+    decoder = prepared.model.decoder.layers[1]
+    decoder.fc2.register_forward_hook(lambda *_: seen.append("decoder"))
     train(prepared)
-    assert sorted(seen) == ["backbone", "encoder"]
-    assert count_steps(prepared) == (1, 0)
+    assert sorted(seen) == ["backbone", "decoder", "encoder"]
+    assert count_steps(prepared) == (1, 0, 1)
 
 
 def test_double_precision_and_autocast_run_the_plain_layers(plain, prepared):
     with torch.autocast("cpu", torch.bfloat16):
-        assert count_steps(prepared) == (0, 0)
+        assert count_steps(prepared) == (0, 0, 0)
     batch = make_batch()
     batch["pixel_values"] = batch["pixel_values"].double()
     torch.manual_seed(0)

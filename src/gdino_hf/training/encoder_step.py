@@ -17,7 +17,6 @@ from torch.autograd.function import once_differentiable
 
 from ..model.encoder import DeformableLayer
 from ..model.ms_deform_attn import MSDeformAttn
-from ..model.msda_reference import sampling_geometry, sampling_geometry_backward
 from .plain_layers import LayerNormStep, add_product, all_plain, can_step, zeros_for
 from .relu_block import ReluWeights, relu_backward, relu_forward
 
@@ -232,25 +231,33 @@ def _project(
     grid = (settings.heads, settings.levels, settings.points)
     value = torch.empty_like(vision)
     locations, attention = vision.new_empty(batch, tokens, *grid, 2), vision.new_empty(batch, tokens, *grid)
-    joint = torch.cat((weights.offsets, weights.logits)).t()
-    joint_bias = torch.cat((weights.offsets_bias, weights.logits_bias))
+    offsets, offsets_bias = _in_maps(settings, weights)
+    # One row of points for all heads, so that the rows of a head are added in one piece.
+    points = references[:, :, :, None].expand(-1, -1, -1, settings.points, -1).flatten(2)
     for image, rows in _blocks(vision):
         features = vision[image, rows]
         own = torch.addmm(weights.value_bias, features, weights.value.t(), out=value[image, rows])
         if mask is not None:
             own.masked_fill_(~mask[image, rows, None], 0.0)
-        projected = torch.addmm(joint_bias, features + _of(positions, image)[rows], joint)
-        offsets, logits = projected.split((len(weights.offsets_bias), len(weights.logits_bias)), dim=1)
-        locations[image, rows], attention[image, rows] = (
-            x[0]
-            for x in sampling_geometry(
-                settings.sizes,
-                _of(references, image)[None, rows],
-                offsets.unflatten(1, (*grid, 2))[None],
-                logits.unflatten(1, grid)[None],
-            )
-        )
+        queries = features + _of(positions, image)[rows]
+        places = locations[image, rows].flatten(1)
+        torch.addmm(offsets_bias, queries, offsets.t(), out=places)
+        places.unflatten(1, (settings.heads, -1)).add_(_of(points, image)[rows, None])
+        logits = torch.addmm(weights.logits_bias, queries, weights.logits.t())
+        torch.softmax(logits.unflatten(1, (settings.heads, -1)), -1, out=attention[image, rows].flatten(2))
     return value.unflatten(2, (settings.heads, -1)), locations, attention
+
+
+def _in_maps(settings: _Settings, weights: _Weights) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of the sampling offsets in units of each level's map instead of its cells."""
+    cells = _cells(settings, weights.offsets)
+    return weights.offsets / cells[:, None], weights.offsets_bias / cells
+
+
+def _cells(settings: _Settings, like: Tensor) -> Tensor:
+    """Return the cells of a map along the axis of each sampling offset, (M * L * K * 2,), in the dtype of `like`."""
+    sizes = like.new_tensor(settings.sizes).view(1, settings.levels, 1, 2).flip(-1)
+    return sizes.expand(settings.heads, -1, settings.points, -1).flatten()
 
 
 def _project_backward(
@@ -263,36 +270,30 @@ def _project_backward(
     grad_positions: Tensor,
 ) -> None:
     """Add the gradients that flow through the projections before the sampling to those of features and weights."""
-    vision, positions, references, mask = inputs
+    vision, positions, _, mask = inputs
     attention, grad_value, grad_locations, grad_attention = sampling
     grad_value = grad_value.flatten(2)
-    joint = torch.cat((weights.offsets, weights.logits))
-    grad_joint, grad_joint_bias = torch.zeros_like(joint), joint.new_zeros(len(joint))
+    offsets, _ = _in_maps(settings, weights)
     for image, rows in _blocks(vision):
-        features, place = vision[image, rows], _of(positions, image)[rows]
-        _, grad_offsets, grad_logits = sampling_geometry_backward(
-            grad_locations[image, None, rows],
-            grad_attention[image, None, rows],
-            attention[image, None, rows],
-            settings.sizes,
-            _of(references, image)[None, rows],
-            grad_locations[image, None, rows],
-            False,
-        )
-        projected = torch.cat((grad_offsets.flatten(2)[0], grad_logits.flatten(2)[0]), dim=1)
-        add_product(grad_joint, grad_joint_bias, projected, features + place)
-        grad_queries = projected @ joint
+        features = vision[image, rows]
+        queries = features + _of(positions, image)[rows]
+        places = grad_locations[image, rows].flatten(1)
+        logits = torch.ops.aten._softmax_backward_data(
+            grad_attention[image, rows].flatten(2), attention[image, rows].flatten(2), -1, attention.dtype
+        ).flatten(1)
+        add_product(grads.offsets, grads.offsets_bias, places, queries)
+        add_product(grads.logits, grads.logits_bias, logits, queries)
+        grad_queries = (places @ offsets).addmm_(logits, weights.logits)
         _of(grad_positions, image)[rows] += grad_queries
         own = grad_value[image, rows]
         if mask is not None:
             own = own.masked_fill(~mask[image, rows, None], 0.0)
         add_product(grads.value, grads.value_bias, own, features)
         grad_vision[image, rows] += grad_queries.addmm_(own, weights.value)
-    sizes = (len(weights.offsets_bias), len(weights.logits_bias))
-    parts = (*grad_joint.split(sizes), *grad_joint_bias.split(sizes))
-    for target, part in zip((grads.offsets, grads.logits, grads.offsets_bias, grads.logits_bias), parts, strict=True):
+    cells = _cells(settings, offsets)
+    for target in (grads.offsets, grads.offsets_bias):
         if target is not None:
-            target.copy_(part)
+            target.div_(cells.view(-1, *[1] * (target.ndim - 1)))
 
 
 def _of(x: Tensor, image: int) -> Tensor:

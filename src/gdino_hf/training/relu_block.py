@@ -10,14 +10,15 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ..inference import float_linear
 from ..inference.compiled_layers import check_status
-from .plain_layers import add_product
+from .plain_layers import add_product, all_plain, can_step, zeros_for
 
 _ROWS = 1024
 """Rows that PyTorch multiplies at a time; with the published hidden layer of 2048 channels, they take 8 MB."""
@@ -120,3 +121,43 @@ def relu_backward(grad: Tensor, x: Tensor, kept: Tensor, weights: ReluWeights, g
     sizes, threads = (rows, width, hidden), torch.get_num_threads()
     check_status(functions.backward(*sizes, *pointers[: len(tensors)], threads, *pointers[len(tensors) :]))
     return grad_x
+
+
+def relu_step(layer: Any, x: Tensor) -> Tensor | None:
+    """Compute fc2(relu(fc1(x))) with a backward pass of its own.
+
+    Args:
+        layer: A layer with `fc1`, `activation`, `activation_dropout` and `fc2`, such as a DecoderLayer.
+        x: (..., D) features.
+
+    Returns:
+        (..., D) result, or None where this function does not apply: without gradients, in another dtype than float32,
+        on another device, or if a part of the layer is not as published.
+    """
+    weights = ReluWeights(layer.fc1.weight, layer.fc1.bias, layer.fc2.weight, layer.fc2.bias)
+    if (
+        type(layer.activation) is not nn.ReLU
+        or (layer.training and layer.activation_dropout > 0)
+        or not all_plain((layer.fc1, layer.fc2), ())
+        or not can_step(x, *weights)
+    ):
+        return None
+    return _ReluStep.apply(x, *weights)
+
+
+class _ReluStep(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        rows = x.contiguous().flatten(0, -2)
+        out, kept = relu_forward(rows, ReluWeights(*parameters))
+        ctx.save_for_backward(rows, kept, *parameters)
+        return out.view(x.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, kept, *parameters = ctx.saved_tensors
+        weights = ReluWeights(*parameters)
+        grads = ReluWeights(*zeros_for(weights, ctx.needs_input_grad[1:]))
+        grad_x = relu_backward(grad.contiguous().flatten(0, -2), rows, kept, weights, grads)
+        return grad_x.view(grad.shape), *grads
