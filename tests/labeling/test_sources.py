@@ -10,7 +10,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from gdino_hf.labeling.shard_labels import PictureReader
-from gdino_hf.labeling.sources import SourceItem, Sources
+from gdino_hf.labeling.source_items import SourceItem
+from gdino_hf.labeling.sources import Sources
 
 PNG = io.BytesIO()
 Image.new("RGB", (3, 2), "red").save(PNG, "PNG")

@@ -36,8 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "sources",
         nargs="+",
         metavar="SOURCE",
-        help="file, folder (with its sub-folders and archives), glob, .txt file with a path or address a line, tar or "
-        "Parquet file, address (s3://, gs://, hf://, https://, ...), or id of a data set on the Hub",
+        help="file, folder (with its sub-folders and archives), data set (a YOLO, COCO, VOC, ... folder or file, with "
+        "a split after a colon or all), glob, .txt file with a path or address a line, tar or Parquet file, address "
+        "(s3://, gs://, hf://, https://, ...), or id of a data set on the Hub",
     )
     parser.add_argument(
         "--labels",

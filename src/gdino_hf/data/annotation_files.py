@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -245,10 +245,19 @@ def _annotation_places(folder: Path) -> list[Path]:
     return found if known is None else [_split_of_set(known, None, ())]
 
 
-def _has_annotation_files(folder: Path) -> bool:
-    """Return whether a folder, its folder of annotations or that of a split has annotation files."""
+def all_annotation_files(folder: Path) -> Iterator[Path]:
+    """Yield the annotation files of a folder, of the folders of its splits, and of its folder of annotations.
+
+    Raises:
+        ValueError: A folder cannot be read.
+    """
     inside = [folder / name for names in SPLIT_NAMES.values() for name in names]
-    return any(_annotation_files(place) for place in (folder, *inside, folder / "annotations"))
+    for place in (folder, *inside, folder / "annotations"):
+        yield from _annotation_files(place)
+
+
+def _has_annotation_files(folder: Path) -> bool:
+    return any(True for _ in all_annotation_files(folder))
 
 
 def _refuse_broken(split: str, *folders: Path | None) -> None:

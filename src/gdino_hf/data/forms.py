@@ -80,6 +80,11 @@ def known_set(place: str) -> KnownSet | None:
     return KnownSet(form, base, READERS[form].splits(base), split)
 
 
+def form_of(place: str) -> str | None:
+    """Return the form of a data set as `known_set` does, without looking for its splits, which may take long."""
+    return _recognized(place)[0]
+
+
 def _recognized(place: str) -> tuple[str | None, str, str | None]:
     if place.startswith(HUB):
         return "huggingface", place, None

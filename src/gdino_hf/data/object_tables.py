@@ -159,14 +159,20 @@ class ObjectTable(PictureSet):
     def entry(self, key: int, report: Report) -> PictureEntry | None:
         where = self.shown(key)
         row = self._rows[key]
-        picture = self._picture(key)
-        if not self._is_allowed(picture):
-            report(OUTSIDE, f"{where}: its path {printable(picture)} leads outside the data set's folder")
+        picture = self.picture(key, report)
+        if picture is None:
             return None
         size = tuple(row.get(side) for side in _SIZE)
         marks = row_marks(row, self._columns, where, report)
         image_id = None if self._ids is None else self._ids[key]
         return PictureEntry(picture.name, picture, marks, (size[0], size[1]) if all(size) else None, image_id)
+
+    def picture(self, key: int, report: Report) -> Picture | None:
+        found = self._picture(key)
+        if not self._is_allowed(found):
+            report(OUTSIDE, f"{self.shown(key)}: its path {printable(found)} leads outside the data set's folder")
+            return None
+        return found
 
     def _picture(self, key: int) -> Picture:
         path = self._paths[key]

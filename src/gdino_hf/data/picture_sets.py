@@ -109,6 +109,10 @@ class PictureSet(ABC):
     def keys(self) -> Sequence[Any]:
         """Return what stands for each picture, in order."""
 
+    def paths_outside(self) -> Sequence[str]:
+        """Return the paths that `keys` left out because they lead outside the data set's folder."""
+        return ()
+
     @abstractmethod
     def entry(self, key: Any, report: Report) -> PictureEntry | None:
         """Read a picture's annotations.
@@ -124,6 +128,20 @@ class PictureSet(ABC):
             ValueError: They cannot be read.
             OSError: Their file cannot be read.
         """
+
+    def picture(self, key: Any, report: Report) -> Picture | None:
+        """Return a picture alone; None if it is left out, which was reported.
+
+        Args:
+            key: One of `keys`.
+            report: Function that faults are passed to.
+
+        Raises:
+            ValueError: What names it cannot be read.
+            OSError: The file that names it cannot be read.
+        """
+        entry = self.entry(key, report)
+        return None if entry is None else entry.picture
 
     def names(self) -> dict[Any, str] | None:
         """Return the name of each class number, or None if boxes have names themselves."""

@@ -82,8 +82,10 @@ class YoloFolder(PictureSet):
 
     @cached_property
     def _outside(self) -> list[str]:
-        """Places that lead outside the data set's folder, which are found while `keys` are."""
         return []
+
+    def paths_outside(self) -> Sequence[str]:
+        return self._outside
 
     def keys(self) -> Sequence[Path]:
         return self._pictures
@@ -143,6 +145,9 @@ class YoloFolder(PictureSet):
                 yield Path(os.path.normpath(allowed[0]))
             else:
                 self._outside.append(f"its path {shorten(line)} leads outside the data set's folder")
+
+    def picture(self, key: Path, report: Report) -> Path:
+        return key
 
     def entry(self, key: Path, report: Report) -> PictureEntry | None:
         name = relative_name(key, str(self.folder))

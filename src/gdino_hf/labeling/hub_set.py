@@ -22,7 +22,7 @@ from .label_settings import read_manifest
 from .label_store import LabelStore, finished_shards
 from .shard_files import LabelRow
 from .shard_labels import PictureReader
-from .sources import SourceItem
+from .source_items import SourceItem
 
 FOLDER = "hub"
 # Bytes of pictures in a file, about; the Hub's viewer reads row groups of up to 300 MB.

@@ -14,7 +14,7 @@ from .label_store import VOCABULARY, shard_name
 from .label_workers import Tally, Watcher
 from .shard_files import encode_shard, read_counts
 from .shard_labels import ShardLabeler
-from .sources import SourceItem
+from .source_items import SourceItem
 
 
 @dataclass(frozen=True)

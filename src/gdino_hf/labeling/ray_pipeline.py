@@ -15,7 +15,7 @@ from .label_settings import LabelJob
 from .ray_workers import RAY_NEED, adopt_variables, gpus_of_task, own_variables
 from .shard_files import shard_table
 from .shard_labels import PictureReader, ShardLabeler
-from .sources import SourceItem
+from .source_items import SourceItem
 
 # Columns that hold pictures and their names, by the names that Ray's own readers and Hugging Face data sets give them.
 _PICTURES = ("image", "bytes", "content", "path")

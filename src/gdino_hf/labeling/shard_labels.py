@@ -17,11 +17,12 @@ from ..error_text import reason
 from ..model.picture_limits import PictureError, PictureLimits
 from ..model.picture_pixels import load_image
 from ..model.remote_pictures import fetched
+from .data_set_sources import SavedPictures
 from .label_settings import LabelJob
 from .label_workers import Watcher
 from .picture_archives import ArchiveReader, open_any
 from .shard_files import LabelRow
-from .sources import SourceItem
+from .source_items import SourceItem
 
 _WEB = ("http://", "https://")
 # Seconds before a picture that a server did not give is asked for again.
@@ -149,6 +150,7 @@ class PictureReader:
 
     def __init__(self) -> None:
         self._archives = ArchiveReader()
+        self._saved = SavedPictures()
 
     def __call__(self, item: SourceItem) -> bytes | str:
         """Return a picture's content, or its path if it is a file of its own.
@@ -177,6 +179,8 @@ class PictureReader:
         kind, *place = item.place
         if kind == "tar":
             return self._archives.member(*place)
+        if kind == "saved":
+            return self._saved(*place)
         content = self._archives.row(*place)
         return _content(content) if isinstance(content, str) else content
 

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from itertools import count
 
 from .label_store import PLAN, LabelStore
-from .sources import Key, SourceItem, Sources
+from .source_items import Key, SourceItem
+from .sources import Sources
 
 # Pictures in a part, about: small enough to be read for a shard, large enough that a plan has few files.
 _PART = 10_000

@@ -1,56 +1,28 @@
-"""What there is to label, in one order: files, folders, globs, lists, tar and Parquet files, here and at addresses."""
+"""What there is to label, in one order: files, folders, data sets, globs, lists, archives, here and at addresses."""
 
 from __future__ import annotations
 
-import functools
 import glob
-import hashlib
 import os
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..data.folder_files import NOT_READ, FolderFiles, foreign_kind, is_picture
+from ..data.places import SHARDS, split_place
+from ..data.set_pictures import RecognizedSet, recognized_set
+from ..data.tar_shards import shard_paths
 from ..error_text import reason
 from ..model.picture_formats import FOREIGN_SUFFIXES, PICTURE_SUFFIXES, READABLE
 from ..model.printable import printable
+from .data_set_sources import set_items
 from .picture_archives import PARQUET_SUFFIX, TAR_SUFFIXES, is_archive, open_any, parquet_rows, tar_members
+from .source_items import Key, SeenSources, SourceItem
 
 LIST_SUFFIX = ".txt"
 _WEB = ("http://", "https://")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-
-Key = tuple[str, ...]
-"""Place of a picture in the order of its run; keys grow."""
-
-
-@dataclass(frozen=True)
-class SourceItem:
-    """One picture to label.
-
-    Attributes:
-        source: Its unique name: absolute path or address; inside an archive, the archive's, a slash and the name there.
-        place: Where its content is, if `source` is neither path nor address: ("tar", archive, first byte, size) or
-            ("parquet", file, column, row group, row).
-        fault: Reason why it cannot be read, if listing found one.
-    """
-
-    source: str
-    place: tuple[Any, ...] | None = None
-    fault: str | None = None
-
-    def as_json(self) -> list[Any]:
-        """Return a list that JSON can hold."""
-        return [self.source, None if self.place is None else list(self.place), self.fault]
-
-    @classmethod
-    def of_json(cls, value: Sequence[Any]) -> SourceItem:
-        """Return the item of such a list."""
-        source, place, fault = value
-        return cls(source, None if place is None else tuple(place), fault)
 
 
 class Sources:
@@ -60,11 +32,14 @@ class Sources:
 
     Args:
         arguments: Files, folders (with sub-folders and the archives in them), globs, text files with a path or address
-            a line, tar and Parquet files, addresses of any file system that fsspec knows, ids of data sets on the Hub.
+            a line, tar and Parquet files, addresses of any file system that fsspec knows, ids of data sets on the Hub;
+            folders and files of data sets, of which the pictures of all splits are meant, or those of one that is named
+            after a colon.
         exclude: Folder of results, which is passed over.
 
     Attributes:
-        remarks: After listing, a line for each folder with files that are left out.
+        remarks: After listing, a line for each data set that was recognized and for each folder with files that are
+            left out.
 
     Raises:
         ValueError: There is no argument, or the folder of results is one.
@@ -75,11 +50,10 @@ class Sources:
             raise ValueError("There is no source; name files, folders, lists, archives or addresses.")
         self.arguments = [_absolute(argument) for argument in arguments]
         self.remarks: list[str] = []
+        self._sets: dict[str, RecognizedSet | None] = {}
         self._exclude = None if exclude is None else exclude.resolve()
         if self._exclude in [Path(argument).resolve() for argument in self.arguments if "://" not in argument]:
             raise ValueError(f"{exclude} is one of the sources; choose another folder for the results.")
-        # A folder lists each file once; several arguments and lists may name one twice.
-        self._names_once = len(arguments) == 1 and not _is_list(self.arguments[0]) and not _is_glob(self.arguments[0])
 
     def check(self) -> None:
         """Find out before the work whether every argument names something.
@@ -88,7 +62,7 @@ class Sources:
             ValueError: One does not.
         """
         for argument in self.arguments:
-            if "://" in argument or _is_there(argument):
+            if "://" in argument or _is_there(split_place(argument)[0]) or _tars(argument):
                 continue
             shown = printable(argument, limit=200)
             if glob.has_magic(argument):
@@ -106,25 +80,43 @@ class Sources:
             ValueError: A source cannot be listed.
         """
         self.remarks = []
-        seen: set[bytes] = set()
+        seen = SeenSources()
         for number, argument in enumerate(self.arguments):
             try:
-                for inner, item in self._of(argument):
+                names_once = self._names_once()
+                for inner, item in self._of(argument, seen):
                     key = (f"{number:06d}", *inner)
-                    if not self._names_once:
-                        digest = hashlib.blake2b(os.fsencode(_identity(item.source)), digest_size=12).digest()
-                        if digest in seen:
-                            continue
-                        seen.add(digest)
+                    if not names_once and not seen.add(item.source):
+                        continue
                     if after is None or key > after:
                         yield key, item
             except (OSError, ImportError, tarfile.TarError, ValueError) as error:
                 why = reason(error, name_file=True)
                 raise ValueError(f"{printable(argument)} cannot be listed ({why}).") from error
 
-    def _of(self, argument: str) -> Iterator[tuple[Key, SourceItem]]:
+    def _names_once(self) -> bool:
+        """Return whether no picture is named twice: a folder lists each file once; other sources may not."""
+        only = self.arguments[0]
+        return not (len(self.arguments) > 1 or _is_list(only) or _is_glob(only) or self._set_of(only) is not None)
+
+    def _set_of(self, argument: str) -> RecognizedSet | None:
+        """Return the data set that an argument is, unless its pictures lie in archives, which are listed as such."""
+        if "://" in argument or _is_glob(argument):
+            return None
+        if argument not in self._sets:
+            self._sets[argument] = recognized_set(argument)
+        found = self._sets[argument]
+        return None if found is None or not found.parts else found
+
+    def _of(self, argument: str, seen: SeenSources) -> Iterator[tuple[Key, SourceItem]]:
+        tars = _tars(argument)
+        if tars:
+            return _of_tars(tars)
         if "://" in argument:
             return self._of_address(argument)
+        recognized = self._set_of(argument)
+        if recognized is not None:
+            return set_items(recognized, argument, seen, self._exclude, self.remarks)
         path = Path(argument)
         if path.is_dir():
             return self._of_folder(path, argument)
@@ -133,15 +125,32 @@ class Sources:
         return self._of_glob(argument)
 
     def _of_glob(self, pattern: str) -> Iterator[tuple[Key, SourceItem]]:
+        """List what matches a pattern: all pictures of folders, whatever data set they are, and files."""
+        counts, walked = FolderFiles(), set[Path]()
         for match in sorted(glob.iglob(pattern, recursive=True)):
             path = Path(match)
-            found = self._of_folder(path, match) if path.is_dir() else _of_file(match)
+            if not walked.isdisjoint(path.parents):
+                continue
+            if path.is_dir():
+                walked.add(path)
+                found = self._of_folder(path, match)
+            else:
+                found = _of_match(match, counts)
             for inner, item in found:
                 yield (match, *inner), item
+        self._left_out(counts, pattern)
 
     def _of_folder(self, folder: Path, shown: str) -> Iterator[tuple[Key, SourceItem]]:
-        counts = FolderFiles()
-        yield from self._walk(folder, (), counts)
+        counts, found = FolderFiles(), self._sets.get(shown)
+        loose = 0
+        for key, item in self._walk(folder, (), counts):
+            loose += item.place is None
+            yield key, item
+        if found is not None and not loose:
+            self.remarks.append(f"{printable(shown)} is {found.title}: all pictures in it are labelled")
+        self._left_out(counts, shown)
+
+    def _left_out(self, counts: FolderFiles, shown: str) -> None:
         line = counts.left_out(shown)
         if line is not None and line not in self.remarks:
             self.remarks.append(line)
@@ -200,13 +209,13 @@ class Sources:
                 yield (name,), SourceItem(system.unstrip_protocol(name))
             else:
                 counts.others += 1
-        line = counts.left_out(address)
-        if line is not None:
-            self.remarks.append(line)
+        self._left_out(counts, address)
 
 
 def _absolute(argument: str) -> str:
     """Return an argument as an absolute path or an address."""
+    if SHARDS in argument:
+        return SHARDS.join(map(_absolute, argument.split(SHARDS)))
     if "://" in argument:
         return argument
     path = os.path.abspath(os.path.expanduser(argument))
@@ -223,19 +232,6 @@ def _is_there(path: str) -> bool:
     except (OSError, ValueError):
         # A name that is too long, or with a null character.
         return False
-
-
-def _identity(source: str) -> str:
-    """Return a key that is equal for all spellings of one file's path; a link to a picture is a picture of its own."""
-    if "://" in source:
-        return source
-    folder, name = os.path.split(source)
-    return os.path.join(_resolved(folder), name)
-
-
-@functools.lru_cache(maxsize=1024)
-def _resolved(folder: str) -> str:
-    return os.path.realpath(folder)
 
 
 def _is_list(argument: str) -> bool:
@@ -260,6 +256,17 @@ def _file_fault(path: Path) -> str | None:
     return None if foreign is None else NOT_READ.format(foreign)
 
 
+def _of_match(file: str, counts: FolderFiles) -> Iterator[tuple[Key, SourceItem]]:
+    """List a file that a pattern matches, unless it is no picture, which is counted."""
+    fault = _file_fault(Path(file))
+    if fault is None:
+        counts.others += 1
+    elif fault:
+        yield (), SourceItem(file, fault=fault)
+    else:
+        yield from _of_file(file)
+
+
 def _of_file(address: str, read_list: bool = False) -> Iterator[tuple[Key, SourceItem]]:
     """List a file that was named: an archive, a list, or else a picture."""
     name = address.lower().partition("?")[0] if address.lower().startswith(_WEB) else address.lower()
@@ -271,6 +278,19 @@ def _of_file(address: str, read_list: bool = False) -> Iterator[tuple[Key, Sourc
         yield from _of_list(address)
     else:
         yield (), SourceItem(address)
+
+
+def _tars(argument: str) -> list[str]:
+    """Return the tar files that a pattern with {000..012} or a list joined by :: stands for; none for anything else."""
+    if not ({"{", "}"} <= set(argument) or SHARDS in argument) or os.path.lexists(argument):
+        return []
+    return shard_paths(argument)
+
+
+def _of_tars(archives: Sequence[str]) -> Iterator[tuple[Key, SourceItem]]:
+    for number, archive in enumerate(archives):
+        for inner, item in _of_tar(archive):
+            yield (f"{number:09d}", *inner), item
 
 
 def _of_tar(archive: str) -> Iterator[tuple[Key, SourceItem]]:
