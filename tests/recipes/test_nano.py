@@ -1,70 +1,16 @@
 """The recipe of gdino-nano, on small generated images and pretrained parts."""
 
 import json
-import random
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from gdino_hf.data.coco import read_coco
 from gdino_hf.recipes import nano
-from gdino_hf.recipes.closed_set_teacher import DETECTOR_FILE, ClosedSetHead
+from gdino_hf.recipes.closed_set_teacher import ClosedSetHead
 
 NAMES = ["red", "blue"]
-COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220)}
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory, tiny_tokenizer):
-    """Folders of a tiny image backbone, a tiny text encoder, and a data set of 12 training and 4 validation images."""
-    from transformers import BertConfig, BertModel
-
-    from gdino_hf.model.csp_pan import CspPanBackbone, CspPanConfig
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("parts")
-    shape = {"stem_width": 8, "stage_widths": [8, 8, 8, 8], "stage_depths": [1, 1, 1, 1], "pan_width": 8}
-    CspPanBackbone(CspPanConfig(**shape, head_features=True)).save_pretrained(folder / "backbone")
-    rows = len(NAMES) + 4 * 3
-    detector = {f"p{level}.weight": torch.randn(rows, 8) for level in (3, 4, 5)}
-    detector |= {f"p{level}.bias": torch.zeros(rows) for level in (3, 4, 5)}
-    save_file(detector, folder / "backbone" / DETECTOR_FILE, {"num_classes": str(len(NAMES))})
-    text_config = BertConfig(
-        vocab_size=len(tiny_tokenizer),
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        intermediate_size=32,
-        max_position_embeddings=256,
-    )
-    BertModel(text_config).save_pretrained(folder / "text")
-    tiny_tokenizer.save_pretrained(folder / "text")
-    rng = random.Random(0)
-    (folder / "data" / "images").mkdir(parents=True)
-    for split, count in (("train", 12), ("val", 4)):
-        content = {"images": [], "annotations": [], "categories": [{"id": i, "name": n} for i, n in enumerate(NAMES)]}
-        for index in range(count):
-            name, x, y = NAMES[index % 2], rng.randrange(40), rng.randrange(40)
-            pixels = np.full((64, 64, 3), 128, dtype=np.uint8)
-            pixels[y : y + 24, x : x + 24] = COLOURS[name]
-            file_name = f"{split}{index}.png"
-            Image.fromarray(pixels).save(folder / "data" / "images" / file_name)
-            content["images"].append({"id": index, "file_name": file_name, "width": 64, "height": 64})
-            content["annotations"].append(
-                {
-                    "id": index + 1,
-                    "image_id": index,
-                    "category_id": NAMES.index(name),
-                    "bbox": [x, y, 24, 24],
-                    "area": 576,
-                    "iscrowd": 0,
-                }
-            )
-        (folder / "data" / f"{split}.json").write_text(json.dumps(content))
-    return folder
 
 
 def arguments(parts, output, minutes):

@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ from ..model.image_processing_gdino import GDinoImageProcessor
 from ..model.modeling_gdino import GDinoForObjectDetection
 from ..model.phrase_structure import phrase_structure
 from ..model.processing_gdino import GDinoProcessor
-from ..model.text_prompt import special_token_ids
+from ..model.text_prompt import name_key, special_token_ids
 from ..training.saving import last_checkpoint
 from ..training.trainer import GDinoTrainer
 from .closed_set_teacher import ClosedSetHead, DenseLoss, dense_loss, start_from_classifier
@@ -127,6 +128,25 @@ def warm_start(
     model.train()
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What the teacher says of a batch.
+
+    Attributes:
+        scores: (B, S, C) in [0, 1], scores of all cells.
+        boxes: (B, S, 4) cxcywh in [0, 1].
+        phrase_classes: (B, N) int64 class of each label of the prompt, -1 for a label the teacher does not know.
+        phrase_ids: (B, T) index of the label that each token belongs to, -1 on special tokens and padding.
+        attention_mask: (B, T) nonzero on real tokens.
+    """
+
+    scores: Tensor
+    boxes: Tensor
+    phrase_classes: Tensor
+    phrase_ids: Tensor
+    attention_mask: Tensor
+
+
 class NanoTrainer(GDinoTrainer):
     """GDinoTrainer with the teacher's dense loss on the encoder's proposals.
 
@@ -143,9 +163,9 @@ class NanoTrainer(GDinoTrainer):
         self, *args: Any, teacher: ClosedSetHead, names: Sequence[str], teacher_weight: float, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.teacher_weight = teacher_weight
+        self.teacher_weights = {"dense": teacher_weight}
         self.teacher = teacher.to(self.args.device)
-        self.classes = {name: index for index, name in enumerate(names)}
+        self.classes = {name_key(name): index for index, name in enumerate(names)}
         self._maps: tuple[Tensor, ...] = ()
         self.detector.model.backbone.register_forward_hook(self._keep_maps)
 
@@ -157,31 +177,77 @@ class NanoTrainer(GDinoTrainer):
         inputs = dict(inputs)
         labels = inputs.pop("text")
         loss, terms, outputs = super().detection_loss(model, {**inputs, "output_hidden_states": True}, **kwargs)
-        dense = self._dense_loss(inputs, outputs, labels)
         config = self.detector.config
-        loss = loss + (
-            self.teacher_weight * config.class_loss_coefficient * dense.ce
-            + config.bbox_loss_coefficient * dense.bbox
-            + config.giou_loss_coefficient * dense.giou
-        )
-        return loss, {**terms, "dense_ce": dense.ce, "dense_bbox": dense.bbox, "dense_giou": dense.giou}, outputs
+        for name, part in self.teacher_losses(self._lesson(inputs, labels), outputs).items():
+            loss = loss + (
+                self.teacher_weights[name] * config.class_loss_coefficient * part.ce
+                + config.bbox_loss_coefficient * part.bbox
+                + config.giou_loss_coefficient * part.giou
+            )
+            terms = {**terms, f"{name}_ce": part.ce, f"{name}_bbox": part.bbox, f"{name}_giou": part.giou}
+        return loss, terms, outputs
 
-    def _dense_loss(self, inputs: Mapping[str, Any], outputs: Any, labels: Sequence[Sequence[str]]) -> DenseLoss:
-        """Compare the encoder's proposals with the teacher's scores and boxes."""
+    def teacher_losses(self, lesson: Lesson, outputs: Any) -> dict[str, DenseLoss]:
+        """Compare the model's outputs with the teacher's; recipes with more to learn from it override this.
+
+        Args:
+            lesson: The teacher's scores and boxes of the batch, and which tokens they are about.
+            outputs: The model's outputs, with those of all proposals and layers.
+
+        Returns:
+            Losses by name.
+        """
+        dense = dense_loss(
+            outputs.enc_outputs_class,
+            outputs.enc_outputs_coord_logits.sigmoid(),
+            lesson.scores,
+            lesson.boxes,
+            lesson.phrase_classes,
+            lesson.phrase_ids,
+            lesson.attention_mask,
+        )
+        return {"dense": dense}
+
+    def teacher_maps(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """Return the feature maps of a batch that the teacher reads: those that the model's backbone just computed."""
+        return self._maps
+
+    def _lesson(self, inputs: Mapping[str, Any], labels: Sequence[Sequence[str]]) -> Lesson:
+        """Ask the teacher about a batch, given the labels of its prompts."""
         phrase_ids = phrase_structure(
             inputs["input_ids"], inputs["attention_mask"], self.detector.config.special_token_ids
         ).phrase_ids
-        classes = [torch.tensor([self.classes.get(label, -1) for label in prompt]) for prompt in labels]
-        teacher_scores, teacher_boxes = self.teacher(self._maps)
-        return dense_loss(
-            outputs.enc_outputs_class,
-            outputs.enc_outputs_coord_logits.sigmoid(),
-            teacher_scores,
-            teacher_boxes,
-            pad_sequence(classes, batch_first=True, padding_value=-1).to(phrase_ids.device),
-            phrase_ids,
-            inputs["attention_mask"],
+        classes = [torch.tensor([self.classes.get(name_key(label), -1) for label in prompt]) for prompt in labels]
+        scores, boxes = self.teacher(self.teacher_maps(inputs["pixel_values"]))
+        return Lesson(
+            scores=scores,
+            boxes=boxes,
+            phrase_classes=pad_sequence(classes, batch_first=True, padding_value=-1).to(phrase_ids.device),
+            phrase_ids=phrase_ids,
+            attention_mask=inputs["attention_mask"],
         )
+
+
+def teacher_of(backbone: str, names: Sequence[str]) -> ClosedSetHead:
+    """Read the detection head of an image backbone.
+
+    Args:
+        backbone: Folder of the backbone.
+        names: Names of the training data.
+
+    Returns:
+        The head.
+
+    Raises:
+        ValueError: The head has another number of classes than there are names.
+    """
+    teacher = ClosedSetHead.from_pretrained(backbone)
+    if teacher.num_classes != len(names):
+        raise ValueError(
+            f"The detector of {backbone} has {teacher.num_classes} classes but train.json has {len(names)} names; "
+            "use the names that the detector was trained with, in its order."
+        )
+    return teacher
 
 
 def augmentation() -> Transform:
@@ -257,12 +323,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     model, processor = build(args.backbone, args.text, args.image_size)
     rows = read_coco(data / "train.json")
     names = category_names(data / "train.json")
-    teacher = ClosedSetHead.from_pretrained(args.backbone)
-    if teacher.num_classes != len(names):
-        raise ValueError(
-            f"The detector of {args.backbone} has {teacher.num_classes} classes but train.json has {len(names)} names; "
-            "use the names that the detector was trained with, in its order."
-        )
+    teacher = teacher_of(args.backbone, names)
     # A checkpoint brings its own weights.
     if last_checkpoint(output) is None:
         if args.start:
@@ -302,16 +363,21 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--export", help="folder for the finished model")
     parser.add_argument("--minutes", type=float, default=110, help="time budget, over all runs")
     parser.add_argument("--image-size", type=int, default=320, help="height and width of the model's input in pixels")
-    parser.add_argument("--batch-size", type=int, default=8, help="photographs per step")
     parser.add_argument("--learning-rate", type=float, default=4e-4, help="peak learning rate")
+    parser.add_argument("--rare", type=float, default=0.3, help="names on a smaller share of images are sampled more")
+    add_shared_options(parser)
+    return parser.parse_args(arguments)
+
+
+def add_shared_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of training that this recipe shares with `nano_mixed`."""
+    parser.add_argument("--batch-size", type=int, default=8, help="photographs per step")
     parser.add_argument("--least-labels", type=int, default=20, help="fewest labels in a prompt")
     parser.add_argument("--most-labels", type=int, default=60, help="most labels in a prompt")
-    parser.add_argument("--rare", type=float, default=0.3, help="names on a smaller share of images are sampled more")
     parser.add_argument("--teacher-weight", type=float, default=16, help="weight of the teacher's class scores")
     parser.add_argument("--workers", type=int, default=0, help="processes that load photographs")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to train")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, sampling and augmentation")
-    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

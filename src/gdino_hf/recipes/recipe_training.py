@@ -18,7 +18,7 @@ SECONDS_BETWEEN_CHECKPOINTS = 240.0
 UNLIMITED_STEPS = 10**7
 
 
-def training_arguments(output: str | Path, *, minutes: float, **options: Any) -> GDinoTrainingArguments:
+def training_arguments(output: str | Path, *, minutes: float | None, **options: Any) -> GDinoTrainingArguments:
     """Return the recipes' training options.
 
     The learning rate rises over the first 2 % of the time budget, stays level until half of it, and falls linearly to
@@ -26,7 +26,7 @@ def training_arguments(output: str | Path, *, minutes: float, **options: Any) ->
 
     Args:
         output: Folder of checkpoints and log.
-        minutes: Time budget over all runs with this folder.
+        minutes: Time budget over all runs with this folder; None if `max_steps` among the options ends the training.
         **options: Further fields of `GDinoTrainingArguments`.
 
     Returns:

@@ -1,0 +1,174 @@
+"""Everyday and wild photographs as one training set, with a closed-set teacher's boxes added to the wild ones.
+
+Everyday photographs are annotated for all of their set's names. Wild ones are annotated for a few, and many of them do
+not say what is absent. The teacher tells both about its own names: what it is sure to see becomes a box, and what it
+is sure not to see becomes an absent name, so that prompts of wild photographs have negatives too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data.repeat_factors import repeat_factors
+from ..model.box_ops import batched_nms, box_iou, cxcywh_to_xyxy
+from ..whole_files import write_whole_text
+from .teacher_boxes import SAME_OBJECT_IOU
+from .wordings import Wordings
+
+# Scores from which the teacher's boxes are taken as annotations, and up to which a name counts as absent.
+SURE = 0.5
+ABSENT = 0.05
+# A teacher's box that overlaps an annotated one more than this is taken for the same object under another name.
+SAME_BOX_IOU = 0.5
+BATCH_SIZE = 8
+
+
+@torch.no_grad()
+def look(rows: Any, backbone: Any, teacher: Any, image_processor: Any) -> list[dict[str, Any]]:
+    """Ask the teacher about every photograph.
+
+    Args:
+        rows: Rows with "image" (PIL).
+        backbone: The image backbone that the teacher reads.
+        teacher: A `ClosedSetHead`.
+        image_processor: Image processor with a fixed size.
+
+    Returns:
+        For each row "best", the highest score of each class, and "boxes", a list of [class, score, x1, y1, x2, y2] in
+        [0, 1] of the boxes that score at least `SURE`.
+    """
+    seen = []
+    for start in range(0, len(rows), BATCH_SIZE):
+        images = [rows[index]["image"].convert("RGB") for index in range(start, min(start + BATCH_SIZE, len(rows)))]
+        pixels = image_processor(images=images, return_tensors="pt")["pixel_values"]
+        for scores, boxes in zip(*teacher(backbone(pixels).feature_maps), strict=True):
+            cell, label = (scores >= SURE).nonzero(as_tuple=True)
+            corners, found = cxcywh_to_xyxy(boxes[cell]), scores[cell, label]
+            chosen = batched_nms(corners, found, label, SAME_OBJECT_IOU).tolist()
+            entries = [[int(label[i]), *(round(x, 4) for x in (float(found[i]), *corners[i].tolist()))] for i in chosen]
+            seen.append({"best": [round(x, 4) for x in scores.amax(dim=0).tolist()], "boxes": entries})
+    return seen
+
+
+def look_once(path: Path, rows: Any, backbone: Any, teacher: Any, image_processor: Any) -> list[dict[str, Any]]:
+    """Return what `look` returns, and keep it in a file for the next run.
+
+    Args:
+        path: The json file.
+        rows: Rows with "image" (PIL).
+        backbone: The image backbone that the teacher reads.
+        teacher: A `ClosedSetHead`.
+        image_processor: Image processor with a fixed size.
+
+    Raises:
+        ValueError: The file is about another number of photographs.
+    """
+    if not path.is_file():
+        write_whole_text(path, json.dumps(look(rows, backbone, teacher, image_processor)))
+    seen = json.loads(path.read_text(encoding="utf-8"))
+    if len(seen) != len(rows):
+        raise ValueError(f"{path} is about {len(seen)} photographs, but there are {len(rows)}; delete it.")
+    return seen
+
+
+def taught_row(row: dict[str, Any], seen: dict[str, Any], classes: Sequence[str], wordings: Wordings) -> dict[str, Any]:
+    """Add the teacher's boxes and absent names to a row.
+
+    Args:
+        row: Row with "boxes" ((N, 4) xyxy in pixels), "names", "neg_names", "width" and "height".
+        seen: The row's entry from `look`.
+        classes: Names of the teacher's classes.
+        wordings: The vocabulary's wordings.
+
+    Returns:
+        The row with more boxes and names. A name whose meaning is annotated already gets no further boxes, nor does a
+        box that overlaps an annotated one. A name that shares a word with an annotated one is never absent ("apple",
+        where there is a "fresh apple").
+    """
+    size = np.array([row["width"], row["height"]] * 2, dtype=np.float64)
+    own = np.asarray(row["boxes"], dtype=np.float64).reshape(-1, 4)
+    meanings = {wordings.meaning(name) for name in row["names"]}
+    words = {word for name in (*row["names"], *meanings) for word in name.lower().split()}
+    boxes, names = [], []
+    for label, _, *corners in seen["boxes"]:
+        name, box = classes[label], np.array(corners) * size
+        overlap = box_iou(torch.from_numpy(own), torch.from_numpy(box[None])).max().item() if len(own) else 0.0
+        if wordings.meaning(name) not in meanings and overlap <= SAME_BOX_IOU:
+            boxes.append(box)
+            names.append(name)
+    absent = [
+        name
+        for name, best in zip(classes, seen["best"], strict=True)
+        if best <= ABSENT and wordings.meaning(name) not in meanings and not words & set(name.split())
+    ]
+    known = [name for name in row.get("neg_names") or () if wordings.meaning(name) not in {*meanings, *names}]
+    return {
+        **row,
+        "boxes": np.concatenate((own, np.array(boxes).reshape(-1, 4))),
+        "names": [*row["names"], *names],
+        "crowd": [*row["crowd"], *(False for _ in names)],
+        "neg_names": list(dict.fromkeys((*known, *absent))),
+    }
+
+
+class MixedRows:
+    """Rows of both sets, everyday ones first; every row has "neg_names".
+
+    Args:
+        everyday: Rows annotated for all of `names`.
+        wild: Rows annotated for some names.
+        seen: What the teacher sees in the wild rows, from `look`.
+        names: Names of the everyday rows, which are the teacher's classes.
+        wordings: Wordings of the names of both sets.
+    """
+
+    def __init__(
+        self, everyday: Any, wild: Any, seen: Sequence[dict[str, Any]], names: Sequence[str], wordings: Wordings
+    ) -> None:
+        self.everyday, self.wild, self.seen = everyday, wild, seen
+        self.names, self.wordings = list(names), wordings
+
+    def __len__(self) -> int:
+        return len(self.everyday) + len(self.wild)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return a row of either set."""
+        if index >= len(self.everyday):
+            place = index - len(self.everyday)
+            return taught_row(dict(self.wild[place]), self.seen[place], self.names, self.wordings)
+        row = dict(self.everyday[index])
+        present = set(row["names"])
+        return {**row, "neg_names": [name for name in self.names if name not in present]}
+
+
+def mixed_weights(
+    everyday: Sequence[Sequence[str]], wild: Sequence[Sequence[str]], wild_share: float, rare: float
+) -> list[float]:
+    """Compute how often to draw each row of both sets.
+
+    Args:
+        everyday: Names of the boxes of each everyday row.
+        wild: Names of the boxes of each wild row.
+        wild_share: Share of the wild rows among all that are drawn, 0..1.
+        rare: Names on a smaller share of their set's images are drawn more often, see `repeat_factors`.
+
+    Returns:
+        One weight per row, everyday ones first; they add up to the number of rows.
+
+    Raises:
+        ValueError: The share is not in 0..1.
+    """
+    if not 0 <= wild_share <= 1:
+        raise ValueError(f"The share of wild photographs must be in 0..1, got {wild_share}.")
+    total = len(everyday) + len(wild)
+    weights: list[float] = []
+    for names, share in ((everyday, 1 - wild_share), (wild, wild_share)):
+        factors = repeat_factors(names, rare)
+        weights += [factor / sum(factors) * share * total for factor in factors]
+    return weights

@@ -1,0 +1,109 @@
+"""Everyday and wild photographs as one training set."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gdino_hf.model.image_processing_gdino import GDinoImageProcessor
+from gdino_hf.recipes.mixed_data import MixedRows, look, look_once, mixed_weights, taught_row
+from gdino_hf.recipes.wordings import Wordings
+
+CLASSES = ["apple", "car", "couch", "dog"]
+WORDINGS = Wordings([*CLASSES, "fresh apple", "sofa", "hammer", "dent"])
+ROW = {"width": 200, "height": 100, "boxes": [[0, 0, 100, 50]], "names": ["sofa"], "crowd": [False], "neg_names": []}
+
+
+def taught(row, best=(0.0, 0.0, 0.0, 0.0), boxes=()):
+    return taught_row({**ROW, **row}, {"best": list(best), "boxes": [list(box) for box in boxes]}, CLASSES, WORDINGS)
+
+
+def test_sure_boxes_of_other_things_are_added_in_pixels():
+    result = taught({}, best=(0, 0.9, 0, 0), boxes=[(1, 0.9, 0.6, 0.5, 0.9, 1.0)])
+    np.testing.assert_allclose(result["boxes"], [[0, 0, 100, 50], [120, 50, 180, 100]])
+    assert result["names"] == ["sofa", "car"]
+    assert result["crowd"] == [False, False]
+
+
+def test_boxes_of_what_is_annotated_already_are_not_added():
+    # A couch is a sofa; the other box covers the annotated one, under a name that the annotation does not use.
+    result = taught({}, best=(0, 0, 0.9, 0.9), boxes=[(2, 0.9, 0.6, 0.5, 0.9, 1.0), (3, 0.9, 0.0, 0.0, 0.5, 0.45)])
+    assert result["names"] == ["sofa"]
+
+
+def test_absent_are_names_that_the_teacher_is_sure_not_to_see():
+    assert taught({}, best=(0.01, 0.04, 0.0, 0.2))["neg_names"] == ["apple", "car"]
+    # "couch" is what the annotated "sofa" means, and "apple" may name the annotated "fresh apple".
+    assert taught({"names": ["fresh apple"]})["neg_names"] == ["car", "couch", "dog"]
+
+
+def test_known_absent_names_stay_unless_the_teacher_sees_them():
+    result = taught({"neg_names": ["hammer", "dent"]}, best=(0.5, 0.5, 0.5, 0.5))
+    assert result["neg_names"] == ["hammer", "dent"]
+    seen = taught({"neg_names": ["dog", "dent"]}, best=(0.5, 0.5, 0.5, 0.9), boxes=[(3, 0.9, 0.6, 0.5, 0.9, 1.0)])
+    assert (seen["names"], seen["neg_names"]) == (["sofa", "dog"], ["dent"])
+
+
+def test_rows_without_boxes_can_be_taught():
+    result = taught({"boxes": [], "names": [], "crowd": []}, best=(0, 0.9, 0, 0), boxes=[(1, 0.9, 0, 0, 0.5, 0.5)])
+    np.testing.assert_allclose(result["boxes"], [[0, 0, 100, 50]])
+    assert (result["names"], result["neg_names"]) == (["car"], ["apple", "couch", "dog"])
+
+
+def test_mixed_rows_are_everyday_ones_then_wild_ones():
+    everyday = [{"names": ["dog", "dog"], "boxes": [[0, 0, 1, 1]] * 2}]
+    rows = MixedRows(everyday, [ROW], [{"best": [0.0] * 4, "boxes": []}], CLASSES, WORDINGS)
+    assert len(rows) == 2
+    assert rows[0]["neg_names"] == ["apple", "car", "couch"]
+    assert rows[1]["names"] == ["sofa"]
+
+
+def test_weights_give_each_set_its_share_and_rare_names_more():
+    everyday, wild = [["dog"]] * 9 + [["car"]], [["hammer"]] * 5
+    weights = mixed_weights(everyday, wild, wild_share=0.4, rare=0.4)
+    assert sum(weights) == pytest.approx(15)
+    assert sum(weights[10:]) == pytest.approx(0.4 * 15)
+    # "car" is on a tenth of the images, so its factor is sqrt(0.4 / 0.1).
+    assert weights[9] / weights[0] == pytest.approx(2.0)
+    with pytest.raises(ValueError, match=r"0\.\.1, got 1\.5"):
+        mixed_weights(everyday, wild, wild_share=1.5, rare=0.4)
+
+
+class Looker:
+    """A backbone and a teacher that know the colour of a picture: class 0 is red, with one box."""
+
+    def __call__(self, pixels):
+        return SimpleNamespace(feature_maps=(pixels,))
+
+    @staticmethod
+    def teach(maps):
+        red = (maps[0][:, 0].mean(dim=(1, 2)) > maps[0][:, 2].mean(dim=(1, 2))).float()
+        scores = torch.stack((0.9 * red, torch.full_like(red, 0.02)), dim=-1)
+        # Two cells see the same object.
+        scores = torch.stack((scores, 0.8 * scores), dim=1)
+        return scores, torch.tensor([0.5, 0.5, 0.5, 0.25]).repeat(len(red), 2, 1)
+
+
+@pytest.fixture
+def pictures():
+    return [{"image": Image.new("RGB", (40, 20), colour)} for colour in ("red", "blue")]
+
+
+def test_look_keeps_the_best_score_of_each_class_and_sure_boxes(pictures):
+    looker = Looker()
+    red, blue = look(pictures, looker, looker.teach, GDinoImageProcessor(size={"height": 8, "width": 8}))
+    assert red == {"best": [0.9, 0.02], "boxes": [[0, 0.9, 0.25, 0.375, 0.75, 0.625]]}
+    assert blue == {"best": [0.0, 0.02], "boxes": []}
+
+
+def test_looking_once_is_enough(tmp_path, pictures):
+    looker, path = Looker(), tmp_path / "seen.json"
+    processor = GDinoImageProcessor(size={"height": 8, "width": 8})
+    first = look_once(path, pictures, looker, looker.teach, processor)
+    assert json.loads(path.read_text()) == first
+    assert look_once(path, pictures, None, None, processor) == first
+    with pytest.raises(ValueError, match="about 2 photographs, but there are 1"):
+        look_once(path, pictures[:1], None, None, processor)

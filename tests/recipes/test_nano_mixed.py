@@ -1,0 +1,117 @@
+"""The recipe that trains gdino-nano further on two data sets, on small generated images and pretrained parts."""
+
+import json
+
+import pytest
+import torch
+
+from gdino_hf.recipes import nano, nano_mixed, nano_rating
+from gdino_hf.training.saving import last_checkpoint
+
+
+@pytest.fixture(scope="module")
+def start(parts, tmp_path_factory):
+    """Folder of a model to start from, built around the tiny parts."""
+    folder = tmp_path_factory.mktemp("start")
+    torch.manual_seed(0)
+    nano.export(*nano.build(str(parts / "backbone"), str(parts / "text"), image_size=64), folder)
+    return folder
+
+
+def arguments(parts, start, output, *more):
+    return nano_mixed.parse_arguments(
+        [
+            *("--everyday", str(parts / "data"), "--wild", str(parts / "wild"), "--start", str(start)),
+            *("--backbone", str(parts / "backbone"), "--output", str(output), "--batch-size", "4"),
+            *("--least-labels", "1", "--most-labels", "3", "--warmup-steps", "2", "--decay-steps", "2", *more),
+        ]
+    )
+
+
+def trainer_of(args):
+    from gdino_hf.model.modeling_gdino import GDinoForObjectDetection
+    from gdino_hf.model.processing_gdino import GDinoProcessor
+
+    model = GDinoForObjectDetection.from_pretrained(args.start)
+    return nano_mixed.make_trainer(args, model, GDinoProcessor.from_pretrained(args.start))
+
+
+def test_the_loss_adds_the_teachers_terms_with_their_weights(parts, start, tmp_path):
+    args = arguments(parts, start, tmp_path, "--teacher-weight", "3", "--set-weight", "5")
+    trainer = trainer_of(args)
+    batch = next(iter(trainer.get_train_dataloader()))
+    loss, terms, outputs = trainer.detection_loss(trainer.model, batch)
+    config = trainer.model.config
+    expected = outputs.loss
+    for name, weight in (("dense", 3), ("set", 5)):
+        assert terms[f"{name}_ce"] > 0
+        expected = expected + weight * config.class_loss_coefficient * terms[f"{name}_ce"]
+        expected = expected + config.bbox_loss_coefficient * terms[f"{name}_bbox"]
+        expected = expected + config.giou_loss_coefficient * terms[f"{name}_giou"]
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_rows_of_both_sets_are_drawn_by_share(parts, start, tmp_path):
+    trainer = trainer_of(arguments(parts, start, tmp_path, "--wild-share", "0.5", "--rare", "0"))
+    trainer.get_train_dataloader()
+    rows = [key.row for key in trainer.sampler]
+    assert len(rows) == 20  # 12 and 6 photographs, filled up to whole batches of 4
+    assert sum(row >= 12 for row in rows[:18]) == 9
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.1])
+def test_backbone_is_trained_only_with_a_learning_rate_and_the_teacher_keeps_its_own(parts, start, tmp_path, factor):
+    trainer = trainer_of(arguments(parts, start, tmp_path, "--backbone-lr-factor", str(factor)))
+    trained = {name.split(".")[1] for name, x in trainer.model.named_parameters() if x.requires_grad}
+    assert ("backbone" in trained) == (factor > 0)
+    assert "text_backbone" not in trained
+    trainer.create_optimizer()
+    rates = {group["group"]: group["lr"] for group in trainer.optimizer.param_groups}
+    assert rates["trunk"] == 5e-5
+    assert rates.get("backbone", 0.0) == pytest.approx(5e-5 * factor)
+    if factor:
+        pixels = torch.randn(1, 3, 64, 64)
+        before = [x.clone() for x in trainer.teacher_maps(pixels)]
+        with torch.no_grad():
+            for parameter in trainer.model.model.backbone.parameters():
+                parameter.mul_(2)
+        after = trainer.model.model.backbone(pixels)
+        assert not torch.equal(after[0], before[0])
+        assert all(torch.equal(a, b) for a, b in zip(before, trainer.teacher_maps(pixels), strict=True))
+
+
+def test_schedule_rises_stays_level_and_falls_by_steps(parts, start, tmp_path):
+    trainer = trainer_of(arguments(parts, start, tmp_path, "--steps", "10"))
+    trainer.create_optimizer_and_scheduler(num_training_steps=trainer.args.max_steps)
+    factors = [trainer.lr_scheduler.lr_lambdas[0](step) for step in (0, 1, 2, 8, 9, 10)]
+    assert factors == pytest.approx([0.02, 0.51, 1.0, 1.0, 0.51, 0.02])
+
+
+def test_a_run_with_other_options_is_refused(parts, start, tmp_path):
+    nano_mixed.keep_options(arguments(parts, start, tmp_path))
+    nano_mixed.keep_options(arguments(parts, start, tmp_path, "--steps", "7"))
+    with pytest.raises(ValueError, match=r"began with wild_share=0\.4, not 0\.2"):
+        nano_mixed.keep_options(arguments(parts, start, tmp_path, "--wild-share", "0.2"))
+
+
+@pytest.mark.slow
+def test_trains_resumes_and_every_checkpoint_can_be_rated(parts, start, tmp_path, capsys):
+    run = tmp_path / "run"
+    nano_mixed.train(arguments(parts, start, run, "--steps", "3"))
+    assert last_checkpoint(run).name == "checkpoint-3"
+    trainer = nano_mixed.train(arguments(parts, start, run, "--steps", "5", "--export", str(tmp_path / "export")))
+    assert trainer.state.global_step == 5
+    assert trainer.model.model.text_feature_cache.encoded > 0
+
+    averaged = trainer.model.state_dict()
+    rated = nano_rating.load_checkpoint(run).state_dict()
+    assert all(torch.equal(averaged[name], rated[name]) for name in averaged)
+    exported = nano_rating.load_checkpoint(tmp_path / "export").state_dict()
+    torch.testing.assert_close(exported["model.level_embed"], averaged["model.level_embed"], rtol=1e-3, atol=1e-4)
+
+    sets = ("--everyday", str(parts / "data"), "--wild", str(parts / "wild"), "--processor", str(start))
+    capsys.readouterr()
+    nano_rating.main([str(run), *sets])
+    figures = json.loads(capsys.readouterr().out)
+    assert figures.keys() == {"everyday/val", "wild/val"}
+    assert all(0 <= figures[title]["AP"] <= figures[title]["AP50"] <= 1 for title in figures)
