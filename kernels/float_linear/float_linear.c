@@ -117,9 +117,13 @@ int float_pack(int64_t inputs, int64_t columns, const float *weight, float *pack
     if (inputs < 1 || columns < 1)
         return FLOAT_BAD_ARGUMENT;
     const int64_t panel = panel_columns();
-    for (int64_t n = 0; n < float_padded_columns(columns); n++)
+    for (int64_t n = 0; n < columns; n += panel, packed += panel * inputs) {
+        const int64_t here = columns - n < panel ? columns - n : panel;
+        if (here < panel)
+            memset(packed, 0, sizeof(float) * panel * inputs);
         for (int64_t k = 0; k < inputs; k++)
-            packed[n / panel * panel * inputs + k * panel + n % panel] = n < columns ? weight[n * inputs + k] : 0.0f;
+            for (int64_t j = 0; j < here; j++) packed[k * panel + j] = weight[(n + j) * inputs + k];
+    }
     return FLOAT_OK;
 }
 

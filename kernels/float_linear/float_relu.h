@@ -68,13 +68,23 @@ TARGET static void NAME(sparse_product)(int64_t count, const uint64_t *masks, co
 #undef SUMS
 }
 
-/* Cut `height` rows of a matrix into slabs. The element of a row and column is from[row * across + column * down]. */
-INLINE void NAME(cut)(const float *from, int64_t across, int64_t down, int64_t height, int64_t width, float *slabs)
+/* Cut `height` rows of a matrix, which are `stride` floats apart, into slabs. */
+INLINE void NAME(cut)(const float *from, int64_t stride, int64_t height, int64_t width, float *slabs)
 {
     for (int64_t column = 0, columns; column < width; column += columns) {
         columns = NAME(slab_columns)(width - column);
-        for (int64_t i = 0; i < height; i++, slabs += columns)
-            for (int64_t j = 0; j < columns; j++) slabs[j] = from[i * across + (column + j) * down];
+        NAME(copy)(from + column, stride, slabs + column * height, columns, height, columns);
+    }
+}
+
+/* The same of `height` columns of a matrix with `width` rows. */
+INLINE void NAME(cut_columns)(const float *from, int64_t stride, int64_t height, int64_t width, float *slabs)
+{
+    for (int64_t column = 0, columns; column < width; column += columns) {
+        columns = NAME(slab_columns)(width - column);
+        for (int64_t j = 0; j < columns; j++)
+            for (int64_t i = 0; i < height; i++)
+                slabs[column * height + i * columns + j] = from[(column + j) * stride + i];
     }
 }
 
@@ -102,7 +112,7 @@ TARGET static int NAME(relu_forward)(int64_t rows, int64_t width, int64_t hidden
         return FLOAT_NO_MEMORY;
     float_pack(width, hidden, first, packed);
     const float_layer layer = {width, hidden, packed, first_bias};
-    for (int64_t h = 0; h < hidden; h += UNITS) NAME(cut)(second + h, 1, hidden, UNITS, width, slabs + h * width);
+    for (int64_t h = 0; h < hidden; h += UNITS) NAME(cut_columns)(second + h, hidden, UNITS, width, slabs + h * width);
     if (threads > groups)
         threads = (int32_t)groups;
 #pragma omp parallel num_threads(threads) if (threads > 1)
@@ -161,8 +171,8 @@ TARGET static void NAME(relu_backward_of)(int64_t first_group, int64_t last_grou
         const float *const from = grad + row * width;
         float *const to = grad_x + row * width;
         uint64_t masks[UNITS] = {0}, turned[UNITS];
-        NAME(cut)(from, width, 1, count, width, grad_slabs);
-        NAME(cut)(x + row * width, width, 1, count, width, x_slabs);
+        NAME(cut)(from, width, count, width, grad_slabs);
+        NAME(cut)(x + row * width, width, count, width, x_slabs);
         memset(to, 0, sizeof(float) * count * width);
         for (int64_t i = 0; i < count; i++)
             NAME(add_rows)(grad_second_bias, from + i * width, grad_second_bias, width);
@@ -198,7 +208,7 @@ TARGET static int NAME(relu_backward)(int64_t rows, int64_t width, int64_t hidde
     for (int64_t n = 0; n < hidden; n += PANEL)
         for (int64_t k = 0; k < width; k++) memcpy(packed + n * width + k * PANEL, second + k * hidden + n, sizeof(float) * PANEL);
     const float_layer layer = {width, hidden, packed, NULL};
-    for (int64_t h = 0; h < hidden; h += UNITS) NAME(cut)(first + h * width, width, 1, UNITS, width, slabs + h * width);
+    for (int64_t h = 0; h < hidden; h += UNITS) NAME(cut)(first + h * width, width, UNITS, width, slabs + h * width);
 #pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
     for (int32_t i = 0; i < threads; i++) {
         float *const sums = slabs + size + i * own;
@@ -210,9 +220,10 @@ TARGET static int NAME(relu_backward)(int64_t rows, int64_t width, int64_t hidde
     for (int32_t i = 1; i < threads; i++) NAME(add_rows)(sums, sums + i * own, sums, own - room);
     if (grad_first)
         memcpy(grad_first, sums, sizeof(float) * size);
-    for (int64_t n = 0; grad_second && n < hidden; n += LANES)
+    /* A line of the cache is written at a time. */
+    for (int64_t n = 0; grad_second && n < hidden; n += 16)
         for (int64_t k = 0; k < width; k++)
-            for (int64_t j = 0; j < LANES; j++) grad_second[k * hidden + n + j] = sums[size + (n + j) * width + k];
+            for (int64_t j = 0; j < 16; j++) grad_second[k * hidden + n + j] = sums[size + (n + j) * width + k];
     if (grad_first_bias)
         memcpy(grad_first_bias, sums + 2 * size, sizeof(float) * hidden);
     if (grad_second_bias)

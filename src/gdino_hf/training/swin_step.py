@@ -9,6 +9,7 @@ while they are in the cache.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -26,15 +27,17 @@ class _Windows(NamedTuple):
     """Where the windows of a batch of maps lie.
 
     Attributes:
-        places: (W, N) int64 row of each place among the tokens of the batch; padding has some row of its image.
-        real: (W * N,) bool, False on padding; None if there is none.
+        shape: Number of windows W and of places N in each.
+        tokens: (R,) int64 the batch's tokens in the order of the windows.
+        inside: (R,) int64 place of each of these tokens among the W * N places; None if there is no padding.
         apart: (W, 1, N, N) float32, -100 between regions that a shift brought together and 0 elsewhere; None without
             a shift.
-        starts: For each window, the number of real tokens in the windows before it, and the total.
+        starts: For each window, the number of tokens in the windows before it, and the total.
     """
 
-    places: Tensor
-    real: Tensor | None
+    shape: tuple[int, int]
+    tokens: Tensor
+    inside: Tensor | None
     apart: Tensor | None
     starts: list[int]
 
@@ -45,12 +48,13 @@ def _windows(batch: int, height: int, width: int, window: int, shift: int) -> _W
     tokens = height * width
     is_real = (index < tokens).repeat(batch, 1)
     first = torch.arange(batch).repeat_interleave(len(index))[:, None] * tokens
-    places = index.clamp(max=tokens - 1).repeat(batch, 1) + first
+    places = (index.repeat(batch, 1) + first)[is_real]
     apart = None
     if regions is not None:
         apart = -100.0 * (regions[:, None, :] != regions[:, :, None])[:, None].float().repeat(batch, 1, 1, 1)
     starts = [0, *is_real.sum(1).cumsum(0).tolist()]
-    return _Windows(places, None if bool(is_real.all()) else is_real.flatten(), apart, starts)
+    inside = None if bool(is_real.all()) else is_real.flatten().nonzero()[:, 0]
+    return _Windows((len(is_real), is_real.shape[1]), places, inside, apart, starts)
 
 
 class _Weights(NamedTuple):
@@ -167,18 +171,22 @@ class _BlockStep(torch.autograd.Function):
     def forward(ctx: Any, settings: _Settings, x: Tensor, factor: Tensor | None, *parameters: Tensor) -> Tensor:
         weights, windows = _Weights(*parameters), settings.windows
         _, tokens, channels = x.shape
-        rows, count = x.contiguous().view(-1, channels), windows.places.shape[1]
-        total, heads = len(windows.places), settings.heads
+        rows, (total, count), heads = x.contiguous().view(-1, channels), windows.shape, settings.heads
         grid = (total, heads, count, channels // heads)
         qkv, shares = x.new_empty(3, *grid), x.new_empty(total, heads, count, count)
-        mixed, middle = x.new_empty(total * count, channels), torch.empty_like(rows)
-        hidden, output = x.new_empty(len(rows), len(weights.fc1)), torch.empty_like(rows)
+        mixed, middle, output = torch.empty_like(rows), torch.empty_like(rows), torch.empty_like(rows)
+        hidden = x.new_empty(len(rows), len(weights.fc1))
         weight, bias = weights.qkv()
         before = LayerNormStep(weights.before, weights.before_bias, settings.eps[0])
         after = LayerNormStep(weights.after, weights.after_bias, settings.eps[1])
-        for some, part, places in _chunks(windows):
+        for some, kept, inside in _chunks(windows):
+            places = windows.tokens[kept]
             own = rows.index_select(0, places)
-            projected = torch.addmm(bias, _hide(before(own)[0], windows.real, part), weight.t())
+            projected = torch.addmm(bias, before(own)[0], weight.t())
+            if inside is not None:
+                # Padding is zero after the normalization.
+                padded = bias.repeat((some.stop - some.start) * count, 1)
+                projected = padded.index_copy_(0, inside, projected)
             parts = projected.view(-1, count, 3, heads, grid[3]).permute(2, 0, 3, 1, 4)
             query, key, value = qkv[:, some].copy_(parts)
             scores = query @ key.transpose(2, 3)
@@ -186,17 +194,15 @@ class _BlockStep(torch.autograd.Function):
             if windows.apart is not None:
                 scores.add_(windows.apart[some])
             share = torch.softmax(scores, -1, out=shares[some])
-            mixed[part] = (share @ value).transpose(1, 2).flatten(0, 1).flatten(1)
-            attended = torch.addmm(weights.output_bias, mixed[part], weights.output.t())
+            gathered = (share @ value).transpose(1, 2).flatten(0, 1).flatten(1)
+            mixed[kept] = gathered if inside is None else gathered.index_select(0, inside)
+            attended = torch.addmm(weights.output_bias, mixed[kept], weights.output.t(), out=middle[kept])
             if factor is not None:
                 attended.mul_(_per_row(factor, places, tokens))
             attended.add_(own)
-            if windows.real is not None:
-                attended, places = attended[windows.real[part]], places[windows.real[part]]
-            kept = slice(windows.starts[some.start], windows.starts[some.stop])
-            middle[kept] = attended
             inner = torch.addmm(weights.fc1_bias, after(attended)[0], weights.fc1.t(), out=hidden[kept])
-            output.index_copy_(0, places, attended.addmm_(F.gelu(inner), weights.fc2.t()).add_(weights.fc2_bias))
+            result = torch.addmm(attended, F.gelu(inner), weights.fc2.t())
+            output.index_copy_(0, places, result.add_(weights.fc2_bias))
         ctx.settings = settings
         ctx.save_for_backward(x, factor, qkv, shares, mixed, middle, hidden, *parameters)
         return output.view_as(x)
@@ -213,11 +219,9 @@ class _BlockStep(torch.autograd.Function):
         grad_weight, grad_bias = torch.zeros_like(weight), weight.new_zeros(len(weight))
         before = LayerNormStep(weights.before, weights.before_bias, settings.eps[0])
         after = LayerNormStep(weights.after, weights.after_bias, settings.eps[1])
-        for some, part, places in _chunks(windows):
-            kept = slice(windows.starts[some.start], windows.starts[some.stop])
-            real = None if windows.real is None else windows.real[part]
-            own_places = places if real is None else places[real]
-            grad_output = grad.index_select(0, own_places)
+        for some, kept, inside in _chunks(windows):
+            places = windows.tokens[kept]
+            grad_output = grad.index_select(0, places)
             add_product(grads.fc2, grads.fc2_bias, grad_output, F.gelu(hidden[kept]))
             grad_inner = torch.ops.aten.gelu_backward(grad_output @ weights.fc2, hidden[kept])
             normed, statistics = after(middle[kept])
@@ -225,20 +229,21 @@ class _BlockStep(torch.autograd.Function):
             grad_normed = grad_inner @ weights.fc1
             residual = after.backward(grad_normed, middle[kept], statistics, grads.after, grads.after_bias)
             residual.add_(grad_output)
-            branch = residual
-            if real is not None:
-                branch = residual.new_zeros(len(places), channels)
-                branch[real] = residual
-            if factor is not None:
-                branch = branch * _per_row(factor, places, tokens)
-            add_product(grads.output, grads.output_bias, branch, mixed[part])
-            projected = _attention_backward(branch @ weights.output, qkv[:, some], shares[some], grads.bias)
+            branch = residual if factor is None else residual * _per_row(factor, places, tokens)
+            add_product(grads.output, grads.output_bias, branch, mixed[kept])
+            grad_mixed = branch @ weights.output
+            if inside is not None:
+                padded = grad_mixed.new_zeros((some.stop - some.start) * windows.shape[1], channels)
+                grad_mixed = padded.index_copy_(0, inside, grad_mixed)
+            projected = _attention_backward(grad_mixed, qkv[:, some], shares[some], grads.bias)
+            grad_bias += projected.sum(0)
+            if inside is not None:
+                projected = projected.index_select(0, inside)
             own = rows.index_select(0, places)
             normed, statistics = before(own)
-            add_product(grad_weight, grad_bias, projected, _hide(normed, windows.real, part))
-            grad_normed = _hide(projected @ weight, windows.real, part)
-            grad_own = before.backward(grad_normed, own, statistics, grads.before, grads.before_bias)
-            grad_x.index_copy_(0, own_places, (grad_own if real is None else grad_own[real]).add_(residual))
+            add_product(grad_weight, None, projected, normed)
+            grad_own = before.backward(projected @ weight, own, statistics, grads.before, grads.before_bias)
+            grad_x.index_copy_(0, places, grad_own.add_(residual))
         targets = (grads.query, grads.key, grads.value, grads.query_bias, grads.key_bias, grads.value_bias)
         for target, value in zip(targets, (*grad_weight.chunk(3), *grad_bias.chunk(3)), strict=True):
             if target is not None:
@@ -270,18 +275,17 @@ def _attention_backward(grad: Tensor, qkv: Tensor, share: Tensor, grad_bias: Ten
     return result.view(windows * count, -1)
 
 
-def _chunks(windows: _Windows) -> Any:
-    """Yield slices of windows and of their rows, and the rows' places among the tokens of the batch."""
-    total, count = windows.places.shape
+def _chunks(windows: _Windows) -> Iterator[tuple[slice, slice, Tensor | None]]:
+    """Yield slices of windows and of their tokens, and the tokens' places in these windows, None if all are taken."""
+    total, count = windows.shape
     size = max(1, _TOKENS // count)
     for start in range(0, total, size):
         some = slice(start, min(start + size, total))
-        yield some, slice(some.start * count, some.stop * count), windows.places[some].flatten()
-
-
-def _hide(x: Tensor, real: Tensor | None, part: slice) -> Tensor:
-    """Set rows of padding to zero, in place."""
-    return x if real is None else x.masked_fill_(~real[part, None], 0.0)
+        kept = slice(windows.starts[some.start], windows.starts[some.stop])
+        inside = None
+        if windows.inside is not None and kept.stop - kept.start < (some.stop - some.start) * count:
+            inside = windows.inside[kept] - start * count
+        yield some, kept, inside
 
 
 def _per_row(factor: Tensor, places: Tensor, tokens: int) -> Tensor:
