@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from gdino_hf import Detector, Vocabulary
-from gdino_hf.detection.detector import DetectionError
+from gdino_hf.detection.detector import DetectionError, _say_cast_once
+from gdino_hf.detection.text_features import text_fingerprints
 from gdino_hf.model.box_ops import cxcywh_to_xyxy
 from gdino_hf.model.text_prompt import build_prompt
 from random_models import make_random_model
@@ -168,6 +169,56 @@ def test_vocabulary_of_another_model_is_refused(detector, tiny_config, tiny_proc
     with pytest.raises(ValueError, match="computed by another model"):
         other(picture(), vocabulary)
     assert other(picture(), Vocabulary("cat"), threshold=0.0).names == ("cat",)
+
+
+@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("direction", ["to narrower", "from narrower"])
+def test_vocabulary_of_the_same_model_in_another_dtype_is_cast_and_said_once(
+    tmp_path, tiny_config, tiny_processor, caplog, narrow, direction
+):
+    detectors = [
+        Detector(make_random_model(tiny_config).to(dtype), processor=tiny_processor, device=None, optimize=False)
+        for dtype in (torch.float32, narrow)
+    ]
+    one, other = detectors if direction == "to narrower" else detectors[::-1]
+    one.vocabulary(LABELS).save(tmp_path / "v.safetensors")
+    loaded = Vocabulary.load(tmp_path / "v.safetensors")
+    _say_cast_once.cache_clear()
+    for _ in range(2):
+        remade = other.vocabulary(loaded)
+    assert other.texts.encoded == 0
+    assert {x.dtype for x in remade.encoded.features.values()} == {other.model.dtype}
+    assert remade.encoded.fingerprint == other.texts.fingerprint
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "by this model in another dtype" in caplog.text
+    found, wanted = other(picture(), loaded, threshold=0.0), other(picture(), LABELS, threshold=0.0)
+    assert [*found.presence.values()] == pytest.approx([*wanted.presence.values()], abs=0.02)
+
+
+def test_weights_that_a_wider_dtype_holds_are_the_same_text_encoder(tiny_config):
+    """Optimizing a bfloat16 model may turn it to float32, where that is faster."""
+    model = make_random_model(tiny_config)
+    exact, *narrower = text_fingerprints(model)
+    assert len({exact, *narrower}) == 3
+    assert text_fingerprints(model.double()) == (exact, *narrower)
+    assert text_fingerprints(model.bfloat16()) == text_fingerprints(model.float()) == (narrower[0],)
+
+
+@pytest.mark.parametrize(("dtype", "change"), [(torch.float32, 1e-6), (torch.bfloat16, 0.05), (torch.float16, 0.05)])
+def test_a_text_encoder_that_differs_in_one_weight_is_another(tmp_path, tiny_config, tiny_processor, dtype, change):
+    model = make_random_model(tiny_config)
+    with torch.no_grad():
+        model.base_model.text_projection.bias[0] = 0.5
+    Detector(model, processor=tiny_processor, device=None, optimize=False).vocabulary("cat").save(tmp_path / "v")
+    with torch.no_grad():
+        model.base_model.text_projection.bias[0] += change
+    changed = Detector(model.to(dtype), processor=tiny_processor, device=None, optimize=False)
+    with pytest.raises(ValueError, match="encoded to None") as refusal:
+        changed(picture(), Vocabulary.load(tmp_path / "v"))
+    assert "\n" not in str(refusal.value)
+    kept = Vocabulary.load(tmp_path / "v")
+    kept.encoded = None
+    assert changed(picture(), kept, threshold=0.0).names == ("cat",)
 
 
 def test_features_are_forgotten_beyond_the_store(detector):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -26,6 +28,8 @@ from .stages import in_batches
 from .text_features import TextFeatureStore
 from .tiles import OVERLAP
 from .vocabulary import EncodedTexts, Labels, Vocabulary
+
+logger = logging.getLogger(__name__)
 
 
 class DetectionError(ValueError):
@@ -133,7 +137,8 @@ class Detector:
         found = _as_vocabulary(labels, options).to(self.device)
         prompts = [chunk.input_ids for chunk in self._prompt(found).chunks]
         features = self.texts.get(prompts, self._given(found))
-        found.encoded = EncodedTexts(self.texts.fingerprint, dict(zip(prompts, features, strict=True)))
+        own, *narrower = self.texts.fingerprints
+        found.encoded = EncodedTexts(own, dict(zip(prompts, features, strict=True)), tuple(narrower))
         return found
 
     def __call__(
@@ -337,14 +342,19 @@ class Detector:
 
     def _given(self, vocabulary: Vocabulary) -> Mapping[tuple[int, ...], torch.Tensor]:
         """Return the text features that a vocabulary brings, or raise if another model computed them."""
-        if vocabulary.encoded is None:
+        encoded = vocabulary.encoded
+        if encoded is None:
             return {}
-        if vocabulary.encoded.fingerprint != self.texts.fingerprint:
+        own, *narrower = self.texts.fingerprints
+        if own not in (encoded.fingerprint, *encoded.narrower) and encoded.fingerprint not in narrower:
             raise ValueError(
-                "The vocabulary's text features were computed by another model or in another dtype; make it again with "
-                "detector.vocabulary(...)."
+                "The vocabulary's text features were computed by another model; make it again with "
+                "detector.vocabulary(...), or set its attribute encoded to None to keep all but the features."
             )
-        return vocabulary.encoded.features
+        dtype = self.model.base_model.level_embed.dtype
+        if encoded.fingerprint != own or any(x.dtype != dtype for x in encoded.features.values()):
+            _say_cast_once()
+        return encoded.features
 
 
 def _as_vocabulary(labels: Labels | Vocabulary, options: Mapping[str, Any]) -> Vocabulary:
@@ -353,6 +363,14 @@ def _as_vocabulary(labels: Labels | Vocabulary, options: Mapping[str, Any]) -> V
     if options:
         raise TypeError(f"{', '.join(options)} cannot be given beside a Vocabulary; make it with them.")
     return labels
+
+
+@functools.cache
+def _say_cast_once() -> None:
+    logger.warning(
+        "A vocabulary's text features were computed by this model in another dtype, and are cast; scores may differ by "
+        "a hundredth from those of a vocabulary made in this dtype."
+    )
 
 
 def _at_least_one(batch_size: int) -> int:

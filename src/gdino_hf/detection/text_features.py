@@ -18,6 +18,7 @@ KEPT_TOKENS = 131_072
 """Tokens whose features a detector keeps beside those of its largest vocabulary: 128 MB in float32 at width 256."""
 
 _AT_ONCE = 8
+_NARROWER = (torch.bfloat16, torch.float16)
 
 Tokens = tuple[int, ...]
 
@@ -35,16 +36,21 @@ class TextFeatureStore:
         self._kept: OrderedDict[Tokens, Tensor] = OrderedDict()
         self._num_tokens = 0
         self._lock = threading.Lock()
-        self._fingerprint: str | None = None
+        self._fingerprints: tuple[str, ...] = ()
         self.encoded = 0
         """Number of prompts that the text encoder has run for so far."""
 
     @property
     def fingerprint(self) -> str:
         """Identifies the text encoder: equal for models that compute the same text features."""
-        if self._fingerprint is None:
-            self._fingerprint = text_fingerprint(self._model)
-        return self._fingerprint
+        return self.fingerprints[0]
+
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """The model's own fingerprint, and those that it has when it is loaded in narrower dtypes."""
+        if not self._fingerprints:
+            self._fingerprints = text_fingerprints(self._model)
+        return self._fingerprints
 
     def make_room(self, prompts: Sequence[Tokens]) -> None:
         """Keep all of these prompts from now on, however many they are: every picture needs all of its vocabulary.
@@ -91,7 +97,7 @@ class TextFeatureStore:
         with self._lock:
             self._kept.clear()
             self._num_tokens = 0
-        self._fingerprint = None
+        self._fingerprints = ()
 
     def stacked(self, prompts: Sequence[Tokens], given: Mapping[Tokens, Tensor] | None = None) -> GDinoTextFeatures:
         """Return the features of prompts as one batch, which forward takes instead of input_ids.
@@ -122,22 +128,38 @@ class TextFeatureStore:
         return {tokens: row[: len(tokens)].clone() for tokens, row in zip(prompts, hidden, strict=True)}
 
 
-def text_fingerprint(model: Any) -> str:
-    """Return a hash of everything that text features depend on: weights of the text encoder, their dtype, and settings.
+def text_fingerprints(model: Any) -> tuple[str, ...]:
+    """Return hashes of everything that text features depend on: settings, and the text encoder's weights.
 
     Args:
         model: A `GDinoForObjectDetection` or `GDinoModel`.
 
     Returns:
-        64 hexadecimal digits. Reading the weights of a BERT base takes about a second.
+        64 hexadecimal digits for the weights as they are, whatever dtype holds them; then, for weights that need
+        float32, those that they have after loading in bfloat16 and float16. Reading a BERT base takes about a second.
     """
     core = model.base_model
-    digest = hashlib.sha256(repr((core.config.special_token_ids, str(core.level_embed.dtype))).encode())
-    for part in (core.text_backbone, core.text_projection):
-        for name, value in sorted(part.state_dict().items()):
-            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    weights = {
+        f"{place} {name}": value.detach().cpu()
+        for place, part in enumerate((core.text_backbone, core.text_projection))
+        for name, value in sorted(part.state_dict().items())
+    }
+    dtypes = (*_NARROWER, torch.float32, torch.float64)
+    own = next(dtype for dtype in dtypes if all(_holds(dtype, value) for value in weights.values()))
+    found = []
+    for dtype in (own, *(_NARROWER if own == torch.float32 else ())):
+        digest = hashlib.sha256(repr((core.config.special_token_ids, str(dtype))).encode())
+        for name, value in weights.items():
+            rounded = value.to(dtype) if value.is_floating_point() else value
+            digest.update(f"{name} {tuple(value.shape)} {rounded.dtype}".encode())
+            digest.update(rounded.contiguous().flatten().view(torch.uint8).numpy())
+        found.append(digest.hexdigest())
+    return tuple(found)
+
+
+def _holds(dtype: torch.dtype, value: Tensor) -> bool:
+    """Return whether a dtype holds every number of a tensor exactly."""
+    return not value.is_floating_point() or torch.equal(value.to(dtype).to(torch.float64), value.to(torch.float64))
 
 
 def _padded(prompts: Sequence[Tokens], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -46,10 +46,12 @@ class EncodedTexts:
     Attributes:
         fingerprint: Identifies the text encoder that computed them.
         features: Tokens of a prompt -> (T, D) features of these tokens.
+        narrower: Fingerprints that the same text encoder has after loading in narrower dtypes.
     """
 
     fingerprint: str
     features: Mapping[tuple[int, ...], Tensor]
+    narrower: tuple[str, ...] = ()
 
 
 class Vocabulary:
@@ -225,7 +227,8 @@ class Vocabulary:
         tensors = {"nothing": torch.zeros(0)}
         if self.encoded is not None:
             prompts = list(self.encoded.features.items())
-            settings |= {"fingerprint": self.encoded.fingerprint, "prompts": [list(tokens) for tokens, _ in prompts]}
+            settings |= {"fingerprint": self.encoded.fingerprint, "narrower": list(self.encoded.narrower)}
+            settings |= {"prompts": [list(tokens) for tokens, _ in prompts]}
             tensors |= {f"prompt{place}": x.detach().cpu().contiguous() for place, (_, x) in enumerate(prompts)}
         content = save(tensors, {"vocabulary": json.dumps(settings, ensure_ascii=False)})
         with whole_file(path) as unfinished:
@@ -262,7 +265,8 @@ class Vocabulary:
                 }
                 if any(x.ndim != 2 or len(x) != len(tokens) for tokens, x in features.items()):
                     raise ValueError("its text features do not fit its prompts")
-                found.encoded = EncodedTexts(str(settings["fingerprint"]), features)
+                narrower = tuple(map(str, settings.get("narrower", ())))
+                found.encoded = EncodedTexts(str(settings["fingerprint"]), features, narrower)
         except (SafetensorError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             why = str(error).rstrip(".")
             raise ValueError(
