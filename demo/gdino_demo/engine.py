@@ -124,7 +124,7 @@ class Models:
         )
 
     def _asked(self, name: str, query: Query) -> tuple[Asked, tuple[str, ...]]:
-        """Return what to look for in the model's tokens, and what is odd about the labels, one sentence each."""
+        """Return what to look for in the model's tokens, and what is odd about its words, one sentence each."""
         if name not in self._detectors:
             raise Refused(f"There is no model of this name here; choose one of {', '.join(self._detectors)}.")
         processor = self._detectors[name].processor
@@ -132,7 +132,8 @@ class Models:
         try:
             if vocabulary is None:
                 assert query.caption is not None
-                return asked_of_caption(processor, query.caption, query.phrases, None, Options()), ()
+                asked = asked_of_caption(processor, query.caption, query.phrases, None, Options())
+                return asked, asked.remarks
             prompt = vocabulary.prompt(processor.tokenizer, processor.max_text_len)
         except (TypeError, ValueError) as error:
             raise Refused(str(error)) from error

@@ -54,6 +54,16 @@ def test_a_caption_gives_the_boxes_spans_and_token_scores_of_its_phrases(run, ph
         assert max(score for _, score in item["token_scores"]) == pytest.approx(item["score"], abs=SCORE)
 
 
+def test_phrases_that_the_tokenizer_does_not_know_are_named_or_refused(run, photo, tmp_path):
+    status, _, said = run(photo, "--caption", "a cat and a 安全帽")
+    assert status == 0
+    assert said.splitlines()[0].startswith("warning: The tokenizer does not know every word of these labels")
+    assert "'安全帽'" in said.splitlines()[0]
+    status, _, said = run(photo, "--caption", "安全帽", "--out", tmp_path / "other")
+    assert status == 2
+    assert said.startswith("gdino detect: error: --caption: The tokenizer knows no word of the caption's phrases")
+
+
 def test_presence_has_labels_that_were_not_found(run, photo):
     _, report, _ = run(photo, "--labels", ", ".join(LABELS), "--negative", "hat", "--threshold", "1")
     (entry,) = report["images"]

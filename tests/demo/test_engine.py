@@ -42,6 +42,7 @@ def test_many_threads_get_the_results_of_one(models, photograph):
         ("other", read_query("cat"), "no model of this name"),
         ("tiny", read_query("cat " * 100), "shorten it"),
         ("tiny", read_caption("a cat and " * 300), "shorten it"),
+        ("tiny", read_caption("安全帽"), "knows no word of the caption's phrases"),
     ],
 )
 def test_unknown_models_and_unusable_texts_are_refused(models, photograph, name, query, sentence):

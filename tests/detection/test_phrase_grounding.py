@@ -13,6 +13,7 @@ from gdino_hf import Detector
 from gdino_hf.detection import phrase_grounding
 from gdino_hf.detection.phrase_grounding import noun_phrases, phrases_by_rule
 from gdino_hf.model.caption_prompt import build_caption, phrase_tokens
+from gdino_hf.model.label_faults import LabelWarning
 from random_models import make_random_model
 
 CAPTION = "The big cats sit on a table left of the red cup."
@@ -107,11 +108,24 @@ def test_an_expression_has_one_box_the_best(detector, picture):
         (CAPTION, [(0, 99)], "caption of 48 characters"),
         (CAPTION, [(3, 4)], "hold no word"),
         ("cat " * 100, None, "has 101 tokens but a prompt of 64"),
+        ("安全帽", None, "knows no word of the caption's phrases '安全帽'; use words"),
+        ("a cat and 安全帽", [(10, 13)], "knows no word of the caption's phrases '安全帽'"),
     ],
 )
 def test_captions_that_cannot_be_used_are_refused(detector, picture, caption, spans, message):
     with pytest.raises(ValueError, match=message):
         detector.ground(picture, caption, spans=spans)
+
+
+def test_phrases_that_are_unknown_or_cannot_be_told_apart_are_named(detector, picture):
+    with pytest.warns(LabelWarning) as said:
+        found = detector.ground(picture, "a cat, a 安全帽 and a 安全帶", threshold=0.0)
+    same, unknown = (str(warning.message) for warning in said)
+    assert "cannot tell these labels apart" in same
+    assert "'安全帽' = '安全帶'" in same
+    assert "does not know every word of these labels" in unknown
+    assert "cat" not in unknown
+    assert found.names == ("cat", "安全帽", "安全帶")
 
 
 def test_spacy_is_used_where_it_is_installed(monkeypatch):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gdino_hf.error_text import reason
+from gdino_hf.model.printable import printable
 
 from .errors import UsageError
 from .inputs import label_file, read_labels
@@ -129,12 +131,15 @@ def make_search(args: argparse.Namespace, detector: Any, query: Query, tiles_at_
     if args.tiles is None:
         tiles = {}
     try:
-        if query.caption is not None:
-            return detector.caption_search(query.caption, spans=query.spans, **tiles, **options)
+        # What is odd about the words is printed in one line each; for labels, before the model was loaded.
         with warnings.catch_warnings():
-            # What is odd about the labels was printed before the model was loaded.
             warnings.simplefilter("ignore", LabelWarning)
-            return detector.search(query.vocabulary(), **tiles, **options)
+            if query.caption is None:
+                return detector.search(query.vocabulary(), **tiles, **options)
+            search = detector.caption_search(query.caption, spans=query.spans, **tiles, **options)
+        for remark in search.asked.remarks:
+            print(f"warning: {printable(remark)}", file=sys.stderr)
+        return search
     except ValueError as error:
         raise UsageError(f"--{'labels' if query.caption is None else 'caption'}: {reason(error)}") from error
 

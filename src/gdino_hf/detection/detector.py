@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from ..error_text import reason
-from ..model.label_faults import warn_of_labels
+from ..model.label_faults import LabelWarning, warn_of_labels
 from ..model.option_flags import checked_flag
 from ..model.picture_limits import PictureError
 from ..model.picture_pixels import load_image
@@ -294,6 +295,8 @@ class Detector:
             ValueError: The caption or an option cannot be used, or a span is not of the caption.
         """
         asked = asked_of_caption(self.processor, caption, spans, chunker, Options.of(options))
+        for remark in asked.remarks:
+            warnings.warn(remark, LabelWarning, stacklevel=2)
         return self._search(asked, tiles=tiles, overlap=overlap, batch_size=_at_least_one(batch_size))
 
     def ground(self, image: Any, caption: str, **options: Any) -> Detections:

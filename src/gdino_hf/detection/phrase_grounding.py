@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from ..model.caption_prompt import build_caption, check_pair, phrase_tokens
-from ..model.text_prompt import Prompt, shorten
+from ..model.label_faults import label_remarks, tokens_of_labels
+from ..model.text_prompt import Prompt, is_unknown, shorten
 from .prompt_passes import Asked, Options, ScoredPicture
 
 logger = logging.getLogger(__name__)
@@ -116,7 +117,8 @@ def asked_of_caption(
         What to look for, whose names are the distinct phrases.
 
     Raises:
-        ValueError: The caption cannot be used, or a span is not of the caption or holds no word.
+        ValueError: The caption cannot be used, a span is not of the caption or holds no word, or the tokenizer knows
+            no word of any phrase.
     """
     prompt = build_caption(caption, processor.tokenizer, processor.max_text_len)
     phrases = _phrases(caption, spans, chunker)
@@ -135,6 +137,12 @@ def asked_of_caption(
             owners.append(index)
             ranges.append((first, last))
     chunk = replace(prompt.chunks[0], label_indices=tuple(owners), spans=tuple(ranges))
+    found = Prompt(tuple(names), 0, (chunk,))
+    if all(is_unknown(tokens, processor.tokenizer) for tokens in tokens_of_labels(found)):
+        raise ValueError(
+            f"The tokenizer knows no word of the caption's phrases {shorten(', '.join(names))}; use words of its "
+            "vocabulary, which is English in the published models."
+        )
     select = replace(options, multi_label=True).rule(torch.full((len(names),), options.threshold), "max")
     spans_of = {name: tuple(sorted(s for p in phrases if _text(caption, p) == name for s in p)) for name in names}
 
@@ -146,7 +154,8 @@ def asked_of_caption(
             "caption": caption,
         }
 
-    return Asked(tuple(names), (chunk,), select, details=details)
+    remarks = tuple(label_remarks(found, processor.tokenizer))
+    return Asked(tuple(names), (chunk,), select, details=details, remarks=remarks)
 
 
 def _phrases(caption: str, spans: Sequence[Any] | None, chunker: Chunker | None) -> list[tuple[Span, ...]]:

@@ -93,6 +93,7 @@ class Asked:
         colors: "#rrggbb" of labels that have a colour of their own.
         details: Function from a picture's results to further attributes of its `Detections`; None for none.
         top_k_per_prompt: Largest number of results of one prompt in a picture; None keeps all.
+        remarks: What is odd about the phrases of a caption, one sentence each.
     """
 
     names: tuple[str, ...]
@@ -102,6 +103,7 @@ class Asked:
     colors: Mapping[str, str] = field(default_factory=dict)
     details: Callable[[ScoredPicture], dict[str, Any]] | None = None
     top_k_per_prompt: int | None = None
+    remarks: tuple[str, ...] = ()
 
 
 class ScoredPicture:
