@@ -10,8 +10,9 @@ What differs from `gdino_hf.recipes.nano`, and why:
 
 - On everyday/val at 320x320, the closed-set teacher reaches AP50 0.373 (AP 0.230) with one linear layer on the frozen
   backbone's features; the shipped model's encoder reaches 0.311 (0.176) with non-maximum suppression, and its decoder
-  0.259 (0.156), or 0.287 with suppression. The decoder loses most, so it gets a teacher of its own, see
-  teacher_boxes.py, and the backbone stays frozen unless `--backbone-lr-factor` is given.
+  0.259 (0.156), or 0.287 (0.164) with suppression; `gdino_hf.recipes.nano_stages` measures this. The decoder loses
+  most, so it gets a teacher of its own, see teacher_boxes.py, and the backbone stays frozen unless
+  `--backbone-lr-factor` is given.
 - Wild photographs are `--wild-share` of all, each set with its rare names sampled more often, see mixed_data.py.
 - A share of the names is replaced by synonyms, plurals and phrases, see wordings.py.
 - It starts from a trained model with a learning rate of 5e-5, level until the last `--decay-steps`. Steps and not
