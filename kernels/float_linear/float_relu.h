@@ -1,8 +1,9 @@
 /* Feed-forward blocks with a ReLU for training, for one width of vectors; included at the end of float_layers.h.
 
    After the ReLU, half of the hidden values or more are zero, and so are their gradients. Only the first layer is
-   multiplied as a whole. The other products add up rows of a matrix for the values that are not zero: a bit mask says
-   which ones, and the sums stay in registers. The rows are cut into slabs of columns that fit the fastest cache.
+   multiplied as a whole. Of the other products, four add up rows of a matrix for the values that are not zero: a bit
+   mask says which ones, and the sums stay in registers. One, the gradient of the hidden values, is computed where they
+   are not zero. Matrices are cut into slabs of columns that fit the fastest cache.
 
    Hidden values are kept for the backward pass in groups of GROUPED rows, and within them by units of UNITS columns:
    [group][unit][row of the group][column of the unit]. */
@@ -143,29 +144,86 @@ TARGET static int NAME(relu_forward)(int64_t rows, int64_t width, int64_t hidden
     return failed ? FLOAT_NO_MEMORY : FLOAT_OK;
 }
 
-/* Clear what the masks leave out, and add up the columns of the rest. */
-INLINE void NAME(clear)(float *unit, const float *kept, int64_t count, float *sums)
+/* The sums of the lanes of eight vectors. */
+INLINE __m256 NAME(sum_lanes)(const vec acc[8])
 {
-    for (int64_t i = 0; i < count; i++)
-        for (int64_t j = 0; j < UNITS; j += LANES) {
-            const vec here = NAME(load)(kept + i * UNITS + j), x = NAME(load)(unit + i * UNITS + j);
-            const vec y = NAME(choose)(here != 0.0f, x, (vec){0});
-            NAME(store)(unit + i * UNITS + j, y);
-            NAME(store)(sums + j, NAME(load)(sums + j) + y);
+    __m256 x[8];
+    UNROLL for (int i = 0; i < 8; i++)
+    {
+        memcpy(x + i, (const float *)(acc + i), sizeof x[i]);
+        if (LANES > 8)
+            x[i] += _mm256_loadu_ps((const float *)(acc + i) + LANES - 8);
+    }
+    UNROLL for (int i = 0; i < 8; i += 2)
+        x[i] = _mm256_unpacklo_ps(x[i], x[i + 1]) + _mm256_unpackhi_ps(x[i], x[i + 1]);
+    UNROLL for (int i = 0; i < 8; i += 4)
+        x[i] = _mm256_shuffle_ps(x[i], x[i + 2], 0x44) + _mm256_shuffle_ps(x[i], x[i + 2], 0xee);
+    return _mm256_permute2f128_ps(x[0], x[4], 0x20) + _mm256_permute2f128_ps(x[0], x[4], 0x31);
+}
+
+/* Add the products of a row with `count` rows of a slab to `sums`. places holds the slab's rows, in groups of eight. */
+INLINE void NAME(dots)(int64_t count, const uint8_t *places, const float *row, const float *slab, const int vectors,
+                       float *sums)
+{
+    for (int64_t first = 0; first < count; first += 8) {
+        const float *rows[8];
+        vec acc[8] = {0};
+        UNROLL for (int i = 0; i < 8; i++) rows[i] = slab + places[first + i] * (int64_t)(vectors * LANES);
+        UNROLL for (int v = 0; v < vectors; v++)
+        {
+            const vec x = NAME(load)(row + v * LANES);
+            UNROLL for (int i = 0; i < 8; i++) acc[i] += x * NAME(load)(rows[i] + v * LANES);
         }
+        _mm256_storeu_ps(sums + first, _mm256_loadu_ps(sums + first) + NAME(sum_lanes)(acc));
+    }
+}
+
+/* unit (count, UNITS) = rows (count, width) times the columns of a unit, where a mask has a bit, and zero elsewhere.
+   `slabs` are those of the columns; `sums` has room for count * UNITS floats. */
+TARGET static void NAME(masked_product)(int64_t count, const uint64_t *masks, const float *rows, const float *slabs,
+                                        int64_t width, float *sums, float *unit)
+{
+    uint8_t places[GROUPED][UNITS];
+    int64_t found[GROUPED];
+    for (int64_t i = 0; i < count; i++) {
+        int64_t n = 0;
+        for (uint64_t mask = masks[i]; mask; mask &= mask - 1) places[i][n++] = (uint8_t)__builtin_ctzll(mask);
+        found[i] = n;
+        for (; n % 8; n++) places[i][n] = 0;
+    }
+    memset(sums, 0, sizeof(float) * count * UNITS);
+#define DOTS(vectors)                                                                                                 \
+    case vectors:                                                                                                     \
+        for (int64_t i = 0; i < count; i++)                                                                           \
+            NAME(dots)(found[i], places[i], rows + i * width + column, slab, vectors, sums + i * UNITS);              \
+        break;
+    for (int64_t column = 0, columns; column < width; column += columns) {
+        const float *const slab = slabs + column * UNITS;
+        columns = NAME(slab_columns)(width - column);
+        switch (columns / LANES) {
+            DOTS(12)
+            DOTS(8)
+            DOTS(4)
+            DOTS(2)
+            DOTS(1)
+        }
+    }
+#undef DOTS
+    memset(unit, 0, sizeof(float) * count * UNITS);
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t n = 0; n < found[i]; n++) unit[i * UNITS + places[i][n]] = sums[i * UNITS + n];
 }
 
 /* The backward pass of some groups of rows. Gradients of weights are added to (hidden, width) matrices, where NULL stands
    for a frozen weight. */
 TARGET static void NAME(relu_backward_of)(int64_t first_group, int64_t last_group, int64_t rows, int64_t hidden,
-                                          const float *grad, const float *x, const float *kept,
-                                          const float_layer *second, const float *slabs, float *work, float *grad_x,
+                                          int64_t width, const float *grad, const float *x, const float *kept,
+                                          const float *first, const float *second, float *work, float *grad_x,
                                           float *grad_first, float *grad_first_bias, float *grad_second,
                                           float *grad_second_bias)
 {
-    const int64_t width = second->inputs;
     float *const grad_slabs = work, *const x_slabs = grad_slabs + GROUPED * width;
-    float *const unit = x_slabs + GROUPED * width, *const spare = unit + GROUPED * UNITS;
+    float *const unit = x_slabs + GROUPED * width, *const sums = unit + GROUPED * UNITS;
     for (int64_t group = first_group; group < last_group; group++) {
         const int64_t row = group * GROUPED, count = rows - row < GROUPED ? rows - row : GROUPED;
         const float *const from = grad + row * width;
@@ -178,13 +236,13 @@ TARGET static void NAME(relu_backward_of)(int64_t first_group, int64_t last_grou
             NAME(add_rows)(grad_second_bias, from + i * width, grad_second_bias, width);
         for (int64_t h = 0; h < hidden; h += UNITS) {
             const float *const values = kept + row * hidden + h * count;
-            const NAME(task) t = {from, width, count, 0, width, h, h + UNITS, 1, 1, FLOAT_NONE, NULL, unit, UNITS, 0.0f};
             NAME(find)(values, count, masks);
             memcpy(turned, masks, sizeof masks);
             turn(turned);
-            NAME(product)(second, &t, spare);
-            NAME(clear)(unit, values, count, grad_first_bias + h);
-            NAME(sparse_product)(count, masks, unit, UNITS, 1, slabs + h * width, UNITS, width, to);
+            NAME(masked_product)(count, masks, from, second + h * width, width, sums, unit);
+            for (int64_t i = 0; i < count; i++)
+                NAME(add_rows)(grad_first_bias + h, unit + i * UNITS, grad_first_bias + h, UNITS);
+            NAME(sparse_product)(count, masks, unit, UNITS, 1, first + h * width, UNITS, width, to);
             if (grad_second)
                 NAME(sparse_product)(UNITS, turned, values, 1, 0, grad_slabs, count, width, grad_second + h * width);
             if (grad_first)
@@ -201,22 +259,22 @@ TARGET static int NAME(relu_backward)(int64_t rows, int64_t width, int64_t hidde
     const int64_t groups = (rows + GROUPED - 1) / GROUPED, size = hidden * width;
     threads = threads < 1 ? 1 : threads > groups ? (int32_t)(groups ? groups : 1) : threads;
     /* Sums of each thread: both weights, both biases, and room to work in. */
-    const int64_t room = GROUPED * (2 * width + UNITS) + TILE * width, own = 2 * size + hidden + width + room;
-    float *const packed = allocate(2 * size + threads * own), *const slabs = packed + size;
-    if (!packed)
+    const int64_t room = GROUPED * 2 * (width + UNITS), own = 2 * size + hidden + width + room;
+    float *const first_slabs = allocate(2 * size + threads * own), *const second_slabs = first_slabs + size;
+    float *const sums = second_slabs + size;
+    if (!first_slabs)
         return FLOAT_NO_MEMORY;
-    for (int64_t n = 0; n < hidden; n += PANEL)
-        for (int64_t k = 0; k < width; k++) memcpy(packed + n * width + k * PANEL, second + k * hidden + n, sizeof(float) * PANEL);
-    const float_layer layer = {width, hidden, packed, NULL};
-    for (int64_t h = 0; h < hidden; h += UNITS) NAME(cut)(first + h * width, width, UNITS, width, slabs + h * width);
+    for (int64_t h = 0; h < hidden; h += UNITS) {
+        NAME(cut)(first + h * width, width, UNITS, width, first_slabs + h * width);
+        NAME(cut_columns)(second + h, hidden, UNITS, width, second_slabs + h * width);
+    }
 #pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
     for (int32_t i = 0; i < threads; i++) {
-        float *const sums = slabs + size + i * own;
-        NAME(relu_backward_of)(groups * i / threads, groups * (i + 1) / threads, rows, hidden, grad, x, kept, &layer,
-                               slabs, sums + 2 * size + hidden + width, grad_x, grad_first ? sums : NULL,
-                               sums + 2 * size, grad_second ? sums + size : NULL, sums + 2 * size + hidden);
+        float *const mine = sums + i * own;
+        NAME(relu_backward_of)(groups * i / threads, groups * (i + 1) / threads, rows, hidden, width, grad, x, kept,
+                               first_slabs, second_slabs, mine + own - room, grad_x, grad_first ? mine : NULL,
+                               mine + 2 * size, grad_second ? mine + size : NULL, mine + 2 * size + hidden);
     }
-    float *const sums = slabs + size;
     for (int32_t i = 1; i < threads; i++) NAME(add_rows)(sums, sums + i * own, sums, own - room);
     if (grad_first)
         memcpy(grad_first, sums, sizeof(float) * size);
@@ -228,7 +286,7 @@ TARGET static int NAME(relu_backward)(int64_t rows, int64_t width, int64_t hidde
         memcpy(grad_first_bias, sums + 2 * size, sizeof(float) * hidden);
     if (grad_second_bias)
         memcpy(grad_second_bias, sums + 2 * size + hidden, sizeof(float) * width);
-    free(packed);
+    free(first_slabs);
     return FLOAT_OK;
 }
 
