@@ -70,6 +70,23 @@ def test_a_file_of_crowds_only_is_an_error_and_can_be_kept(write):
     assert coco_ground_truth(path, options=keep).references[1]["crowd"].tolist() == [False]
 
 
+def test_a_name_of_broken_boxes_alone_is_no_crowd(write):
+    path = write([box(1), box(2, (1, None, 3, 4), category=2)])
+    assert kinds(check_dataset(path)) == {"broken boxes", "empty classes", "images without boxes"}
+    # Beside a broken box, a crowd is one.
+    path = write([box(1), box(2, (1, None, 3, 4), category=2), box(2, category=2, iscrowd=1)])
+    assert {"broken boxes", "classes of crowds"} <= kinds(check_dataset(path))
+
+
+def test_what_is_skipped_by_choice_is_a_warning(write, tmp_path):
+    path = write([box(1), box(2, category=2)])
+    (tmp_path / "images" / "2.jpg" if (tmp_path / "images").is_dir() else tmp_path / "2.jpg").unlink()
+    assert [finding.kind for finding in check_dataset(path).errors] == ["missing files"]
+    report = check_dataset(path, options=AnnotationOptions(unreadable="skip"))
+    assert report.errors == []
+    assert "warning: missing files: 1 image" in str(report)
+
+
 def test_pictures_and_names_of_crowds_are_named(write):
     report = check_dataset(write([box(1), box(2, category=2, iscrowd=1)]))
     assert "images of crowds: 1 " in str(report)
@@ -279,11 +296,14 @@ def test_more_boxes_than_queries_are_named(write):
 
 
 def test_normalized_boxes_are_named_with_the_remedy(write):
-    path = write([box(1, (0.1, 0.2, 0.3, 0.4)), box(2, (0, 0, 1, 1))])
-    for read in (read_coco, coco_ground_truth):
-        with pytest.raises(ValueError, match="probably normalized; multiply"):
-            read(path)
-    assert "normalized boxes" in kinds(check_dataset(path))
+    boxes = [(1, (0.1, 0.2, 0.3, 0.4)), (2, (0, 0, 1, 1))]
+    # Wherever the box of a whole picture stands, whose numbers are no fractions.
+    for order in (boxes, boxes[::-1]):
+        path = write([box(*given) for given in order])
+        for read in (read_coco, coco_ground_truth):
+            with pytest.raises(ValueError, match="probably normalized; multiply"):
+                read(path)
+        assert "normalized boxes" in kinds(check_dataset(path))
 
 
 def test_a_class_that_only_groups_others_is_left_out_unless_asked_for(write):

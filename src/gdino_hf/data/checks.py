@@ -157,6 +157,10 @@ def check_dataset(
     if "normalized boxes" in check.findings.by_kind:
         # Boxes of fractions are all thin.
         check.findings.by_kind.pop(THIN, None)
+    for kind in (MISSING, UNREADABLE, OUTSIDE) if options.unreadable == "skip" else ():
+        if kind in check.findings.by_kind:
+            # Those are left out, as the options say, and stop nothing.
+            check.findings.by_kind[kind].is_error = False
     return DatasetReport(
         path=file,
         format=form,

@@ -266,7 +266,6 @@ class CocoFile:
             if name is None:
                 continue
             crowd = self.options.crowds == "ignore" and self._is_crowd(annotation, where)
-            tally.used[name] += 0
             try:
                 annotated = annotation_box(annotation, frame.annotated, self.content)
             except ValueError as error:
@@ -275,6 +274,7 @@ class CocoFile:
                 continue
             tally.boxes += 1
             tally.crowds += crowd
+            # Names that have boxes of crowds alone are counted with 0.
             tally.used[name] += not crowd
             singles += not crowd
             try:
@@ -439,6 +439,6 @@ def _is_normalized(content: Content) -> bool:
             seen.add(annotation_box(annotation, content=content))
         except ValueError:
             continue
-        if not seen.is_normalized:
+        if not seen.is_within:
             return False
     return seen.is_normalized

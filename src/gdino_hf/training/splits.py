@@ -96,17 +96,16 @@ def read_split(
     """
     with remembered_headers():
         report = check_dataset(path, images, options=options, num_queries=_UNLIMITED)
-        tolerated = (MISSING, UNREADABLE, OUTSIDE) if options.unreadable == "skip" else ()
-        report.raise_for_errors(except_for=tolerated)
+        report.raise_for_errors()
         if report.num_images == 0:
             raise ValueError(f"{printable(path)} has no images; give a data set that has some.")
         rows, labels = open_dataset(path, images, streaming, options, log=False)
-        tolerable = [finding for finding in report.findings if not finding.is_error or finding.kind in tolerated]
         # The command checks names against the tokenizer of the model that it trains.
         told = (UNKNOWN, HALF_KNOWN, EQUAL_TOKENS)
-        remarks = tuple(f"{printable(path)}: {finding}" for finding in tolerable if finding.kind not in told)
+        remarks = tuple(f"{printable(path)}: {finding}" for finding in report.warnings if finding.kind not in told)
         if not streaming and len(rows) == 0:
-            why = next((f" ({finding})" for finding in report.findings if finding.kind in tolerated), "")
+            left_out = (MISSING, UNREADABLE, OUTSIDE)
+            why = next((f" ({finding})" for finding in report.findings if finding.kind in left_out), "")
             raise ValueError(
                 f"None of the {report.num_images} images of {printable(path)} can be read{why}; repair it."
             )
