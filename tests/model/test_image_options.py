@@ -294,6 +294,15 @@ def test_rescale_factors_that_lose_the_picture_are_refused(factor, small):
             small(pixels(), rescale_factor=factor)
 
 
+def test_a_factor_that_inverts_pictures_is_followed_and_said_once(small, caplog):
+    """transformers' own tests of processors use such a factor."""
+    plain = small(pixels(), rescale_factor=1 / 200, do_normalize=False)["pixel_values"]
+    for _ in range(2):
+        inverted = small(pixels(), rescale_factor=-1 / 200, do_normalize=False)["pixel_values"]
+    assert torch.equal(inverted, -plain)
+    assert caplog.text.count("rescale_factor is -0.005, which inverts pictures") == 1
+
+
 @pytest.mark.parametrize(
     "size",
     [
@@ -320,7 +329,7 @@ def test_sizes_beyond_the_limit_of_pixels_are_refused_before_memory_is_taken(siz
         ({"image_std": 1e30}, r"to 1e\+06"),
         ({"image_mean": [1e38, 0, 0]}, r"image_mean is .*; give the mean of the pixels, at most 1e\+06"),
         ({"rescale_factor": 1e30}, "with which a model sees nothing; give 1 / 255"),
-        ({"rescale_factor": -1 / 255}, "with which a model sees nothing; give 1 / 255"),
+        ({"rescale_factor": -1e-9}, "with which a model sees nothing; give 1 / 255"),
         ({"resample": 99}, r"resample is 99; give one of Pillow's filters \[0, 1, 2, 3, 4, 5"),
         ({"resample": "bilinear"}, "resample is 'bilinear'; give one of"),
         ({"size": {"shortest_edge": float("nan")}}, "size must be positive shortest_edge"),

@@ -1,6 +1,8 @@
 """The image processor: photographs to pixel tensors with PIL and numpy, and COCO boxes to training labels."""
 
+import functools
 import inspect
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +21,8 @@ from .picture_pixels import in_unit_range, load_image
 from .pixel_layouts import channel_axis, checked_device, converted, moved, tensor_type, with_channels_last
 from .remote_pictures import downloaded
 from .resize_sizes import DEFAULT_SIZE, checked_pad_size, checked_size, target_size
+
+logger = logging.getLogger(__name__)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -282,12 +286,23 @@ def _checked_resample(value: Any) -> int:
 def _checked_factor(factor: float) -> float:
     if not _is_number(factor):
         raise ValueError(f"rescale_factor is {factor!r}; give one finite number, such as 1 / 255.")
-    if not _SMALLEST <= factor <= _LARGEST:
+    if not _SMALLEST <= abs(factor) <= _LARGEST:
         raise ValueError(
             f"rescale_factor is {factor}, with which a model sees nothing; give 1 / 255 for 0..1, or another number "
             f"from {_SMALLEST:g} to {_LARGEST:g}."
         )
+    if factor < 0:
+        _say_inverted(float(factor))
     return float(factor)
+
+
+@functools.cache
+def _say_inverted(factor: float) -> None:
+    logger.warning(
+        "rescale_factor is %g, which inverts pictures; no published model expects that, so give 1 / 255, unless yours "
+        "does.",
+        factor,
+    )
 
 
 def _with_own_channels(image: Any) -> np.ndarray:
