@@ -61,7 +61,7 @@ def test_passes_are_counted_before_a_model_runs(models, photograph, monkeypatch)
     forwards = models.forwards
     with pytest.raises(Refused, match="one request takes 5, choose larger tiles or fewer labels"):
         models.run("tiny", photograph, Query(one_per_prompt, tiles=150))
-    with pytest.raises(Refused, match="give at least 32"):
+    with pytest.raises(Refused, match="at least 32"):
         models.run("tiny", photograph, Query(one_per_prompt, tiles=31))
     assert models.forwards == forwards
 

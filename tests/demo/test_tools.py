@@ -123,7 +123,7 @@ def test_values_of_agents_have_the_limits_of_the_page(tool_page, example_folder)
         ({"labels": ""}, "There is no label"),
         ({"labels": "cat", "threshold": 7}, "must be a number from 0 to 1"),
         ({"labels": "cat", "tiles": 32}, "choose larger tiles"),
-        ({"labels": "cat", "tiles": 31}, "give at least 32"),
+        ({"labels": "cat", "tiles": 31}, "at least 32"),
         ({"labels": "cat", "model": "/etc"}, "not one of"),
     ):
         failed, text = call(tool_page, "detect", picture=picture, **arguments)

@@ -277,12 +277,33 @@ def test_a_detector_that_cannot_be_made_says_why(given, error, message):
 def test_options_that_do_not_exist_are_named(detector):
     with pytest.raises(TypeError, match="no option 'treshold'"):
         detector(picture(), "cat", treshold=0.2)
-    with pytest.raises(ValueError, match="threshold must be within"):
-        detector(picture(), "cat", threshold=2)
-    with pytest.raises(ValueError, match="batch_size is 0"):
-        detector([picture()], "cat", batch_size=0)
     with pytest.raises(TypeError, match="cannot be given beside a Vocabulary"):
         detector(picture(), Vocabulary("cat"), negative="dog")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"threshold": 2}, "threshold must be within 0..1, got 2"),
+        ({"threshold": "0.2"}, "threshold must be a number within 0..1, got '0.2'"),
+        ({"threshold": float("nan")}, "threshold must be within 0..1, got nan"),
+        ({"threshold": None}, "threshold must be a number within 0..1, got None"),
+        ({"nms_threshold": True}, "nms_threshold must be a number"),
+        ({"top_k": 2.5}, "top_k is 2.5; give a whole number"),
+        ({"batch_size": 0}, "batch_size is 0; give a whole number, at least 1"),
+        ({"batch_size": 1.5}, "batch_size is 1.5; give a whole number"),
+        ({"tiles": 31}, "tile is 31 pixels; give a whole number, at least 32"),
+        ({"tiles": 200.5}, "tile is 200.5 pixels; give a whole number"),
+        ({"tiles": 64, "overlap": 1}, "overlap is 1"),
+    ],
+)
+def test_options_out_of_their_range_are_refused_with_value_and_range(detector, option, message):
+    for call in (detector, detector.stream):
+        with pytest.raises(ValueError, match=message):
+            call([picture()], "cat", **option)
+    if "batch_size" not in option:
+        with pytest.raises(ValueError, match=message):
+            detector.ground(picture(), "a cat", **option)
 
 
 def test_no_pictures_give_no_detections(detector):

@@ -327,6 +327,12 @@ def test_names_are_printed_without_escape_sequences(tmp_path):
         assert r"a\x1b[2J\u202egnp.jpg" in str(refusal.value)
 
 
+def test_a_folder_in_place_of_a_picture_is_called_so(tmp_path):
+    for read in (load_image, read_header):
+        with pytest.raises(PictureError, match=f"{tmp_path.name} is a folder; name a picture in it"):
+            read(tmp_path)
+
+
 def test_peak_memory_is_what_the_limit_states(tmp_path):
     """Resident memory of a process that reads each format, measured above what it had before."""
     pixels = np.asarray(Image.fromarray(smooth()).resize((3000, 2000), Image.Resampling.BICUBIC))

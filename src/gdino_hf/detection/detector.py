@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..error_text import reason
 from ..model.label_faults import LabelWarning, warn_of_labels
-from ..model.option_flags import checked_flag
+from ..model.option_flags import checked_count, checked_flag
 from ..model.picture_limits import PictureError
 from ..model.picture_pixels import load_image
 from ..model.pipeline_inputs import is_picture
@@ -377,9 +377,7 @@ def _say_cast_once() -> None:
 
 
 def _at_least_one(batch_size: int) -> int:
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; give at least 1.")
-    return batch_size
+    return checked_count(batch_size, "batch_size")
 
 
 def _read(source: Any) -> Image.Image:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..inference.workers import only_blocks
 from ..model.box_ops import box_scale
-from ..model.grounded_results import LabelledRow, Selection
+from ..model.grounded_results import LabelledRow, Selection, check_score
 from ..model.prompt_groups import features_of_rows, rows_at_once
 from ..model.text_prompt import PromptChunk
 from .detections import Detections
@@ -47,6 +47,10 @@ class Options:
     multi_label: bool = False
     score: Literal["max", "mean"] = "max"
 
+    def __post_init__(self) -> None:
+        # Before it joins the thresholds of labels; `Selection` checks the rest.
+        check_score(self.threshold, "threshold")
+
     def selection(self, vocabulary: Vocabulary) -> Selection:
         """Return the rule by which a vocabulary's scores become detections.
 
@@ -74,6 +78,7 @@ class Options:
 
         Raises:
             TypeError: There is no option of a given name.
+            ValueError: The threshold is not a number within 0..1.
         """
         unknown = sorted(set(given) - set(cls.__dataclass_fields__))
         if unknown:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..model.option_flags import checked_count
 from .detections import Detections
 
 Area = tuple[int, int, int, int]
@@ -40,10 +41,9 @@ def tile_areas(size: tuple[int, int], tile: int, overlap: float = OVERLAP) -> li
         (left, top, right, bottom) of each tile in pixels, row by row; the whole picture if it is no larger than a tile.
 
     Raises:
-        ValueError: tile is less than 32 pixels or overlap is outside of its range.
+        ValueError: tile is no whole number of at least 32 pixels, or overlap is outside of its range.
     """
-    if tile < 32:
-        raise ValueError(f"tile is {tile} pixels; give at least 32.")
+    tile = checked_count(tile, "tile", 32, "pixels")
     if not 0 <= overlap < 1:
         raise ValueError(f"overlap is {overlap}; give a part of the tile's side, at least 0 and less than 1.")
     columns, rows = (_starts(side, tile, overlap) for side in size)

@@ -135,6 +135,19 @@ def are_prompts_of(prompts: Sequence[Prompt], input_ids: Any) -> bool:
     )
 
 
+def check_score(value: Any, name: str) -> None:
+    """Raise a ValueError if an option is not a score or an IoU: a number, or a tensor of numbers, within 0..1.
+
+    Args:
+        value: The option.
+        name: Its name, for the message.
+    """
+    if not isinstance(value, (Real, Tensor)) or isinstance(value, bool):
+        raise ValueError(f"{name} must be a number within 0..1, got {shorten(value)}.")
+    if not bool(((torch.as_tensor(value) >= 0) & (torch.as_tensor(value) <= 1)).all()):
+        raise ValueError(f"{name} must be within 0..1, got {value}.")
+
+
 @dataclass(frozen=True)
 class Selection:
     """Which boxes and labels become results; see `GDinoProcessor.post_process_grounded_object_detection`.
@@ -170,10 +183,7 @@ class Selection:
             value = getattr(self, name)
             if value is None and name == "nms_threshold":
                 continue
-            if not isinstance(value, (Real, Tensor)) or isinstance(value, bool):
-                raise ValueError(f"{name} must be a number within 0..1, got {shorten(value)}.")
-            if not bool(((torch.as_tensor(value) >= 0) & (torch.as_tensor(value) <= 1)).all()):
-                raise ValueError(f"{name} must be within 0..1, got {value}.")
+            check_score(value, name)
         for name in ("multi_label", "class_agnostic_nms"):
             checked_flag(getattr(self, name), name)
         for name in ("score", "phrases"):

@@ -128,8 +128,6 @@ def read_header(
     try:
         raw = io.FileIO(source) if isinstance(source, (str, os.PathLike)) else source
         timed = TimedFile(raw, limits.seconds)
-    except FileNotFoundError as error:
-        raise PictureError(name, "is missing", "check the path", "missing") from error
     except Exception as error:  # as in `_read`
         raise damaged(name, error) from error
     with timed, _one_sentence(name, timed, limits):
@@ -250,8 +248,6 @@ def _read(source: Any, limits: PictureLimits, name: str) -> bytes:
             if source.seekable():
                 source.seek(0)
             data = source.read(limits.bytes + 1)
-    except FileNotFoundError as error:
-        raise PictureError(name, "is missing", "check the path", "missing") from error
     except Exception as error:  # paths with a null character, files of any class
         raise damaged(name, error) from error
     if not isinstance(data, bytes):

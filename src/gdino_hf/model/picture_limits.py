@@ -87,7 +87,13 @@ class PictureLimits:
 
 
 def damaged(name: str, error: Exception) -> PictureError:
-    """Return the error for a picture whose decoder failed."""
+    """Return the error for a picture that cannot be opened, or whose decoder failed."""
+    if isinstance(error, FileNotFoundError):
+        return PictureError(name, "is missing", "check the path", "missing")
+    if isinstance(error, IsADirectoryError):
+        return PictureError(name, "is a folder", "name a picture in it", "format")
+    if isinstance(error, PermissionError):
+        return PictureError(name, "may not be read", "check its permissions", "damaged")
     why = printable(" ".join(str(error).split()), limit=200) or type(error).__name__
     return PictureError(name, f"cannot be decoded ({why.rstrip('.')})", "save it again or leave it out", "damaged")
 
