@@ -69,6 +69,7 @@ setup(
                 "kernels/float_linear/float_layers.h",
                 "kernels/float_linear/float_fusion.h",
                 "kernels/float_linear/float_relu.h",
+                "kernels/float_linear/float_winograd.h",
             ],
             optional=True,
         ),

@@ -229,31 +229,59 @@ INLINE void NAME(gather)(const float *x, const float_image *from, const float_ke
     }
 }
 
-TARGET static int NAME(convolution)(const float *x, const float_image *from, const float_layer *layer,
-                                    const float_kernel *kernel, int32_t activation, float slope, int64_t first,
-                                    int64_t last, const float_image *to, float *out)
+/* Some of the kernel's rows are multiplied at a time, so that the copied pixels stay in the cache. */
+INLINE int64_t NAME(kernel_rows)(const float_convolution *c)
 {
-    /* Some of the kernel's rows at a time, so that the copied pixels stay in the cache. */
-    const int64_t line = kernel->side * from->channels;
-    int64_t lines = GATHERED / line;
-    lines = lines < 1 ? 1 : lines > kernel->side ? kernel->side : lines;
-    float *const pixels = allocate((BLOCK + TILE) * lines * line), *const spare = pixels + BLOCK * lines * line;
-    if (!pixels)
-        return FLOAT_NO_MEMORY;
-    for (int64_t block = first * to->width; block < last * to->width; block += BLOCK) {
-        const int64_t end = last * to->width, count = end - block < BLOCK ? end - block : BLOCK;
-        for (int64_t top = 0; top < kernel->side; top += lines) {
-            const int64_t bottom = top + lines < kernel->side ? top + lines : kernel->side;
+    const int64_t rows = GATHERED / (c->kernel.side * c->from.channels);
+    return rows < 1 ? 1 : rows > c->kernel.side ? c->kernel.side : rows;
+}
+
+/* Floats of the buffer of NAME(rows_of). */
+INLINE int64_t NAME(rows_buffer)(const float_convolution *c)
+{
+    return (BLOCK + TILE) * NAME(kernel_rows)(c) * c->kernel.side * c->from.channels;
+}
+
+/* Compute rows [first, last) of one image. */
+TARGET static void NAME(rows_of)(const float_convolution *c, const float *x, int64_t first, int64_t last, float *out,
+                                 float *buffer)
+{
+    const int64_t line = c->kernel.side * c->from.channels, lines = NAME(kernel_rows)(c), width = c->to.width;
+    float *const pixels = buffer, *const spare = pixels + BLOCK * lines * line;
+    for (int64_t block = first * width; block < last * width; block += BLOCK) {
+        const int64_t end = last * width, count = end - block < BLOCK ? end - block : BLOCK;
+        for (int64_t top = 0; top < c->kernel.side; top += lines) {
+            const int64_t bottom = top + lines < c->kernel.side ? top + lines : c->kernel.side;
             const int64_t depth = (bottom - top) * line;
             for (int64_t i = 0; i < count; i++)
-                NAME(gather)(x, from, kernel, (block + i) / to->width, (block + i) % to->width, top, bottom,
+                NAME(gather)(x, &c->from, &c->kernel, (block + i) / width, (block + i) % width, top, bottom,
                              pixels + i * depth);
-            const NAME(task) t = {pixels, depth, count, top * line, depth, 0, layer->columns, top == 0,
-                                  bottom == kernel->side, activation, NULL, out + block * to->stride, to->stride, slope};
-            NAME(product)(layer, &t, spare);
+            const NAME(task) t = {pixels, depth, count, top * line, depth, 0, c->layer.columns, top == 0,
+                                  bottom == c->kernel.side, c->activation, NULL, out + block * c->to.stride,
+                                  c->to.stride, c->slope};
+            NAME(product)(&c->layer, &t, spare);
         }
     }
-    free(pixels);
+}
+
+#include "float_winograd.h"
+
+TARGET static int NAME(convolve)(const float_convolution *c, const float *x, float *out, int64_t *next)
+{
+    const int64_t from = c->from.height * c->from.width * c->from.stride, to = c->to.height * c->to.width * c->to.stride;
+    const int64_t parts = (c->to.height + c->rows - 1) / c->rows;
+    float *const buffer = allocate(c->transformed ? NAME(tiles_buffer)(c) : NAME(rows_buffer)(c));
+    if (!buffer)
+        return FLOAT_NO_MEMORY;
+    for (;;) {
+        const int64_t block = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED), image = block / parts;
+        if (image >= c->images)
+            break;
+        const int64_t first = block % parts * c->rows, end = first + c->rows;
+        (c->transformed ? NAME(tiles_of) : NAME(rows_of))(c, x + image * from, first,
+                                                          end < c->to.height ? end : c->to.height, out + image * to, buffer);
+    }
+    free(buffer);
     return FLOAT_OK;
 }
 

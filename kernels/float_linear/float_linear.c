@@ -21,8 +21,8 @@
 
 /* Rows, inputs and hidden columns that are computed at a time: a block of rows and a panel of weights fit a core's
    caches. GROUP is the number of floats in the windows that are computed together, GATHERED the number of inputs of a
-   convolution. */
-enum { BLOCK = 96, DEPTH = 256, CHUNK = 256, GROUP = 65536, GATHERED = 384, HEAD = 32 };
+   convolution, TRANSFORMED the number of floats of the tiles of one. */
+enum { BLOCK = 96, DEPTH = 256, CHUNK = 256, GROUP = 65536, GATHERED = 384, TRANSFORMED = 65536, HEAD = 32 };
 
 /* Rows and hidden columns of a feed-forward block in training whose zeros are found together; UNITS is the number of bits
    in a mask. */
@@ -160,15 +160,18 @@ int float_window_attention(int64_t images, int64_t tokens, int64_t windows, int6
         out)
 }
 
-int float_convolution(const float *x, const float_image *from, const float_layer *layer, const float_kernel *kernel,
-                      int32_t activation, float slope, int64_t first, int64_t last, const float_image *to, float *out)
+int float_convolve(const float_convolution *c, const float *x, float *out, int64_t *next)
 {
-    if (!usable(layer) || kernel->side < 1 || kernel->step < 1 || kernel->padding < 0 || from->channels < 1 ||
-        from->stride < from->channels || to->stride < to->channels || to->channels != layer->columns ||
-        layer->inputs != kernel->side * kernel->side * from->channels || first < 0 || last > to->height ||
-        to->width < 1)
+    const float_layer *const layer = &c->layer;
+    const int64_t side = c->kernel.side, pixels = c->transformed ? 1 : side * side;
+    if (!usable(layer) || side < 1 || c->kernel.step < 1 || c->kernel.padding < 0 || c->from.channels < 1 ||
+        c->from.stride < c->from.channels || c->to.stride < c->to.channels || c->to.channels != layer->columns ||
+        layer->inputs != pixels * c->from.channels || c->images < 0 || c->rows < 1 || c->to.height < 1 ||
+        c->to.width < 1)
         return FLOAT_BAD_ARGUMENT;
-    RUN(convolution, x, from, layer, kernel, activation, slope, first, last, to, out)
+    if (c->transformed && (side != 3 || c->kernel.step != 1 || c->rows % 2))
+        return FLOAT_BAD_ARGUMENT;
+    RUN(convolve, c, x, out, next)
 }
 
 int float_fuse(int64_t rows, int64_t heads, const float *vision, const float_norm *norm,

@@ -75,11 +75,24 @@ typedef struct {
     int64_t side, step, padding;
 } float_kernel;
 
-/* Rows [first, last) of the output image: out = activation(convolution(x)), where FLOAT_LEAKY multiplies what is below
-   zero by `slope`. The layer's inputs are the kernel's pixels, row by row, with their channels; its columns are the
-   channels of the output. out is the whole output image. */
-int float_convolution(const float *x, const float_image *from, const float_layer *layer, const float_kernel *kernel,
-                      int32_t activation, float slope, int64_t first, int64_t last, const float_image *to, float *out);
+/* A convolution of `images` images (from) to images (to), with FLOAT_LEAKY multiplying what is below zero by `slope`.
+
+   layer maps the kernel's pixels, row by row, with their channels, to the channels of the output. With `transformed`, for
+   kernels of 3 x 3 pixels and step 1, it maps the channels of one pixel, and its weight is 16 packed weights one behind
+   the other, see float_winograd.h. The output is computed in blocks of `rows` rows, an even number if transformed. */
+typedef struct {
+    int64_t images;
+    float_image from, to;
+    float_layer layer;
+    float_kernel kernel;
+    int32_t transformed, activation;
+    float slope;
+    int64_t rows;
+} float_convolution;
+
+/* Compute blocks of a convolution until all are taken. `next` is the number of the next block, and threads that share
+   the work share it. */
+int float_convolve(const float_convolution *c, const float *x, float *out, int64_t *next);
 
 /* Fusion of image and text for some rows f = norm(vision) of image tokens. With M heads of T text tokens, directions
    maps a row to M * T scores, and brought maps M * T weights to a row:

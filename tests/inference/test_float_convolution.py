@@ -1,14 +1,21 @@
 """Claims about convolutions in C, compared with PyTorch's in float64."""
 
 import copy
+import ctypes
+import threading
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gdino_hf.inference.float_convolution import FloatConv2d, FloatConvLeakyReLU, pack_float_convolutions
-from gdino_hf.inference.float_linear import FloatWeight, load
+from gdino_hf.inference.float_convolution import (
+    FloatConv2d,
+    FloatConvLeakyReLU,
+    function_of,
+    pack_float_convolutions,
+)
+from gdino_hf.inference.float_linear import load
 from gdino_hf.inference.packed_convolution import PackedConv2d
 from gdino_hf.model.csp_pan import CspPanBackbone, CspPanConfig
 
@@ -25,6 +32,9 @@ SHAPES = [
     (4, 6, 7, 2, 3, (30, 31)),
     (8, 8, 2, 2, 0, (7, 9)),
     (500, 3, 3, 1, 0, (3, 3)),
+    (32, 16, 3, 1, 1, (40, 37)),
+    (20, 33, 3, 1, 2, (11, 1)),
+    (1, 1, 3, 1, 1, (1, 1)),
 ]
 
 
@@ -44,7 +54,7 @@ def expected(convolution, x, slope=None):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("slope", [None, 0.1])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_convolution_equals_float64(shape, slope, threads):
+def test_convolution_equals_float64(shape, slope, threads, library):
     *sizes, sides = shape
     convolution = make(*sizes, bias=slope is None)
     x = torch.randn(2, sizes[0], *sides, generator=torch.Generator().manual_seed(1))
@@ -52,9 +62,9 @@ def test_convolution_equals_float64(shape, slope, threads):
     torch.set_num_threads(threads)
     try:
         with torch.inference_mode():
-            layer = FloatConv2d(convolution, slope)
+            layer = FloatConv2d(convolution, slope, library)
             found = layer(x)
-            assert layer._weight is not None, "the library did not run"
+            assert layer._ready is not None, "the library did not run"
             again = layer(x.contiguous(memory_format=torch.channels_last))
     finally:
         torch.set_num_threads(before)
@@ -62,22 +72,58 @@ def test_convolution_equals_float64(shape, slope, threads):
     assert torch.equal(found, again)
 
 
-def test_parts_of_channels_and_rows():
-    """Images may be slices of wider ones, so that layers need no concatenation."""
-    convolution = make(6, 10, 3, 1, 1)
-    weight = FloatWeight(load(), convolution.weight.permute(0, 2, 3, 1).flatten(1), convolution.bias)
-    wide = torch.randn(8, 9, 20, generator=torch.Generator().manual_seed(2))
-    out = torch.full((8, 9, 13), 7.0)
-    settings = {"side": 3, "step": 1, "padding": 1}
-    load().convolution(wide[..., 4:10], weight, out[..., 1:11], rows=slice(2, 5), **settings)
-    wanted = expected(convolution, wide[..., 4:10].permute(2, 0, 1)[None])[0].permute(1, 2, 0)
-    torch.testing.assert_close(out[2:5, :, 1:11].double(), wanted[2:5], rtol=0, atol=ROUNDING)
-    out[2:5, :, 1:11] = 7.0
+@pytest.mark.parametrize("step", [1, 2])
+def test_images_may_be_parts_of_the_channels_of_others(step):
+    layer = FloatConv2d(make(6, 10, 3, step, 1))
+    wide = torch.randn(2, 8, 9, 20, generator=torch.Generator().manual_seed(2))
+    rows, columns = 8 // step, -(-9 // step)
+    out = torch.full((2, rows, columns, 13), 7.0)
+    with torch.inference_mode():
+        _, described = layer._describe(load(), wide[..., 4:10])
+        described.source.stride, described.target.stride = 20, 13
+        places = wide[..., 4:].data_ptr(), out[..., 1:].data_ptr()
+        status = function_of(load())(described, *places, ctypes.byref(ctypes.c_int64(0)))
+    assert status == 0
+    wanted = expected(layer, wide[..., 4:10].permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    torch.testing.assert_close(out[..., 1:11].double(), wanted, rtol=0, atol=ROUNDING)
+    out[..., 1:11] = 7.0
     assert (out == 7.0).all(), "something else was written"
-    with pytest.raises(ValueError, match=r"give it \(8, 9, 10\)"):
-        load().convolution(wide[..., 4:10], weight, out, rows=slice(0, 8), **settings)
-    with pytest.raises(ValueError, match="channels last"):
-        load().convolution(torch.zeros(6, 8, 9).permute(1, 2, 0), weight, out[..., :10], rows=slice(0, 8), **settings)
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_threads_that_share_a_counter_compute_each_block_once(step):
+    layer = FloatConv2d(make(16, 24, 3, step, 1))
+    x = torch.randn(3, 30, 31, 16, generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        whole = layer(x.permute(0, 3, 1, 2))
+        _, described = layer._describe(load(), x)
+        described.rows = 2
+        blocks = 3 * -(-described.target.height // 2)
+        found, taken = torch.full(whole.permute(0, 2, 3, 1).shape, torch.nan), ctypes.c_int64(0)
+
+        def take():
+            assert function_of(load())(described, x.data_ptr(), found.data_ptr(), ctypes.byref(taken)) == 0
+
+        threads = [threading.Thread(target=take) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert taken.value == blocks + 4
+    assert torch.equal(found.permute(0, 3, 1, 2), whole)
+
+
+def test_a_library_from_an_older_source_leaves_convolutions_to_onednn(caplog):
+    class Older:
+        def function(self, name, result, arguments):
+            raise AttributeError(name)
+
+    convolution = make(3, 4, 3, 1, 1)
+    layer = FloatConv2d(convolution, 0.1, Older())
+    x = torch.randn(1, 3, 6, 7, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x).double(), expected(convolution, x, 0.1), rtol=0, atol=ROUNDING)
+    assert "older source" in caplog.text
 
 
 def test_what_the_library_does_not_compute_runs_as_before():
@@ -99,7 +145,7 @@ def test_what_the_library_does_not_compute_runs_as_before():
     with torch.inference_mode():
         half = FloatConv2d(make(3, 4, 3, 1, 1).bfloat16(), 0.1)
         torch.testing.assert_close(half(x.bfloat16()).double(), wanted, rtol=0, atol=0.05)
-        assert half._weight is None
+        assert half._ready is None
         with pytest.raises(RuntimeError, match="channels"):
             layer(x[:, :2])
 

@@ -199,7 +199,7 @@ def test_layer_falls_back_to_the_ordinary_one(installed):
         torch.testing.assert_close(layer(x), wanted, rtol=0, atol=1e-6)
         assert torch.equal(layer(x, addend=torch.ones(1, 20)), layer(x + 1))
         output = torch.empty(9, 12)
-        layer.write(output, x, torch.ones(9, 20))
+        layer.writer(x)(output, x, torch.ones(9, 20))
         assert torch.equal(output, layer(x + 1))
 
 

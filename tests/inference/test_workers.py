@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gdino_hf.inference import workers
-from gdino_hf.inference.workers import RowBlocks, one_thread, only_blocks, run_blocks, run_rows
+from gdino_hf.inference.workers import RowBlocks, even_rows, one_thread, only_blocks, run_blocks, run_rows
 
 needs_workers = pytest.mark.skipif(not workers.can_split(), reason="threads of one thread cannot be set here")
 
@@ -106,6 +106,16 @@ def test_an_error_reaches_the_caller_and_the_next_call_works():
     calls = []
     run_blocks(calls.append, 5)
     assert sorted(calls) == [0, 1, 2, 3, 4]
+
+
+def test_blocks_are_equal_and_their_number_is_even():
+    for rows in (1, 95, 96, 97, 100, 900, 2125, 17821):
+        size = even_rows(rows, 96)
+        blocks = -(-rows // size)
+        assert size <= 96
+        assert blocks == 1 or blocks % 2 == 0
+        assert blocks <= -(-rows // 96) + 1
+    assert [even_rows(rows, 96) for rows in (0, 96, 100, 200)] == [1, 96, 50, 50]
 
 
 def test_a_helper_that_never_comes_is_not_waited_for(monkeypatch):

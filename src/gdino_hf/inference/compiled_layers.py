@@ -297,13 +297,16 @@ class CompiledLinear(PackedLinear):
             return super().forward(x if addend is None else x + addend)
         return weight.library.linear(x, weight, self.activation, addend)
 
-    def write(self, output: Tensor, x: Tensor, addend: Tensor | None = None) -> None:
-        """Write what `forward` returns to a contiguous tensor."""
+    def writer(self, x: Tensor) -> Callable[..., None]:
+        """Return a function that writes results of inputs like x; see `PackedLinear.writer`."""
         weight = self.weight_for(x)
         if weight is None:
-            super().write(output, x, addend)
-        else:
+            return super().writer(x)
+
+        def write(output: Tensor, x: Tensor, addend: Tensor | None = None) -> None:
             weight.library.linear(x, weight, self.activation, addend, out=output)
+
+        return write
 
 
 def weights_for(x: Tensor, *layers: nn.Module) -> list[CompiledWeight] | None:

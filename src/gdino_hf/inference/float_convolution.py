@@ -1,23 +1,80 @@
 """Convolutions in float32 for CPUs with AVX2 or AVX-512, through the C library of float_linear.py.
 
 The pixels that a few output pixels see are copied to the cache and multiplied there, so nothing is padded, cut into
-strips or converted, and a leaky ReLU is computed with the convolution.
+strips or converted, and a leaky ReLU is computed with the convolution. Kernels of 3 x 3 pixels with step 1 need fewer
+multiplications by Winograd's method (float_winograd.h), and their results are no less precise.
 """
 
+import ctypes
+import functools
+import logging
 import math
-from typing import Any, TypeGuard, cast
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..model.csp_pan import ConvLeakyReLU
-from .float_linear import FloatWeight, load
+from .compiled_layers import check_status
+from .float_linear import FloatLayer, FloatLibrary, load
 from .packed_convolution import PackedConv2d
 from .packed_linear import runs_packed, share_state, state_of
-from .workers import RowBlocks, run_rows
+from .workers import run_together
 
-_WORK = 4e6
-"""Multiplications that a block has at least: fewer take less time than handing the block to a thread."""
+logger = logging.getLogger(__name__)
+
+_WORK = 8e6
+"""Multiplications that a block has at least: the rows of a block are computed better together than alone."""
+_LEAKY = 3  # number of the leaky ReLU in the library
+_SIZES = 8
+"""Sizes of images for which a layer keeps its description."""
+_TRANSFORM = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
+"""G of F(2 x 2, 3 x 3), see Lavin and Gray 2015, arXiv:1509.09308."""
+
+
+class _Image(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in ("height", "width", "channels", "stride")]
+
+
+class _Kernel(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in ("side", "step", "padding")]
+
+
+class Convolution(ctypes.Structure):
+    """A convolution, as the library describes it; see float_linear.h."""
+
+    _fields_ = [
+        ("images", ctypes.c_int64),
+        ("source", _Image),
+        ("target", _Image),
+        ("layer", FloatLayer),
+        ("kernel", _Kernel),
+        ("transformed", ctypes.c_int32),
+        ("activation", ctypes.c_int32),
+        ("slope", ctypes.c_float),
+        ("rows", ctypes.c_int64),
+    ]
+
+
+class _Packed(NamedTuple):
+    """A convolution's weight in the library's layout, and its descriptions by (batch, height, width) of the input."""
+
+    key: tuple
+    weight: Tensor
+    bias: Tensor | None
+    described: dict[tuple[int, ...], Convolution]
+
+
+@functools.cache
+def function_of(library: FloatLibrary) -> Callable[..., int] | None:
+    """Return the library's function for convolutions, or None if it has none."""
+    try:
+        arguments = [ctypes.POINTER(Convolution), ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+        return library.function("convolve", ctypes.c_int32, arguments)
+    except AttributeError:
+        logger.warning("The float32 layers were compiled from an older source: convolutions run in oneDNN.")
+        return None
 
 
 class FloatConv2d(PackedConv2d):
@@ -26,12 +83,14 @@ class FloatConv2d(PackedConv2d):
     Args:
         convolution: The layer to replace; its parameters are shared.
         slope: Slope of a leaky ReLU that follows the layer and is computed with it; None for no activation.
+        library: The C library; None for the installed one.
     """
 
-    def __init__(self, convolution: nn.Conv2d, slope: float | None = None) -> None:
+    def __init__(self, convolution: nn.Conv2d, slope: float | None = None, library: FloatLibrary | None = None) -> None:
         super().__init__(convolution)
         self.slope = slope
-        self._weight: tuple[tuple, FloatWeight] | None = None
+        self._library = library
+        self._ready: _Packed | None = None
 
     @staticmethod
     def computes(module: nn.Module) -> TypeGuard[nn.Conv2d]:
@@ -46,49 +105,93 @@ class FloatConv2d(PackedConv2d):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_weight": None}
+        return {**super().__getstate__(), "_ready": None, "_library": None}
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, N, H', W')."""
-        weight = self._packed_weight(x)
-        if weight is None:
+        library = self._library_for(x)
+        run = None if library is None else function_of(library)
+        if library is None or run is None:
             x = super().forward(x)
             return x if self.slope is None else nn.functional.leaky_relu(x, self.slope)
-        batch, _, *sides = x.shape
-        (side, _), (step, _), (padding, _) = self.kernel_size, self.stride, cast("tuple[int, int]", self.padding)
-        rows, columns = ((n + 2 * padding - side) // step + 1 for n in sides)
         pixels = x.permute(0, 2, 3, 1).contiguous()
-        output = pixels.new_empty(batch, rows, columns, self.out_channels)
+        _kept, described = self._describe(library, pixels)  # C reads the weight that it holds
+        target = described.target
+        output = pixels.new_empty(len(pixels), target.height, target.width, target.channels)
+        start, end, taken = pixels.data_ptr(), output.data_ptr(), ctypes.c_int64(0)
 
-        def block(image: int, part: slice) -> None:
-            weight.library.convolution(
-                pixels[image],
-                weight,
-                output[image],
-                side=side,
-                step=step,
-                padding=padding,
-                rows=part,
-                slope=self.slope,
-            )
+        def take() -> None:
+            check_status(run(described, start, end, ctypes.byref(taken)))
 
-        run_rows(RowBlocks(block, batch, rows, math.ceil(_WORK / (math.prod(self.weight.shape) * columns))))
+        run_together(take, len(pixels) * -(-target.height // described.rows))
         return output.permute(0, 3, 1, 2)
 
-    def _packed_weight(self, x: Tensor) -> FloatWeight | None:
-        """Return the weight in the library's layout if the layer can run on x there, else None."""
+    def _library_for(self, x: Tensor) -> FloatLibrary | None:
+        """Return the library if the layer can run on x there, else None."""
         if x.dtype != torch.float32 or x.ndim != 4 or not runs_packed(x, self.weight):
             return None
         padding = cast("tuple[int, int]", self.padding)[0]
-        library = load()
-        if library is None or x.shape[1] != self.in_channels or min(x.shape[2:]) + 2 * padding < self.kernel_size[0]:
+        if x.shape[1] != self.in_channels or min(x.shape[2:]) + 2 * padding < self.kernel_size[0]:
             return None
-        key = state_of(self.weight, *([] if self.bias is None else [self.bias]))
-        if self._weight is None or self._weight[0] != key:
+        return load() if self._library is None else self._library
+
+    def _describe(self, library: FloatLibrary, pixels: Tensor) -> tuple[_Packed, Convolution]:
+        """Return the packed weight and its description for images (B, H, W, C); safe to call in several threads."""
+        key, packed = state_of(self.weight, *([] if self.bias is None else [self.bias])), self._ready
+        if packed is None or packed.key != key:
             with torch.inference_mode(False):
-                rows = self.weight.detach().permute(0, 2, 3, 1).flatten(1)
-                self._weight = (key, FloatWeight(library, rows, self.bias))
-        return self._weight[1]
+                packed = self._ready = self._pack(library, key)
+        size = tuple(pixels.shape[:3])
+        described = packed.described.get(size)
+        if described is None:
+            described = self._description(packed, pixels.shape)
+            if len(packed.described) >= _SIZES:
+                # Replaced as a whole, since other threads may be reading the dictionary.
+                packed = self._ready = packed._replace(described={})
+            packed.described[size] = described
+        return packed, described
+
+    @property
+    def _transformed(self) -> bool:
+        return self.kernel_size == (3, 3) and self.stride == (1, 1)
+
+    def _pack(self, library: FloatLibrary, key: tuple) -> _Packed:
+        """Pack the weight as one matrix of the kernel's pixels, or as 16 matrices of its transform."""
+        weight = self.weight.detach()
+        if self._transformed:
+            g = torch.tensor(_TRANSFORM, dtype=torch.float64, device=weight.device)
+            matrices = torch.einsum("ia,ncab,jb->ijnc", g, weight.double(), g).float().flatten(0, 1)
+        else:
+            matrices = weight.permute(0, 2, 3, 1).flatten(1)[None]
+        size = library.packed_bytes(matrices.shape[2], matrices.shape[1]) // 4
+        # Allocated explicitly on the weight's device: C writes here and must not see torch's default device or dtype.
+        packed = weight.new_empty(len(matrices), size)
+        for matrix, place in zip(matrices, packed, strict=True):
+            library.pack(matrix.contiguous(), place)
+        bias = None
+        if self.bias is not None:
+            bias = weight.new_zeros(library.padded_columns(self.out_channels))
+            bias[: self.out_channels] = self.bias.detach()
+        return _Packed(key, packed, bias, {})
+
+    def _description(self, packed: _Packed, shape: torch.Size) -> Convolution:
+        batch, height, width, channels = shape
+        (side, _), (step, _), (padding, _) = self.kernel_size, self.stride, cast("tuple[int, int]", self.padding)
+        rows, columns = ((n + 2 * padding - side) // step + 1 for n in (height, width))
+        inputs = channels if self._transformed else side * side * channels
+        bias = None if packed.bias is None else packed.bias.data_ptr()
+        block = math.ceil(_WORK / (math.prod(self.weight.shape) * columns))
+        return Convolution(
+            batch,
+            _Image(height, width, channels, channels),
+            _Image(rows, columns, self.out_channels, self.out_channels),
+            FloatLayer(inputs, self.out_channels, packed.weight.data_ptr(), bias),
+            _Kernel(side, step, padding),
+            self._transformed,
+            0 if self.slope is None else _LEAKY,
+            self.slope or 0.0,
+            block + block % 2,
+        )
 
 
 def pack_float_convolutions(module: nn.Module) -> None:

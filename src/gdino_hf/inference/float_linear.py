@@ -1,4 +1,4 @@
-"""Linear layers and convolutions in float32 for CPUs with AVX2 or AVX-512, through a C library.
+"""Linear layers in float32 for CPUs with AVX2 or AVX-512, through a C library.
 
 Products are as fast as those of oneDNN or faster, depending on the CPU. What stands between two products is computed
 with them: bias, activation, residual, normalization, and the attention inside a window. Results differ from PyTorch's
@@ -9,31 +9,23 @@ import ctypes
 import functools
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from ..model.compiled_libraries import find_compiled
 from .compiled_layers import CompiledLinear, CompiledWeight, LayerLibrary, Norm, check_status, describe, open_library
 
 _LIBRARY = "_float_cpu"
-_LEAKY = 3  # number of the leaky ReLU in the library
 
 
-class _Layer(ctypes.Structure):
+class FloatLayer(ctypes.Structure):
+    """A packed layer, as the library describes it."""
+
     _fields_ = [
         ("inputs", ctypes.c_int64),
         ("columns", ctypes.c_int64),
         ("weight", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
     ]
-
-
-class _Image(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int64) for name in ("height", "width", "channels", "stride")]
-
-
-class _Kernel(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int64) for name in ("side", "step", "padding")]
 
 
 class FloatWeight(CompiledWeight):
@@ -58,23 +50,19 @@ class FloatWeight(CompiledWeight):
             self.bias[:columns] = bias.detach()
         library.pack(weight.detach().contiguous(), self.weight)
         pointers = (x if x is None else x.data_ptr() for x in (self.weight, self.bias))
-        self.described = _Layer(inputs, columns, *pointers)
+        self.described = FloatLayer(inputs, columns, *pointers)
 
 
 class FloatLibrary(LayerLibrary):
     """The compiled functions of the float32 layers, see LayerLibrary."""
 
-    prefix, layer_type = "float", _Layer
+    prefix, layer_type = "float", FloatLayer
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
         count, pointer, number = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int32
         self._pack = self.function("pack", number, [count] * 2 + [pointer] * 2)
-        image, kernel = ctypes.POINTER(_Image), ctypes.POINTER(_Kernel)
-        layer, real = ctypes.POINTER(self.layer_type), ctypes.c_float
-        self._convolution = self.function(
-            "convolution", number, [pointer, image, layer, kernel, number, real, count, count, image, pointer]
-        )
+        layer = ctypes.POINTER(self.layer_type)
         norm = ctypes.POINTER(Norm)
         self._fuse = self.function(
             "fuse", number, [count, count, pointer, norm, layer, pointer, layer, pointer, *[pointer] * 4]
@@ -84,52 +72,6 @@ class FloatLibrary(LayerLibrary):
         """Write an (N, C) weight to a tensor of `packed_bytes` in the library's layout."""
         columns, inputs = weight.shape
         check_status(self._pack(inputs, columns, weight.data_ptr(), packed.data_ptr()))
-
-    def convolution(
-        self,
-        x: Tensor,
-        weight: FloatWeight,
-        out: Tensor,
-        *,
-        side: int,
-        step: int,
-        padding: int,
-        rows: slice,
-        slope: float | None = None,
-    ) -> None:
-        """Compute some rows of a convolution, with a leaky ReLU if a slope is given.
-
-        Args:
-            x: (H, W, C) float32 image, channels last; it may be a part of the channels of another one.
-            weight: Packed weight from side * side * C inputs, the kernel's pixels row by row, to N columns.
-            out: (H', W', N) image that takes the rows; it may be a part of the channels of another one.
-            side: Side of the square kernel in pixels.
-            step: Stride in pixels.
-            padding: Zeros around the image in pixels.
-            rows: Rows of the output to compute, with start and stop.
-            slope: Slope of a leaky ReLU below zero; None for no activation.
-
-        Raises:
-            ValueError: An image is not float32 with channels last, or sizes do not fit.
-        """
-        height, width = ((n + 2 * padding - side) // step + 1 for n in x.shape[:2])
-        if out.shape != (height, width, weight.described.columns):
-            raise ValueError(f"out is {tuple(out.shape)}: give it ({height}, {width}, {weight.described.columns}).")
-        leaky = slope is not None
-        check_status(
-            self._convolution(
-                x.data_ptr(),
-                _describe_image(x),
-                weight.described,
-                _Kernel(side, step, padding),
-                _LEAKY if leaky else 0,
-                slope if leaky else 0.0,
-                rows.start,
-                rows.stop,
-                _describe_image(out),
-                out.data_ptr(),
-            )
-        )
 
     def fuse(
         self,
@@ -175,15 +117,6 @@ class FloatLibrary(LayerLibrary):
                 *(x.data_ptr() for x in (out, peaks, sums, pooled)),
             )
         )
-
-
-def _describe_image(x: Tensor) -> _Image:
-    height, width, channels = x.shape
-    # The strides of a contiguous image mean nothing where a side is one pixel.
-    row, pixel, channel = (width * channels, channels, 1) if x.is_contiguous() else x.stride()
-    if x.dtype != torch.float32 or channel != 1 or row != width * pixel or pixel < channels:
-        raise ValueError(f"The image is {x.dtype} with strides {x.stride()}: give float32 with channels last.")
-    return _Image(height, width, channels, pixel)
 
 
 @functools.cache

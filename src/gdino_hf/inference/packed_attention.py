@@ -1,6 +1,6 @@
 """Deformable attention on a CPU: one linear layer for offsets and logits, everything else inside one C call."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,10 +9,10 @@ from ..model.ms_deform_attn import MSDeformAttn
 from ..model.msda_backends import requested_backend
 from ..model.msda_c import CpuLibrary, load
 from .packed_linear import PackedLinear, runs_packed, share_state, side_by_side, state_of
-from .workers import RowBlocks, run_rows
+from .workers import RowBlocks, even_rows, run_rows
 
 BLOCK = 256
-"""Tokens that one worker computes at a time."""
+"""Tokens that one worker computes at a time, at most."""
 
 
 class PackedMSDeformAttn(MSDeformAttn):
@@ -61,24 +61,26 @@ class PackedMSDeformAttn(MSDeformAttn):
     def all_values(self, features: Tensor, mask: Tensor | None) -> Tensor:
         """Project the features (B, S, D) of all image tokens; `mask` is (B, S) bool, True on real tokens, or None."""
         values = features.new_empty(*features.shape[:2], self.value_proj.out_features)
-
-        def block(image: int, rows: slice) -> None:
-            self.project_values(features[image, rows], None if mask is None else mask[image, rows], values[image, rows])
-
-        run_rows(RowBlocks(block, features.shape[0], features.shape[1], BLOCK))
+        block = self.value_block(features, mask, values)
+        run_rows(RowBlocks(block, features.shape[0], features.shape[1], even_rows(features.shape[1], BLOCK)))
         return values
 
-    def project_values(self, features: Tensor, mask: Tensor | None, output: Tensor) -> None:
-        """Write the values of N tokens to an output (N, D).
+    def value_block(self, features: Tensor, mask: Tensor | None, output: Tensor) -> Callable[[int, slice], None]:
+        """Return a function that writes the values of some rows of an image.
 
         Args:
-            features: (N, D) features.
-            mask: (N,) bool, True on real tokens; padded tokens become zero. None if all are real.
-            output: Contiguous tensor that takes the values.
+            features: (B, S, D) features of all image tokens.
+            mask: (B, S) bool, True on real tokens; padded tokens become zero. None if all are real.
+            output: Contiguous (B, S, D) that takes the values.
         """
-        self.value_proj.write(output, features)
-        if mask is not None:
-            output.masked_fill_(~mask[:, None], 0.0)
+        write = self.value_proj.writer(features)
+
+        def block(image: int, rows: slice) -> None:
+            write(output[image, rows], features[image, rows])
+            if mask is not None:
+                output[image, rows].masked_fill_(~mask[image, rows, None], 0.0)
+
+        return block
 
     def sample(
         self,

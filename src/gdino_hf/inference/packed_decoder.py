@@ -14,10 +14,10 @@ from ..model.decoder import DecoderLayer
 from .compiled_layers import finish_layer, weights_for
 from .packed_attention import BLOCK, PackedMSDeformAttn
 from .packed_linear import PackedLinear, share_state
-from .workers import RowBlocks, run_rows
+from .workers import RowBlocks, even_rows, run_rows
 
 QUERIES = 128
-"""Queries per block: 900 queries make eight blocks."""
+"""Queries per block, at most: 900 queries make eight blocks."""
 
 
 class PackedAttention(MultiheadAttention):
@@ -114,7 +114,7 @@ class PackedDecoderLayer(DecoderLayer):
             sampled = self.encoder_attn.sample(library, joint(x + position), values[here], references, spatial_shapes)
             self._finish(x[0], sampled[0], output[image, rows])
 
-        run_rows(RowBlocks(block, queries.shape[0], queries.shape[1], QUERIES))
+        run_rows(RowBlocks(block, queries.shape[0], queries.shape[1], even_rows(queries.shape[1], QUERIES)))
         return output, None
 
     def _project(
@@ -125,19 +125,18 @@ class PackedDecoderLayer(DecoderLayer):
         query, key, value = (queries.new_empty(queries.shape) for _ in range(3))
         values = torch.empty_like(vision)
 
+        write_query, write_key, write_value = (x.writer(queries) for x in (own.query, own.key, own.value))
+        of_image = self.encoder_attn.value_block(vision, mask, values)
+
         def of_queries(image: int, rows: slice) -> None:
             content, position = queries[image, rows], positions[image, rows]
-            own.query.write(query[image, rows], content, position)
-            own.key.write(key[image, rows], content, position)
-            own.value.write(value[image, rows], content)
-
-        def of_image(image: int, rows: slice) -> None:
-            part = None if mask is None else mask[image, rows]
-            self.encoder_attn.project_values(vision[image, rows], part, values[image, rows])
+            write_query(query[image, rows], content, position)
+            write_key(key[image, rows], content, position)
+            write_value(value[image, rows], content)
 
         run_rows(
-            RowBlocks(of_image, vision.shape[0], vision.shape[1], BLOCK),
-            RowBlocks(of_queries, queries.shape[0], queries.shape[1], QUERIES),
+            RowBlocks(of_image, vision.shape[0], vision.shape[1], even_rows(vision.shape[1], BLOCK)),
+            RowBlocks(of_queries, queries.shape[0], queries.shape[1], even_rows(queries.shape[1], QUERIES)),
         )
         return query, key, value, values
 

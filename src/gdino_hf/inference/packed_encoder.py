@@ -13,7 +13,7 @@ from ..model.encoder import DeformableLayer
 from .compiled_layers import finish_layer, weights_for
 from .packed_attention import BLOCK, PackedMSDeformAttn
 from .packed_linear import PackedLinear, share_state
-from .workers import RowBlocks, run_rows
+from .workers import RowBlocks, even_rows, run_rows
 
 
 class PackedDeformableLayer(DeformableLayer):
@@ -53,34 +53,31 @@ class PackedDeformableLayer(DeformableLayer):
         )
         values, projected = self._project(vision, position_embedding, vision_mask)
         output = torch.empty_like(vision)
+        weights = weights_for(vision, self.fc1, self.fc2, self.self_attn.output_proj)
 
         def block(image: int, rows: slice) -> None:
             here = slice(image, image + 1)
             sampled = self.self_attn.sample(
                 library, projected[here, rows], values[here], reference_points[here, rows], spatial_shapes
             )
-            self._finish(vision[image, rows], sampled[0], output[image, rows])
+            features, result = vision[image, rows], output[image, rows]
+            if weights is None:
+                result.copy_(self._feed_forward(features, self.self_attn.output_proj(sampled[0])))
+            else:
+                finish_layer(features, sampled[0], weights, self.self_attn_layer_norm, self.final_layer_norm, result)
 
-        run_rows(RowBlocks(block, vision.shape[0], vision.shape[1], BLOCK))
+        run_rows(RowBlocks(block, vision.shape[0], vision.shape[1], even_rows(vision.shape[1], BLOCK)))
         return output, None
 
     def _project(self, vision: Tensor, positions: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the values (B, S, D) and each token's offsets and logits (B, S, 3 * M * L * K)."""
         joint = self.self_attn.joint_projection()
         values, projected = torch.empty_like(vision), vision.new_empty(*vision.shape[:2], joint.out_features)
+        write, write_values = joint.writer(vision), self.self_attn.value_block(vision, mask, values)
 
         def block(image: int, rows: slice) -> None:
-            features = vision[image, rows]
-            self.self_attn.project_values(features, None if mask is None else mask[image, rows], values[image, rows])
-            joint.write(projected[image, rows], features, positions[image, rows])
+            write_values(image, rows)
+            write(projected[image, rows], vision[image, rows], positions[image, rows])
 
-        run_rows(RowBlocks(block, vision.shape[0], vision.shape[1], BLOCK))
+        run_rows(RowBlocks(block, vision.shape[0], vision.shape[1], even_rows(vision.shape[1], BLOCK)))
         return values, projected
-
-    def _finish(self, vision: Tensor, sampled: Tensor, output: Tensor) -> None:
-        """Write what follows the sampling for a block of N tokens, (N, D), to the output."""
-        weights = weights_for(vision, self.fc1, self.fc2, self.self_attn.output_proj)
-        if weights is None:
-            output.copy_(self._feed_forward(vision, self.self_attn.output_proj(sampled)))
-            return
-        finish_layer(vision, sampled, weights, self.self_attn_layer_norm, self.final_layer_norm, output)

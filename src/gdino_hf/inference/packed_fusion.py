@@ -11,7 +11,7 @@ from ..model.fusion import FusionLayer, FusionWeights, is_plain, mix
 from .float_linear import FloatLibrary, FloatLinear, FloatWeight, load
 from .packed_attention import BLOCK
 from .packed_linear import PackedLinear, runs_packed, share_state
-from .workers import RowBlocks, run_rows
+from .workers import RowBlocks, even_rows, run_rows
 
 
 class PackedFusionLayer(FusionLayer):
@@ -59,7 +59,8 @@ class PackedFusionLayer(FusionLayer):
         attention, batch, (tokens, width) = self.attn, len(vision), vision.shape[1:]
         directions, offsets, brought = attention.fold(text)
         columns = directions.shape[1]
-        blocks = -(-tokens // BLOCK)
+        size = even_rows(tokens, BLOCK)
+        blocks = -(-tokens // size)
         vision = vision.contiguous()
         output = torch.empty_like(vision)
         peaks, sums = (vision.new_empty(batch, blocks, columns, 1, dtype=torch.float32) for _ in range(2))
@@ -78,7 +79,7 @@ class PackedFusionLayer(FusionLayer):
                 output[image, rows] = torch.addcmul(features, self.vision_param, to_vision)
             if vision_mask is not None:
                 scores = scores.masked_fill(~vision_mask[image, rows], lowest)
-            here = image, rows.start // BLOCK
+            here = image, rows.start // size
             peaks[here] = peak = scores.amax(1, keepdim=True)
             weights = (scores - peak).exp_()
             sums[here] = weights.sum(1, keepdim=True, dtype=torch.float32)
@@ -86,7 +87,7 @@ class PackedFusionLayer(FusionLayer):
 
         library = self._library_for(vision, text_mask)
         if library is None:
-            run_rows(RowBlocks(in_torch, batch, tokens, BLOCK))
+            run_rows(RowBlocks(in_torch, batch, tokens, size))
         else:
             real = None if vision_mask is None else vision_mask.contiguous()
             # The layer scale is applied to the few values of the text instead of the many image tokens.
@@ -98,7 +99,7 @@ class PackedFusionLayer(FusionLayer):
             ]
 
             def in_library(image: int, rows: slice) -> None:
-                number = rows.start // BLOCK
+                number = rows.start // size
                 to_scores, mask, to_features = texts[image]
                 to_scores.library.fuse(
                     vision[image, rows],
@@ -113,7 +114,7 @@ class PackedFusionLayer(FusionLayer):
                     pooled=pooled[image, number],
                 )
 
-            run_rows(RowBlocks(in_library, batch, tokens, BLOCK))
+            run_rows(RowBlocks(in_library, batch, tokens, size))
         scale = (peaks - peaks.amax(1, keepdim=True)).exp_()
         joined = (pooled * scale).sum(1) / (sums * scale).sum(1)
         return output, joined.to(vision.dtype)

@@ -6,7 +6,7 @@ what `state_dict` and `save_pretrained` see. Under autograd, a compiler or on a 
 ordinary one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -59,8 +59,19 @@ class PackedLinear(nn.Linear):
             self._packed = (key, pack(weight))
         return packed_linear(x, self._packed[1], self.bias, self.activation)
 
-    def write(self, output: Tensor, x: Tensor, addend: Tensor | None = None) -> None:
-        """Write the result for x (..., C), plus the addend if one is given, to a contiguous tensor (..., N)."""
+    def writer(self, x: Tensor) -> Callable[..., None]:
+        """Return a function that writes results of inputs like x, looked up once for all blocks of rows.
+
+        Args:
+            x: A tensor with the dtype and the device of all inputs.
+
+        Returns:
+            A function of a contiguous tensor (..., N) that takes the result, an input (..., C), and an addend of the
+            input or None.
+        """
+        return self._write
+
+    def _write(self, output: Tensor, x: Tensor, addend: Tensor | None = None) -> None:
         output.copy_(self(x if addend is None else x + addend))
 
 

@@ -144,6 +144,16 @@ def run_blocks(function: Callable[[int], None], blocks: int) -> None:
         raise job.error
 
 
+def run_together(function: Callable[[], None], blocks: int) -> None:
+    """Call a function once on each of up to as many threads as PyTorch uses in this thread; see `run_blocks`.
+
+    Args:
+        function: Takes blocks from a queue of its own until none is left, which C code does without Python.
+        blocks: Number of blocks in that queue, so that no more threads are called than there are blocks.
+    """
+    run_blocks(lambda _: function(), min(getattr(_here, "workers", None) or torch.get_num_threads(), blocks))
+
+
 @contextmanager
 def only_blocks() -> Iterator[None]:
     """Let nothing but `run_blocks` use several threads in what this thread computes.
@@ -254,6 +264,15 @@ class RowBlocks:
         """Compute one block."""
         image, part = divmod(number, -(-self.rows // self.size))
         self.function(image, slice(part * self.size, min(self.rows, (part + 1) * self.size)))
+
+
+def even_rows(rows: int, size: int) -> int:
+    """Return how many rows a block has if all are about equal, at most `size`, and their number is even or one.
+
+    With equal blocks, two threads finish at the same time.
+    """
+    blocks = -(-rows // size)
+    return -(-rows // (blocks + blocks % 2 if blocks > 1 else 1)) or 1
 
 
 def run_rows(*parts: RowBlocks) -> None:
