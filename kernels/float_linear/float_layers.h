@@ -242,9 +242,9 @@ INLINE int64_t NAME(rows_buffer)(const float_convolution *c)
     return (BLOCK + TILE) * NAME(kernel_rows)(c) * c->kernel.side * c->from.channels;
 }
 
-/* Compute rows [first, last) of one image. */
-TARGET static void NAME(rows_of)(const float_convolution *c, const float *x, int64_t first, int64_t last, float *out,
-                                 float *buffer)
+/* Compute rows [first, last) and columns from `column` on of one image. */
+TARGET static void NAME(rows_of)(const float_convolution *c, const float *x, int64_t first, int64_t last,
+                                 int64_t column, float *out, float *buffer)
 {
     const int64_t line = c->kernel.side * c->from.channels, lines = NAME(kernel_rows)(c), width = c->to.width;
     float *const pixels = buffer, *const spare = pixels + BLOCK * lines * line;
@@ -256,8 +256,9 @@ TARGET static void NAME(rows_of)(const float_convolution *c, const float *x, int
             for (int64_t i = 0; i < count; i++)
                 NAME(gather)(x, &c->from, &c->kernel, (block + i) / width, (block + i) % width, top, bottom,
                              pixels + i * depth);
-            const NAME(task) t = {pixels, depth, count, top * line, depth, 0, c->layer.columns, top == 0,
-                                  bottom == c->kernel.side, c->activation, NULL, out + block * c->to.stride,
+            const int64_t left = c->layer.columns - column, columns = left < c->columns ? left : c->columns;
+            const NAME(task) t = {pixels, depth, count, top * line, depth, column, column + columns, top == 0,
+                                  bottom == c->kernel.side, c->activation, NULL, out + block * c->to.stride + column,
                                   c->to.stride, c->slope};
             NAME(product)(&c->layer, &t, spare);
         }
@@ -269,7 +270,8 @@ TARGET static void NAME(rows_of)(const float_convolution *c, const float *x, int
 TARGET static int NAME(convolve)(const float_convolution *c, const float *x, float *out, int64_t *next)
 {
     const int64_t from = c->from.height * c->from.width * c->from.stride, to = c->to.height * c->to.width * c->to.stride;
-    const int64_t parts = (c->to.height + c->rows - 1) / c->rows;
+    const int64_t across = (c->layer.columns + c->columns - 1) / c->columns;
+    const int64_t parts = (c->to.height + c->rows - 1) / c->rows * across;
     float *const buffer = allocate(c->transformed ? NAME(tiles_buffer)(c) : NAME(rows_buffer)(c));
     if (!buffer)
         return FLOAT_NO_MEMORY;
@@ -277,9 +279,10 @@ TARGET static int NAME(convolve)(const float_convolution *c, const float *x, flo
         const int64_t block = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED), image = block / parts;
         if (image >= c->images)
             break;
-        const int64_t first = block % parts * c->rows, end = first + c->rows;
+        const int64_t first = block % parts / across * c->rows, end = first + c->rows;
         (c->transformed ? NAME(tiles_of) : NAME(rows_of))(c, x + image * from, first,
-                                                          end < c->to.height ? end : c->to.height, out + image * to, buffer);
+                                                          end < c->to.height ? end : c->to.height,
+                                                          block % across * c->columns, out + image * to, buffer);
     }
     free(buffer);
     return FLOAT_OK;

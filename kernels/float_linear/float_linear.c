@@ -166,8 +166,8 @@ int float_convolve(const float_convolution *c, const float *x, float *out, int64
     const int64_t side = c->kernel.side, pixels = c->transformed ? 1 : side * side;
     if (!usable(layer) || side < 1 || c->kernel.step < 1 || c->kernel.padding < 0 || c->from.channels < 1 ||
         c->from.stride < c->from.channels || c->to.stride < c->to.channels || c->to.channels != layer->columns ||
-        layer->inputs != pixels * c->from.channels || c->images < 0 || c->rows < 1 || c->to.height < 1 ||
-        c->to.width < 1)
+        layer->inputs != pixels * c->from.channels || c->images < 0 || c->rows < 1 || c->columns < 1 ||
+        c->columns % panel_columns() || c->to.height < 1 || c->to.width < 1)
         return FLOAT_BAD_ARGUMENT;
     if (c->transformed && (side != 3 || c->kernel.step != 1 || c->rows % 2))
         return FLOAT_BAD_ARGUMENT;

@@ -79,7 +79,8 @@ typedef struct {
 
    layer maps the kernel's pixels, row by row, with their channels, to the channels of the output. With `transformed`, for
    kernels of 3 x 3 pixels and step 1, it maps the channels of one pixel, and its weight is 16 packed weights one behind
-   the other, see float_winograd.h. The output is computed in blocks of `rows` rows, an even number if transformed. */
+   the other, see float_winograd.h. The output is computed in blocks of `rows` rows, an even number if transformed, and `columns` of
+   its channels, a multiple of the columns that float_padded_columns pads one to. */
 typedef struct {
     int64_t images;
     float_image from, to;
@@ -87,7 +88,7 @@ typedef struct {
     float_kernel kernel;
     int32_t transformed, activation;
     float slope;
-    int64_t rows;
+    int64_t rows, columns;
 } float_convolution;
 
 /* Compute blocks of a convolution until all are taken. `next` is the number of the next block, and threads that share

@@ -60,27 +60,29 @@ INLINE void NAME(tile_out)(const float *from, int64_t step, const float *bias, i
 /* Tiles that are computed together, so that their elements stay in the cache. */
 INLINE int64_t NAME(tiles_at_once)(const float_convolution *c)
 {
-    const int64_t tiles = TRANSFORMED / (16 * (c->layer.inputs + c->layer.columns)) / TILE * TILE;
+    const int64_t tiles = TRANSFORMED / (16 * (c->layer.inputs + c->columns)) / TILE * TILE;
     return tiles < 2 * TILE ? 2 * TILE : tiles > BLOCK ? BLOCK : tiles;
 }
 
-/* Floats of the buffer of NAME(tiles_of), which ends with zeros for the pixels outside the image. */
+/* Floats of the buffer of NAME(tiles_of), which begins with zeros for the pixels outside the image. */
 INLINE int64_t NAME(tiles_buffer)(const float_convolution *c)
 {
     const int64_t tiles = NAME(tiles_at_once)(c);
-    return 16 * tiles * (c->layer.inputs + c->layer.columns) + (TILE + 1) * c->layer.inputs;
+    return 16 * tiles * (c->layer.inputs + c->columns) + (TILE + 1) * c->layer.inputs;
 }
 
-/* Compute rows [first, last) of one image; `first` is even. */
-TARGET static void NAME(tiles_of)(const float_convolution *c, const float *x, int64_t first, int64_t last, float *out,
-                                  float *buffer)
+/* Compute rows [first, last) and columns from `column` on of one image; `first` is even. */
+TARGET static void NAME(tiles_of)(const float_convolution *c, const float *x, int64_t first, int64_t last,
+                                  int64_t column, float *out, float *buffer)
 {
     const float_image *const from = &c->from, *const to = &c->to;
-    const int64_t inputs = c->layer.inputs, columns = c->layer.columns, across = (to->width + 1) / 2;
+    const int64_t inputs = c->layer.inputs, left_over = c->layer.columns - column, across = (to->width + 1) / 2;
+    const int64_t columns = left_over < c->columns ? left_over : c->columns;
     const int64_t start = first / 2 * across, end = (last + 1) / 2 * across, block = NAME(tiles_at_once)(c);
-    const int64_t packed = inputs * ((columns + PANEL - 1) / PANEL * PANEL);
-    float *const d = buffer, *const m = d + 16 * block * inputs, *const spare = m + 16 * block * columns;
-    float *const zeros = spare + TILE * inputs;
+    const int64_t packed = inputs * ((c->layer.columns + PANEL - 1) / PANEL * PANEL);
+    const float *const weight = c->layer.weight + column * inputs, *const bias = c->layer.bias;
+    const float *const zeros = buffer;
+    float *const spare = buffer + inputs, *const d = spare + TILE * inputs, *const m = d + 16 * block * inputs;
     for (int64_t at = start; at < end; at += block) {
         const int64_t count = end - at < block ? end - at : block;
         for (int64_t i = 0; i < count; i++) {
@@ -88,24 +90,25 @@ TARGET static void NAME(tiles_of)(const float_convolution *c, const float *x, in
             const int64_t left = (at + i) % across * 2 - c->kernel.padding;
             const float *pixels[16];
             for (int64_t p = 0; p < 16; p++) {
-                const int64_t row = top + p / 4, column = left + p % 4;
-                const int inside = row >= 0 && row < from->height && column >= 0 && column < from->width;
-                pixels[p] = inside ? x + (row * from->width + column) * from->stride : zeros;
+                const int64_t row = top + p / 4, place = left + p % 4;
+                const int inside = row >= 0 && row < from->height && place >= 0 && place < from->width;
+                pixels[p] = inside ? x + (row * from->width + place) * from->stride : zeros;
             }
             NAME(tile_in)(pixels, inputs, d + i * inputs, block * inputs);
         }
         for (int64_t k = 0; k < 16; k++) {
-            const float_layer part = {inputs, columns, c->layer.weight + k * packed, NULL};
+            const float_layer part = {inputs, columns, weight + k * packed, NULL};
             NAME(apply)(&part, count, d + k * block * inputs, FLOAT_NONE, NULL, m + k * block * columns, spare);
         }
         for (int64_t i = 0; i < count; i++) {
             const int64_t top = (at + i) / across * 2, left = (at + i) % across * 2;
             float *pixels[4];
             for (int64_t p = 0; p < 4; p++) {
-                const int64_t row = top + p / 2, column = left + p % 2;
-                pixels[p] = row < last && column < to->width ? out + (row * to->width + column) * to->stride : NULL;
+                const int64_t row = top + p / 2, place = left + p % 2;
+                float *const pixel = out + (row * to->width + place) * to->stride + column;
+                pixels[p] = row < last && place < to->width ? pixel : NULL;
             }
-            NAME(tile_out)(m + i * columns, block * columns, c->layer.bias, columns, c->activation, c->slope, pixels);
+            NAME(tile_out)(m + i * columns, block * columns, bias ? bias + column : NULL, columns, c->activation, c->slope, pixels);
         }
     }
 }

@@ -34,6 +34,8 @@ SHAPES = [
     (500, 3, 3, 1, 0, (3, 3)),
     (32, 16, 3, 1, 1, (40, 37)),
     (20, 33, 3, 1, 2, (11, 1)),
+    (16, 200, 3, 1, 1, (6, 7)),
+    (16, 200, 3, 2, 1, (6, 7)),
     (1, 1, 3, 1, 1, (1, 1)),
 ]
 
@@ -98,7 +100,8 @@ def test_threads_that_share_a_counter_compute_each_block_once(step):
         whole = layer(x.permute(0, 3, 1, 2))
         _, described = layer._describe(load(), x)
         described.rows = 2
-        blocks = 3 * -(-described.target.height // 2)
+        described.columns = load().padded_columns(1)
+        blocks = 3 * -(-described.target.height // 2) * -(-24 // described.columns)
         found, taken = torch.full(whole.permute(0, 2, 3, 1).shape, torch.nan), ctypes.c_int64(0)
 
         def take():

@@ -8,7 +8,6 @@ multiplications by Winograd's method (float_winograd.h), and their results are n
 import ctypes
 import functools
 import logging
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeGuard, cast
 
@@ -20,12 +19,14 @@ from .compiled_layers import check_status
 from .float_linear import FloatLayer, FloatLibrary, load
 from .packed_convolution import PackedConv2d
 from .packed_linear import runs_packed, share_state, state_of
-from .workers import run_together
+from .workers import even_rows, run_together
 
 logger = logging.getLogger(__name__)
 
-_WORK = 8e6
-"""Multiplications that a block has at least: the rows of a block are computed better together than alone."""
+_PIXELS = 192
+"""Pixels of the output that a block has at least, about: each block reads all of its weights."""
+_BLOCKS, _COLUMNS = 4, 64
+"""An image with fewer blocks is divided by channels, too, of which a block has at least so many."""
 _LEAKY = 3  # number of the leaky ReLU in the library
 _SIZES = 8
 """Sizes of images for which a layer keeps its description."""
@@ -54,6 +55,7 @@ class Convolution(ctypes.Structure):
         ("activation", ctypes.c_int32),
         ("slope", ctypes.c_float),
         ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
     ]
 
 
@@ -123,7 +125,8 @@ class FloatConv2d(PackedConv2d):
         def take() -> None:
             check_status(run(described, start, end, ctypes.byref(taken)))
 
-        run_together(take, len(pixels) * -(-target.height // described.rows))
+        parts = -(-target.height // described.rows) * -(-target.channels // described.columns)
+        run_together(take, len(pixels) * parts)
         return output.permute(0, 3, 1, 2)
 
     def _library_for(self, x: Tensor) -> FloatLibrary | None:
@@ -144,7 +147,7 @@ class FloatConv2d(PackedConv2d):
         size = tuple(pixels.shape[:3])
         described = packed.described.get(size)
         if described is None:
-            described = self._description(packed, pixels.shape)
+            described = self._description(library, packed, pixels.shape)
             if len(packed.described) >= _SIZES:
                 # Replaced as a whole, since other threads may be reading the dictionary.
                 packed = self._ready = packed._replace(described={})
@@ -174,13 +177,16 @@ class FloatConv2d(PackedConv2d):
             bias[: self.out_channels] = self.bias.detach()
         return _Packed(key, packed, bias, {})
 
-    def _description(self, packed: _Packed, shape: torch.Size) -> Convolution:
+    def _description(self, library: FloatLibrary, packed: _Packed, shape: torch.Size) -> Convolution:
         batch, height, width, channels = shape
         (side, _), (step, _), (padding, _) = self.kernel_size, self.stride, cast("tuple[int, int]", self.padding)
         rows, columns = ((n + 2 * padding - side) // step + 1 for n in (height, width))
         inputs = channels if self._transformed else side * side * channels
         bias = None if packed.bias is None else packed.bias.data_ptr()
-        block = math.ceil(_WORK / (math.prod(self.weight.shape) * columns))
+        # An even number of blocks of equal size lets two threads finish at the same time.
+        block = even_rows(-(-rows // 2), max(1, _PIXELS // (2 * columns)))
+        blocks = batch * -(-rows // (2 * block))
+        parts = max(1, min(_BLOCKS // blocks, self.out_channels // _COLUMNS))
         return Convolution(
             batch,
             _Image(height, width, channels, channels),
@@ -190,7 +196,8 @@ class FloatConv2d(PackedConv2d):
             self._transformed,
             0 if self.slope is None else _LEAKY,
             self.slope or 0.0,
-            block + block % 2,
+            2 * block,
+            library.padded_columns(-(-self.out_channels // parts)),
         )
 
 
