@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from gdino_hf.inference import float_linear
 from gdino_hf.training import relu_block
-from gdino_hf.training.relu_block import ReluWeights, functions_of, relu_backward, relu_forward
+from gdino_hf.training.relu_block import ReluWeights, functions_of, relu_backward, relu_forward, relu_step
 from layer_libraries import compile_library, compiles, installed_library
 
 # Sums of float32 products in another order, relative to the largest value of a tensor.
@@ -120,6 +121,39 @@ def test_a_value_that_is_not_a_number_spreads_as_in_the_plain_layers(installed):
     assert torch.equal(out.isnan().all(1), x.isnan().any(1))
     assert gradients[1].isnan().any()
     assert gradients[0].isfinite().all()
+
+
+class Block(nn.Module):
+    """What a decoder layer has of such a block."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.activation, self.fc2 = nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64)
+        self.activation_dropout = 0.0
+
+
+CHANGES = {
+    "an adapter": lambda block: setattr(block, "fc1", nn.Sequential(block.fc1, nn.Linear(128, 128))),
+    "another activation": lambda block: setattr(block, "activation", nn.GELU()),
+    "dropout": lambda block: setattr(block, "activation_dropout", 0.1),
+    "a hook": lambda block: block.fc2.register_forward_hook(lambda *_: None),
+    "double precision": lambda block: block.double(),
+    "frozen": lambda block: block.requires_grad_(False),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_not_the_published_block_is_left_to_its_own_layers(change):
+    block, x = Block(), torch.randn(2, 5, 64)
+    assert relu_step(block, x) is not None
+    CHANGES[change](block)
+    assert relu_step(block, x.to(next(block.parameters()).dtype)) is None
+
+
+def test_an_empty_batch_gives_zero_gradients():
+    block = Block()
+    relu_step(block, torch.empty(2, 0, 64)).sum().backward()
+    assert all(not parameter.grad.any() for parameter in block.parameters())
 
 
 @compiles

@@ -134,15 +134,14 @@ def relu_step(layer: Any, x: Tensor) -> Tensor | None:
         (..., D) result, or None where this function does not apply: without gradients, in another dtype than float32,
         on another device, or if a part of the layer is not as published.
     """
-    weights = ReluWeights(layer.fc1.weight, layer.fc1.bias, layer.fc2.weight, layer.fc2.bias)
     if (
         type(layer.activation) is not nn.ReLU
         or (layer.training and layer.activation_dropout > 0)
         or not all_plain((layer.fc1, layer.fc2), ())
-        or not can_step(x, *weights)
     ):
         return None
-    return _ReluStep.apply(x, *weights)
+    weights = ReluWeights(layer.fc1.weight, layer.fc1.bias, layer.fc2.weight, layer.fc2.bias)
+    return _ReluStep.apply(x, *weights) if can_step(x, *weights) else None
 
 
 class _ReluStep(torch.autograd.Function):
