@@ -9,6 +9,13 @@
    [group][unit][row of the group][column of the unit]. */
 
 #define WIDEST (LANES == 8 ? 12 : 8)
+/* Call a macro for each slab of `height` rows, with the number of its vectors as a constant. */
+#define EACH_SLAB(height, what)                                                                                       \
+    for (int64_t column = 0, columns; column < width; column += columns) {                                            \
+        const float *const slab = slabs + column * (height);                                                          \
+        columns = NAME(slab_columns)(width - column);                                                                 \
+        switch (columns / LANES) { what(12) what(8) what(4) what(2) what(1) }                                         \
+    }
 
 /* Add value[b * step] * row b to `to` for each bit b of the mask, for a number of vectors known to the compiler. */
 INLINE void NAME(add_rows_of)(uint64_t mask, const float *value, const int step, const float *rows, const int vectors,
@@ -55,17 +62,7 @@ TARGET static void NAME(sparse_product)(int64_t count, const uint64_t *masks, co
         else                                                                                                          \
             NAME(sums_of)(count, masks, values, next, UNITS, slab, vectors, to + column, width);                      \
         break;
-    for (int64_t column = 0, columns; column < width; column += columns) {
-        const float *const slab = slabs + column * height;
-        columns = NAME(slab_columns)(width - column);
-        switch (columns / LANES) {
-            SUMS(12)
-            SUMS(8)
-            SUMS(4)
-            SUMS(2)
-            SUMS(1)
-        }
-    }
+    EACH_SLAB(height, SUMS)
 #undef SUMS
 }
 
@@ -106,31 +103,23 @@ TARGET static int NAME(relu_forward)(int64_t rows, int64_t width, int64_t hidden
                                      const float *first_bias, const float *second, const float *second_bias,
                                      int32_t threads, float *kept, float *out)
 {
-    const int64_t groups = (rows + GROUPED - 1) / GROUPED;
-    float *const packed = allocate(2 * width * hidden), *const slabs = packed + width * hidden;
-    int failed = 0;
+    const int64_t groups = (rows + GROUPED - 1) / GROUPED, size = width * hidden;
+    threads = threads < 1 ? 1 : threads > groups ? (int32_t)(groups ? groups : 1) : threads;
+    float *const packed = allocate(2 * size + threads * TILE * width), *const slabs = packed + size;
     if (!packed)
         return FLOAT_NO_MEMORY;
     float_pack(width, hidden, first, packed);
     const float_layer layer = {width, hidden, packed, first_bias};
     for (int64_t h = 0; h < hidden; h += UNITS) NAME(cut_columns)(second + h, hidden, UNITS, width, slabs + h * width);
-    if (threads > groups)
-        threads = (int32_t)groups;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        float *const spare = allocate(TILE * width);
-        if (!spare) {
-#pragma omp atomic write
-            failed = 1;
-        }
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t group = 0; group < groups; group++) {
+#pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
+    for (int32_t i = 0; i < threads; i++)
+        for (int64_t group = groups * i / threads; group < groups * (i + 1) / threads; group++) {
             const int64_t row = group * GROUPED, count = rows - row < GROUPED ? rows - row : GROUPED;
             const float *const from = x + row * width;
-            float *const to = out + row * width;
+            float *const to = out + row * width, *const spare = slabs + size + i * TILE * width;
             uint64_t masks[GROUPED];
-            for (int64_t i = 0; i < count; i++) memcpy(to + i * width, second_bias, sizeof(float) * width);
-            for (int64_t h = 0; spare && h < hidden; h += UNITS) {
+            for (int64_t r = 0; r < count; r++) memcpy(to + r * width, second_bias, sizeof(float) * width);
+            for (int64_t h = 0; h < hidden; h += UNITS) {
                 float *const unit = kept + row * hidden + h * count;
                 const NAME(task) t = {from, width, count, 0, width, h, h + UNITS, 1, 1, FLOAT_RELU, NULL, unit, UNITS, 0.0f};
                 NAME(product)(&layer, &t, spare);
@@ -138,10 +127,8 @@ TARGET static int NAME(relu_forward)(int64_t rows, int64_t width, int64_t hidden
                 NAME(sparse_product)(count, masks, unit, UNITS, 1, slabs + h * width, UNITS, width, to);
             }
         }
-        free(spare);
-    }
     free(packed);
-    return failed ? FLOAT_NO_MEMORY : FLOAT_OK;
+    return FLOAT_OK;
 }
 
 /* The sums of the lanes of eight vectors. */
@@ -197,17 +184,7 @@ TARGET static void NAME(masked_product)(int64_t count, const uint64_t *masks, co
         for (int64_t i = 0; i < count; i++)                                                                           \
             NAME(dots)(found[i], places[i], rows + i * width + column, slab, vectors, sums + i * UNITS);              \
         break;
-    for (int64_t column = 0, columns; column < width; column += columns) {
-        const float *const slab = slabs + column * UNITS;
-        columns = NAME(slab_columns)(width - column);
-        switch (columns / LANES) {
-            DOTS(12)
-            DOTS(8)
-            DOTS(4)
-            DOTS(2)
-            DOTS(1)
-        }
-    }
+    EACH_SLAB(UNITS, DOTS)
 #undef DOTS
     memset(unit, 0, sizeof(float) * count * UNITS);
     for (int64_t i = 0; i < count; i++)
@@ -291,3 +268,4 @@ TARGET static int NAME(relu_backward)(int64_t rows, int64_t width, int64_t hidde
 }
 
 #undef WIDEST
+#undef EACH_SLAB
