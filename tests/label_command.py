@@ -14,6 +14,7 @@ from PIL import Image
 
 import gdino_hf
 from gdino_hf.cli import main
+from gdino_hf.labeling.label_progress import LabelProgress
 from gdino_hf.labeling.label_run import label_pictures
 from gdino_hf.labeling.label_settings import LabelJob
 
@@ -65,10 +66,24 @@ def start_label(model, out, *rest, environment=(), **options):
     )
 
 
-def label_all(model, folder, out, ranks=None):
+class StopsAfter(LabelProgress):
+    """Stops a run by an exception once so many pictures are done."""
+
+    def __init__(self, pictures):
+        super().__init__()
+        self.pictures = pictures
+
+    def add(self, tally):
+        super().add(tally)
+        if self.pictures is not None and self.done.pictures >= self.pictures:
+            raise ZeroDivisionError
+
+
+def label_all(model, folder, out, ranks=None, after=None):
     """Label a folder in small shards with three formats; a target for processes, too."""
     job = LabelJob(str(model), "cpu", batch_size=2, shard_size=4, options={"threshold": 0.005})
-    return label_pictures([folder], LABELS, out, job=job, formats=["coco", "yolo", "parquet"], ranks=ranks)
+    formats, progress = ["coco", "yolo", "parquet"], StopsAfter(after)
+    return label_pictures([folder], LABELS, out, job=job, formats=formats, ranks=ranks, progress=progress)
 
 
 def label_apart(context, *arguments):

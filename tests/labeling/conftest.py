@@ -3,6 +3,7 @@
 import functools
 import multiprocessing
 import os
+import uuid
 
 import pytest
 
@@ -60,3 +61,30 @@ def cluster(tmp_path_factory):
             yield made
         finally:
             made.shutdown()
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """An address of an empty bucket, and a file system for it."""
+    moto_server = pytest.importorskip("moto.server")
+    pytest.importorskip("s3fs")
+    import fsspec
+
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    system = fsspec.filesystem("s3", skip_instance_cache=True)
+    # What the server holds outlives it in this process.
+    name = f"test-{uuid.uuid4().hex}"
+    system.mkdir(name)
+    yield f"s3://{name}", system
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    server.stop()

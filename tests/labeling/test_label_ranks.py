@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from gdino_hf.labeling.label_run import Ranks
+from gdino_hf.labeling.ranks import Ranks
 from label_command import PACKAGE, arguments, digests, label_all, label_apart, make_pictures, rows, run_label
 
 

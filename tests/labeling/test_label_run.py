@@ -243,7 +243,7 @@ def test_a_vocabulary_brings_thresholds_for_its_labels(label_model, folder, tmp_
         (["photos", "--device", "nowhere"], "nowhere cannot be used here"),
         (["photos", "--labels", "cat, ?"], "nothing to look for"),
         (["photos", "--batch", "2", "--tiles", "31"], "--tiles 31 is too small"),
-        (["photos", "--out", "s3://bucket/out"], "is an address, and results are written on this machine"),
+        (["photos", "--out", "nosuch://bucket/out"], "cannot be used for results (Protocol not known: nosuch)"),
         (["photos", "--labels", "@photos/00001.png"], "--labels"),
     ],
 )

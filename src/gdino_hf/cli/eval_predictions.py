@@ -66,9 +66,9 @@ def predictor(args: argparse.Namespace) -> Iterator[Predictor]:
     """
     from gdino_hf.labeling.evaluation_run import Engine
     from gdino_hf.labeling.label_computing import same_arithmetic
-    from gdino_hf.labeling.label_run import Ranks
     from gdino_hf.labeling.label_workers import WorkerError
     from gdino_hf.labeling.rank_group import rank_group
+    from gdino_hf.labeling.ranks import Ranks
 
     with ExitStack() as stack:
         try:

@@ -16,7 +16,7 @@ from gdino_hf.model.printable import printable
 from .errors import INTERRUPTED, OutputError, UsageError
 from .format_option import FORMAT_NAMES
 from .model_options import add_dtype
-from .numbers import fraction, local_path, positive
+from .numbers import fraction, positive, results_place
 from .query_options import Query, add_tiles, read_query
 from .ray_options import add_ray, read_cluster
 
@@ -49,7 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--negative", metavar="LABELS", help="labels that compete for boxes but are left out, written as for --labels"
     )
-    parser.add_argument("--out", type=local_path, required=True, metavar="DIR", help="folder of results")
+    parser.add_argument(
+        "--out",
+        type=results_place,
+        required=True,
+        metavar="DIR",
+        help="folder of results, or an address that fsspec can write, such as s3://bucket/labels",
+    )
     parser.add_argument(
         "--format",
         nargs="+",
@@ -162,8 +168,9 @@ def _label(args: argparse.Namespace, query: Query) -> Any:
     import torch
 
     from gdino_hf.labeling.label_progress import LabelProgress
-    from gdino_hf.labeling.label_run import Ranks, label_pictures
+    from gdino_hf.labeling.label_run import label_pictures
     from gdino_hf.labeling.label_settings import LabelJob
+    from gdino_hf.labeling.ranks import Ranks
 
     on_cpu = args.device == "cpu" or (args.device == "auto" and not torch.cuda.is_available())
     job = LabelJob(
@@ -198,6 +205,8 @@ def _check_repository(args: argparse.Namespace) -> None:
         if args.private:
             raise UsageError("--private is for --push-to-hub; give both")
         return
+    if isinstance(args.out, str):
+        raise UsageError("--push-to-hub makes the data set in --out, which must be a folder and no address")
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 

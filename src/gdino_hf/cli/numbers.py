@@ -15,6 +15,13 @@ def local_path(text: str) -> Path:
     return Path(text)
 
 
+def results_place(text: str) -> Path | str:
+    """Return where results go: a path, or an address such as s3://bucket/labels."""
+    if text.startswith("file://"):
+        return Path(text.removeprefix("file://"))
+    return text if "://" in text else Path(text)
+
+
 def positive(text: str) -> int:
     """Parse a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:

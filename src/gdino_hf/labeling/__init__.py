@@ -6,7 +6,8 @@ of pictures, cut into shards), shard_labels (a shard's pictures to rows), shard_
 (products and threads), label_workers (processes that make shards), label_order (what they are told), ray_workers
 (machines of a Ray cluster that make shards), ray_pipeline (a step of a Ray Data pipeline), label_store (files of a
 run), label_settings (what a run was made with), label_results (the files of all shards together), label_progress (what
-the user sees meanwhile), hub_set (a data set for the Hub).
+the user sees meanwhile), ranks (processes of a launcher that share a run), remote_results (results at an address),
+hub_set (a data set for the Hub).
 
 Evaluation over large sets runs on the same processes and machines: evaluation_order (what they are told),
 evaluation_run (predictions in shards), rank_group (processes that wait for each other).

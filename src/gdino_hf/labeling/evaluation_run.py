@@ -17,11 +17,11 @@ from ..evaluation.predict import cut, report_failure, undecoded
 from ..evaluation.prediction_file import PredictionFile, Predictions, read_predictions
 from .evaluation_order import PARTS, EvaluationOrder, portable_row
 from .label_computing import cores, torch_threads
-from .label_run import Ranks
 from .label_settings import model_fingerprint
 from .label_store import LabelStore
 from .label_workers import NoShard, Shard, ShardMaker, Tally, WorkerPool, on_own_device
 from .rank_group import RankGroup
+from .ranks import Ranks
 from .ray_workers import RayCluster, RayPool, connected
 
 # Rows of a shard at least, unless a batch is larger.

@@ -34,22 +34,22 @@ class LabelSummary:
     """What a run has done.
 
     Attributes:
-        folder: Folder of results.
+        folder: Folder of results, or its address.
         pictures: Number of pictures, failed ones too.
         boxes: Number of boxes.
         failed: Number of pictures that could not be used.
         shards: Number of shards.
-        formats: File, or folder of several files, of each format that was asked for.
+        formats: File, or folder of several files, of each format that was asked for; an address if `folder` is one.
         pictures_folder: Folder that the formats' names of pictures are relative to; None if there is none.
         finished: Whether all pictures are done, and not those of this process alone.
     """
 
-    folder: Path
+    folder: Path | str
     pictures: int
     boxes: int
     failed: int
     shards: int
-    formats: Mapping[str, Path]
+    formats: Mapping[str, Path | str]
     pictures_folder: Path | None = None
     finished: bool = True
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -32,7 +30,9 @@ from .label_settings import (
 )
 from .label_store import MANIFEST, PLAN, VOCABULARY, LabelStore, finished_shards, shard_name
 from .label_workers import NoShard, Shard, Tally, WorkerError, WorkerPool
+from .ranks import Ranks
 from .ray_workers import RayCluster, RayPool, connected
+from .remote_results import at_address, is_address, working_folder
 from .shard_files import LabelRow, encode_shard, shard_schema
 from .shard_labels import ShardLabeler
 from .shard_plan import Planner, PlanReader
@@ -41,38 +41,6 @@ from .sources import Sources, nothing_found
 # Seconds between two looks at what other processes have written.
 _PATIENCE = 0.2
 _RANK_PATIENCE = 1.0
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process among those that label the same pictures into the same folder.
-
-    Attributes:
-        rank: Its number, from 0; it labels the shards whose number has this remainder.
-        world: Number of processes.
-        on_this_machine: Number of processes on this machine, which share its cores.
-        local: Number of this process on this machine; with several GPUs, it chooses one.
-    """
-
-    rank: int = 0
-    world: int = 1
-    on_this_machine: int = 1
-    local: int = 0
-
-    @classmethod
-    def of_environment(cls) -> Ranks:
-        """Return what RANK and WORLD_SIZE say, as `accelerate launch` and `torchrun` set them.
-
-        Raises:
-            ValueError: They are no such numbers.
-        """
-        rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-        if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
-            raise ValueError(
-                f"RANK is {rank!r} and WORLD_SIZE is {world!r}; RANK counts from 0 up to below WORLD_SIZE."
-            )
-        here, local = os.environ.get("LOCAL_WORLD_SIZE", "1"), os.environ.get("LOCAL_RANK", "0")
-        return cls(int(rank), int(world), *(int(text) if text.isdecimal() else 0 for text in (here, local)))
 
 
 def label_pictures(
@@ -93,7 +61,8 @@ def label_pictures(
     Args:
         sources: What to label, see `Sources`.
         labels: What to look for: a vocabulary, or labels in any form that `Vocabulary` takes.
-        out: Folder of results: shards as Parquet, a manifest, errors, and the formats.
+        out: Folder of results: shards as Parquet, a manifest, errors, and the formats. It may be an address that fsspec
+            can write, such as s3://bucket/labels; files are then finished in a folder here and sent.
         job: The model and how it computes; None for the defaults of `LabelJob`.
         formats: Data set formats to write as well, see `gdino_hf.detection.dataset_files.FORMATS`.
         keep_empty: Whether the formats list pictures in which nothing was found.
@@ -109,12 +78,10 @@ def label_pictures(
     Raises:
         ImportError: A library is not installed.
         OSError: The results cannot be written, or the workers cannot go on. The same call goes on later.
-        ValueError: `out` is an address; the sources, the labels or the model cannot be used; or the folder holds a run
-            with other settings, or a run that another process is working on.
+        ValueError: The sources, the labels, the model or the address cannot be used; or the folder holds a run with
+            other settings, or a run that another process is working on.
     """
-    if "://" in str(out):
-        raise ValueError(f"out is {out}, an address; results are written to a local folder, so give one.")
-    job, ranks = job or LabelJob(), ranks or Ranks.of_environment()
+    job, ranks, progress = job or LabelJob(), ranks or Ranks.of_environment(), progress or LabelProgress()
     vocabulary = labels if isinstance(labels, Vocabulary) else Vocabulary(labels)
     if workers < 1:
         raise ValueError(f"workers is {workers}; give at least 1.")
@@ -123,12 +90,25 @@ def label_pictures(
     shard_schema()
     # Formats that cannot be written are refused before the work.
     DataSetFiles(out, formats, vocabulary.labels)
-    found = Sources([str(source) for source in sources], Path(out))
-    store = LabelStore(out)
-    with same_arithmetic():
-        run = _Run(store, job, vocabulary, found, ranks, progress or LabelProgress())
-        with connected(cluster) if cluster is not None else nullcontext():
-            return _finish(run, workers, cluster, formats, keep_empty)
+    arguments = [str(source) for source in sources]
+
+    def label_into(folder: Path) -> LabelSummary:
+        store = LabelStore(folder, shown=str(out))
+        with same_arithmetic():
+            run = _Run(store, job, vocabulary, Sources(arguments, folder), ranks, progress)
+            with connected(cluster) if cluster is not None else nullcontext():
+                return _finish(run, workers, cluster, formats, keep_empty)
+
+    if not is_address(out):
+        return label_into(Path(out))
+    address = str(out).rstrip("/")
+    if ranks.world > 1:
+        raise ValueError(f"{address} is an address, which one process writes; use workers or a Ray cluster, not ranks.")
+    if address in [argument.rstrip("/") for argument in arguments]:
+        raise ValueError(f"{printable(address)} is one of the sources; choose another place for the results.")
+    with working_folder(address, progress.say) as folder:
+        summary = label_into(folder)
+    return at_address(summary, address, folder)
 
 
 def _finish(
@@ -414,9 +394,7 @@ def _locked(store: LabelStore, ranks: Ranks) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise ValueError(
-            f"Another run is at work in {printable(store.folder)}; wait for it, or choose another folder."
-        ) from None
+        raise ValueError(f"Another run is at work in {store.shown}; wait for it, or choose another folder.") from None
     try:
         yield
     except BaseException:
@@ -435,7 +413,7 @@ def _lock_path(store: LabelStore, rank: int) -> Path:
     return store.path(".lock" if rank == 0 else f".lock-{rank}")
 
 
-def output_error(error: OSError, out: Path) -> str:
+def output_error(error: OSError, out: Path | str) -> str:
     """Return the sentence for results that cannot be written, without its end."""
     if isinstance(error, WorkerError):
         return str(error).rstrip(".")

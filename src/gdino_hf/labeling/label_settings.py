@@ -14,7 +14,6 @@ from ..detection.tiles import OVERLAP
 from ..detection.vocabulary import Vocabulary
 from ..model.picture_limits import PictureLimits
 from ..model.pixel_depth import check_depth
-from ..model.printable import printable
 from ..model.text_prompt import shorten
 from .label_store import MANIFEST, LabelStore
 
@@ -137,7 +136,7 @@ def check_same(earlier: Mapping[str, Any], now: Mapping[str, Any], store: LabelS
         was, wanted = (_shown(name, settings) for settings in (earlier, now))
         changed = f"{was} then, {wanted} now" if was != wanted else "something else"
         raise ValueError(
-            f"{printable(store.folder)} holds labels that were made with another {name.replace('_', ' ')} ({changed}); "
+            f"{store.shown} holds labels that were made with another {name.replace('_', ' ')} ({changed}); "
             "repeat the command as it was, or choose another folder."
         )
 
@@ -150,7 +149,7 @@ def read_manifest(store: LabelStore) -> dict[str, Any] | None:
     """
     if not store.exists(MANIFEST):
         return None
-    where = printable(store.path(MANIFEST))
+    where = f"{store.shown}/{MANIFEST}"
     try:
         manifest = json.loads(store.read(MANIFEST))
     except (OSError, ValueError) as error:

@@ -7,6 +7,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from ..model.printable import printable
 from ..whole_files import whole_file
 
 MANIFEST = "manifest.json"
@@ -20,10 +21,15 @@ class LabelStore:
 
     Args:
         folder: The folder, which is made with its first file.
+        shown: What the user calls it, such as the address that its files are sent to; None for its path.
+
+    Attributes:
+        shown: The same, as messages show it.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, shown: str | None = None) -> None:
         self.folder = Path(folder)
+        self.shown = printable(shown or folder)
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file, durably and whole or not at all; it replaces an earlier one.

@@ -10,8 +10,8 @@ from datetime import timedelta
 from typing import Any
 
 from ..error_text import reason
-from .label_run import Ranks
 from .label_workers import WorkerError
+from .ranks import Ranks
 
 # A rank may wait for as long as the slowest one works; one that dies ends the wait at once.
 _LONGEST_WAIT = timedelta(days=30)
