@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,13 @@ import pyarrow.parquet as parquet
 from PIL import Image
 
 import gdino_hf
+from gdino_hf import Vocabulary
 from gdino_hf.cli import main
 from gdino_hf.labeling.label_progress import LabelProgress
 from gdino_hf.labeling.label_run import label_pictures
 from gdino_hf.labeling.label_settings import LabelJob
+from gdino_hf.labeling.ray_pipeline import RowLabeler
+from gdino_hf.labeling.ray_workers import own_variables
 
 # The random model scores near zero; with this every query is a result.
 EVERYTHING = ("--threshold", "0.005")
@@ -111,3 +115,28 @@ def digests(out):
         for path in sorted(out.rglob("*"))
         if path.is_file() and not path.name.startswith(".lock")
     }
+
+
+def label_rows_dying(model, pictures, deadly, results):
+    """Label rows as an actor of a Ray Data pipeline, in a process that dies of one of the pictures."""
+    job = LabelJob(str(model), "cpu", batch_size=2, options={"threshold": 0.005})
+    labeler = RowLabeler(job, Vocabulary(LABELS), ("path", "path"), 1, own_variables(), "run")
+    read = labeler._labeler._read
+
+    def dying(item):
+        if item.source == deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(item)
+
+    labeler._labeler._read = dying
+    results.put(labeler({"path": pictures}).to_pylist())
+
+
+def make_deadly_site(folder):
+    """Write packages with a file system, deadly://, that ends each process that opens it; returns their folder."""
+    about = folder / "deadly-1.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: deadly\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[fsspec.specs]\ndeadly = deadly_files:Deadly\n")
+    (folder / "deadly_files.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
+    return folder

@@ -72,7 +72,7 @@ def label_rate(model: str, folder: Path, workers: int, skip: int) -> float:
     """Pictures in a second of a run of its own."""
     with tempfile.TemporaryDirectory() as out:
         timed = Timed()
-        job = LabelJob(model, "cpu", shard_size=10)
+        job = LabelJob(model, "cpu", batch_size=4, pad=False, shard_size=12)
         label_pictures([folder], LABELS, Path(out) / "labels", job=job, workers=workers, progress=timed)
         return timed.rate(skip)
 
@@ -114,7 +114,8 @@ def memory(model: str, pictures: int) -> None:
 
         thread = threading.Thread(target=watch)
         thread.start()
-        label_pictures([folder], LABELS, Path(place) / "out", job=LabelJob(model, "cpu"), progress=timed)
+        job = LabelJob(model, "cpu", batch_size=4, pad=False)
+        label_pictures([folder], LABELS, Path(place) / "out", job=job, progress=timed)
         stop.set()
         thread.join()
     quarter = len(seen) // 4

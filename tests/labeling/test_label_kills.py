@@ -8,7 +8,18 @@ import time
 import pytest
 
 from gdino_hf.labeling.label_store import LabelStore
-from label_command import digests, errors, label_all, label_apart, make_pictures, rows, run_label, start_label
+from label_command import (
+    PACKAGE,
+    digests,
+    errors,
+    label_all,
+    label_apart,
+    make_deadly_site,
+    make_pictures,
+    rows,
+    run_label,
+    start_label,
+)
 
 
 @pytest.fixture
@@ -133,6 +144,24 @@ def test_a_worker_that_is_killed_is_replaced(label_model, folder, tmp_path):
     assert "was killed by SIGKILL; its shard of 4 pictures is done again" in said or "goes on" in said
     run_label(label_model, tmp_path / "whole", folder, shard=4)
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
+def test_a_picture_that_workers_die_of_is_named_and_left_out(label_model, folder, tmp_path):
+    site = make_deadly_site(tmp_path / "site")
+    pictures = sorted(map(str, folder.rglob("*.*")))[:12]
+    pictures[5] = "deadly://picture.png"
+    (tmp_path / "list.txt").write_text("\n".join(pictures))
+    path = {"PYTHONPATH": os.pathsep.join([PACKAGE, str(site), os.environ.get("PYTHONPATH", "")])}
+    options = ("--workers", "2", "--readers", "1")
+    process = start_label(label_model, tmp_path / "out", tmp_path / "list.txt", *options, environment=path, shard=4)
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == 1
+    assert "died of them 3 times" in said
+    failed = errors(tmp_path / "out")
+    assert "a process that worked on it died" in failed.pop("deadly://picture.png")
+    assert [row["source"] for row in rows(tmp_path / "out")] == pictures
+    # One of the damaged pictures is among the twelve; nothing else is lost.
+    assert len(failed) == 1
 
 
 def test_workers_end_when_the_main_process_is_killed(label_model, folder, tmp_path):

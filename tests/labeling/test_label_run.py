@@ -14,8 +14,11 @@ import torch
 from PIL import Image
 
 from gdino_hf import Detector, Vocabulary
+from gdino_hf.detection import search
 from gdino_hf.labeling.label_run import label_pictures
 from gdino_hf.labeling.label_settings import LabelJob
+from gdino_hf.labeling.shard_labels import ShardLabeler
+from gdino_hf.labeling.sources import Sources
 from label_command import LABELS, digests, errors, make_pictures, rows
 
 
@@ -145,6 +148,33 @@ def test_batches_find_what_single_pictures_give(label_model, folder, tmp_path):
     for one, four in zip(rows(tmp_path / "1"), rows(tmp_path / "4"), strict=True):
         # Kernels of other shapes add in another order: the tolerance of batches everywhere in this package.
         assert np.allclose(sorted(one["scores"]), sorted(four["scores"]), atol=1e-4)
+
+
+def test_small_pictures_of_one_size_share_a_pass_without_padding(label_model, tmp_path, monkeypatch):
+    folder = make_pictures(tmp_path / "photos", 24)
+    items = [item for _, item in Sources([str(folder)]).items()]
+    found, passes = [], []
+    for pad, most in ((False, 10**6), (False, 7_000), (True, 10**6)):
+        monkeypatch.setattr(search, "_SMALL_PIXELS", most)
+        job = LabelJob(str(label_model), "cpu", batch_size=4, pad=pad, options={"threshold": 0.005})
+        labeler = ShardLabeler(job, Vocabulary(LABELS))
+        run, sizes = labeler._run, []
+
+        def noted(batch, run=run, sizes=sizes):
+            sizes.append([picture.image.size for picture in batch])
+            return run(batch)
+
+        monkeypatch.setattr(labeler, "_run", noted)
+        found.append(labeler.rows(items))
+        passes.append(sizes)
+    assert all(len(set(sizes)) == 1 for sizes in passes[0] + passes[1])
+    assert max(map(len, passes[0])) == 4
+    # Pictures that are too large to share a pass do not wait for each other.
+    assert all(len(sizes) == 1 for sizes in passes[1])
+    assert [row.source for row in found[1]] == [item.source for item in items]
+    for one, other in zip(found[0], found[1], strict=True):
+        assert one.found.labels.tolist() == other.found.labels.tolist()
+        np.testing.assert_allclose(one.found.scores, other.found.scores, atol=1e-5)
 
 
 def test_damaged_and_foreign_files_are_errors_with_their_reason(label, folder, tmp_path):

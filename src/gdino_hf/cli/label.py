@@ -23,7 +23,7 @@ from .ray_options import add_ray, read_cluster
 HELP = "label any number of pictures, in shards, with several processes"
 # As in gdino_hf.labeling.label_settings and gdino_hf.detection.prompt_passes, which take a second to import.
 _SHARD_SIZE, _NMS, _THRESHOLD = 200, 0.7, 0.3
-_BATCH_ON_CPU, _BATCH_ELSEWHERE = 1, 8
+_BATCH_ON_CPU, _BATCH_ELSEWHERE = 4, 8
 # Pictures that are named one by one on the terminal.
 _MOST_NAMED = 10
 # Names that users know a format by.
@@ -89,9 +89,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch",
         type=positive,
         metavar="N",
-        help=f"most pictures in a forward pass (default: {_BATCH_ON_CPU} on a CPU, and {_BATCH_ELSEWHERE} elsewhere)",
+        help="most pictures of like sizes in a forward pass (default: "
+        f"{_BATCH_ON_CPU} small ones of one size on a CPU, and {_BATCH_ELSEWHERE} elsewhere)",
     )
     add_dtype(parser)
+    _add_engine(parser)
+    _add_hub(parser)
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     parser.add_argument(
         "--workers",
@@ -115,7 +121,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="pictures in a shard; a process that is killed loses the work on one (default: %(default)s)",
     )
-    _add_hub(parser)
 
 
 def _add_hub(parser: argparse.ArgumentParser) -> None:
@@ -178,6 +183,7 @@ def _label(args: argparse.Namespace, query: Query) -> Any:
         device=args.device,
         dtype=args.dtype,
         batch_size=args.batch or (_BATCH_ON_CPU if on_cpu else _BATCH_ELSEWHERE),
+        pad=args.batch is not None or not on_cpu,
         tiles=args.tiles,
         readers=args.readers,
         shard_size=args.shard,

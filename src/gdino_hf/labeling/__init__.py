@@ -4,10 +4,10 @@ Reading order: label_run (label_pictures), sources (what there is to label), sou
 data_set_sources (data sets as sources), picture_archives (pictures inside tar and Parquet files), shard_plan (the list
 of pictures, cut into shards), shard_labels (a shard's pictures to rows), shard_files (rows as Parquet), label_computing
 (products and threads), label_workers (processes that make shards), label_order (what they are told), ray_workers
-(machines of a Ray cluster that make shards), ray_pipeline (a step of a Ray Data pipeline), label_store (files of a
-run), label_settings (what a run was made with), label_results (the files of all shards together), label_progress (what
-the user sees meanwhile), ranks (processes of a launcher that share a run), remote_results (results at an address),
-hub_set (a data set for the Hub).
+(machines of a Ray cluster that make shards), ray_pipeline (a step of a Ray Data pipeline), death_journal (what its
+actors died of), label_store (files of a run), label_settings (what a run was made with), label_results (the files of
+all shards together), label_progress (what the user sees meanwhile), ranks (processes of a launcher that share a run),
+remote_results (results at an address), hub_set (a data set for the Hub).
 
 Evaluation over large sets runs on the same processes and machines: evaluation_order (what they are told),
 evaluation_run (predictions in shards), rank_group (processes that wait for each other).

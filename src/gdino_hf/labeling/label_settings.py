@@ -37,6 +37,8 @@ class LabelJob:
         device: "auto" (the first GPU, or the CPU), "cpu", "cuda", "cuda:1", ...
         dtype: "float32", "bfloat16", "float16", or "int8" on a CPU.
         batch_size: Largest number of pictures or tiles in one forward pass.
+        pad: Whether pictures of like sizes share a forward pass, padded to one size. Otherwise only small pictures of
+            equal sizes do, and each tile has a pass of its own, which is faster on a CPU.
         tiles: Side in pixels of overlapping tiles in which larger pictures are looked at beside the whole; None looks
             at the whole alone.
         overlap: Part of a tile's side that it shares with its neighbour, in [0, 1).
@@ -49,6 +51,7 @@ class LabelJob:
     device: str = "auto"
     dtype: str = "float32"
     batch_size: int = 1
+    pad: bool = True
     tiles: int | None = None
     overlap: float = OVERLAP
     readers: int = 2

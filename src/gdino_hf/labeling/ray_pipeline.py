@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from ..detection.exchange_values import kept_library
 from ..detection.vocabulary import Labels, Vocabulary
+from .death_journal import DeathJournal, journal_folder
 from .label_settings import LabelJob
 from .ray_workers import RAY_NEED, adopt_variables, gpus_of_task, own_variables
 from .shard_files import shard_table
@@ -38,8 +40,9 @@ def ray_data(
     """Label the pictures of a Ray data set in a pool of actors, each of which holds the model.
 
     Ray starts and ends actors within the bounds, gives them no more rows than they can take, and repeats the rows of
-    actors and machines that are lost. A row depends on its own picture alone if the job's batch size is 1, and on the
-    pictures beside it in its batch, in the last digits, if it is more.
+    actors and machines that are lost. Pictures that the actors of one machine die of three times are failures. A row
+    depends on its own picture alone if the job's batch size is 1, and on the pictures beside it in its batch, in the
+    last digits, if it is more.
 
     Args:
         ds: The `ray.data.Dataset`, such as `ray.data.read_images(...)` or `ray.data.read_parquet(...)`.
@@ -87,6 +90,7 @@ def ray_data(
             num_cpus,
             # Actors on busy machines must not choose by what they measure.
             {**own_variables(), "GDINO_ARITHMETIC": "fixed"},
+            secrets.token_hex(8),
         ),
         batch_size=rows,
         batch_format="numpy",
@@ -105,6 +109,7 @@ class RowLabeler:
         columns: Columns of pictures and of their names.
         threads: Threads that the model computes in.
         variables: Environment variables of this package where the pipeline was made.
+        run: Name of the pipeline, under which the processes of a machine note what they died of.
     """
 
     def __init__(
@@ -114,12 +119,14 @@ class RowLabeler:
         columns: tuple[str, str],
         threads: int,
         variables: Mapping[str, str],
+        run: str,
     ) -> None:
         import torch
 
         adopt_variables(variables)
         torch.set_num_threads(threads)
         self._picture, self._name = columns
+        self._notes = journal_folder(run)
         self._files = PictureReader()
         self._labeler = ShardLabeler(job, vocabulary, read=self._read)
 
@@ -131,7 +138,10 @@ class RowLabeler:
         """
         pairs = zip(batch[self._name], batch[self._picture], strict=True)
         items = [_item(_as_name(name), picture) for name, picture in pairs]
-        return shard_table([replace(row, place=None) for row in self._labeler.rows(items)])
+        journal = DeathJournal(self._notes, [item.source for item in items])
+        rows = self._labeler.rows(items, journal, journal.begin())
+        journal.end()
+        return shard_table([replace(row, place=None) for row in rows])
 
     def _read(self, item: SourceItem) -> Any:
         assert item.place is not None

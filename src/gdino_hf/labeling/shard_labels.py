@@ -10,7 +10,7 @@ from typing import Any
 
 from ..detection.detections import Detections
 from ..detection.detector import Detector
-from ..detection.search import PreparedPicture, are_alike
+from ..detection.search import PreparedPicture, are_alike, are_small_and_equal
 from ..detection.stages import in_order
 from ..detection.vocabulary import Vocabulary
 from ..error_text import reason
@@ -58,7 +58,7 @@ class ShardLabeler:
             vocabulary.to(self.detector.device),
             tiles=job.tiles,
             overlap=job.overlap,
-            batch_size=job.batch_size,
+            batch_size=job.batch_size if job.pad else 1,
             **job.options,
         )
         self._read = read or PictureReader()
@@ -92,7 +92,8 @@ class ShardLabeler:
 
         ahead = max(4, 2 * self.job.batch_size)
         with closing(in_order(attempt, range(len(items)), self.job.readers, ahead)) as results:
-            for batch in _batches(results, keep, self.job.batch_size):
+            alike = are_alike if self.job.pad else are_small_and_equal
+            for batch in _batches(results, keep, self.job.batch_size, alike):
                 keep(list(zip([place for place, _ in batch], self._run([each for _, each in batch]), strict=True)))
         return [replace(rows[place], place=item.place) for place, item in enumerate(items)]
 
@@ -124,21 +125,26 @@ DIED = "a process that worked on it died, each time it was tried; leave it out o
 
 
 def _batches(
-    results: Iterable[tuple[int, PreparedPicture | LabelRow]], keep: Any, size: int
+    results: Iterable[tuple[int, PreparedPicture | LabelRow]],
+    keep: Any,
+    size: int,
+    alike: Callable[[Sequence[PreparedPicture], PreparedPicture], bool],
 ) -> Iterator[list[tuple[int, PreparedPicture]]]:
-    """Group pictures of like shapes, by their order alone and never by time; rows of failures go straight to `keep`."""
+    """Group pictures that are alike, by their order alone and never by time; rows of failures go straight to `keep`."""
     groups: list[list[tuple[int, PreparedPicture]]] = []
     for place, result in results:
         if isinstance(result, LabelRow):
             keep([(place, result)])
             continue
-        joined = next((group for group in groups if are_alike([each for _, each in group], result)), None)
+        joined = next((group for group in groups if alike([each for _, each in group], result)), None)
         if joined is None:
             joined = []
             groups.append(joined)
         joined.append((place, result))
         waiting = sum(len(group) for group in groups)
-        full = joined if len(joined) == size else groups[0] if waiting >= _WAITING_BATCHES * size else None
+        # Large pictures have no partners to wait for.
+        is_full = len(joined) == size or not alike([each for _, each in joined], result)
+        full = joined if is_full else groups[0] if waiting >= _WAITING_BATCHES * size else None
         if full is not None:
             groups = [group for group in groups if group is not full]
             yield full
