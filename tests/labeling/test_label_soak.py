@@ -111,7 +111,7 @@ def test_a_full_file_system_is_a_sentence_and_room_lets_the_run_go_on(label_mode
     folder = make_pictures(tmp_path / "photos", 200)
     small = tmp_path / "small"
     small.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "none", str(small)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=320k", "none", str(small)]
     if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
         pytest.skip("a file system cannot be mounted here")
     try:

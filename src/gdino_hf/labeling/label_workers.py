@@ -339,6 +339,7 @@ def work(pipe: Connection, order: ShardOrder, folder: str, threads: int, number:
     # Ctrl-C reaches all processes of a terminal; the main process ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with_parent()
+    _show_no_bars()
     teller, store = _Teller(pipe), LabelStore(folder)
     try:
         maker = on_own_device(order, number).maker(threads)
@@ -375,6 +376,15 @@ def on_own_device(order: ShardOrder, number: int) -> ShardOrder:
 
     several = order.device == "auto" and torch.cuda.device_count() > 1
     return order.on(f"cuda:{number % torch.cuda.device_count()}") if several else order
+
+
+def _show_no_bars() -> None:
+    """Show no bars beside those of the main process, and let them take no semaphores, which killed processes leak."""
+    from tqdm import tqdm
+    from transformers.utils import logging
+
+    tqdm.set_lock(threading.RLock())
+    logging.disable_progress_bar()
 
 
 def _end_with_parent() -> None:
