@@ -46,6 +46,12 @@ def test_the_uploaded_set_has_pictures_boxes_and_a_card(label, folder, tmp_path,
     assert f"# 9 pictures with {manifest['boxes']:,} boxes" in card
     assert manifest["settings"]["fingerprint"] in card
     assert "threshold: `0.005`" in card
+    # The folder as it was uploaded: the card names the files of its split, as the viewer reads them.
+    whole = datasets.load_dataset(str(tmp_path / "out" / "hub"), cache_dir=str(tmp_path / "cache-of-folder"))
+    assert list(whole) == ["train"]
+    assert isinstance(whole["train"].features["image"], datasets.Image)
+    assert whole["train"].column_names == ["image", "image_id", "width", "height", "objects"]
+    assert np.array_equal(np.asarray(whole["train"][0]["image"]), np.asarray(loaded[0]["image"]))
 
 
 def test_a_refused_upload_keeps_the_set_and_says_so(label, folder, tmp_path, hub):
