@@ -21,7 +21,9 @@ What differs from `gdino_hf.recipes.nano`, and why:
 - States of the frozen text encoder are kept by phrase, see phrase_states.py. Decoding and resizing photographs takes
   1.7 % of a step, which storing them would not be worth.
 
-Cost: about 3.1 s on one core for a step of 8 photographs, 3.9 s with the backbone trained.
+Cost: 2.5 to 3.7 s on one core of a busy machine for a step of 8 photographs, a fifth more with the backbone trained.
+Result of the first 215 steps, from the embedded model of AP 0.156 / AP50 0.259 on everyday/val and 0.058 / 0.103 on
+wild/val: 0.166 / 0.267 and 0.083 / 0.141. Suppression would still add 0.014 / 0.039 to the decoder.
 """
 
 from __future__ import annotations
