@@ -15,8 +15,8 @@ from ..detection.vocabulary import Labels, Vocabulary
 from .death_journal import DeathJournal, journal_folder
 from .label_settings import LabelJob
 from .ray_workers import RAY_NEED, adopt_variables, gpus_of_task, own_variables
-from .shard_files import shard_table
-from .shard_labels import PictureReader, ShardLabeler
+from .shard_files import LabelRow, shard_table
+from .shard_labels import DIED, PictureReader, ShardLabeler
 from .source_items import SourceItem
 
 # Columns that hold pictures and their names, by the names that Ray's own readers and Hugging Face data sets give them.
@@ -40,9 +40,9 @@ def ray_data(
     """Label the pictures of a Ray data set in a pool of actors, each of which holds the model.
 
     Ray starts and ends actors within the bounds, gives them no more rows than they can take, and repeats the rows of
-    actors and machines that are lost. Pictures that the actors of one machine die of three times are failures. A row
-    depends on its own picture alone if the job's batch size is 1, and on the pictures beside it in its batch, in the
-    last digits, if it is more.
+    actors and machines that are lost. Rows that the actors of one machine die of three times are looked at one by one,
+    and a picture that an actor dies of is a failure. A row depends on its own picture alone if the job's batch size is
+    1, and on the pictures beside it in its batch, in the last digits, if it is more.
 
     Args:
         ds: The `ray.data.Dataset`, such as `ray.data.read_images(...)` or `ray.data.read_parquet(...)`.
@@ -139,9 +139,20 @@ class RowLabeler:
         pairs = zip(batch[self._name], batch[self._picture], strict=True)
         items = [_item(_as_name(name), picture) for name, picture in pairs]
         journal = DeathJournal(self._notes, [item.source for item in items])
-        rows = self._labeler.rows(items, journal, journal.begin())
+        rows = self._each_alone(items, journal) if journal.begin() else self._labeler.rows(items)
         journal.end()
         return shard_table([replace(row, place=None) for row in rows])
+
+    def _each_alone(self, items: Sequence[SourceItem], journal: DeathJournal) -> list[LabelRow]:
+        """Label pictures of which earlier processes died one by one, which tells the culprit if this process dies."""
+        rows: list[LabelRow] = []
+        for place, item in enumerate(items):
+            if journal.is_deadly(place):
+                rows.append(LabelRow(item.source, error=DIED))
+                continue
+            with journal.alone(place):
+                rows += self._labeler.rows([item])
+        return rows
 
     def _read(self, item: SourceItem) -> Any:
         assert item.place is not None
