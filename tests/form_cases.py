@@ -169,6 +169,30 @@ def labelme(root: Path) -> Path:
     return root
 
 
+def label_studio(root: Path) -> Path:
+    """An export of Label Studio: rectangles and polygons, of which the latest annotation counts."""
+    write_pictures(root / "images")
+    tasks: list[dict] = []
+    for name, boxes in BOXES.items():
+        width, height = SIZES[name]
+        result = []
+        for place, (label, (x1, y1, x2, y2)) in enumerate(boxes):
+            percent = {"x": x1 / width, "y": y1 / height, "width": (x2 - x1) / width, "height": (y2 - y1) / height}
+            value = {side: 100 * number for side, number in percent.items()} | {"rotation": 0}
+            kind = "rectanglelabels"
+            if place % 2:
+                kind, corners = "polygonlabels", [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
+                value = {"points": [[100 * x / width, 100 * y / height] for x, y in corners]}
+            region = {"original_width": width, "original_height": height, "image_rotation": 0, "type": kind}
+            result.append({**region, "id": f"r{place}", "from_name": "label", "value": {**value, kind: [label]}})
+        old = {"id": 1, "was_cancelled": False, "result": [{"type": "choices", "value": {"choices": ["bad"]}}]}
+        annotations = [old, {"id": 2, "was_cancelled": False, "result": result}]
+        address = f"/data/local-files/?d={name}" if len(tasks) % 2 else f"/data/upload/3/0a1b2c3d-{name}"
+        tasks.append({"id": len(tasks), "annotations": annotations, "data": {"image": address}, "predictions": []})
+    (root / "train.json").write_text(json.dumps(tasks))
+    return root
+
+
 def imagefolder(root: Path) -> Path:
     """An imagefolder with metadata.jsonl, whose boxes can only be corner and size."""
     write_pictures(root / "train")
@@ -269,6 +293,7 @@ FORMS = {
         voc_flat,
         createml,
         labelme,
+        label_studio,
         imagefolder,
         hub_saved,
         hub_parquet,

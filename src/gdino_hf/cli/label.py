@@ -19,6 +19,7 @@ from .model_options import add_dtype
 from .numbers import fraction, positive, results_place
 from .query_options import Query, add_tiles, read_query
 from .ray_options import add_ray, read_cluster
+from .split_option import add_split, check_split, write_split_folders
 
 HELP = "label any number of pictures, in shards, with several processes"
 # As in gdino_hf.labeling.label_settings and gdino_hf.detection.prompt_passes, which take a second to import.
@@ -94,6 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_dtype(parser)
     _add_engine(parser)
+    add_split(parser)
     _add_hub(parser)
 
 
@@ -141,6 +143,7 @@ def run(args: argparse.Namespace) -> int:
     """
     args.caption = None
     query = read_query(args)
+    check_split(args)
     _check_repository(args)
     try:
         import filelock  # noqa: F401
@@ -164,6 +167,8 @@ def run(args: argparse.Namespace) -> int:
         raise OutputError(output_error(error, args.out)) from error
     if summary.finished:
         print("\n".join(_report(summary)))
+        if args.split is not None:
+            write_split_folders(args)
         if args.push_to_hub is not None:
             _push(args)
     return 1 if summary.failed else 0

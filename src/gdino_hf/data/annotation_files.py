@@ -13,6 +13,7 @@ from ..model.printable import printable
 from .createml_file import is_createml
 from .forms import READERS, TITLES, KnownSet, known_set
 from .image_folder import is_metadata
+from .label_studio_file import is_label_studio
 from .other_formats import describe_other_format
 from .places import NAME_PART, SPLIT_NAMES, is_there, split_of, split_place, with_split
 from .rows import is_file, parse_line
@@ -320,7 +321,8 @@ def _looks_like(file: Path) -> str | None:
     except OSError as error:
         raise ValueError(f"{printable(file)} cannot be read ({reason(error)}).") from error
     if head.startswith(b"["):
-        return "createml" if is_createml(_first_item(head)) else None
+        first = _first_item(head)
+        return "createml" if is_createml(first) else "labelstudio" if is_label_studio(first) else None
     try:
         content = parse_line(head.split(b"\n", 1)[0])
     except ValueError:

@@ -83,6 +83,7 @@ WARNINGS = {
     "keep takes [it|them] as [a box|boxes] like all others",
     "shapes without extent": "# shape[|s] [is a point or line|are points or lines], which [has|have] no box, and left "
     "out",
+    "tasks without annotations": "# task[|s] [is|are] not annotated, or skipped, and left out",
     "labels without pictures": "# file[|s] of labels [has|have] no picture, and [is|are] left out",
     "pictures without annotations": "# picture[|s] [has|have] no annotation file, and [is|are] left out",
     "pictures alone in tars": "# picture[|s] [has|have] no JSON, XML or text file of [its|their] name in the tar, and "
@@ -130,6 +131,7 @@ WARNINGS = {
 _CHOICE = re.compile(r"\[([^|\]]*)\|([^\]]*)\]")
 # Faults that change what is read, which readers therefore log.
 _SPOKEN = (
+    "tasks without annotations",
     "broken entries",
     "broken sizes",
     "trusted sizes",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .createml_file import CreateMLFile
 from .image_folder import ImageFolder
+from .label_studio_file import LabelStudioFile
 from .labelme_folder import LabelMeFolder, has_labelme_files
 from .object_tables import HUB, SAVED, ObjectTable
 from .picture_sets import PictureSet, files_of
@@ -24,6 +25,7 @@ _READERS: tuple[type[PictureSet], ...] = (
     VocFolder,
     CreateMLFile,
     LabelMeFolder,
+    LabelStudioFile,
     ImageFolder,
     ObjectTable,
     TarShards,

@@ -7,7 +7,8 @@ of pictures, cut into shards), shard_labels (a shard's pictures to rows), shard_
 (machines of a Ray cluster that make shards), ray_pipeline (a step of a Ray Data pipeline), death_journal (what its
 actors died of), label_store (files of a run), label_settings (what a run was made with), label_results (the files of
 all shards together), label_progress (what the user sees meanwhile), ranks (processes of a launcher that share a run),
-remote_results (results at an address), hub_set (a data set for the Hub).
+remote_results (results at an address), hub_set (a data set for the Hub), contact_sheet (pictures to look at),
+split_folders (folders for other trainers).
 
 Evaluation over large sets runs on the same processes and machines: evaluation_order (what they are told),
 evaluation_run (predictions in shards), rank_group (processes that wait for each other).
