@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -12,9 +13,11 @@ import pytest
 
 pytest.importorskip("faster_coco_eval")
 
+from form_cases import FORMS
 from gdino_hf.cli import main
 from gdino_hf.evaluation.open_ground_truth import open_ground_truth
-from gdino_hf.evaluation.prediction_file import read_predictions
+from gdino_hf.evaluation.predict import predict, undecoded
+from gdino_hf.evaluation.prediction_file import PredictionLines, read_predictions
 from gdino_hf.labeling.evaluation_order import PARTS, EvaluationOrder, portable_row
 from gdino_hf.labeling.label_settings import model_fingerprint
 from gdino_hf.labeling.ray_workers import TaskSettings, label_shard, own_variables
@@ -150,6 +153,20 @@ def test_a_task_of_a_cluster_gives_the_lines_of_one_process(label_model, whole, 
     assert (tally.pictures, tally.failed) == (64, 0)
     said = label_shard(TaskSettings(order(label_model, fingerprint="0" * 64), 1, own_variables()), rows, ())
     assert "are not those of the machine that asks" in said
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_of_every_form_go_to_other_processes(label_model, form, tmp_path):
+    """What a worker predicts from a pickled row is what this process predicts from the row."""
+    rows = open_ground_truth(FORMS[form](tmp_path)).rows
+    given = order(label_model)
+    maker = given.maker(1)
+    sent = pickle.loads(pickle.dumps([portable_row(row, index) for index, row in enumerate(undecoded(rows))]))
+    here = PredictionLines()
+    detector = maker.detector
+    predict(detector.model, detector.processor, rows, batch_size=4, store=here, progress=None, **given.arguments)
+    assert maker.content(sent, None, ()) == here.content()
+    assert given.tally(here.content()).failed == 0
 
 
 @pytest.mark.soak
