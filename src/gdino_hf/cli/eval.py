@@ -177,9 +177,11 @@ def _run_one(args: argparse.Namespace, predicting: Predictor) -> int:
         predictions = predicting.predict(task, folder)
         if predictions is None:
             return predicting.status
-    else:
+    elif predicting.is_first:
         predictions = stored
         folder = new_run_folder("eval", name, args.runs)
+    else:
+        return 0
     try:
         evaluation = _judge(args, task, predictions, folder)
     except ValueError as error:
