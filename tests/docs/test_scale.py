@@ -1,25 +1,18 @@
 """The simulation of docs/scale.md: its figures are those of the page, and it agrees with what can be computed."""
 
-import importlib.util
 import math
 import re
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from example_scripts import ROOT, load_example
 
 
 @pytest.fixture(scope="module")
 def scale():
     """The script as a module."""
-    spec = importlib.util.spec_from_file_location("simulate_scale", ROOT / "examples" / "simulate_scale.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["simulate_scale"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_example("simulate_scale")
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,7 @@
 """The walk of docs/walk.md as one program: what it writes, and that its model beats the one it began with."""
 
-import importlib.util
 import json
 import re
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -12,9 +9,9 @@ pytest.importorskip("faster_coco_eval")
 
 from PIL import Image
 
+from example_scripts import ROOT, load_example
 from gdino_hf.data.formats import open_dataset
 
-ROOT = Path(__file__).resolve().parents[2]
 # AP differs between machines and versions of libraries by a few hundredths.
 TOLERANCE = 0.05
 
@@ -22,11 +19,7 @@ TOLERANCE = 0.05
 @pytest.fixture(scope="module")
 def program():
     """The script as a module."""
-    spec = importlib.util.spec_from_file_location("label_look_train_use", ROOT / "examples" / "label_look_train_use.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["label_look_train_use"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_example("label_look_train_use")
 
 
 @pytest.mark.slow

@@ -2,51 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Mapping
 from typing import Any
 
-from ..model.printable import printable
 from ..model.text_prompt import shorten
 from .faults import OUTSIDE, Report
-from .image_paths import ImagePaths, OutsideError
-from .picture_sets import Mark, PictureEntry, PictureSet, read_mapping
-from .rows import parse_text, read_json
+from .image_paths import OutsideError
+from .list_file import ListFile
+from .picture_sets import Mark, PictureEntry, read_mapping
+from .rows import parse_text
 
 CENTER_SIDES = ("x", "y", "width", "height")
 # The keys of Create ML's documentation, and those of its older examples.
 _NAMES, _LISTS = ("image", "imagefilename"), ("annotations", "annotation")
 
 
-class CreateMLFile(PictureSet):
+class CreateMLFile(ListFile):
     """A CreateML data set; `base` is its JSON file."""
 
     form = "createml"
     title = "CreateML json"
     box_form = "cxcywh"
 
-    @cached_property
-    def _rows(self) -> list[Any]:
-        content = read_json(self.base, "CreateML json")
-        if not isinstance(content, list):
-            raise ValueError(f"{printable(self.base)} holds a {type(content).__name__}; CreateML has a list.")
-        return content
-
-    @cached_property
-    def _paths(self) -> ImagePaths:
-        return ImagePaths(self.base, self.images, self.options)
-
-    def keys(self) -> Sequence[int]:
-        return range(len(self._rows))
-
-    def shown(self, key: Any) -> str:
-        return f"entry {key + 1}"
-
     def entry(self, key: int, report: Report) -> PictureEntry | None:
-        row = read_mapping(self._rows[key], "it")
+        row = read_mapping(self.rows[key], "it")
         name = parse_text(next((row[name] for name in _NAMES if name in row), None), "its image")
         try:
-            picture = self._paths.find(name)
+            picture = self.paths.find(name)
         except OutsideError as error:
             report(OUTSIDE, f"{self.shown(key)}: {error}")
             return None

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from ..model.printable import printable
 from ..model.text_prompt import shorten
 from .faults import OUTSIDE, Findings, Report
-from .image_paths import ImagePaths, OutsideError
-from .picture_sets import Mark, PictureEntry, PictureSet, read_mapping
-from .rows import is_file, parse_number, read_json
+from .image_paths import OutsideError
+from .list_file import ListFile
+from .picture_sets import Mark, PictureEntry, read_mapping
+from .rows import is_file, parse_number
 
 _SIDES = ("x", "y", "width", "height")
 # What Label Studio puts before the name of a file that was uploaded.
@@ -24,40 +23,24 @@ _LABELS = "labels"
 _SHAPES = ("rectanglelabels", "ellipselabels", "polygonlabels")
 
 
-class LabelStudioFile(PictureSet):
+class LabelStudioFile(ListFile):
     """An export of Label Studio; `base` is its JSON file. Of several annotations of a task the last one counts."""
 
     form = "labelstudio"
     title = "Label Studio json"
+    entry_name = "task"
     box_form = "xywh"
     is_relative = True
 
-    @cached_property
-    def _tasks(self) -> list[Any]:
-        content = read_json(self.base, "Label Studio json")
-        if not isinstance(content, list):
-            raise ValueError(f"{printable(self.base)} holds a {type(content).__name__}; Label Studio has a list.")
-        return content
-
-    @cached_property
-    def _paths(self) -> ImagePaths:
-        return ImagePaths(self.base, self.images, self.options)
-
-    def keys(self) -> Sequence[int]:
-        return range(len(self._tasks))
-
-    def shown(self, key: Any) -> str:
-        return f"task {key + 1}"
-
     def entry(self, key: int, report: Report) -> PictureEntry | None:
-        task = read_mapping(self._tasks[key], "it")
+        task = read_mapping(self.rows[key], "it")
         annotation = _annotation(task)
         if annotation is None:
             report("tasks without annotations", self.shown(key))
             return None
         names = _names(_address(read_mapping(task.get("data"), "its data")))
         try:
-            found = [self._paths.find(name) for name in names]
+            found = [self.paths.find(name) for name in names]
         except OutsideError as error:
             report(OUTSIDE, f"{self.shown(key)}: {error}")
             return None
@@ -65,7 +48,7 @@ class LabelStudioFile(PictureSet):
         return PictureEntry(names[0], picture, label_studio_marks(annotation, self.shown(key), report))
 
     def finish(self, findings: Findings) -> None:
-        if all(_annotation(task) is None for task in self._tasks if isinstance(task, Mapping)):
+        if all(_annotation(task) is None for task in self.rows if isinstance(task, Mapping)):
             findings.add("no usable entries", "no task was annotated")
 
 

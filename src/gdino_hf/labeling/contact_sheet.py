@@ -17,7 +17,7 @@ from .label_results import shard_rows
 from .label_store import LabelStore, finished_shards
 from .shard_files import LabelRow
 from .shard_labels import PictureReader
-from .sources import SourceItem
+from .source_items import SourceItem
 
 _TILE, _MARGIN, _BACKGROUND = 240, 6, (255, 255, 255)
 

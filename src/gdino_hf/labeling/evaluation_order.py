@@ -14,8 +14,7 @@ from ..detection.text_features import TextFeatureStore
 from ..evaluation.phrases import predict_phrases
 from ..evaluation.predict import predict
 from ..evaluation.prediction_file import PredictionLines
-from ..model.printable import printable
-from .label_settings import model_fingerprint
+from .label_settings import check_fingerprint
 from .label_workers import Tally, Watcher
 from .shard_labels import DIED
 
@@ -58,21 +57,12 @@ class EvaluationOrder:
         return replace(self, device=device)
 
     def maker(self, threads: int) -> EvaluationMaker:
-        """Load the model.
-
-        Args:
-            threads: Threads that it computes in.
-
-        Raises:
-            OSError: The model cannot be read.
-            ValueError: It cannot be used, or it is not that of the fingerprint.
-        """
+        """Load the model, as `ShardOrder.maker` says."""
         import torch
 
         torch.set_num_threads(threads)
         detector = Detector(self.model, device=self.device, dtype=self.dtype)
-        if self.fingerprint is not None and model_fingerprint(self.model) != self.fingerprint:
-            raise ValueError(f"its files of {printable(self.model)} are not those of the machine that asks")
+        check_fingerprint(self.model, self.fingerprint)
         return EvaluationMaker(self, detector)
 
     def name(self, number: int) -> str:

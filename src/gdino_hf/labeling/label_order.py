@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..detection.vocabulary import Vocabulary
-from ..model.printable import printable
-from .label_settings import LabelJob, model_fingerprint
+from .label_settings import LabelJob, check_fingerprint
 from .label_store import VOCABULARY, shard_name
 from .label_workers import Tally, Watcher
 from .shard_files import encode_shard, read_counts
@@ -61,8 +60,7 @@ class LabelOrder:
 
         torch.set_num_threads(threads)
         labeler = ShardLabeler(self.job, stored_vocabulary(self.vocabulary))
-        if self.fingerprint is not None and model_fingerprint(self.job.model) != self.fingerprint:
-            raise ValueError(f"its files of {printable(self.job.model)} are not those of the machine that asks")
+        check_fingerprint(self.job.model, self.fingerprint)
         return LabelMaker(labeler, self.settings)
 
     def name(self, number: int) -> str:

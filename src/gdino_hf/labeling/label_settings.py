@@ -121,6 +121,20 @@ def model_fingerprint(model: str) -> str | None:
     return digest.hexdigest()
 
 
+def check_fingerprint(model: str, fingerprint: str | None) -> None:
+    """Refuse a model whose files are not those of another machine.
+
+    Args:
+        model: "nano", Hub id or folder.
+        fingerprint: `model_fingerprint` of the other machine; None for any.
+
+    Raises:
+        ValueError: It is another one.
+    """
+    if fingerprint is not None and model_fingerprint(model) != fingerprint:
+        raise ValueError(f"its files of {printable(model)} are not those of the machine that asks")
+
+
 def check_same(earlier: Mapping[str, Any], now: Mapping[str, Any], store: LabelStore) -> None:
     """Refuse to go on with a run that was begun with other settings.
 

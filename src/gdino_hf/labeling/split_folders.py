@@ -33,7 +33,7 @@ from .label_results import shard_rows
 from .label_settings import read_manifest
 from .label_store import LabelStore, finished_shards
 from .shard_labels import PictureReader
-from .sources import SourceItem
+from .source_items import SourceItem
 
 SHARES = (0.8, 0.1, 0.1)
 """Parts of the pictures for training, validation and test by default."""
