@@ -7,8 +7,8 @@
 Each step prints the command that it runs. What a program cannot do is the person who corrects boxes in Label Studio:
 `review` takes the truth of the first pictures in their place, and writes the file that Label Studio exports.
 
-Cost: five minutes of one core of a CPU. Result: AP on 60 other pictures rises from 0.16 to 0.86, with 40 pictures out of
-160 corrected by hand.
+Cost: five minutes of one core of a CPU. Result: AP on 60 other pictures rises from 0.16 to 0.86, with 40 of the 160
+pictures corrected by hand.
 """
 
 from __future__ import annotations
