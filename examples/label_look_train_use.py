@@ -188,11 +188,12 @@ def main(arguments: list[str] | None = None) -> Walk:
     parser.add_argument("--labels", nargs="+", help="what to look for in them")
     parser.add_argument("--reviewed", type=int, default=REVIEWED, help="pictures corrected (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="epochs of training (default: %(default)s)")
-    args, train = parser.parse_known_args(arguments)
+    parser.add_argument("--train", default="", help='further options of gdino train: --train="--image-size 320 416"')
+    args = parser.parse_args(arguments)
     unknown = [step for step in args.steps if step not in STEPS]
     if unknown:
         parser.error(f"{unknown[0]} is no step; choose from {', '.join(STEPS)}")
-    given = {"truth": args.truth, "test": args.test, "labels": args.labels, "train": train}
+    given = {"truth": args.truth, "test": args.test, "labels": args.labels, "train": shlex.split(args.train)}
     numbers = {"reviewed": args.reviewed, "epochs": args.epochs}
     if args.quick:
         numbers = {"pictures": 6, "reviewed": 2, "tested": 2, "epochs": 1}

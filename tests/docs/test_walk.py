@@ -24,7 +24,7 @@ def program():
 
 @pytest.mark.slow
 def test_all_steps_run_on_a_few_pictures(program, tmp_path, capsys):
-    walk = program.main(["--quick", "--out", str(tmp_path / "walk"), "--use_cpu", "--disable_tqdm", "true"])
+    walk = program.main(["--quick", "--out", str(tmp_path / "walk"), "--train=--use_cpu --disable_tqdm true"])
     printed = capsys.readouterr().out
     assert "2 pictures reviewed; boxes: " in printed
     export = json.loads((walk.folder / "reviewed.json").read_text())
