@@ -14,6 +14,7 @@ from ..detection.tiles import OVERLAP
 from ..detection.vocabulary import Vocabulary
 from ..model.picture_limits import PictureLimits
 from ..model.pixel_depth import check_depth
+from ..model.printable import printable
 from ..model.text_prompt import shorten
 from .label_store import MANIFEST, LabelStore
 
