@@ -235,6 +235,9 @@ class WorkerPool:
             try:
                 while worker.pipe.poll():
                     self._take(worker, worker.pipe.recv(), tell)
+            except WorkerError:
+                # An OSError, too, but one that ends the run.
+                raise
             except (EOFError, OSError):
                 self._bury(worker, tell)
         tell(Tally())
