@@ -155,6 +155,7 @@ def test_a_visitor_detects_filters_and_downloads(tab, page, example_folder, arti
     tab.wait_for_function("document.querySelectorAll('#gd-figure .gd-box').length > 1")
     shown = tab.locator("#gd-figure .gd-box").count()
     tab.get_by_label("dog", exact=True).uncheck()
+    tab.wait_for_function("document.querySelector('#gd-presence').textContent.includes('hidden')")
     tab.wait_for_function("![...document.querySelectorAll('.gd-box')].some(b => b.title.startsWith('dog'))")
     assert presence(tab)["dog"] == (seen["dog"][0], "hidden")
     assert page.models.forwards == forwards, "moving a slider or a switch ran the model"

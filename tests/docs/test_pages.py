@@ -157,7 +157,7 @@ def test_blocks_of_a_page_run_one_after_the_other(page, clone):
 def test_blocks_that_are_not_run_are_few():
     every = [block for page in PAGES for block in blocks(page)]
     assert len(every) > 30
-    assert sum(block.skip is not None for block in every) <= 11
+    assert sum(block.skip is not None for block in every) <= 13
 
 
 def test_readme_is_a_welcome():

@@ -20,6 +20,7 @@ TITLES = {
     "voc": "is a Pascal VOC folder, which lists 3 pictures",
     "voc_flat": "is a Pascal VOC folder, which lists 3 pictures",
     "createml": "is CreateML json (_annotations.createml.json), which lists 3 pictures",
+    "label_studio": "is Label Studio json (train.json), which lists 3 pictures",
     "labelme": "is a LabelMe folder, which lists 3 pictures",
     "imagefolder": "is a folder with metadata.jsonl (metadata.jsonl), which lists 3 pictures",
     "hub_saved": "is a Hugging Face data set (train), which lists 3",

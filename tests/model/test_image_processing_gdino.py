@@ -264,7 +264,7 @@ def test_empty_file_truncated_jpeg_and_text_are_named(tmp_path, small):
             small(data)
     with pytest.raises(ValueError, match=r"no file .*absent\.jpg"):
         small(tmp_path / "absent.jpg")
-    with pytest.raises(ValueError, match="cannot be decoded"):
+    with pytest.raises(ValueError, match="is a folder; name a picture in it"):
         small(tmp_path)
 
 
