@@ -272,14 +272,15 @@ class WorkerPool:
                 raise WorkerError(f"the worker processes end at their start ({how}); try fewer workers.")
         shard = worker.shard
         if shard is None:
+            self._say(f"a worker process {how} between two shards; nothing is lost")
             return
         tell(-worker.tally)
+        self._say(f"a worker process {how}; its shard of {len(shard.items)} pictures is done again")
         if not worker.ready:
             self._again.append((shard, worker.left_out))
             return
         deaths = self._deaths.setdefault(shard.number, [])
         deaths.append(set(worker.reading))
-        self._say(f"a worker process {how}; its shard of {len(shard.items)} pictures is done again")
         if len(deaths) < MOST_DEATHS:
             self._again.append((shard, worker.left_out))
             return
