@@ -72,7 +72,7 @@ def __dir__() -> list[str]:
 
 
 def _refuse_subinterpreters() -> None:
-    """Raise an ImportError outside the process's main interpreter, where importing torch can wait for ever."""
+    """Raise an ImportError outside the process's main interpreter, where importing torch can wait forever."""
     for name in ("_interpreters", "_xxsubinterpreters"):
         with suppress(ImportError, AttributeError):
             interpreters = import_module(name)

@@ -90,6 +90,14 @@ def test_regions_that_have_no_box_are_counted(tmp_path, caplog):
     assert "4 boxes are neither" in caplog.text
 
 
+def test_a_region_with_two_labels_is_a_box_of_each(tmp_path):
+    rows, _ = open_dataset(
+        write(tmp_path, [[region("rectanglelabels", ["dog", "cat"], x=0, y=0, width=50, height=50)]])
+    )
+    assert sorted(rows[0]["names"]) == ["cat", "dog"]
+    assert rows[0]["boxes"][0] == rows[0]["boxes"][1]
+
+
 def test_an_export_without_annotations_is_one_sentence(tmp_path):
     file = write(tmp_path, [[region("rectanglelabels", ["cat"], x=0, y=0, width=50, height=50)], None])
     tasks = json.loads(file.read_text())

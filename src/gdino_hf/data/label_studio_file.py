@@ -24,7 +24,7 @@ _SHAPES = ("rectanglelabels", "ellipselabels", "polygonlabels")
 
 
 class LabelStudioFile(ListFile):
-    """An export of Label Studio; `base` is its JSON file. Of several annotations of a task the last one counts."""
+    """An export of Label Studio; `base` is its JSON file. If a task has several annotations, the last one counts."""
 
     form = "labelstudio"
     title = "Label Studio json"
@@ -55,14 +55,15 @@ class LabelStudioFile(ListFile):
 def label_studio_marks(annotation: Mapping[str, Any], where: str, report: Report) -> list[Mark]:
     """Return the boxes of an annotation, as corner and size in fractions of the picture.
 
-    Turned rectangles and polygons keep their corners; relations, choices and texts are passed over.
+    A region with several labels gives a box for each. Turned rectangles and polygons keep their corners; relations,
+    choices and texts are passed over.
 
     Args:
         annotation: The annotation, with a list `result`.
         where: Name of the task, for messages.
         report: Function that faults of single regions are passed to.
     """
-    marks = []
+    marks: list[Mark] = []
     for number, region in enumerate(annotation["result"], 1):
         place = f"{where} region {number}"
         try:
@@ -73,7 +74,7 @@ def label_studio_marks(annotation: Mapping[str, Any], where: str, report: Report
             labels = value.get(kind)
             if not isinstance(labels, list) or not labels:
                 raise ValueError("it has no label")
-            marks.append(_mark(kind, value, region, labels[0], place))
+            marks.extend(_mark(kind, value, region, label, place) for label in labels)
         except ValueError as error:
             report("broken boxes", f"{place}: {error}")
     return marks

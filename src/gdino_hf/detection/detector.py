@@ -253,7 +253,7 @@ class Detector:
             ValueError: A label or an option cannot be used.
         """
         vocabulary = _as_vocabulary(labels, {"negative": negative} if len(negative) > 0 else {})
-        batch_size, choice = _at_least_one(batch_size), Options.of(options)
+        batch_size, choice = checked_count(batch_size, "batch_size"), Options.of(options)
         asked = Asked(
             vocabulary.labels,
             self._prompt(vocabulary).chunks,
@@ -297,7 +297,7 @@ class Detector:
         asked = asked_of_caption(self.processor, caption, spans, chunker, Options.of(options))
         for remark in asked.remarks:
             warnings.warn(remark, LabelWarning, stacklevel=2)
-        return self._search(asked, tiles=tiles, overlap=overlap, batch_size=_at_least_one(batch_size))
+        return self._search(asked, tiles=tiles, overlap=overlap, batch_size=checked_count(batch_size, "batch_size"))
 
     def ground(self, image: Any, caption: str, **options: Any) -> Detections:
         """Find the boxes of each phrase of a caption. The whole caption is the prompt, as in phrase grounding.
@@ -371,13 +371,9 @@ def _as_vocabulary(labels: Labels | Vocabulary, options: Mapping[str, Any]) -> V
 @functools.cache
 def _say_cast_once() -> None:
     logger.warning(
-        "A vocabulary's text features were computed by this model in another dtype, and are cast; scores may differ by "
-        "a hundredth from those of a vocabulary made in this dtype."
+        "A vocabulary's text features were computed by this model in another dtype, and are cast; scores differ a "
+        "little from those of a vocabulary made in this dtype."
     )
-
-
-def _at_least_one(batch_size: int) -> int:
-    return checked_count(batch_size, "batch_size")
 
 
 def _read(source: Any) -> Image.Image:
