@@ -82,6 +82,7 @@ def test_two_thousand_pictures_and_twenty_kills(label_model, tmp_path):
     assert sum(number > 0 for number in killed) >= 10
 
 
+@pytest.mark.soak  # test_label_kills has a shorter one
 def test_sixty_pictures_and_three_kills(label_model, tmp_path):
     killed = soak(label_model, tmp_path, 60, 3, 4, 1)
     assert len(killed) == 3

@@ -321,7 +321,7 @@ def test_accumulated_step_equals_that_of_one_large_batch(make, model, drawn):
     assert logs[1]["grad_norm"] == pytest.approx(logs[0]["grad_norm"], rel=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_compiled_model_trains_like_an_eager_one(make, model):
     """The graph is captured in full, but by a backend without code generation, which would take minutes."""
     losses = []
