@@ -331,7 +331,8 @@ def test_stream_keeps_the_order_and_gives_errors_as_values(detector, tmp_path):
             assert result.source == str(source)
 
 
-def test_stream_reads_no_further_than_it_must(detector):
+@pytest.mark.parametrize(("options", "most"), [({"batch_size": 1}, 6), ({}, 9)])
+def test_stream_reads_no_further_than_it_must(detector, options, most):
     read = []
 
     def pictures():
@@ -339,10 +340,10 @@ def test_stream_reads_no_further_than_it_must(detector):
             read.append(number)
             yield picture(seed=number)
 
-    stream = detector.stream(pictures(), "cat", ahead=3)
+    stream = detector.stream(pictures(), "cat", ahead=3, **options)
     next(stream)
     stream.close()
-    assert len(read) <= 6
+    assert len(read) <= most
 
 
 def test_a_picture_that_breaks_the_model_does_not_break_its_batch(detector):

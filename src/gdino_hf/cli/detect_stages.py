@@ -1,13 +1,15 @@
 """The images of `gdino detect` in overlapping stages: read and prepare, detect, draw and write, and their report.
 
-Two threads read ahead, the model runs in the caller's thread, and one thread draws, writes and reports. An image's
-result is on disk as soon as it is drawn, also while a later input blocks in its read.
+Two threads read ahead, the model runs in the caller's thread or in the lanes of `Search.in_lanes`, and one thread
+draws, writes and reports. An image's result is on disk as soon as it is drawn, also while a later input blocks in its
+read.
 """
 
 from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +83,8 @@ def detect_all(
 
     read = functools.partial(_read, search, earlier)
     alike = functools.partial(_are_alike, may_pad)
+    # While each lane computes a batch, two more are prepared for each.
+    ahead = 2 * batch * (1 if search is None else search.lanes)
     names = OutputNames(out, images, [result["annotated"] for result in earlier.values()])
     report_file.write_if_due(report)
     try:
@@ -88,10 +92,9 @@ def detect_all(
         with (
             tqdm(total=len(images), desc="detect", unit="image", disable=None, leave=False) as bar,
             in_background(_Recorder(names, report, report_file, progress, bar), _WAITING) as record,
-            closing(in_batches(read, images, batch, threads=_READERS, alike=alike)) as batches,
+            closing(_detected(search, in_batches(read, images, batch, _READERS, ahead, alike))) as batches,
         ):
             for works in batches:
-                _detect(search, [work for work in works if work.picture is not None])
                 for work in works:
                     record(work)
     except KeyboardInterrupt:
@@ -120,8 +123,24 @@ def _are_alike(may_pad: bool, batch: list[_Work], work: _Work) -> bool:
     # Imported here, because mistakes in the command line are reported without waiting for torch.
     from gdino_hf.detection.search import are_alike, are_small_and_equal
 
-    pictures = [each.picture for each in batch if each.picture is not None]
+    pictures = [each.picture for each in _pictures(batch)]
     return (are_alike if may_pad else are_small_and_equal)(pictures, work.picture)
+
+
+def _detected(search: Any, batches: Generator[list[_Work], None, None]) -> Generator[list[_Work], None, None]:
+    """Run the model over batches, in several lanes where that is faster, and yield them in their order."""
+    if search is None:
+        return batches
+
+    def run(works: list[_Work]) -> list[_Work]:
+        _detect(search, _pictures(works))
+        return works
+
+    return search.in_lanes(run, batches, lambda works: [work.picture for work in _pictures(works)])
+
+
+def _pictures(works: list[_Work]) -> list[_Work]:
+    return [work for work in works if work.picture is not None]
 
 
 def _detect(search: Any, batch: list[_Work]) -> None:

@@ -10,43 +10,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from PIL import Image
 
-from ..error_text import reason
 from ..model.label_faults import LabelWarning, warn_of_labels
 from ..model.option_flags import checked_count, checked_flag
-from ..model.picture_limits import PictureError
-from ..model.picture_pixels import load_image
 from ..model.pipeline_inputs import is_picture
-from ..model.remote_pictures import downloaded
 from ..model.text_prompt import Prompt
 from .detections import Detections
 from .loading import DTYPES, check_int8_place, fitted, load_pair, usable_device
 from .phrase_grounding import Chunker, asked_of_caption
+from .picture_stream import DetectionError, detect_stream, read_picture
 from .prompt_passes import Asked, Options
-from .search import PreparedPicture, Search, are_alike
-from .stages import in_batches
+from .search import SMALL_PICTURES, Search, are_alike, are_small_and_equal
 from .text_features import TextFeatureStore
 from .tiles import OVERLAP
 from .vocabulary import EncodedTexts, Labels, Vocabulary
 
 logger = logging.getLogger(__name__)
-
-
-class DetectionError(ValueError):
-    """A picture that nothing could be detected in; `stream` yields it in place of the picture's detections.
-
-    Args:
-        source: The input as it was given.
-        why: What went wrong and what to do about it.
-    """
-
-    def __init__(self, source: Any, why: str) -> None:
-        super().__init__(why)
-        self.source = source
-
-
-_Attempt = tuple[Any, PreparedPicture | DetectionError]
 
 
 class Detector:
@@ -175,7 +154,7 @@ class Detector:
         vocabulary = _as_vocabulary(labels, {"negative": negative} if len(negative) > 0 else {})
         single = is_picture(images)
         sources = [images] if single else list(images)
-        pictures = [_read(source) for source in sources]
+        pictures = [read_picture(source) for source in sources]
         search = self.search(vocabulary, tiles=tiles, overlap=overlap, batch_size=batch_size, **options)
         found: list[Detections | None] = [None] * len(pictures)
         order = sorted(range(len(pictures)), key=lambda place: pictures[place].width / pictures[place].height)
@@ -192,7 +171,7 @@ class Detector:
         labels: Labels | Vocabulary,
         *,
         negative: Labels = (),
-        batch_size: int = 1,
+        batch_size: int | None = None,
         tiles: int | None = None,
         overlap: float = OVERLAP,
         readers: int = 1,
@@ -201,13 +180,16 @@ class Detector:
     ) -> Iterator[tuple[Any, Detections | DetectionError]]:
         """Detect objects in any number of pictures, in their order and in bounded memory.
 
-        Pictures are read in other threads while the model works.
+        Pictures are read in other threads while the model works. A small optimized model on a CPU runs in several
+        threads, too, each with pictures of its own, unless the pictures are large or autocast is on.
 
         Args:
             images: Pictures in any form that a call takes; a generator is read as it is needed.
             labels: A vocabulary, or labels in any form that `Vocabulary` takes.
             negative: Labels that compete for boxes but are left out; only with labels that are not a vocabulary.
-            batch_size: Number of pictures or tiles in one forward pass.
+            batch_size: Number of pictures or tiles in one forward pass. None takes up to four neighbouring pictures on
+                a CPU if they are small and of equal size, and otherwise one. A picture waits up to 0.2 seconds for the
+                next one of its batch; with 1, it does not wait.
             tiles: Side of tiles in pixels, as in a call.
             overlap: Part of a tile's side that it shares with its neighbour, as in a call.
             readers: Number of threads that read pictures.
@@ -222,8 +204,12 @@ class Detector:
             ValueError: A label cannot be used.
         """
         vocabulary = _as_vocabulary(labels, {"negative": negative} if len(negative) > 0 else {})
-        search = self.search(vocabulary, tiles=tiles, overlap=overlap, batch_size=batch_size, **options)
-        return _stream(images, search, batch_size, readers, max(ahead, batch_size))
+        search = self.search(
+            vocabulary, tiles=tiles, overlap=overlap, batch_size=1 if batch_size is None else batch_size, **options
+        )
+        if batch_size is None and self.device.type == "cpu":
+            return detect_stream(images, search, SMALL_PICTURES, are_small_and_equal, readers, ahead)
+        return detect_stream(images, search, batch_size or 1, are_alike, readers, ahead)
 
     def search(
         self,
@@ -316,7 +302,7 @@ class Detector:
             ValueError: The picture or the caption cannot be used, or a span is not of the caption.
         """
         search = self.caption_search(caption, **options)
-        return search([search.prepare(_read(image), image)])[0]
+        return search([search.prepare(read_picture(image), image)])[0]
 
     def refer(self, image: Any, expression: str, score: Literal["max", "mean"] = "max") -> Detections:
         """Find the one box that an expression such as "the cup left of the lamp" refers to.
@@ -374,54 +360,6 @@ def _say_cast_once() -> None:
         "A vocabulary's text features were computed by this model in another dtype, and are cast; scores differ a "
         "little from those of a vocabulary made in this dtype."
     )
-
-
-def _read(source: Any) -> Image.Image:
-    return load_image(downloaded(source))
-
-
-def _stream(
-    images: Iterable[Any], search: Search, batch_size: int, readers: int, ahead: int
-) -> Iterator[tuple[Any, Detections | DetectionError]]:
-    def attempt(source: Any) -> _Attempt:
-        # A picture that cannot be read is a value, because it must not end a stream. Decoders raise exceptions of any
-        # type on damaged files.
-        try:
-            return source, search.prepare(_read(source), source)
-        except Exception as error:
-            return source, _error(source, error)
-
-    for batch in in_batches(attempt, images, batch_size, readers, ahead, _can_join):
-        yield from _run_safely(search, batch)
-
-
-def _can_join(batch: list[_Attempt], attempt: _Attempt) -> bool:
-    if isinstance(attempt[1], DetectionError):
-        return True
-    return are_alike([picture for _, picture in batch if isinstance(picture, PreparedPicture)], attempt[1])
-
-
-def _error(source: Any, error: Exception) -> DetectionError:
-    why = str(error) if isinstance(error, PictureError) else f"{reason(error, name_file=True, most_lines=3)}."
-    found = DetectionError(source, why)
-    found.__cause__ = error
-    return found
-
-
-def _run_safely(search: Search, batch: Sequence[_Attempt]) -> Iterator[tuple[Any, Detections | DetectionError]]:
-    """Run a batch; if it fails, run its pictures one by one, so that only the culprit has no detections."""
-    readable = [picture for _, picture in batch if isinstance(picture, PreparedPicture)]
-    results: list[Detections | DetectionError]
-    try:
-        results = [*search(readable)] if readable else []
-    except Exception as error:
-        if len(readable) == 1:
-            results = [_error(readable[0].source, error)]
-        else:
-            results = [next(_run_safely(search, [(picture.source, picture)]))[1] for picture in readable]
-    finished = iter(results)
-    for source, picture in batch:
-        yield source, next(finished) if isinstance(picture, PreparedPicture) else picture
 
 
 def _processor_of(model: Any) -> Any:

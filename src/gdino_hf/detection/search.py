@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
 
 from .detections import Detections
+from .lanes import count_lanes, in_lanes
 from .prepared_images import prepare_image
 from .prompt_passes import Asked, score_pictures
 from .text_features import TextFeatureStore
 from .tiles import OVERLAP, merge_tiles, tile_areas
 
+Batch = TypeVar("Batch")
+Result = TypeVar("Result")
+
 # A picture joins a batch if its number of pixels is at least this part of the padded one.
-_SMALL_PIXELS = 800_000
 _SMALLEST_SHARE = 0.8
+_SMALL_PIXELS = 800_000
+SMALL_PICTURES = 4
+"""Small pictures of equal size in one forward on a CPU; with more, the layers' results leave the cache."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,32 @@ class Search:
         self._model, self._processor, self._texts = model, processor, texts
         self.asked = asked
         self._tiles, self._overlap, self._batch_size = tiles, overlap, batch_size
+
+    @property
+    def lanes(self) -> int:
+        """Number of threads that run the model side by side, each on a batch of small pictures; see `count_lanes`."""
+        return count_lanes(self._model)
+
+    def in_lanes(
+        self,
+        function: Callable[[Batch], Result],
+        batches: Generator[Batch, None, None],
+        pictures: Callable[[Batch], Sequence[PreparedPicture]],
+    ) -> Generator[Result, None, None]:
+        """Call a function that calls this search, with one batch after the other, in several lanes if that is faster.
+
+        Args:
+            function: Called with a batch, possibly in another thread.
+            batches: The batches. They are pulled when they are needed, and closed at the end.
+            pictures: Returns the pictures of a batch.
+
+        Yields:
+            The function's results, in the order of the batches.
+
+        Raises:
+            Exception: What the function or the source of the batches raised, after the results of earlier batches.
+        """
+        return in_lanes(self._model, function, batches, lambda batch: are_small(pictures(batch)))
 
     def prepare(self, image: Image.Image, source: Any = None) -> PreparedPicture:
         """Make the model's inputs of one picture, in any thread.
@@ -124,12 +156,22 @@ def are_small_and_equal(batch: Sequence[PreparedPicture], picture: PreparedPictu
     On a CPU a batch of small pictures takes less time per picture, because its threads wait less for each other; large
     ones gain nothing and need memory. Pictures of one size are not padded, so a batch changes results by rounding only.
     """
-    shapes = [each.inputs["pixel_values"].shape[2:] for each in (*batch, picture)]
-    return len(set(shapes)) == 1 and sum(height * width for height, width in shapes) <= _SMALL_PIXELS
+    together = (*batch, picture)
+    return len(set(_sizes(together))) == 1 and are_small(together)
+
+
+def are_small(pictures: Sequence[PreparedPicture]) -> bool:
+    """Return whether pictures have so few pixels together that a CPU's threads would wait for each other."""
+    return sum(height * width for height, width in _sizes(pictures)) <= _SMALL_PIXELS
 
 
 def are_alike(batch: Sequence[PreparedPicture], picture: PreparedPicture) -> bool:
     """Return whether a picture can join a batch without much padding."""
-    shapes = [each.inputs["pixel_values"].shape[2:] for each in (*batch, picture)]
+    shapes = _sizes((*batch, picture))
     padded = max(height for height, _ in shapes) * max(width for _, width in shapes)
     return all(height * width >= _SMALLEST_SHARE * padded for height, width in shapes)
+
+
+def _sizes(pictures: Sequence[PreparedPicture]) -> list[tuple[int, int]]:
+    """Return each picture's (height, width) in the model."""
+    return [tuple(picture.inputs["pixel_values"].shape[2:]) for picture in pictures]

@@ -120,6 +120,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def thread_count() -> int:
+    """Return how many threads `run_blocks` uses in this thread."""
+    return getattr(_here, "workers", None) or torch.get_num_threads()
+
+
 def run_blocks(function: Callable[[int], None], blocks: int) -> None:
     """Call `function(0)` to `function(blocks - 1)`, on as many threads as PyTorch uses in this thread.
 
@@ -130,7 +135,7 @@ def run_blocks(function: Callable[[int], None], blocks: int) -> None:
     Raises:
         Exception: What a call raised; blocks that had not begun are left out.
     """
-    threads = min(getattr(_here, "workers", None) or torch.get_num_threads(), blocks)
+    threads = min(thread_count(), blocks)
     if threads <= 1 or not can_split():
         for block in range(blocks):
             function(block)
@@ -151,7 +156,7 @@ def run_together(function: Callable[[], None], blocks: int) -> None:
         function: Takes blocks from a queue of its own until none is left, which C code does without Python.
         blocks: Number of blocks in that queue, so that no more threads are called than there are blocks.
     """
-    run_blocks(lambda _: function(), min(getattr(_here, "workers", None) or torch.get_num_threads(), blocks))
+    run_blocks(lambda _: function(), min(thread_count(), blocks))
 
 
 @contextmanager
@@ -161,7 +166,7 @@ def only_blocks() -> Iterator[None]:
     Between row blocks are thousands of small operations. Split over threads, they gain little on a quiet machine and
     lose much on a busy one.
     """
-    workers = getattr(_here, "workers", None) or torch.get_num_threads()
+    workers = thread_count()
     if workers <= 1 or not can_split():
         yield
         return
