@@ -211,6 +211,15 @@ class Detector:
             return detect_stream(images, search, SMALL_PICTURES, are_small_and_equal, readers, ahead)
         return detect_stream(images, search, batch_size or 1, are_alike, readers, ahead)
 
+    def track(self, source: Any, labels: Labels | Vocabulary, **options: Any) -> Iterator[Any]:
+        """Follow objects through a video: yields frames whose `Detections` have `track_ids`.
+
+        See `gdino_hf.video.tracked_frames.track`, which has the same arguments and exceptions.
+        """
+        from ..video.tracked_frames import track
+
+        return track(self, source, labels, **options)
+
     def search(
         self,
         labels: Labels | Vocabulary,
