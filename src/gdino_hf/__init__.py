@@ -1,7 +1,8 @@
 """Grounding DINO as a transformers model: open-vocabulary detection that trains, batches and works offline.
 
 Importing this package makes `AutoModel`, `AutoProcessor` and `pipeline` know the model type `gdino`. It imports neither
-torch nor transformers: that happens when a class is first used.
+torch nor transformers: that happens when a class is first used. Both come with the extra "torch"; `gdino_hf.runtime`
+runs exported models without it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .registration import register_auto_classes, register_when_used
+from .torch_extra import missing_module, remedy
 
 __version__ = "0.1.0"
 
@@ -60,6 +62,9 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    missing = missing_module()
+    if missing is not None:
+        raise ImportError(remedy(f"gdino_hf.{name}", missing), name=missing)
     # Register now, because a processor is loaded through the auto classes of its parts.
     register_auto_classes()
     value = getattr(import_module(f".{_HOMES[name]}", __name__), name)

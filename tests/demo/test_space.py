@@ -98,9 +98,13 @@ def test_the_folder_starts_with_its_requirements_alone_and_uses_zero_gpu(space, 
     allowed = closure(line for line in lines if not line.startswith("gdino-hf"))
     pyproject = (REPOSITORY / "pyproject.toml").read_text()
     (demo_extra,) = re.findall(r"^demo = \[(.*)\]", pyproject, re.MULTILINE)
+    (torch_extra,) = re.findall(r"^torch = \[(.*?)\]", pyproject, re.MULTILINE | re.DOTALL)
     (core,) = re.findall(r"^dependencies = \[(.*?)\]", pyproject, re.MULTILINE | re.DOTALL)
     assert any(Requirement(line).name == "gdino-hf" and "demo" in Requirement(line).extras for line in lines)
-    allowed |= closure(re.findall(r'"(.*?)"', demo_extra + core))
+    assert "gdino-hf[torch]" in demo_extra
+    allowed |= closure(
+        line for line in re.findall(r'"(.*?)"', demo_extra + torch_extra + core) if not line.startswith("gdino-hf")
+    )
     # The test environment has more packages than a Space; their modules are hidden.
     modules = importlib.metadata.packages_distributions()
     hidden = {

@@ -69,7 +69,7 @@ def report(tiny_config, tmp_path_factory, fresh_python):
 def test_method_without_the_package_names_the_remedy(report):
     assert report["class"].startswith("transformers_modules.")
     assert report["method"].startswith("ImportError: transformers_modules.")
-    assert "pip install gdino-hf" in report["method"]
+    assert 'pip install "gdino-hf[torch]"' in report["method"]
     assert "import gdino_hf" in report["method"]
 
 

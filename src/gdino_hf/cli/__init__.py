@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from gdino_hf.error_text import reason
 from gdino_hf.model.printable import printable
+from gdino_hf.torch_extra import missing_module, remedy
 
 from .errors import INTERRUPTED, OutputError, UsageError
 from .picture_options import add_picture_options, picture_settings
@@ -73,6 +74,10 @@ def _main(argv: Sequence[str] | None) -> int:
     if rest and not args.reads_rest:
         args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.rest = rest
+    missing = missing_module()
+    if missing is not None:
+        print(f"{args.parser.prog}: error: {remedy(args.parser.prog, missing)}", file=sys.stderr)
+        return 2
     try:
         with picture_settings(args):
             status = args.run(args)

@@ -212,7 +212,7 @@ class GDinoPreTrainedModel(StoredModel):
         """
         raise ImportError(
             f"{type(self).__module__}.{type(self).__name__} was loaded without gdino-hf, which holds "
-            "optimize_for_inference(): pip install gdino-hf, then `import gdino_hf` before from_pretrained()."
+            'optimize_for_inference(): pip install "gdino-hf[torch]", then `import gdino_hf` before from_pretrained().'
         )
 
     def train(self, mode: bool = True) -> Any:
