@@ -1,4 +1,4 @@
-"""Annotated images: boxes with label chips, in one fixed colour per label, drawn with PIL alone."""
+"""Annotated images: boxes and masks with label chips, in one fixed colour per label, drawn with PIL alone."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ Color = tuple[int, int, int]
 Area = tuple[int, int, int, int]
 
 _TINT = round(0.10 * 255)
+_MASK_TINT = round(0.45 * 255)
 # Rows that are tinted at a time.
 _STRIP = 256
 
@@ -73,14 +74,15 @@ def draw_detections(
 ) -> Image.Image:
     """Draw the detections of one image, the most confident on top.
 
-    Boxes are clipped to the image; a box with a NaN coordinate is left out. Where boxes overlap, the image is tinted
-    only once.
+    Boxes are clipped to the image; a box with a NaN coordinate is left out. Where boxes or masks overlap, the image is
+    tinted only once.
 
     Args:
         image: The image in any mode. Its EXIF orientation is applied, as it was for detection. The image itself is not
             changed.
         result: One entry of `post_process_grounded_object_detection`, with "boxes" (N, 4) xyxy in pixels, "scores"
-            (N,) in 0..1 and "text_labels" (N strings); or what the zero-shot pipeline returns for one image.
+            (N,) in 0..1 and "text_labels" (N strings), and possibly "masks", (N, height, width) bool, which are tinted
+            in place of the boxes; or what the zero-shot pipeline returns for one image.
         show_scores: Whether to write the score after the label.
         font_size: Height of the letters in pixels; None scales it with the image.
         line_width: Width of the box lines in pixels; None scales it with the image.
@@ -110,7 +112,10 @@ def draw_detections(
     own = {label: ImageColor.getrgb(color)[:3] for label, color in (colors or {}).items()}
     shades = [own.get(labels[index]) or label_color(labels[index]) for index in order]
     captions = [f"{labels[index]} {scores[index]:.2f}" if show_scores else labels[index] for index in order]
-    if areas:
+    masks = result.get("masks") if isinstance(result, Mapping) else None
+    if masks is not None:
+        _tint_masks(picture, [np.asarray(masks[index], dtype=bool) for index in order], shades)
+    elif areas:
         _tint(picture, areas, shades)
     draw = ImageDraw.Draw(picture)
     for area, color in zip(areas, shades, strict=True):
@@ -178,6 +183,17 @@ def _tint(picture: Image.Image, areas: Sequence[Area], colors: Sequence[Color]) 
         strip = palette[cells[row_of[top : top + _STRIP]]].repeat(np.diff(columns), axis=1)
         layer = Image.fromarray(strip)
         picture.paste(layer, (int(columns[0]), int(rows[0]) + top), mask=layer)
+
+
+def _tint_masks(picture: Image.Image, masks: Sequence[np.ndarray], colors: Sequence[Color]) -> None:
+    """Tint the pixels of every mask with its colour; where masks overlap, the last one wins."""
+    palette = np.array([(0, 0, 0, 0), *((*color, _MASK_TINT) for color in colors)], dtype=np.uint8)
+    for top in range(0, picture.height, _STRIP):
+        numbers = np.zeros((min(_STRIP, picture.height - top), picture.width), dtype=np.intp)
+        for number, mask in enumerate(masks, start=1):
+            numbers[mask[top : top + _STRIP]] = number
+        layer = Image.fromarray(palette[numbers])
+        picture.paste(layer, (0, top), mask=layer)
 
 
 def _draw_chip(

@@ -37,7 +37,7 @@ def test_every_format_is_one_file_or_an_archive(name, found):
             texts = {each: archive.read(each) for each in archive.namelist()}
         assert len(texts) > 1
     assert not any(each.startswith(("/", "..")) for each in texts)
-    assert b"a.png" in b"".join(texts.values()) or name in ("yolo", "coco-results")
+    assert b"a.png" in b"".join(texts.values()) or name in ("yolo", "coco-results", "png")
     if name == "yolo":
         assert set(texts) == {"yolo/data.yaml", "yolo/labels/a.txt", "yolo/labels/b.txt"}
         assert texts["yolo/labels/a.txt"].split(b"\n")[1].split() == [b"1", b"0.15", b"0.3", b"0.1", b"0.2"]

@@ -303,7 +303,8 @@ def test_xml_with_entities_is_refused():
     ("call", "message"),
     [
         (lambda: Detections.from_yolo("5 0.5 0.5 1 1", ["a"], (9, 9)), "class 5, but there are 1 names"),
-        (lambda: Detections.from_yolo("0 0.1 0.1 0.2 0.2 0.3 0.3", ["a"], (9, 9)), "outlines and keypoints"),
+        (lambda: Detections.from_yolo("0 0.1 0.1 0.2 0.2", ["a"], (9, 9)).polygons(), "There are no masks"),
+        (lambda: Detections.from_labelme({"shapes": []}), "give size="),
         (lambda: Detections.from_yolo("0 x 0.1 0.2 0.2", ["a"], (9, 9)), "is not a class number"),
         (lambda: Detections.from_coco([{"category_id": 4, "bbox": [0, 0, 1, 1]}], ["a"], (9, 9)), "category_id 4"),
         (lambda: Detections.from_coco([{"bbox": [0, 0, 1, 1]}], ["a"], (9, 9)), "has no 'category_id'"),

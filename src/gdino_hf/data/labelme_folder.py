@@ -88,6 +88,8 @@ def is_labelme_file(path: Path) -> bool:
 def labelme_marks(content: Mapping[str, Any], where: str, report: Report) -> list[Mark]:
     """Return the boxes of a LabelMe file as x1, y1, x2, y2 in pixels; polygons keep their corners.
 
+    Polygons of one label and one group are parts of one object, as in LabelMe's own converters.
+
     Args:
         content: The file's content.
         where: Name of the file, for messages.
@@ -99,7 +101,8 @@ def labelme_marks(content: Mapping[str, Any], where: str, report: Report) -> lis
     shapes = content.get("shapes")
     if not isinstance(shapes, list):
         raise ValueError(f"its shapes are {shorten(shapes)}, not a list")
-    marks = []
+    marks: list[Mark] = []
+    groups: dict[tuple[str, str], Mark] = {}
     for number, shape in enumerate(shapes, 1):
         place = f"{where} shape {number}"
         try:
@@ -112,7 +115,13 @@ def labelme_marks(content: Mapping[str, Any], where: str, report: Report) -> lis
         except ValueError as error:
             report("broken boxes", f"{place}: {error}")
             continue
-        marks.append(_mark(shape.get("label"), kind, points, place))
+        mark = _mark(shape.get("label"), kind, points, place)
+        if mark.polygons is not None and shape.get("group_id") is not None:
+            first = groups.setdefault((str(mark.label), str(shape["group_id"])), mark)
+            if first is not mark:
+                first.polygons.extend(mark.polygons)
+                continue
+        marks.append(mark)
     return marks
 
 

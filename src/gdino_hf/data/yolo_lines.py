@@ -21,7 +21,7 @@ class YoloLine:
         number: Class number.
         box: Center x, center y, width and height in fractions; None if there is an outline.
         outline: x and y of each corner in fractions; None if there is a box.
-        score: The box's score; None if the line has none.
+        score: The score; None if the line has none.
     """
 
     number: int
@@ -30,15 +30,17 @@ class YoloLine:
     score: float | None = None
 
 
-def parse_yolo_line(line: str, keypoints: int = 0) -> YoloLine | None:
+def parse_yolo_line(line: str, keypoints: int = 0, outline_scores: bool = False) -> YoloLine | None:
     """Parse a line.
 
     Args:
         line: The line.
         keypoints: Number of values of keypoints that follow the box in every line, which are left out.
+        outline_scores: Whether an odd number after the corners of an outline is its score, as in predictions, and no
+            corner that lost its y.
 
     Returns:
-        The class with a box, a box and its score, or an outline; None for a blank line.
+        The class with a box or an outline, each with or without a score; None for a blank line.
 
     Raises:
         ValueError: It is neither of these.
@@ -59,6 +61,8 @@ def parse_yolo_line(line: str, keypoints: int = 0) -> YoloLine | None:
             return YoloLine(int(number), values[:_BOX], score=values[_BOX] if len(values) == _WITH_SCORE else None)
         if len(values) >= _TRIANGLE and len(values) % 2 == 0:
             return YoloLine(int(number), outline=values)
+        if outline_scores and len(values) > _TRIANGLE:
+            return YoloLine(int(number), outline=values[:-1], score=values[-1])
     raise ValueError(
         f"the line {printable(line.strip(), 80)!r} is not a class number with x, y, width and height, or with the "
         "corners of an outline"

@@ -19,6 +19,7 @@ from .exchange_values import (
     values_of,
     whole_numbers,
 )
+from .mask_outlines import mask_polygons
 
 
 def category_numbers(names: Sequence[str], category_ids: Mapping[str, int] | None) -> list[int]:
@@ -35,10 +36,12 @@ def category_numbers(names: Sequence[str], category_ids: Mapping[str, int] | Non
     return [int(category_ids[name]) for name in names]
 
 
-def result_rows(found: Any, image_id: Any, category_ids: Mapping[str, int] | None) -> list[dict[str, Any]]:
+def result_rows(
+    found: Any, image_id: Any, category_ids: Mapping[str, int] | None, polygons: bool = False
+) -> list[dict[str, Any]]:
     """Return `Detections` as rows of COCO's results format; see `Detections.to_coco`."""
     numbers = category_numbers(found.names, category_ids)
-    masks = encode_masks(found.masks)
+    masks = _segments(found.masks) if polygons else encode_masks(found.masks)
     rows = []
     for place, (box, score) in enumerate(
         zip(corner_sizes(found.boxes).tolist(), decimal(found.scores).tolist(), strict=True)
@@ -62,7 +65,11 @@ def image_row(found: Any, image_id: int, file_name: str | None) -> dict[str, Any
 
 
 def annotation_rows(
-    found: Any, image_id: int, first_id: int, category_ids: Mapping[str, int] | None = None
+    found: Any,
+    image_id: int,
+    first_id: int,
+    category_ids: Mapping[str, int] | None = None,
+    polygons: bool = False,
 ) -> list[dict[str, Any]]:
     """Return the entries of a picture's boxes in the "annotations" of a COCO data set.
 
@@ -71,9 +78,10 @@ def annotation_rows(
         image_id: The picture's id.
         first_id: Id of the first box; ids of a data set are unique.
         category_ids: Category id of each label; their places from 1 by default.
+        polygons: Whether masks are polygons instead of run lengths.
     """
     say_left_out(found, "COCO", "token_scores")
-    rows = result_rows(found, image_id, category_ids)
+    rows = result_rows(found, image_id, category_ids, polygons)
     for place, row in enumerate(rows):
         area = float(found.masks[place].sum()) if found.masks is not None else round(row["bbox"][2] * row["bbox"][3], 2)
         # Some readers need the field also where there are boxes alone.
@@ -88,11 +96,13 @@ def category_rows(names: Sequence[str], category_ids: Mapping[str, int] | None =
     return [{"id": number, "name": name} for number, name in zip(numbers, names, strict=True)]
 
 
-def data_set(found: Any, file_name: str | None, category_ids: Mapping[str, int] | None) -> dict[str, Any]:
+def data_set(
+    found: Any, file_name: str | None, category_ids: Mapping[str, int] | None, polygons: bool = False
+) -> dict[str, Any]:
     """Return `Detections` as a COCO data set of one picture; see `Detections.to_coco_dataset`."""
     return {
         "images": [image_row(found, 1, file_name)],
-        "annotations": annotation_rows(found, 1, 1, category_ids),
+        "annotations": annotation_rows(found, 1, 1, category_ids, polygons),
         "categories": category_rows(found.names, category_ids),
     }
 
@@ -164,6 +174,14 @@ def encode_masks(masks: np.ndarray | None) -> list[dict[str, Any]] | None:
     coco = kept_library("pycocotools.mask", "COCO masks need")
     encoded = [coco.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in masks]
     return [{"size": [int(side) for side in mask["size"]], "counts": mask["counts"].decode()} for mask in encoded]
+
+
+def _segments(masks: np.ndarray | None) -> list[Any] | None:
+    """Return masks as lists of polygons [x1, y1, x2, y2, ...], and empty ones, which have none, as run lengths."""
+    if masks is None:
+        return None
+    outlines = [[polygon.ravel().tolist() for polygon in mask_polygons(mask)] for mask in masks]
+    return [outline or (encode_masks(mask[None]) or [])[0] for outline, mask in zip(outlines, masks, strict=True)]
 
 
 def decode_masks(segments: Sequence[Any], size: tuple[int, int]) -> np.ndarray:

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import quote
 from xml.etree import ElementTree
 
-from ..model.printable import printable
-from ..whole_files import check_writable, whole_file, whole_folder, write_whole_text
-from . import annotation_tools, coco_exchange, table_exchange, xml_exchange, yolo_exchange
+from ..whole_files import whole_file, write_whole_text
+from . import annotation_tools, coco_exchange, table_exchange, xml_exchange
 from .exchange_values import kept_library, picture_name
+from .files_per_picture import LabelMe, MaskPictures, Voc, Yolo
+from .format_writer import FormatWriter
 from .spreadsheet_cells import harmless_cell, table_writer
 
 logger = logging.getLogger(__name__)
 
 # Boxes gathered before they are written to a Parquet file: fewer would make many small row groups.
 _ROW_GROUP = 10_000
-# Bytes of a file name that file systems allow.
-_LONGEST_NAME = 255
 
 
 class DataSetFiles:
@@ -59,7 +56,7 @@ class DataSetFiles:
         unknown = next((name for name in self.formats if name not in FORMATS), None)
         if unknown is not None:
             raise ValueError(f"There is no format {unknown!r}; choose from {', '.join(FORMATS)}.")
-        self._writers: list[_Writer] = []
+        self._writers: list[FormatWriter] = []
         self._number = 0
         self._stack = ExitStack()
         for name in self.formats:
@@ -105,40 +102,6 @@ class DataSetFiles:
         return {name: self.folder / FORMATS[name].shown for name in self.formats}
 
 
-class _Writer:
-    """One format.
-
-    Attributes:
-        place: Path of the file, or of the folder of text files, inside the folder.
-        shown: Path to show to the user.
-        purpose: The format in a few words.
-    """
-
-    place = shown = purpose = ""
-
-    def __init__(self, folder: Path, names: Sequence[str], stack: ExitStack) -> None:
-        self.folder, self.names, self.stack = folder, names, stack
-
-    @classmethod
-    def check(cls, folder: Path) -> None:
-        """Find out before the work whether the format can be written."""
-        check_writable(folder / cls.place)
-
-    def add(self, found: Any, name: str, number: int) -> None:
-        """Write the next picture."""
-        raise NotImplementedError
-
-    def finish(self) -> None:
-        """Write what follows the last picture."""
-
-    def open(self, place: str) -> TextIO:
-        """Open a text file that takes its place in the folder at the end."""
-        unfinished = self.stack.enter_context(whole_file(self.folder / place))
-        # Bytes of a file name that are not UTF-8 become escapes, which JSON reads as what they were.
-        file = unfinished.open("w", encoding="utf-8", errors="backslashreplace", newline="\n")
-        return self.stack.enter_context(file)
-
-
 class _JsonRows:
     """Writes the items of a JSON list, one a line."""
 
@@ -150,7 +113,7 @@ class _JsonRows:
         self._separator = ",\n"
 
 
-class _OneFile(_Writer):
+class _OneFile(FormatWriter):
     """A format with one text file."""
 
     def __init__(self, folder: Path, names: Sequence[str], stack: ExitStack) -> None:
@@ -161,6 +124,7 @@ class _OneFile(_Writer):
 class _Coco(_OneFile):
     place = shown = "coco.json"
     purpose = "COCO data set"
+    polygons = False
 
     def __init__(self, folder: Path, names: Sequence[str], stack: ExitStack) -> None:
         super().__init__(folder, names, stack)
@@ -173,7 +137,7 @@ class _Coco(_OneFile):
 
     def add(self, found: Any, name: str, number: int) -> None:
         self._images.add(coco_exchange.image_row(found, number + 1, name))
-        for row in coco_exchange.annotation_rows(found, number + 1, self._next):
+        for row in coco_exchange.annotation_rows(found, number + 1, self._next, polygons=self.polygons):
             self._annotations.add(row)
         self._next += len(found)
 
@@ -182,6 +146,12 @@ class _Coco(_OneFile):
         self._waiting.seek(0)
         shutil.copyfileobj(self._waiting, self._file)
         self._file.write("]}\n")
+
+
+class _CocoPolygons(_Coco):
+    place = shown = "coco_polygons.json"
+    purpose = "COCO data set with masks as polygons"
+    polygons = True
 
 
 class _JsonList(_OneFile):
@@ -268,7 +238,7 @@ class _Csv(_OneFile):
             self._rows.writerow([harmless_cell(value) for value in (name, *row)])
 
 
-class _Parquet(_Writer):
+class _Parquet(FormatWriter):
     place = shown = "boxes.parquet"
     purpose = "Parquet, a row for each box"
 
@@ -312,7 +282,7 @@ class _HuggingFace(_OneFile):
         self._file.write(json.dumps({"file_name": name, **row}, ensure_ascii=False) + "\n")
 
 
-class _Odvg(_Writer):
+class _Odvg(FormatWriter):
     place = shown = "odvg.jsonl"
     purpose = "ODVG json lines, and label_map.json, the label of each number"
 
@@ -328,108 +298,17 @@ class _Odvg(_Writer):
         write_whole_text(self.folder / "label_map.json", names + "\n")
 
 
-class _TextFiles(_Writer):
-    """A folder with a text file for each picture, which readers find by the picture's name without its ending."""
-
-    ending = ""
-
-    @classmethod
-    def check(cls, folder: Path) -> None:
-        check_writable((folder / cls.place).with_suffix(cls.ending))
-
-    def __init__(self, folder: Path, names: Sequence[str], stack: ExitStack) -> None:
-        super().__init__(folder, names, stack)
-        self._place = stack.enter_context(whole_folder(folder / self.place))
-        # Path of the latest file inside its folder.
-        self.last = Path()
-        self._taken: set[str] = set()
-        self._renamed = 0
-        self._first: tuple[str, Path] | None = None
-
-    def add(self, found: Any, name: str, number: int) -> None:
-        self.last = self._path(name)
-        path = self._place / self.last
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = self.text(found, name)
-        path.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
-
-    def text(self, found: Any, name: str) -> str:
-        raise NotImplementedError
-
-    def finish(self) -> None:
-        if self._first is not None:
-            logger.warning(
-                "%s finds labels by a picture's name without its ending, which is that of another picture for %d "
-                "pictures; rename them as their label files, for instance %s, whose labels are in %s.",
-                self.purpose,
-                self._renamed,
-                printable(self._first[0]),
-                printable(self._first[1]),
-            )
-
-    def _path(self, name: str) -> Path:
-        """Choose the file of a picture, which lies inside the folder whatever the picture's name is."""
-        if "://" in name:
-            # An address: its last part, without the query and without characters that file systems refuse.
-            name = re.sub(r"[^\w. -]", "_", name.partition("?")[0].rpartition("/")[2])
-        parts = [part.replace("\0", "_") for part in PurePath(name).parts if part not in ("..", PurePath(name).anchor)]
-        picture = PurePath(*(parts or ["image"]))
-        path = Path(picture.with_name(_short_enough(picture.stem, self.ending)))
-        number = 1
-        while str(path).lower() in self._taken:
-            ending = (f"-{number}" if number > 1 else "") + self.ending
-            path = Path(picture.with_name(_short_enough(picture.name, ending)))
-            number += 1
-        if number > 1:
-            self._renamed += 1
-            self._first = self._first or (name, path)
-        self._taken.add(str(path).lower())
-        return path
-
-
-def _short_enough(stem: str, ending: str) -> str:
-    """Return a file name that file systems accept, cut before its ending if need be."""
-    kept = os.fsencode(stem)[: _LONGEST_NAME - len(ending)]
-    return kept.decode(errors="ignore" if len(kept) < len(os.fsencode(stem)) else "surrogateescape") + ending
-
-
-class _Yolo(_TextFiles):
-    place, shown, ending = "yolo/labels", "yolo", ".txt"
-    purpose = "YOLO"
-
-    def text(self, found: Any, name: str) -> str:
-        return "".join(f"{line}\n" for line in yolo_exchange.label_lines(found, scores=False))
-
-    def finish(self) -> None:
-        super().finish()
-        write_whole_text(self.folder / "yolo" / "data.yaml", yolo_exchange.data_yaml(self.names))
-
-
-class _Voc(_TextFiles):
-    place, shown, ending = "voc/Annotations", "voc", ".xml"
-    purpose = "Pascal VOC"
-
-    def __init__(self, folder: Path, names: Sequence[str], stack: ExitStack) -> None:
-        super().__init__(folder, names, stack)
-        # Readers of the devkit's layout list a split's pictures here.
-        self._list = self.open("voc/ImageSets/Main/train.txt")
-
-    def add(self, found: Any, name: str, number: int) -> None:
-        super().add(found, name, number)
-        self._list.write(f"{printable(self.last.with_name(self.last.name[: -len(self.ending)]).as_posix())}\n")
-
-    def text(self, found: Any, name: str) -> str:
-        return xml_exchange.voc_document(found, PurePath(name).name)
-
-
-FORMATS: dict[str, type[_Writer]] = {
+FORMATS: dict[str, type[FormatWriter]] = {
     "coco": _Coco,
     "coco-results": _CocoResults,
-    "yolo": _Yolo,
-    "voc": _Voc,
+    "coco-polygons": _CocoPolygons,
+    "yolo": Yolo,
+    "voc": Voc,
     "cvat": _Cvat,
     "labelstudio": _LabelStudio,
     "createml": _CreateML,
+    "labelme": LabelMe,
+    "png": MaskPictures,
     "odvg": _Odvg,
     "hf": _HuggingFace,
     "csv": _Csv,

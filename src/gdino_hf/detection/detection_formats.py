@@ -10,24 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from ..model.option_flags import checked_flag
 from . import annotation_tools, coco_exchange, supervision_exchange, table_exchange, xml_exchange, yolo_exchange
+from .mask_formats import MaskFormats
 
 if TYPE_CHECKING:
     from .detections import Detections
 
 
-class DetectionFormats:
+class DetectionFormats(MaskFormats):
     """Conversions of the detections of one picture; `DataSetFiles` writes those of many.
 
     In every `from_` method, `names` are all labels in the order of their indices, and `source` names the picture. A
     score that the data lacks is 1. What a format has no place for is left out; a warning says so once where masks,
     track ids or spans are lost.
     """
-
-    @classmethod
-    def _made(cls, values: Mapping[str, Any]) -> Detections:
-        make: Any = cls
-        found: Detections = make(**values)
-        return found
 
     def to_supervision(self) -> Any:
         """Convert to `supervision.Detections`, for its annotators, trackers, zones and metrics.
@@ -62,22 +57,26 @@ class DetectionFormats:
         """
         return cls._made(supervision_exchange.read_supervision(found, size, names, source))
 
-    def to_coco(self, image_id: Any = 1, category_ids: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
+    def to_coco(
+        self, image_id: Any = 1, category_ids: Mapping[str, int] | None = None, polygons: bool = False
+    ) -> list[dict[str, Any]]:
         """Convert to rows of COCO's results format, for `pycocotools.coco.COCO.loadRes`.
 
         Args:
             image_id: The picture's id in the ground truth.
             category_ids: Category id of each label in the ground truth; None counts the labels from 1.
+            polygons: Whether masks are polygons (see `polygons`) instead of run lengths, which are exact.
 
         Returns:
-            Dicts with image_id, category_id, bbox (x, y, width, height in pixels) and score; with masks also their
-            run lengths in segmentation, and where there are any, track_id and tokens_positive (spans).
+            Dicts with image_id, category_id, bbox (x, y, width, height in pixels) and score; with masks also
+            segmentation, and where there are any, track_id and tokens_positive (spans). An empty mask has no polygon
+            and always is run lengths.
 
         Raises:
-            ImportError: There are masks, but pycocotools is not installed.
+            ImportError: There are masks, but pycocotools is not installed, or shapely for polygons.
             ValueError: A label has no id.
         """
-        return coco_exchange.result_rows(self, image_id, category_ids)
+        return coco_exchange.result_rows(self, image_id, category_ids, checked_flag(polygons, "polygons"))
 
     @classmethod
     def from_coco(
@@ -106,22 +105,23 @@ class DetectionFormats:
         return cls._made(coco_exchange.read_rows(rows, names, size, category_ids, **others))
 
     def to_coco_dataset(
-        self, file_name: str | None = None, category_ids: Mapping[str, int] | None = None
+        self, file_name: str | None = None, category_ids: Mapping[str, int] | None = None, polygons: bool = False
     ) -> dict[str, Any]:
         """Convert to a COCO data set of one picture.
 
         Args:
             file_name: The picture's name; `source` by default.
             category_ids: Category id of each label; None counts the labels from 1.
+            polygons: Whether masks are polygons instead of run lengths, as in `to_coco`.
 
         Returns:
             "images", "annotations" (which keep the scores, and track ids and spans where there are any) and
             "categories". Presence, token scores and colours have no place in it.
 
         Raises:
-            ImportError: There are masks, but pycocotools is not installed.
+            ImportError: There are masks, but pycocotools is not installed, or shapely for polygons.
         """
-        return coco_exchange.data_set(self, file_name, category_ids)
+        return coco_exchange.data_set(self, file_name, category_ids, checked_flag(polygons, "polygons"))
 
     @classmethod
     def from_coco_dataset(cls, content: Mapping[str, Any], image: str | int | None = None) -> Detections:
@@ -139,11 +139,17 @@ class DetectionFormats:
     def to_yolo(self, scores: bool = False) -> list[str]:
         """Convert to lines of a YOLO label file: class, center x, center y, width and height, as fractions.
 
+        With masks, each line is a segment: the class and the corners of the outline. Parts of a mask are joined by
+        lines of no width, as holes are. An empty mask is written as its box.
+
         Args:
             scores: Whether a score follows each box. Ultralytics writes it for predictions and refuses it in training.
 
         Returns:
             A line for each box. Names and size have no place in it, nor have scores by default.
+
+        Raises:
+            ImportError: There are masks, but shapely is not installed.
         """
         return yolo_exchange.label_lines(self, checked_flag(scores, "scores"))
 
@@ -154,13 +160,15 @@ class DetectionFormats:
         """Convert from a YOLO label file.
 
         Args:
-            lines: The file's text or its lines, each with or without a score.
+            lines: The file's text or its lines, each with or without a score. Segments become masks, and their bounds
+                boxes.
             names: All labels, as in data.yaml.
             size: (width, height) of the picture in pixels.
             source: Name of the picture.
 
         Raises:
-            ValueError: A line is not a box, or its class has no name.
+            ImportError: There are segments, but pycocotools is not installed.
+            ValueError: A line is neither a box nor a segment, or its class has no name.
         """
         return cls._made(yolo_exchange.read_lines(lines, names, size, source))
 

@@ -211,7 +211,7 @@ class Detections(DetectionFormats):
         return sides[:, 0] * sides[:, 1]
 
     def plot(self, image: Any = None, **options: Any) -> Any:
-        """Draw the boxes on the picture.
+        """Draw the boxes, and the masks if there are any, on the picture.
 
         Args:
             image: The picture in any form that `Detector` takes; None reads `source`.
@@ -240,7 +240,8 @@ class Detections(DetectionFormats):
 
     def as_result(self) -> dict[str, Any]:
         """Return what `post_process_grounded_object_detection` returns for one picture, with arrays for tensors."""
-        return {"scores": self.scores, "boxes": self.boxes, "text_labels": self.text_labels, "labels": self.labels}
+        found = {"scores": self.scores, "boxes": self.boxes, "text_labels": self.text_labels, "labels": self.labels}
+        return found if self.masks is None else {**found, "masks": self.masks}
 
 
 def _index(chosen: Any) -> Any:

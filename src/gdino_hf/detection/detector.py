@@ -20,7 +20,7 @@ from .loading import DTYPES, check_int8_place, fitted, load_pair, usable_device
 from .phrase_grounding import Chunker, asked_of_caption
 from .picture_stream import DetectionError, detect_stream, read_picture
 from .prompt_passes import Asked, Options
-from .search import SMALL_PICTURES, Search, are_alike, are_small_and_equal
+from .search import SMALL_PICTURES, MaskMaker, Search, are_alike, are_small_and_equal
 from .text_features import TextFeatureStore
 from .tiles import OVERLAP
 from .vocabulary import EncodedTexts, Labels, Vocabulary
@@ -48,9 +48,11 @@ class Detector:
             otherwise "float32".
         optimize: Whether to call `optimize_for_inference` on a CPU; a model object is then changed for good.
         check: Function that is called with the processor before a model's weights are read or downloaded.
+        segmenter: A `gdino_hf.segmentation.Segmenter` that makes the masks of everything that is found; None makes
+            none. The attribute can be set later, too.
 
     Raises:
-        TypeError: The model has another type.
+        TypeError: The model or the segmenter has another type.
         ValueError: The model, the device or the dtype cannot be used here.
     """
 
@@ -63,11 +65,15 @@ class Detector:
         dtype: str | None = None,
         optimize: bool = True,
         check: Callable[[Any], None] | None = None,
+        segmenter: MaskMaker | None = None,
     ) -> None:
         from ..model.modeling_gdino import GDinoForObjectDetection
 
         if dtype is not None and dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}; choose {', '.join(DTYPES)}.")
+        if segmenter is not None and not callable(segmenter):
+            raise TypeError(f"segmenter is a {type(segmenter).__name__}; make it with gdino_hf.segmentation.Segmenter.")
+        self.segmenter = segmenter
         optimize = checked_flag(optimize, "optimize")
         place = None if device is None else usable_device(device)
         if isinstance(model, (str, os.PathLike)):
@@ -331,7 +337,7 @@ class Detector:
         return self.ground(image, expression, spans=[(0, len(expression))], threshold=0.0, top_k=1, score=score)
 
     def _search(self, asked: Asked, **options: Any) -> Search:
-        return Search(self.model, self.processor, self.texts, asked, **options)
+        return Search(self.model, self.processor, self.texts, asked, segmenter=self.segmenter, **options)
 
     def _prompt(self, vocabulary: Vocabulary) -> Prompt:
         prompt = vocabulary.prompt(self.processor.tokenizer, self.processor.max_text_len)

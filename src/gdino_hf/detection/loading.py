@@ -57,8 +57,7 @@ def load_pair(model: str | Path, dtype: str = "float32", check: Callable[[Any], 
 
     where = str(NANO_FOLDER if str(model) == "nano" else model)
     try:
-        # Ask once here whether the Hub answers: loaders would try six times for each of their files.
-        local = {"local_files_only": not Path(where).exists() and not _hub_answers()}
+        local = local_option(where)
         with plain_load_errors(where):
             config = _read_config(where, local)
         processor = fitted(GDinoProcessor.from_pretrained(where, **local), config)
@@ -72,7 +71,7 @@ def load_pair(model: str | Path, dtype: str = "float32", check: Callable[[Any], 
         loaded, loading = GDinoForObjectDetection.from_pretrained(
             where, config=config, dtype="float32" if dtype == "int8" else dtype, output_loading_info=True, **local
         )
-        _check_weights(loading["missing_keys"])
+        check_weights(loading["missing_keys"])
     except Exception as error:
         raise LoadingError(model, reason(error)) from error
     return loaded.eval(), processor
@@ -130,6 +129,17 @@ def check_int8_place(device: torch.device, optimize: bool) -> None:
         raise ValueError(f"int8 cannot be used ({reason(error)}).") from error
 
 
+def local_option(where: str) -> dict[str, bool]:
+    """Return the option of `from_pretrained` that keeps loaders from the Hub if it does not answer.
+
+    The Hub is asked once here: loaders would try six times for each of their files.
+
+    Args:
+        where: Hub id or folder.
+    """
+    return {"local_files_only": not Path(where).exists() and not _hub_answers()}
+
+
 def _hub_answers() -> bool:
     """Return whether the Hub can be reached; behind a proxy, assume so and leave errors to the loaders."""
     from huggingface_hub import constants
@@ -147,28 +157,44 @@ def _hub_answers() -> bool:
     return True
 
 
-def _read_config(where: str, local: dict[str, bool]) -> Any:
-    """Read the model's configuration, and refuse other architectures, which would load with random weights."""
+def check_place(where: str, local: dict[str, bool]) -> None:
+    """Refuse a folder that is not there, and an id whose files cannot be had.
+
+    Args:
+        where: Hub id or folder.
+        local: What `local_option` returned for it.
+
+    Raises:
+        ValueError: There is no such folder and no such id within reach.
+    """
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
+    if Path(where).exists():
+        return
+    try:
+        validate_repo_id(where)
+    except HFValidationError as error:
+        raise ValueError("there is no such folder") from error
+    if local["local_files_only"] and not isinstance(try_to_load_from_cache(where, _CONFIG), str):
+        raise ValueError(
+            "there is no such folder, it was not downloaded before, and the Hub cannot be reached or is switched off "
+            "by HF_HUB_OFFLINE"
+        )
+
+
+def _read_config(where: str, local: dict[str, bool]) -> Any:
+    """Read the model's configuration, and refuse other architectures, which would load with random weights."""
     from ..model.configuration_gdino import GDinoConfig
 
-    if not Path(where).exists():
-        try:
-            validate_repo_id(where)
-        except HFValidationError as error:
-            raise ValueError("there is no such folder") from error
-        if local["local_files_only"] and not isinstance(try_to_load_from_cache(where, _CONFIG), str):
-            raise ValueError(
-                "there is no such folder, it was not downloaded before, and the Hub cannot be reached or is switched "
-                "off by HF_HUB_OFFLINE"
-            )
-    elif not (Path(where) / _CONFIG).is_file() and (Path(where) / "model" / _CONFIG).is_file():
-        raise ValueError(f"the model of this run is in {Path(where) / 'model'}")
-    elif not (Path(where) / _CONFIG).is_file() and (Path(where) / "adapter_config.json").is_file():
-        raise ValueError("it holds adapters alone; merge them into their model by `gdino convert`")
+    check_place(where, local)
+    folder = Path(where)
+    if folder.exists() and not (folder / _CONFIG).is_file():
+        if (folder / "model" / _CONFIG).is_file():
+            raise ValueError(f"the model of this run is in {folder / 'model'}")
+        if (folder / "adapter_config.json").is_file():
+            raise ValueError("it holds adapters alone; merge them into their model by `gdino convert`")
     config, _ = GDinoConfig.get_config_dict(where, **local)
     if not config:
         raise ValueError("there is no config.json in it")
@@ -200,8 +226,15 @@ def _check_tokenizer(tokenizer: Any, config: Any) -> None:
         )
 
 
-def _check_weights(missing: Collection[str]) -> None:
-    """Refuse a checkpoint that lacks weights, which would stay random."""
+def check_weights(missing: Collection[str]) -> None:
+    """Refuse a checkpoint that lacks weights, which would stay random.
+
+    Args:
+        missing: Names of the weights that its files lack.
+
+    Raises:
+        ValueError: There are any.
+    """
     if missing:
         number = f"{len(missing)} weight{'s' * (len(missing) != 1)}"
         raise ValueError(f"its files lack {number}, for instance {min(missing)}")

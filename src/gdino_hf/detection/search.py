@@ -19,6 +19,9 @@ from .tiles import OVERLAP, merge_tiles, tile_areas
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
 
+MaskMaker = Callable[[Sequence[Image.Image], Sequence[Detections]], list[Detections]]
+"""Returns the detections of pictures with masks: a `gdino_hf.segmentation.Segmenter`."""
+
 # A picture joins a batch if its number of pixels is at least this part of the padded one.
 _SMALLEST_SHARE = 0.8
 _SMALL_PIXELS = 800_000
@@ -53,6 +56,7 @@ class Search:
             at the whole alone.
         overlap: Part of a tile's side that it shares with its neighbour, in [0, 1).
         batch_size: Largest number of tiles in one forward pass.
+        segmenter: Makes the masks of what was found; None makes none.
 
     Raises:
         ValueError: `tiles` or `overlap` is out of its range.
@@ -68,12 +72,14 @@ class Search:
         tiles: int | None = None,
         overlap: float = OVERLAP,
         batch_size: int = 1,
+        segmenter: MaskMaker | None = None,
     ) -> None:
         if tiles is not None:
             tile_areas((1, 1), tiles, overlap)
         self._model, self._processor, self._texts = model, processor, texts
         self.asked = asked
         self._tiles, self._overlap, self._batch_size = tiles, overlap, batch_size
+        self._segmenter = segmenter
 
     @property
     def lanes(self) -> int:
@@ -124,9 +130,9 @@ class Search:
             Detections of each picture, best first.
         """
         found = self._run([picture.inputs for picture in pictures], [picture.source for picture in pictures])
-        if self._tiles is None:
-            return found
-        return [self._with_tiles(picture, whole) for picture, whole in zip(pictures, found, strict=True)]
+        if self._tiles is not None:
+            found = [self._with_tiles(picture, whole) for picture, whole in zip(pictures, found, strict=True)]
+        return found if self._segmenter is None else self._segmenter([picture.image for picture in pictures], found)
 
     def _run(self, inputs: Sequence[Any], sources: Sequence[Any]) -> list[Detections]:
         scored = score_pictures(self._model, self._texts, self.asked, inputs, sources)

@@ -1,4 +1,4 @@
-"""YOLO: a line for each box with its class number, center and size as fractions of the picture, and data.yaml."""
+"""YOLO: a line for each box, or for each outline of a mask, in fractions of the picture, and data.yaml."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ..data.yolo_lines import YoloLine, parse_yolo_line
+from ..data.yolo_lines import parse_yolo_line
 from ..model.printable import printable
+from .coco_exchange import decode_masks
 from .exchange_values import center_sizes, decimal, from_center_sizes, rounded, say_left_out, values_of
+from .mask_outlines import mask_outline
 
 # Decimals that YOLO's own tools write.
 _DECIMALS = 6
@@ -17,13 +19,16 @@ _DECIMALS = 6
 
 def label_lines(found: Any, scores: bool) -> list[str]:
     """Return `Detections` as lines of a YOLO label file; see `Detections.to_yolo`."""
-    say_left_out(found, "YOLO", "masks", "track_ids", "spans")
+    say_left_out(found, "YOLO", "track_ids", "spans")
     scale = np.array(found.size * 2, dtype=np.float64)
-    fractions = rounded(
-        center_sizes(found.boxes) / scale, lambda values: from_center_sizes(values * scale), found.boxes, _DECIMALS
-    )
-    rows = zip(found.labels.tolist(), fractions.tolist(), decimal(found.scores).tolist(), strict=True)
-    return [" ".join([str(label), *map(_plain, box), *([_plain(score)] * scores)]) for label, box, score in rows]
+    if found.masks is None:
+        fractions = rounded(
+            center_sizes(found.boxes) / scale, lambda values: from_center_sizes(values * scale), found.boxes, _DECIMALS
+        ).tolist()
+    else:
+        fractions = [_outline(mask, box, found.size) for mask, box in zip(found.masks, found.boxes, strict=True)]
+    rows = zip(found.labels.tolist(), fractions, decimal(found.scores).tolist(), strict=True)
+    return [" ".join([str(label), *map(_plain, values), *([_plain(score)] * scores)]) for label, values, score in rows]
 
 
 def read_lines(
@@ -32,31 +37,49 @@ def read_lines(
     """Return the arguments of `Detections` for a YOLO label file.
 
     Raises:
-        ValueError: A line is not of five or six numbers, or its class has no name.
+        ImportError: There are outlines, but pycocotools is not installed.
+        ValueError: A line is neither a box nor an outline, or its class has no name.
     """
-    boxes, texts, scores = [], [], []
+    boxes, texts, scores, outlines = [], [], [], []
+    scale = np.array(tuple(size), dtype=np.float64)
     for line in lines.splitlines() if isinstance(lines, str) else lines:
         try:
-            parsed = parse_yolo_line(line)
-        except ValueError:
-            parsed = YoloLine(0)
+            parsed = parse_yolo_line(line, outline_scores=True)
+        except ValueError as error:
+            raise ValueError(
+                f"The line {printable(line, 80)!r} is not a class number with x, y, width and height, or with the "
+                "corners of an outline, and a score at most; keypoints are not read."
+            ) from error
         if parsed is None:
             continue
-        if parsed.box is None:
-            raise ValueError(
-                f"The line {printable(line, 80)!r} is not a class number with x, y, width and height, and a score "
-                "at most; outlines and keypoints are not read."
-            )
         if not 0 <= parsed.number < len(names):
             raise ValueError(
                 f"A line has class {parsed.number}, but there are {len(names)} names; give those of data.yaml."
             )
-        boxes.append(parsed.box)
+        corners = None if parsed.outline is None else np.reshape(parsed.outline, (-1, 2)) * scale
+        outlines.append(corners)
+        if corners is None:
+            boxes.append(from_center_sizes(np.array([parsed.box]) * np.tile(scale, 2))[0])
+        else:
+            boxes.append(np.concatenate([corners.min(0), corners.max(0)]))
         texts.append(names[parsed.number])
         scores.append(parsed.score)
-    scale = np.array(tuple(size) * 2, dtype=np.float64)
-    table = from_center_sizes(np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * scale)
-    return values_of(table, texts, size, names, scores, source=source)
+    masks = None
+    if any(corners is not None for corners in outlines):
+        # Among outlines, a box is one of four corners.
+        shapes = [box[[0, 1, 2, 1, 2, 3, 0, 3]] if c is None else c for c, box in zip(outlines, boxes, strict=True)]
+        masks = decode_masks([[np.ravel(shape).tolist()] for shape in shapes], size)
+    table = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    return values_of(table, texts, size, names, scores, source=source, masks=masks)
+
+
+def _outline(mask: np.ndarray, box: np.ndarray, size: tuple[int, int]) -> list[float]:
+    """Return the corners of a mask, or of the box of an empty one, as fractions of the picture."""
+    corners = mask_outline(mask)
+    if len(corners) == 0:
+        corners = box[[0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2)
+    values: list[float] = np.round(corners / np.array(size, dtype=np.float64), _DECIMALS).ravel().tolist()
+    return values
 
 
 def data_yaml(names: Sequence[str]) -> str:
