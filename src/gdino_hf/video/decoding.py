@@ -166,7 +166,7 @@ class VideoFile:
         with file:
             # FFmpeg gets an open file and may open no other, which a crafted video or a play list could name.
             try:
-                container = av.open(file, format=self._demuxer, metadata_errors="ignore", io_open=_refuse)
+                container = av.open(file, format=self._demuxer, metadata_errors="ignore", io_open=refuse_other_files)
             except (OSError, ValueError, EOFError) as error:
                 raise VideoError(
                     f"{self.name} cannot be opened as a video ({reason(error)}); it is no video, or is damaged or cut "
@@ -268,5 +268,6 @@ def _length(container: Any, stream: Any) -> float | None:
     return None
 
 
-def _refuse(url: str, flags: int, options: Any) -> Any:
+def refuse_other_files(url: str, flags: int, options: Any) -> Any:
+    """Keep FFmpeg from opening what a video names, such as the parts of a play list; for `av.open(io_open=...)`."""
     raise PermissionError(f"it names another file, {url}, which is not opened")

@@ -1,0 +1,284 @@
+"""Follow the objects that labels name through a video, a folder of frames, a camera or a stream.
+
+Writes an annotated video with its sound, and the tracks as JSON lines, MOT Challenge, COCO-VID and a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gdino_hf.error_text import reason
+from gdino_hf.model.printable import printable
+from gdino_hf.whole_files import make_folder
+
+from .errors import INTERRUPTED, OutputError, UsageError
+from .model_options import add_dtype, load_detector
+from .numbers import fraction, local_path, positive, positive_number
+from .query_options import Query, add_tiles, read_query
+
+HELP = "follow objects through a video, a camera or a stream"
+# As in gdino_hf.video, which takes a second to import.
+_TRACKERS = ("bytetrack", "ocsort", "sort", "botsort", "cbiou")
+_THRESHOLD, _NMS, _PATIENCE, _MOST_BETWEEN = 0.3, 0.7, 1.0, 120
+_VIDEO, _SUMMARY = "annotated.mp4", "summary.json"
+# Rows of the table that are printed.
+_ROWS = 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the subcommand's options."""
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help='video, folder of frames, address such as rtsp://camera/1, or "webcam" ("webcam:1" for the second one)',
+    )
+    parser.add_argument(
+        "--labels",
+        required=True,
+        help='what to look for: "cat, remote control", or @FILE as for gdino detect',
+    )
+    parser.add_argument(
+        "--negative", metavar="LABELS", help="labels that compete for boxes but are left out, written as for --labels"
+    )
+    parser.add_argument(
+        "--model", default="nano", help="Hub id, folder, or nano, the built-in model (default: %(default)s)"
+    )
+    _add_tracking(parser)
+    add_tiles(parser)
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
+    add_dtype(parser)
+    parser.add_argument(
+        "--batch", type=positive, default=1, metavar="N", help="frames in one forward pass (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--start", type=positive_number, default=0.0, metavar="SECONDS", help="where in the video to begin"
+    )
+    parser.add_argument("--end", type=positive_number, metavar="SECONDS", help="where in the video to stop")
+    parser.add_argument(
+        "--rate", type=positive_number, metavar="N", help="frames per second of a folder of frames (default: 25)"
+    )
+    parser.add_argument(
+        "--out", type=local_path, default=Path("tracks"), metavar="DIR", help="folder of results (default: %(default)s)"
+    )
+    parser.add_argument("--no-video", action="store_true", help="write no annotated video")
+    for name, what, points in (("line", "line to count crossings of", 2), ("zone", "polygon to count objects in", 3)):
+        example = ",".join(f"X{number},Y{number}" for number in range(1, points + 1))
+        parser.add_argument(
+            f"--count-{name}",
+            type=_points,
+            action="append",
+            default=[],
+            metavar=example + ",..." * (name == "zone"),
+            help=f"{what}, in pixels; may be given several times",
+        )
+
+
+def _add_tracking(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--threshold",
+        type=fraction,
+        default=_THRESHOLD,
+        help="score that a box must exceed to begin a track, 0..1; boxes down to half of it continue one (default: "
+        "%(default)s)",
+    )
+    parser.add_argument(
+        "--nms",
+        type=fraction,
+        default=_NMS,
+        metavar="IOU",
+        help="IoU in 0..1 above which the lower-scoring of two boxes of one label is dropped; 1 keeps all (default: "
+        "%(default)s)",
+    )
+    parser.add_argument(
+        "--tracker", choices=_TRACKERS, default=_TRACKERS[0], help="how boxes become tracks (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--every",
+        type=positive,
+        default=1,
+        metavar="N",
+        help=f"run the model on every N-th frame, up to {_MOST_BETWEEN}, and place the boxes of tracks between them "
+        "(default: every frame)",
+    )
+    parser.add_argument(
+        "--patience",
+        type=positive_number,
+        default=_PATIENCE,
+        metavar="SECONDS",
+        help="how long an object that is not found keeps its track (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--state",
+        type=local_path,
+        metavar="FILE",
+        help="file with the tracker's state, which is read if it is there and written at the end: the next part of a "
+        "video goes on with the same ids",
+    )
+
+
+def _points(text: str) -> tuple[tuple[float, float], ...]:
+    """Return the points in "10,20,300,40"."""
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) < 4 or len(numbers) % 2 or not all(0 <= number < 1e6 for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of points such as 10,20,300,40, in pixels from 0 on")
+    return tuple(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Track and return the exit status: 0; 1 if the source was damaged or given up.
+
+    Raises:
+        UsageError: The source, the labels, the model, the device or the folder cannot be used.
+        OutputError: The results cannot be written any more.
+    """
+    args.caption = None
+    query = read_query(args)
+    if args.every > _MOST_BETWEEN:
+        raise UsageError(f"--every {args.every} is too much; give at most {_MOST_BETWEEN}")
+    if any(len(line) != 2 for line in args.count_line):
+        raise UsageError("--count-line takes two points: X1,Y1,X2,Y2")
+    try:
+        import av  # noqa: F401
+        import supervision  # noqa: F401
+        import trackers  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UsageError(f'tracking needs {error.name}; pip install "gdino-hf[video]"') from error
+    from gdino_hf.video.frame_sources import open_source
+
+    try:
+        source = open_source(args.source, rate=args.rate, start=args.start, end=args.end)
+    except (ValueError, OSError) as error:
+        raise UsageError(reason(error)) from error
+    _check_output(args)
+    try:
+        return _track(args, query, source)
+    except OSError as error:
+        raise OutputError(
+            f"{args.out}: the results cannot be written ({reason(error, name_file=True)}); make room and repeat the "
+            "command"
+        ) from error
+
+
+def _check_output(args: argparse.Namespace) -> None:
+    """Make the folder of results, and refuse to write over the source."""
+    written = {(args.out / name).resolve() for name in (_VIDEO,)}
+    if Path(args.source).resolve() in written:
+        raise UsageError(f"the results would replace {args.source}; choose another --out")
+    try:
+        make_folder(args.out)
+    except OSError as error:
+        raise UsageError(
+            f"the results cannot be written ({reason(error, name_file=True)}); choose another --out"
+        ) from error
+
+
+def _track(args: argparse.Namespace, query: Query, source: Any) -> int:
+    from transformers.utils import logging
+
+    from gdino_hf.video.track_run import TrackRun
+    from gdino_hf.video.tracked_frames import make_tracker
+    from gdino_hf.video.tracking import Tracker
+
+    logging.disable_progress_bar()
+    vocabulary = query.vocabulary()
+    try:
+        if args.state is not None and args.state.exists():
+            tracker = Tracker.load(args.state)
+        else:
+            tracker = make_tracker(
+                args.tracker,
+                vocabulary,
+                source,
+                every=args.every,
+                threshold=args.threshold,
+                patience=args.patience,
+            )
+        detector = load_detector(args.model, vocabulary, device=args.device, dtype=args.dtype)
+        tiles = {} if args.tiles is None else {"tiles": args.tiles, "overlap": args.overlap}
+        frames = detector.track(
+            source,
+            vocabulary,
+            tracker=tracker,
+            every=args.every,
+            batch_size=args.batch,
+            nms_threshold=args.nms if args.nms < 1 else None,
+            **tiles,
+        )
+    except (ValueError, TypeError, ImportError) as error:
+        raise UsageError(reason(error)) from error
+    run_of = TrackRun(
+        args.out,
+        source,
+        vocabulary.labels,
+        video=None if args.no_video else args.out / _VIDEO,
+        lines=args.count_line,
+        zones=args.count_zone,
+    )
+    with _signals() as stop:
+        try:
+            finished = run_of.write(frames, stop, sys.stderr)
+        except ValueError as error:
+            raise UsageError(reason(error)) from error
+    if args.state is not None:
+        tracker.save(args.state)
+    settings = {"model": args.model, "tracker": tracker.name, "every": args.every, "threshold": tracker.threshold}
+    run_of.summarize(args.out / _SUMMARY, settings, finished)
+    print("\n".join(_report(args, run_of)))
+    if source.remark is not None:
+        print(f"gdino track: {printable(source.remark)}", file=sys.stderr)
+    if not finished:
+        print("stopped; the results so far are written", file=sys.stderr)
+        return INTERRUPTED
+    return 1 if source.remark is not None else 0
+
+
+@contextmanager
+def _signals() -> Iterator[Any]:
+    """Let Ctrl-C and SIGTERM end the run between two frames, so that all files are finished."""
+    from gdino_hf.video.track_run import Stop
+
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, stop) for number in numbers]
+    try:
+        yield stop
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _report(args: argparse.Namespace, run_of: Any) -> list[str]:
+    """Return the table of tracks and the lines that tell where everything is."""
+    files = run_of.files
+    rows = [("track", "label", "first", "last", "frames", "score")]
+    tracks = sorted(files.tracks.values(), key=lambda row: row.track_id)
+    for row in tracks[:_ROWS]:
+        times = f"{row.first_seconds:.2f} s", f"{row.last_seconds:.2f} s"
+        rows.append((str(row.track_id), printable(row.label), *times, str(row.frames), f"{row.mean_score:.2f}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if len(tracks) > _ROWS:
+        lines.append(f"... and {len(tracks) - _ROWS} more")
+    counts = run_of.counts.summary() if run_of.counts is not None else {"lines": [], "zones": []}
+    lines += [f"line {number}: {line['in']} in, {line['out']} out" for number, line in enumerate(counts["lines"], 1)]
+    lines += [
+        f"zone {number}: {zone['objects']} objects, at most {zone['most']} at a time"
+        for number, zone in enumerate(counts["zones"], 1)
+    ]
+    number = len(tracks)
+    lines.append(f"\n{number} track{'s' * (number != 1)} in {files.frames} frame{'s' * (files.frames != 1)}")
+    lines.append(f"results: {printable(args.out)}")
+    return lines
