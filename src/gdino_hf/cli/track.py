@@ -57,10 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch", type=positive, default=1, metavar="N", help="frames in one forward pass (default: %(default)s)"
     )
-    parser.add_argument(
-        "--start", type=positive_number, default=0.0, metavar="SECONDS", help="where in the video to begin"
-    )
-    parser.add_argument("--end", type=positive_number, metavar="SECONDS", help="where in the video to stop")
+    parser.add_argument("--start", type=_seconds, default=0.0, metavar="SECONDS", help="where in the video to begin")
+    parser.add_argument("--end", type=_seconds, metavar="SECONDS", help="where in the video to stop")
     parser.add_argument(
         "--rate", type=positive_number, metavar="N", help="frames per second of a folder of frames (default: 25)"
     )
@@ -121,6 +119,17 @@ def _add_tracking(parser: argparse.ArgumentParser) -> None:
         help="file with the tracker's state, which is read if it is there and written at the end: the next part of a "
         "video goes on with the same ids",
     )
+
+
+def _seconds(text: str) -> float:
+    """Parse a time in a video."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, 0 or more")
+    return number
 
 
 def _points(text: str) -> tuple[tuple[float, float], ...]:

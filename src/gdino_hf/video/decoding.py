@@ -23,7 +23,7 @@ FALLBACK_RATE = 25.0
 _NOT_VIDEOS = ("tty", "concat", "hls", "dash", "srt", "webvtt", "ass", "lrc", "imf")
 # A video that ends this many frames early has lost nothing: headers round.
 _FRAMES_OF_ROUNDING = 2
-_SECONDS_OF_ROUNDING = 0.25
+_SECONDS_OF_ROUNDING = 0.05
 
 
 class VideoError(ValueError):
@@ -98,7 +98,7 @@ class VideoFile:
         """
         self.remark = None
         most_pixels = PictureLimits.current().pixels
-        count, damaged, last, why = 0, 0, 0.0, None
+        count, damaged, last, shown, why = 0, 0, 0.0, 0.0, None
         with self._open() as (container, stream):
             offset = (container.start_time or 0) / 1_000_000
             decoded = _decode(container, stream)
@@ -118,6 +118,8 @@ class VideoFile:
                 step = 1 / self.rate if count else 0.0
                 seconds = last + step if frame.time is None else max(float(frame.time) - offset, last)
                 number, count, last = count, count + 1, seconds
+                # The last frame of a slide show is shown for long.
+                shown = float((frame.duration or 0) * frame.time_base) if frame.time_base else 0.0
                 if self.end is not None and seconds >= self.end:
                     return
                 if seconds >= self.start:
@@ -128,11 +130,10 @@ class VideoFile:
                 f"{self.name}: no frame of this video can be decoded{cause}; it is damaged, or its codec is unknown "
                 "here: save it as MP4 with H.264."
             )
-        self.remark = self._missing(count, damaged, last, why)
+        self.remark = self._missing(count, damaged, last + max(shown, 1 / self.rate), why)
 
-    def _missing(self, count: int, damaged: int, last: float, why: str | None) -> str | None:
+    def _missing(self, count: int, damaged: int, end: float, why: str | None) -> str | None:
         """Say in one sentence what the file has lost; None if it seems whole."""
-        end = last + 1 / self.rate
         is_short = self._stated_frames > count + damaged + _FRAMES_OF_ROUNDING
         if self.seconds is not None and not self._stated_frames:
             is_short = self.seconds > end + _FRAMES_OF_ROUNDING / self.rate + _SECONDS_OF_ROUNDING
