@@ -12,6 +12,7 @@ from gdino_hf.cli import VERBS
 ARGUMENTS = {
     "detect": ["cat.jpg", "--labels", "cat"],
     "label": ["photos", "--labels", "cat", "--out", "labels"],
+    "track": ["clip.mp4", "--labels", "cat"],
     "convert": ["one.pth", "other"],
 }
 
