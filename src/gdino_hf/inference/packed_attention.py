@@ -9,10 +9,17 @@ from ..model.ms_deform_attn import MSDeformAttn
 from ..model.msda_backends import requested_backend
 from ..model.msda_c import CpuLibrary, load
 from .packed_linear import PackedLinear, runs_packed, share_state, side_by_side, state_of
-from .workers import RowBlocks, even_rows, run_rows
+from .workers import RowBlocks, even_rows, run_rows, thread_count
 
 BLOCK = 256
-"""Tokens that one worker computes at a time, at most."""
+"""Tokens that one worker computes at a time, at most, if several share the work."""
+_ALONE = 131072
+"""Values of the tokens that a thread computes at a time if it is alone: more would leave its cache."""
+
+
+def rows_at_once(rows: int, width: int) -> int:
+    """Return how many rows of `width` values a block has in layers whose results do not depend on that."""
+    return even_rows(rows, BLOCK if thread_count() > 1 else max(BLOCK, _ALONE // width))
 
 
 class PackedMSDeformAttn(MSDeformAttn):
@@ -62,7 +69,7 @@ class PackedMSDeformAttn(MSDeformAttn):
         """Project the features (B, S, D) of all image tokens; `mask` is (B, S) bool, True on real tokens, or None."""
         values = features.new_empty(*features.shape[:2], self.value_proj.out_features)
         block = self.value_block(features, mask, values)
-        run_rows(RowBlocks(block, features.shape[0], features.shape[1], even_rows(features.shape[1], BLOCK)))
+        run_rows(RowBlocks(block, features.shape[0], features.shape[1], rows_at_once(*features.shape[1:])))
         return values
 
     def value_block(self, features: Tensor, mask: Tensor | None, output: Tensor) -> Callable[[int, slice], None]:

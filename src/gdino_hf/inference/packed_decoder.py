@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from ..model.attention import MultiheadAttention, attend
 from ..model.decoder import DecoderLayer
 from .compiled_layers import finish_layer, weights_for
-from .packed_attention import BLOCK, PackedMSDeformAttn
+from .packed_attention import PackedMSDeformAttn, rows_at_once
 from .packed_linear import PackedLinear, share_state
-from .workers import RowBlocks, even_rows, run_rows
+from .workers import RowBlocks, even_rows, run_rows, thread_count
 
 QUERIES = 128
 """Queries per block, at most: 900 queries make eight blocks."""
@@ -102,8 +102,7 @@ class PackedDecoderLayer(DecoderLayer):
         joint = self.encoder_attn.joint_projection()
         output = torch.empty_like(query)
 
-        def block(image: int, rows: slice) -> None:
-            here = slice(image, image + 1)
+        def block(here: slice, rows: slice) -> None:
             position = position_embedding[here, rows]
             x = self.self_attn_layer_norm(queries[here, rows] + own.attend(query[here, rows], key[here], value[here]))
             asked = self.encoder_attn_text.query(x + position)
@@ -112,9 +111,15 @@ class PackedDecoderLayer(DecoderLayer):
             x = self.encoder_attn_text_layer_norm(x + attended)
             references = reference_points[here, rows]
             sampled = self.encoder_attn.sample(library, joint(x + position), values[here], references, spatial_shapes)
-            self._finish(x[0], sampled[0], output[image, rows])
+            self._finish(x.flatten(0, 1), sampled.flatten(0, 1), output[here, rows].flatten(0, 1))
 
-        run_rows(RowBlocks(block, queries.shape[0], queries.shape[1], even_rows(queries.shape[1], QUERIES)))
+        batch, number = queries.shape[:2]
+        if number <= QUERIES and thread_count() == 1:
+            # Few operations on the queries of all images take less time than many on those of one.
+            block(slice(0, batch), slice(0, number))
+        else:
+            size = even_rows(number, QUERIES)
+            run_rows(RowBlocks(lambda image, rows: block(slice(image, image + 1), rows), batch, number, size))
         return output, None
 
     def _project(
@@ -122,6 +127,10 @@ class PackedDecoderLayer(DecoderLayer):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return queries, keys and values of the self-attention, (B, Q, D), and the image's values, (B, S, D)."""
         own = self.self_attn
+        shape = queries.shape
+        # These are computed row by row, so it makes no difference which image a row belongs to.
+        queries, positions, vision = (x.reshape(1, -1, x.shape[-1]) for x in (queries, positions, vision))
+        mask = None if mask is None else mask.reshape(1, -1)
         query, key, value = (queries.new_empty(queries.shape) for _ in range(3))
         values = torch.empty_like(vision)
 
@@ -135,10 +144,11 @@ class PackedDecoderLayer(DecoderLayer):
             write_value(value[image, rows], content)
 
         run_rows(
-            RowBlocks(of_image, vision.shape[0], vision.shape[1], even_rows(vision.shape[1], BLOCK)),
-            RowBlocks(of_queries, queries.shape[0], queries.shape[1], even_rows(queries.shape[1], QUERIES)),
+            RowBlocks(of_image, 1, vision.shape[1], rows_at_once(*vision.shape[1:])),
+            RowBlocks(of_queries, 1, queries.shape[1], even_rows(queries.shape[1], QUERIES)),
         )
-        return query, key, value, values
+        query, key, value = (x.view(shape) for x in (query, key, value))
+        return query, key, value, values.view(shape[0], -1, values.shape[-1])
 
     def _finish(self, queries: Tensor, sampled: Tensor, output: Tensor) -> None:
         """Write what follows the sampling for a block of queries, (N, D), to the output."""

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ..model.encoder import DeformableLayer
 from .compiled_layers import finish_layer, weights_for
-from .packed_attention import BLOCK, PackedMSDeformAttn
+from .packed_attention import PackedMSDeformAttn, rows_at_once
 from .packed_linear import PackedLinear, share_state
-from .workers import RowBlocks, even_rows, run_rows
+from .workers import RowBlocks, run_rows
 
 
 class PackedDeformableLayer(DeformableLayer):
@@ -66,7 +66,7 @@ class PackedDeformableLayer(DeformableLayer):
             else:
                 finish_layer(features, sampled[0], weights, self.self_attn_layer_norm, self.final_layer_norm, result)
 
-        run_rows(RowBlocks(block, vision.shape[0], vision.shape[1], even_rows(vision.shape[1], BLOCK)))
+        run_rows(RowBlocks(block, vision.shape[0], vision.shape[1], rows_at_once(*vision.shape[1:])))
         return output, None
 
     def _project(self, vision: Tensor, positions: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -79,5 +79,5 @@ class PackedDeformableLayer(DeformableLayer):
             write_values(image, rows)
             write(projected[image, rows], vision[image, rows], positions[image, rows])
 
-        run_rows(RowBlocks(block, vision.shape[0], vision.shape[1], even_rows(vision.shape[1], BLOCK)))
+        run_rows(RowBlocks(block, vision.shape[0], vision.shape[1], rows_at_once(*vision.shape[1:])))
         return values, projected

@@ -13,6 +13,10 @@ from .packed_attention import BLOCK
 from .packed_linear import PackedLinear, runs_packed, share_state
 from .workers import RowBlocks, even_rows, run_rows
 
+# Each block has sums of its own, which are joined at the end. So a batch with enough blocks for many threads has longer
+# ones, up to this number of values. Their number decides how sums are rounded, so it is the same for any threads.
+_BLOCKS, _VALUES = 8, 131072
+
 
 class PackedFusionLayer(FusionLayer):
     """A FusionLayer that shares another one's parameters and runs block by block where possible.
@@ -59,7 +63,7 @@ class PackedFusionLayer(FusionLayer):
         attention, batch, (tokens, width) = self.attn, len(vision), vision.shape[1:]
         directions, offsets, brought = attention.fold(text)
         columns = directions.shape[1]
-        size = even_rows(tokens, BLOCK)
+        size = even_rows(tokens, max(BLOCK, min(batch * tokens // _BLOCKS, _VALUES // width)))
         blocks = -(-tokens // size)
         vision = vision.contiguous()
         output = torch.empty_like(vision)
