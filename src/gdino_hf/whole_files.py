@@ -179,7 +179,7 @@ def _put_in_place(unfinished: Path, path: Path, around: Path) -> None:
 def _unfinished(path: Path, ending: str = "") -> Iterator[Path]:
     """Provide a name beside a path that no other process and no other thread uses."""
     _tidy(path.parent)
-    process = f"{_machine()}-{os.getpid()}"
+    process = f"{machine_name()}-{os.getpid()}"
     name = f".{path.stem[:_LONGEST_STEM]}.unfinished-{process}-{secrets.token_hex(4)}{ending}"
     _in_use.add(name)
     try:
@@ -206,23 +206,34 @@ def _tidy(folder: Path) -> None:
 
 
 def _is_left_behind(path: Path, machine: str, process: int) -> bool:
-    if machine == _machine() and process == os.getpid():
+    if machine == machine_name() and process == os.getpid():
         # Left by an earlier process that had the same number.
         return path.name not in _in_use
-    if machine == _machine() and os.name == "posix":
-        try:
-            os.kill(process, 0)
-        except (ProcessLookupError, OverflowError):
-            return True
-        except PermissionError:
-            # It is alive and another user's.
-            pass
-        return False
-    return time.time() - path.stat().st_mtime > _FORGOTTEN_SECONDS
+    gone = is_gone(machine, process)
+    return time.time() - path.stat().st_mtime > _FORGOTTEN_SECONDS if gone is None else gone
 
 
-def _machine() -> str:
-    """Name what process numbers are unique in: a machine, or a container on it."""
+def is_gone(machine: str, process: int) -> bool | None:
+    """Return whether a process has ended; None if this machine cannot tell.
+
+    Args:
+        machine: `machine_name` where it ran.
+        process: Its number there.
+    """
+    if machine != machine_name() or os.name != "posix":
+        return None
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        # It is alive and another user's.
+        pass
+    return False
+
+
+def machine_name() -> str:
+    """Return 8 hexadecimal digits for what process numbers are unique in: a machine, or a container on it."""
     try:
         numbering = os.stat("/proc/self/ns/pid").st_ino
     except OSError:

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -106,18 +107,25 @@ def test_two_runs_in_one_folder_are_refused_and_a_killed_one_blocks_nobody(label
     assert label_all(label_model, folder, out).pictures == 40
 
 
-def test_a_full_disk_is_one_sentence_and_the_run_goes_on(label_model, folder, tmp_path):
+@contextmanager
+def files_of_at_most(number):
+    """Let this process, and those that it starts, write files of so many bytes: more is an error, as on a full disk."""
     resource = pytest.importorskip("resource")
-    out = tmp_path / "out"
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    # No shard is so small, but manifest, vocabulary and plan are not so large.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (number, hard))
     try:
-        status, _, said = run_label(label_model, out, folder, shard=40)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on(label_model, folder, tmp_path):
+    out = tmp_path / "out"
+    # No shard is so small, but manifest, vocabulary and plan are not so large.
+    with files_of_at_most(4000):
+        status, _, said = run_label(label_model, out, folder, shard=40)
     assert status == 1
     lines = [line for line in said.splitlines() if "error:" in line]
     assert len(lines) == 1
@@ -125,6 +133,29 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on(label_model, folder, tm
     assert [path for path in out.rglob("*") if "unfinished" in path.name] == []
     assert run_label(label_model, out, folder, shard=40)[0] == 1
     run_label(label_model, tmp_path / "whole", folder, shard=40)
+    assert digests(out) == digests(tmp_path / "whole")
+
+
+def test_a_full_disk_under_two_workers_is_one_sentence_and_the_run_goes_on(label_model, folder, tmp_path):
+    out = tmp_path / "out"
+    # The shard of eight damaged pictures is small enough, and no other.
+    for path in sorted(folder.rglob("*.*"))[:8]:
+        path.write_bytes(b"no picture")
+    with files_of_at_most(4000):
+        process = start_label(label_model, out, folder, "--workers", "2", "--format", "coco")
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "Traceback" not in said
+    lines = [line for line in said.splitlines() if "error:" in line]
+    assert len(lines) == 1
+    assert "the results cannot be written" in lines[0]
+    assert lines[0].endswith("make room and repeat the command, which goes on where it stopped")
+    assert set(LabelStore(out).names("shards")) <= {"00000000.parquet"}
+    assert [path for path in out.rglob("*") if "unfinished" in path.name] == []
+    process = start_label(label_model, out, folder, "--workers", "2", "--format", "coco")
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1, said
+    run_label(label_model, tmp_path / "whole", folder, "--format", "coco")
     assert digests(out) == digests(tmp_path / "whole")
 
 
@@ -147,17 +178,22 @@ def test_a_worker_that_is_killed_is_replaced(label_model, folder, tmp_path):
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
 
 
-def test_a_picture_that_workers_die_of_is_named_and_left_out(label_model, folder, tmp_path):
+def test_a_picture_that_workers_die_of_is_named_and_those_that_wait_beside_it_are_labelled(
+    label_model, folder, tmp_path
+):
     site = make_deadly_site(tmp_path / "site")
     pictures = sorted(map(str, folder.rglob("*.*")))[:12]
     pictures[5] = "deadly://picture.png"
     (tmp_path / "list.txt").write_text("\n".join(pictures))
     path = {"PYTHONPATH": os.pathsep.join([PACKAGE, str(site), os.environ.get("PYTHONPATH", "")])}
-    options = ("--workers", "2", "--readers", "1")
+    # All pictures of a shard are read, and wait for partners of their size, before the first is labelled.
+    options = ("--workers", "2", "--batch", "4")
     process = start_label(label_model, tmp_path / "out", tmp_path / "list.txt", *options, environment=path, shard=4)
     _, said = process.communicate(timeout=240)
     assert process.returncode == 1
-    assert "died of them 3 times" in said
+    assert "worker processes died 3 times; " in said
+    assert "while it looked at deadly://picture.png alone, which is left out" in said
+    assert said.count("alone, which is left out") == 1
     failed = errors(tmp_path / "out")
     assert "a process that worked on it died" in failed.pop("deadly://picture.png")
     assert [row["source"] for row in rows(tmp_path / "out")] == pictures

@@ -7,7 +7,7 @@ import tempfile
 import pytest
 
 from gdino_hf import Vocabulary
-from gdino_hf.labeling.death_journal import DeathJournal
+from gdino_hf.labeling.death_journal import DeathJournal, journal_folder
 from gdino_hf.labeling.label_settings import LabelJob
 from gdino_hf.labeling.ray_pipeline import RowLabeler
 from gdino_hf.labeling.ray_workers import own_variables
@@ -54,7 +54,22 @@ def test_a_picture_that_actors_die_of_is_a_failure_after_three_times(label_model
     assert [row["source"] for row in rows] == pictures
     failed = [row["source"] for row in rows if row["status"] == "failed"]
     assert failed == [pictures[5]]
-    assert list((tmp_path / "notes").rglob("*.txt")) == []
+    assert list((tmp_path / "notes").glob("gdino-labels-*")) == []
+
+
+def test_notes_lie_in_a_folder_that_is_the_users_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    made = journal_folder("a")
+    assert made.stat().st_mode & 0o777 == 0o700
+    assert journal_folder("a") == made
+    # What others could write into, or put there, is not used.
+    made.chmod(0o770)
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    (tmp_path / "gdino-labels-b").symlink_to(tmp_path / "elsewhere")
+    assert [journal_folder("a"), journal_folder("b")] == [None, None]
+    journal = DeathJournal(None, ["a"])
+    assert [journal.begin() for _ in range(4)] == [False] * 4
+    journal.end()
 
 
 def test_notes_tell_when_to_look_at_pictures_alone_and_which_is_deadly(tmp_path):

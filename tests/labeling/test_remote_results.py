@@ -4,7 +4,7 @@ import fsspec
 import pytest
 from huggingface_hub import constants
 
-from gdino_hf.labeling import remote_results
+from gdino_hf.labeling import remote_results, run_lease
 from gdino_hf.labeling.label_run import label_pictures
 from gdino_hf.labeling.label_settings import LabelJob
 from label_command import digests, errors, label_all, make_pictures, run_label, start_label
@@ -17,6 +17,8 @@ OPTIONS = ("--batch", "2", "--device", "cpu", "--nms", "1", "--format", "coco", 
 def home(tmp_path, monkeypatch):
     """Keep working folders out of the user's home."""
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
+    # Nobody else begins here at the same moment.
+    monkeypatch.setattr(run_lease, "_SETTLE", 0.0)
     return tmp_path / "home" / "gdino-labels"
 
 
@@ -122,6 +124,28 @@ def test_what_a_removed_run_left_here_does_not_count(label_model, tmp_path, buck
     assert label_pictures([photos], "cat", f"{address}/labels", job=job).pictures == 24
     with pytest.raises(ValueError, match=rf"^{address}/labels holds labels that were made with another vocabulary"):
         label_pictures([photos], "dog", f"{address}/labels", job=job)
+
+
+def test_an_address_that_another_machine_works_for_is_refused_until_it_falls_silent(
+    label_model, tmp_path, bucket, photos, monkeypatch
+):
+    address, system = bucket
+    owner = f"{address}/labels/{run_lease.LEASE}"
+    system.pipe_file(owner, b'{"token": "other", "host": "elsewhere", "machine": "00000000", "process": 1}')
+    monkeypatch.setattr(run_lease, "_LOOK", 0.01)
+
+    def changes(line):
+        system.pipe_file(owner, b'{"token": "other", "host": "elsewhere", "number": 2}')
+
+    refused = pytest.raises(ValueError, match=f"^Another run on elsewhere is at work in {address}/labels; wait for it")
+    with refused, remote_results.working_folder(f"{address}/labels", changes):
+        pytest.fail("it was taken")
+    monkeypatch.setattr(run_lease, "_SILENCE", 0.05)
+    assert label_all(label_model, photos, f"{address}/labels").pictures == 24
+    system.invalidate_cache()
+    names = {name.rpartition("/")[2] for name in system.find(f"{address}/labels")}
+    assert "manifest.json" in names
+    assert not any(name.startswith(".") for name in names)
 
 
 def test_file_systems_that_show_parts_of_files_get_them_under_another_name(tmp_path, monkeypatch):

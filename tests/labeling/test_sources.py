@@ -7,6 +7,7 @@ import tarfile
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from huggingface_hub import constants
 from PIL import Image
 
 from gdino_hf.labeling.shard_labels import PictureReader
@@ -116,6 +117,32 @@ def test_a_file_system_that_needs_a_library_says_which(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(ValueError, match=r"gs://bucket/photos cannot be listed .*gcsfs"):
         list(Sources(["gs://bucket/photos"]).items())
+
+
+@pytest.mark.parametrize(
+    "missing",
+    ["pictures", "pictures/", "./a/b", "a/b/", "a/b/c", "a/b.jpg", "a/b.TAR.gz", "a/set.json", "a/data.yaml", "here/b"],
+)
+def test_a_path_that_is_not_there_is_called_missing(missing, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    with pytest.raises(ValueError, match="is not there; name a file, a folder") as caught:
+        Sources([missing]).check()
+    assert str(tmp_path / missing) in str(caught.value)
+    with pytest.raises(ValueError, match=r"^/no/such is not there"):
+        Sources(["/no/such"]).check()
+
+
+def test_a_name_that_may_be_a_path_or_an_id_is_told_to_be_neither(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    sources = Sources(["photos/july"])
+    assert sources.arguments == ["hf://datasets/photos/july"]
+    sources.check()
+    with pytest.raises(
+        ValueError, match=r"^photos/july is not there, and as a data set of the Hub it cannot be listed \(.+\)\.$"
+    ):
+        list(sources.items())
 
 
 def test_what_a_remote_file_system_raises_is_one_sentence(monkeypatch):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..model.picture_formats import PICTURE_SUFFIXES
 from .createml_file import CreateMLFile
 from .image_folder import ImageFolder
 from .label_studio_file import LabelStudioFile
@@ -41,6 +42,12 @@ TITLES = {
 """What each form is called in messages."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
+# Names with these endings are files, which ids on the Hub hardly have.
+_FILES = (
+    *PICTURE_SUFFIXES,
+    *(".json", ".jsonl", ".ndjson", ".yaml", ".yml", ".xml", ".csv", ".tsv", ".txt", ".parquet", ".arrow"),
+    *(".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar"),
+)
 _TABLE, _METADATA = ".parquet", "metadata.parquet"
 _SPLIT_FOLDERS = tuple(name for names in SPLIT_NAMES.values() for name in names)
 # Label files looked at before a folder is taken for none of YOLO's.
@@ -120,8 +127,13 @@ def _recognized(place: str) -> tuple[str | None, str, str | None]:
 
 
 def is_hub_id(place: str) -> bool:
-    """Return whether a place that does not exist on disk can be the id of a data set on the Hub."""
-    return _HUB_ID.fullmatch(place) is not None and not is_there(Path(place).parts[0])
+    """Return whether a place that does not exist on disk can be the id of a data set on the Hub: USER/NAME.
+
+    It is a missing path if it is called like a file, or if the folder before the slash exists.
+    """
+    if _HUB_ID.fullmatch(place) is None or place.lower().endswith(_FILES):
+        return False
+    return not is_there(Path(place).parts[0])
 
 
 def _file_form(path: Path) -> str | None:

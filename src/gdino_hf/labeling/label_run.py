@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from ..detection.detector import Detector
 from ..detection.vocabulary import Labels, Vocabulary
 from ..error_text import reason
 from ..model.printable import printable
-from ..whole_files import make_folder, remove_empty
+from .folder_lock import FolderLock
 from .label_computing import cores, same_arithmetic, torch_threads
 from .label_order import LabelOrder
 from .label_progress import LabelProgress
@@ -92,22 +92,23 @@ def label_pictures(
     DataSetFiles(out, formats, vocabulary.labels)
     arguments = [str(source) for source in sources]
 
-    def label_into(folder: Path) -> LabelSummary:
+    def label_into(folder: Path, check: Callable[[], None]) -> LabelSummary:
         store = LabelStore(folder, shown=str(out))
+        lock = FolderLock(store, ranks, progress.say, check)
         with same_arithmetic():
-            run = _Run(store, job, vocabulary, Sources(arguments, folder), ranks, progress)
+            run = _Run(store, job, vocabulary, Sources(arguments, folder), lock, progress)
             with connected(cluster) if cluster is not None else nullcontext():
                 return _finish(run, workers, cluster, formats, keep_empty)
 
     if not is_address(out):
-        return label_into(Path(out))
+        return label_into(Path(out), lambda: None)
     address = str(out).rstrip("/")
     if ranks.world > 1:
         raise ValueError(f"{address} is an address, which one process writes; use workers or a Ray cluster, not ranks.")
     if address in [argument.rstrip("/") for argument in arguments]:
         raise ValueError(f"{printable(address)} is one of the sources; choose another place for the results.")
-    with working_folder(address, progress.say) as folder:
-        summary = label_into(folder)
+    with working_folder(address, progress.say) as (folder, check):
+        summary = label_into(folder, check)
     return at_address(summary, address, folder)
 
 
@@ -116,7 +117,7 @@ def _finish(
 ) -> LabelSummary:
     """Do what is left of a run."""
     store, ranks = run.store, run.ranks
-    with _locked(store, ranks):
+    with run.lock.held():
         finished = run.is_finished()
         if finished and ranks.rank > 0:
             return run.summary_of_rank()
@@ -142,7 +143,7 @@ class _Run:
         job: How pictures are labelled.
         vocabulary: What to look for.
         sources: What there is to label.
-        ranks: This process among those that share the work.
+        lock: Lock of the folder, for this process among those that share the work.
         progress: Where to show progress.
     """
 
@@ -152,16 +153,16 @@ class _Run:
         job: LabelJob,
         vocabulary: Vocabulary,
         sources: Sources,
-        ranks: Ranks,
+        lock: FolderLock,
         progress: LabelProgress,
     ) -> None:
         self.store, self.job, self.vocabulary, self.sources = store, job, vocabulary, sources
-        self.ranks, self.progress = ranks, progress
+        self.lock, self.ranks, self.progress = lock, lock.ranks, progress
         self.plan = PlanReader(store, job.shard_size)
         self._labeler: ShardLabeler | None = None
         self._planner: Planner | None = None
         self._written: set[int] = set()
-        self._next = ranks.rank
+        self._next = lock.ranks.rank
         fingerprint = model_fingerprint(job.model)
         if fingerprint is None:
             # The Hub has it, or nobody, which loading tells.
@@ -258,17 +259,26 @@ class _Run:
             ValueError: There are no pictures.
         """
         while True:
-            self._look_at_plan()
+            try:
+                self._look_at_plan()
+            except ValueError:
+                if not self.plan.pictures:
+                    self._forget()
+                raise
             if self.plan.pictures:
                 return True
             if self.plan.ended:
                 if self.ranks.rank > 0:
                     return False
-                self.store.remove(PLAN)
-                for name in (MANIFEST, VOCABULARY):
-                    self.store.path(name).unlink(missing_ok=True)
+                self._forget()
                 raise ValueError(nothing_found(self.sources.arguments))
             time.sleep(_PATIENCE)
+
+    def _forget(self) -> None:
+        """Remove the files of a run without a picture, so that the folder can be used with other sources."""
+        self.store.remove(PLAN)
+        for name in (MANIFEST, VOCABULARY):
+            self.store.path(name).unlink(missing_ok=True)
 
     def _look_at_plan(self) -> None:
         if self._planner is not None:
@@ -316,6 +326,7 @@ class _Run:
         self._written.add(shard.number)
 
     def _tell(self, tally: Tally) -> None:
+        self.lock.check()
         if not self.plan.ended:
             self._look_at_plan()
         self.progress.add(tally)
@@ -336,24 +347,12 @@ class _Run:
             missing = sorted(set(range(self.plan.shards)) - there)
             if not missing:
                 return
-            left = [number for number in missing if not self._is_at_work(number % self.ranks.world)]
+            left = [number for number in missing if not self.lock.is_at_work(number % self.ranks.world)]
             if left:
                 self._label(Shard(left[0], self.plan.items(left[0])))
                 counted.add(left[0])
             else:
                 time.sleep(_RANK_PATIENCE)
-
-    def _is_at_work(self, rank: int) -> bool:
-        """Return whether the process of another rank runs."""
-        from filelock import FileLock, Timeout
-
-        if rank == 0:
-            return False
-        try:
-            with FileLock(_lock_path(self.store, rank), timeout=0):
-                return False
-        except Timeout:
-            return True
 
     def summary_of_rank(self) -> LabelSummary:
         """Return what this rank has done."""
@@ -377,40 +376,6 @@ class _Counter:
 
     def done(self, places: Sequence[int], tally: Tally) -> None:
         self._tell(tally)
-
-
-@contextmanager
-def _locked(store: LabelStore, ranks: Ranks) -> Iterator[None]:
-    """Keep other processes of the same rank away from a folder; the system frees the lock of a process that dies.
-
-    Raises:
-        OSError: The folder cannot be made.
-        ValueError: Another process has it.
-    """
-    from filelock import FileLock, Timeout
-
-    made = make_folder(store.folder)
-    lock = FileLock(_lock_path(store, ranks.rank), timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ValueError(f"Another run is at work in {store.shown}; wait for it, or choose another folder.") from None
-    try:
-        yield
-    except BaseException:
-        # A run that was refused before its first file leaves no folder. The lock's file goes while it is locked, so
-        # that no other process can hold it.
-        if made and [path.name for path in store.folder.iterdir()] == [Path(lock.lock_file).name]:
-            with suppress(OSError):
-                Path(lock.lock_file).unlink()
-            remove_empty(made)
-        raise
-    finally:
-        lock.release()
-
-
-def _lock_path(store: LabelStore, rank: int) -> Path:
-    return store.path(".lock" if rank == 0 else f".lock-{rank}")
 
 
 def output_error(error: OSError, out: Path | str) -> str:

@@ -1,7 +1,8 @@
 """Worker processes of one machine, each with its share of the cores; the main process hands out shards and counts.
 
 A worker writes each shard's file itself. One that dies is replaced, and its shard is done again; pictures that workers
-die of again and again are recorded as failed. Workers end when the main process does, however it ends.
+die of, also when they look at them alone, are recorded as failed. Workers end when the main process does, however it
+ends.
 """
 
 from __future__ import annotations
@@ -18,11 +19,10 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 from ..error_text import reason
+from ..model.printable import printable
+from .death_blame import MOST_DEATHS, Blame
 from .label_store import LabelStore
 from .shard_files import LabelRow
-
-MOST_DEATHS = 3
-"""Number of times that workers may die on one shard before its suspect pictures are left out, and then all of it."""
 
 _MOST_DEATHS_AT_START = 3
 # Seconds between two looks at the plan and the progress.
@@ -127,6 +127,21 @@ class WorkerError(OSError):
     """The workers cannot go on; the message says why and what to do about it."""
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """What a worker does at a time: it makes a shard's file, or looks at one of its pictures, to see if it outlives it.
+
+    Attributes:
+        shard: The shard.
+        left_out: Places of its pictures that are not touched.
+        alone: Place of the one picture that is looked at, and nothing is written; None makes the file.
+    """
+
+    shard: Shard
+    left_out: Collection[int] = ()
+    alone: int | None = None
+
+
 @dataclass
 class _Worker:
     """A process and what it is doing.
@@ -134,8 +149,7 @@ class _Worker:
     Attributes:
         process: The process.
         pipe: Connection to it.
-        shard: The shard it works on.
-        left_out: Places of the shard's pictures that it does not touch.
+        attempt: What it works on.
         reading: Places of pictures it began to read and has not finished.
         tally: What it has done of the shard.
         ready: Whether its model is loaded.
@@ -143,8 +157,7 @@ class _Worker:
 
     process: Any
     pipe: Connection
-    shard: Shard | None = None
-    left_out: Collection[int] = ()
+    attempt: Attempt | None = None
     reading: set[int] = field(default_factory=set)
     tally: Tally = field(default_factory=Tally)
     ready: bool = False
@@ -168,8 +181,8 @@ class WorkerPool:
         self._count, self._threads = workers, threads
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
-        self._again: list[tuple[Shard, Collection[int]]] = []
-        self._deaths: dict[int, list[set[int]]] = {}
+        self._again: list[Attempt] = []
+        self._blames: dict[int, Blame] = {}
         self._early_deaths = 0
         self._started = 0
 
@@ -187,27 +200,27 @@ class WorkerPool:
         try:
             while True:
                 while not exhausted and (worker := self._idle()) is not None:
-                    shard = self._next(next_shard)
-                    exhausted = shard is NoShard.MORE
-                    if not isinstance(shard, tuple):
+                    attempt = self._next(next_shard)
+                    exhausted = attempt is NoShard.MORE
+                    if not isinstance(attempt, Attempt):
                         break
-                    self._hand_over(worker, *shard)
-                if exhausted and not self._again and all(worker.shard is None for worker in self._workers):
+                    self._hand_over(worker, attempt)
+                if exhausted and not self._again and all(worker.attempt is None for worker in self._workers):
                     return
                 exhausted = exhausted and not self._again
                 self._listen(tell)
         finally:
             self._end()
 
-    def _next(self, next_shard: NextShard) -> tuple[Shard, Collection[int]] | NoShard:
+    def _next(self, next_shard: NextShard) -> Attempt | NoShard:
         if self._again:
             return self._again.pop(0)
         shard = next_shard()
-        return (shard, ()) if isinstance(shard, Shard) else shard
+        return Attempt(shard) if isinstance(shard, Shard) else shard
 
     def _idle(self) -> _Worker | None:
         """Return a worker without a shard, a new one if there may be more."""
-        free = next((worker for worker in self._workers if worker.shard is None), None)
+        free = next((worker for worker in self._workers if worker.attempt is None), None)
         return self._start() if free is None and len(self._workers) < self._count else free
 
     def _start(self) -> _Worker:
@@ -221,11 +234,11 @@ class WorkerPool:
         self._workers.append(worker)
         return worker
 
-    def _hand_over(self, worker: _Worker, shard: Shard, left_out: Collection[int]) -> None:
-        worker.shard, worker.left_out, worker.reading, worker.tally = shard, left_out, set(), Tally()
+    def _hand_over(self, worker: _Worker, attempt: Attempt) -> None:
+        worker.attempt, worker.reading, worker.tally = attempt, set(), Tally()
         # It may have died meanwhile, which `_listen` sees.
         with suppress(OSError):
-            worker.pipe.send((shard, tuple(left_out)))
+            worker.pipe.send(attempt)
 
     def _listen(self, tell: Callable[[Tally], None]) -> None:
         """Take what workers say, and replace those that died."""
@@ -251,10 +264,13 @@ class WorkerPool:
         elif kind == "finished":
             places, tally = values
             worker.reading.difference_update(places)
-            worker.tally += tally
-            tell(tally)
+            if worker.attempt is not None and worker.attempt.alone is None:
+                worker.tally += tally
+                tell(tally)
         elif kind == "written":
-            worker.shard = None
+            attempt, worker.attempt = worker.attempt, None
+            if attempt is not None and attempt.alone is not None:
+                self._looked_at(attempt.shard, attempt.alone, died=False)
         elif kind == "lost":
             self._say(values[0])
         else:
@@ -270,31 +286,37 @@ class WorkerPool:
             self._early_deaths += 1
             if self._early_deaths >= _MOST_DEATHS_AT_START:
                 raise WorkerError(f"the worker processes end at their start ({how}); try fewer workers.")
-        shard = worker.shard
-        if shard is None:
+        attempt = worker.attempt
+        if attempt is None:
             self._say(f"a worker process {how} between two shards; nothing is lost")
             return
         tell(-worker.tally)
+        shard = attempt.shard
+        if attempt.alone is not None:
+            if not worker.ready or not worker.reading:
+                self._again.append(attempt)
+                return
+            source = getattr(shard.items[attempt.alone], "source", f"picture {attempt.alone}")
+            self._say(f"a worker process {how} while it looked at {printable(source)} alone, which is left out")
+            self._looked_at(shard, attempt.alone, died=True)
+            return
         self._say(f"a worker process {how}; its shard of {len(shard.items)} pictures is done again")
-        if not worker.ready:
-            self._again.append((shard, worker.left_out))
-            return
-        deaths = self._deaths.setdefault(shard.number, [])
-        deaths.append(set(worker.reading))
-        if len(deaths) < MOST_DEATHS:
-            self._again.append((shard, worker.left_out))
-            return
-        suspects = set.intersection(*deaths)
-        self._deaths[shard.number] = []
-        # Without a suspect, or with the suspects of before left out in vain, the whole shard is given up.
-        if not suspects or worker.left_out:
-            suspects = set(range(len(shard.items)))
-        self._say(f"{len(suspects)} pictures are left out, because worker processes died of them {MOST_DEATHS} times")
-        self._again.append((shard, tuple(sorted(suspects))))
+        blame = self._blames.setdefault(shard.number, Blame(len(shard.items)))
+        alone = blame.shard_died(worker.reading) if worker.ready else []
+        if alone:
+            self._say(f"worker processes died {MOST_DEATHS} times; {len(alone)} pictures at work are looked at alone")
+        attempts = [Attempt(shard, alone=place) for place in alone]
+        self._again += attempts or [Attempt(shard, tuple(sorted(blame.left_out)))]
+
+    def _looked_at(self, shard: Shard, place: int, died: bool) -> None:
+        """Go on with a shard once all its suspects were looked at alone."""
+        blame = self._blames[shard.number]
+        if blame.looked_at(place, died):
+            self._again.append(Attempt(shard, tuple(sorted(blame.left_out))))
 
     def _end(self) -> None:
         for worker in self._workers:
-            worker.process.kill() if worker.shard is not None else worker.process.terminate()
+            worker.process.kill() if worker.attempt is not None else worker.process.terminate()
         for worker in self._workers:
             worker.process.join()
             worker.pipe.close()
@@ -353,17 +375,20 @@ def work(pipe: Connection, order: ShardOrder, folder: str, threads: int, number:
     teller.send("ready")
     while True:
         try:
-            shard, left_out = pipe.recv()
+            attempt = pipe.recv()
         except EOFError:
             return
+        shard, alone = attempt.shard, attempt.alone
+        items = shard.items if alone is None else shard.items[alone : alone + 1]
         try:
-            content = maker.content(shard.items, teller, left_out)
+            content = maker.content(items, teller, attempt.left_out)
         except Exception as error:
             # The device is lost to this process; another one may do better.
             teller.send("lost", f"the model of a worker cannot go on ({reason(error)})")
             return
         try:
-            store.write(order.name(shard.number), content)
+            if alone is None:
+                store.write(order.name(shard.number), content)
         except OSError as error:
             teller.send(
                 "failed",

@@ -90,7 +90,7 @@ def ray_data(
             num_cpus,
             # Actors on busy machines must not choose by what they measure.
             {**own_variables(), "GDINO_ARITHMETIC": "fixed"},
-            secrets.token_hex(8),
+            secrets.token_hex(16),
         ),
         batch_size=rows,
         batch_format="numpy",
@@ -126,7 +126,7 @@ class RowLabeler:
         adopt_variables(variables)
         torch.set_num_threads(threads)
         self._picture, self._name = columns
-        self._notes = journal_folder(run)
+        self._run = run
         self._files = PictureReader()
         self._labeler = ShardLabeler(job, vocabulary, read=self._read)
 
@@ -138,7 +138,7 @@ class RowLabeler:
         """
         pairs = zip(batch[self._name], batch[self._picture], strict=True)
         items = [_item(_as_name(name), picture) for name, picture in pairs]
-        journal = DeathJournal(self._notes, [item.source for item in items])
+        journal = DeathJournal(journal_folder(self._run), [item.source for item in items])
         rows = self._each_alone(items, journal) if journal.begin() else self._labeler.rows(items)
         journal.end()
         return shard_table([replace(row, place=None) for row in rows])

@@ -17,8 +17,9 @@ from typing import Any
 from ..detection.exchange_values import kept_library
 from ..error_text import reason
 from ..model.printable import printable
+from .death_blame import MOST_DEATHS
 from .label_store import LabelStore
-from .label_workers import MOST_DEATHS, NextShard, NoShard, Shard, ShardMaker, ShardOrder, Tally, WorkerError
+from .label_workers import NextShard, NoShard, Shard, ShardMaker, ShardOrder, Tally, WorkerError
 
 # Seconds between two looks at the plan and the progress.
 _PATIENCE = 0.2

@@ -1,8 +1,8 @@
 """Results at an address such as s3://bucket/labels: a run works in a folder here and sends its finished files there.
 
-Object stores have neither renaming nor locks. A file is sent when it is whole here, and object stores show an object
-when it is whole there; the manifest that says that the run is finished is sent last. A run that goes on, here or on
-another machine, first fetches what is there.
+Object stores have neither renaming nor locks; a lease keeps other runs away. A file is sent when it is whole here, and
+object stores show an object when it is whole there; the manifest that says that the run is finished is sent last. A run
+that goes on, here or on another machine, first fetches what is there.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ..whole_files import whole_file
 from .label_results import LabelSummary
 from .label_store import MANIFEST, PLAN, SHARDS
 from .label_workers import WorkerError
+from .run_lease import LEASE, RunLease
 from .shard_files import read_counts
 
 # Seconds between two looks at what is finished here.
@@ -41,7 +42,7 @@ def is_address(out: str | Path) -> bool:
 
 
 @contextmanager
-def working_folder(address: str, say: Callable[[str], None]) -> Iterator[Path]:
+def working_folder(address: str, say: Callable[[str], None]) -> Iterator[tuple[Path, Callable[[], None]]]:
     """Provide a folder for a run whose results go to an address, and send its files during the `with` block.
 
     The folder is removed at the end. If the block raises an exception, it stays, and the same address finds it again.
@@ -50,8 +51,11 @@ def working_folder(address: str, say: Callable[[str], None]) -> Iterator[Path]:
         address: Address of any file system that fsspec knows and that can be written, without a slash at its end.
         say: Function that is called with a line for the user.
 
+    Yields:
+        The folder, and a function that raises `WorkerError` if another run took the address.
+
     Raises:
-        ValueError: The address cannot be used, or another run of this machine uses it.
+        ValueError: The address cannot be used, or another run uses it.
         WorkerError: Results cannot be sent.
     """
     from filelock import FileLock, Timeout
@@ -69,14 +73,16 @@ def working_folder(address: str, say: Callable[[str], None]) -> Iterator[Path]:
     try:
         remote = RemoteFolder(address, folder, say)
         remote.check()
-        remote.fetch()
-        remote.start()
-        try:
-            yield folder
-        except BaseException:
-            remote.stop()
-            raise
-        remote.finish()
+        with remote.leased() as check:
+            remote.fetch()
+            remote.start()
+            try:
+                yield folder, check
+                check()
+            except BaseException:
+                remote.stop()
+                raise
+            remote.finish()
         shutil.rmtree(folder, ignore_errors=True)
     finally:
         lock.release()
@@ -130,6 +136,33 @@ class RemoteFolder:
             self._system.rm_file(name)
         except Exception as error:
             raise ValueError(f"{printable(self._address)} cannot be written ({reason(error)}).") from error
+
+    @contextmanager
+    def leased(self) -> Iterator[Callable[[], None]]:
+        """Keep other runs away from the address during the `with` block.
+
+        On the Hub each sign of life would be a commit, so there runs are not kept apart.
+
+        Yields:
+            Function that raises `WorkerError` if another run took the address.
+
+        Raises:
+            ValueError: Another run uses the address, or it cannot be written.
+        """
+        if "hf" in self._system.protocol:
+            yield lambda: None
+            return
+        held = RunLease(self._system, f"{self._root}/{LEASE}", self._address)
+        try:
+            held.take(self._say)
+        except ValueError:
+            raise
+        except Exception as error:
+            raise ValueError(f"{printable(self._address)} cannot be written ({reason(error)}).") from error
+        try:
+            yield held.check
+        finally:
+            held.give_back()
 
     def fetch(self) -> None:
         """Fetch the files that are there and not here.

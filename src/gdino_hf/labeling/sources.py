@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ..data.folder_files import NOT_READ, FolderFiles, foreign_kind, is_picture
+from ..data.forms import is_hub_id
+from ..data.object_tables import HUB
 from ..data.places import SHARDS, split_place
 from ..data.set_pictures import RecognizedSet, recognized_set
 from ..data.tar_shards import shard_paths
@@ -22,7 +23,6 @@ from .source_items import Key, SeenSources, SourceItem
 
 LIST_SUFFIX = ".txt"
 _WEB = ("http://", "https://")
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 class Sources:
@@ -49,6 +49,8 @@ class Sources:
         if not arguments:
             raise ValueError("There is no source; name files, folders, lists, archives or addresses.")
         self.arguments = [_absolute(argument) for argument in arguments]
+        # What may as well be a path that is not there.
+        self._ids = {HUB + argument: argument for argument in arguments}
         self.remarks: list[str] = []
         self._sets: dict[str, RecognizedSet | None] = {}
         self._exclude = None if exclude is None else exclude.resolve()
@@ -92,6 +94,11 @@ class Sources:
                         yield key, item
             except (OSError, ImportError, tarfile.TarError, ValueError) as error:
                 why = reason(error, name_file=True)
+                if argument in self._ids:
+                    shown = printable(self._ids[argument])
+                    raise ValueError(
+                        f"{shown} is not there, and as a data set of the Hub it cannot be listed ({why})."
+                    ) from error
                 raise ValueError(f"{printable(argument)} cannot be listed ({why}).") from error
 
     def _names_once(self) -> bool:
@@ -219,10 +226,7 @@ def _absolute(argument: str) -> str:
     if "://" in argument:
         return argument
     path = os.path.abspath(os.path.expanduser(argument))
-    is_name = not argument.lower().endswith((*PICTURE_SUFFIXES, LIST_SUFFIX)) and not is_archive(argument)
-    if is_name and _HUB_ID.fullmatch(argument) and not _is_there(path):
-        return f"hf://datasets/{argument}"
-    return path
+    return f"{HUB}{argument}" if is_hub_id(argument) and not _is_there(path) else path
 
 
 def _is_there(path: str) -> bool:
