@@ -45,7 +45,7 @@ class Plan:
     pictures: int
     workers: int
     shard: int = 200
-    seconds: float = 0.142
+    seconds: float = 0.086
     ranks: bool = False
     start: float = 30.0
     write: float = 0.05

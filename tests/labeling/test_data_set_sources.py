@@ -135,3 +135,12 @@ def test_a_data_set_that_cannot_be_read_is_one_sentence(tmp_path):
     (tmp_path / "data.yaml").write_text("train: nowhere/images\nnames: [cat]\n")
     with pytest.raises(ValueError, match=r"cannot be listed .*names 'nowhere/images', which does not exist"):
         found(tmp_path)
+
+
+def test_annotation_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    for split in ("train", "valid"):
+        place = FORMS["coco"](tmp_path / "set" / split)
+        place.rename(place.with_name("_annotations.coco.json"))
+    sources, items = found(tmp_path / "set")
+    assert len(items) == 6
+    assert "(train/_annotations.coco.json, valid/_annotations.coco.json), which lists 6 pictures" in sources.remarks[0]

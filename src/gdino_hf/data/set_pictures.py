@@ -50,9 +50,13 @@ class RecognizedSet:
         return TITLES[self.form].partition(" (")[0]
 
     def part_names(self) -> list[str]:
-        """Return the names of the splits or annotation files; none for a folder that is one part."""
+        """Return the names of the splits or annotation files; none for a folder that is one part.
+
+        Files of one name, such as those of an export's folders, are told apart by their folders.
+        """
         named = [split_place(part)[1] or (part.name if is_file(part) else "") for part in self.parts]
-        return [name for name in named if name]
+        pairs = zip(named, self.parts, strict=True)
+        return [f"{part.parent.name}/{name}" if named.count(name) > 1 else name for name, part in pairs if name]
 
     def pictures(self, part: Path, findings: Findings) -> Iterator[Picture]:
         """Yield the pictures of a part in its order. The file of a picture need not exist.
