@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -102,6 +103,7 @@ def make_segmenter(kind, seed=0):
 
 def save_segmenter(kind, folder, seed=0):
     """Save a model with the file of its processor's settings, as checkpoints on the Hub have it; returns the folder."""
+    folder = Path(folder)
     make_segmenter(kind, seed).save_pretrained(folder)
     half = kind == "sam3_tracker"
     settings = {

@@ -15,6 +15,7 @@ from .detect_stages import detect_all
 from .errors import INTERRUPTED, OutputError, UsageError
 from .format_option import FormatFiles, add_format
 from .inputs import ImageInput, collect_images
+from .mask_options import add_masks, check_masks, load_segmenter
 from .model_options import add_dtype, load_detector
 from .numbers import fraction, local_path, positive
 from .progress_file import ProgressFile, folder_stamp
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="IOU",
         help="IoU in 0..1 above which the lower-scoring of two boxes of one label is dropped (default: keep both)",
     )
+    add_masks(parser)
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     add_dtype(parser)
     parser.add_argument(
@@ -83,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
 
     The JSON has "images", each with "image", "width" and "height" (upright, in pixels), "annotated", "presence" (the
     highest score of each label, found or not) and "detections" (each with "label", "label_index", "score", and "box":
-    xyxy in pixels, inside the picture; with --caption also "spans", the phrase's characters, and "token_scores");
+    xyxy in pixels, inside the picture; with --caption also "spans", the phrase's characters, and "token_scores"; with
+    --masks also "mask", COCO's run lengths);
     "failed", each with "image" and "error"; "finished", true once all images were processed; and the settings. It is
     rewritten every few seconds during the work.
 
@@ -95,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
     if args.text_threshold is None:
         # A label's score is that of its best token, so a higher text threshold would override --threshold.
         args.text_threshold = min(TEXT_THRESHOLD, query.lowest_threshold(args.threshold))
+    check_masks(args, args.format)
     left_out: list[str] = []
     images = collect_images(args.images, exclude=args.out, left_out=left_out)
     for line in left_out:
@@ -107,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
         "text_threshold": args.text_threshold,
         "nms": args.nms,
         "box_format": "xyxy",
+        **({} if args.masks is None else {"masks": args.masks, "tighten": args.tighten}),
         "finished": False,
         "images": [],
         "failed": [],
@@ -156,6 +161,8 @@ def _earlier_progress(
     kept = {name: value for name, value in report.items() if name not in ("finished", "images", "failed")}
     kept |= {"out": str(args.out.resolve()), "dtype": args.dtype, "bit_depth": args.bit_depth}
     kept["model_files"] = folder_stamp(args.model)
+    if args.masks is not None:
+        kept["masks_files"] = folder_stamp(args.masks)
     progress = ProgressFile(json_path.with_name(json_path.name + ".progress"), kept)
     if args.restart:
         progress.forget()
@@ -173,7 +180,10 @@ def _load(args: argparse.Namespace, query: Query) -> Any:
 
     # The bar over the images is the one to show; transformers' bar for loading weights would only flash by.
     logging.disable_progress_bar()
-    return load_detector(args.model, query.vocabulary(), device=args.device, dtype=args.dtype)
+    segmenter = load_segmenter(args)
+    detector = load_detector(args.model, query.vocabulary(), device=args.device, dtype=args.dtype)
+    detector.segmenter = segmenter
+    return detector
 
 
 def _prepare_output(out: Path, json_path: Path, images: list[ImageInput]) -> ReportFile:

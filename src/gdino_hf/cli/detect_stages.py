@@ -232,6 +232,11 @@ def _result(work: _Work) -> dict[str, Any]:
         }
         for found in work.found
     ]
+    if work.found.masks is not None:
+        from gdino_hf.detection.coco_exchange import encode_masks
+
+        for item, mask in zip(detections, encode_masks(work.found.masks) or (), strict=True):
+            item["mask"] = mask
     if work.found.spans is not None:
         for item, spans, scores in zip(detections, work.found.spans, work.found.token_scores, strict=True):
             item["spans"] = [list(span) for span in spans]

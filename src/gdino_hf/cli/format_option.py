@@ -109,16 +109,18 @@ def _pictures(report: dict[str, Any], root: Path | None) -> Iterator[Any]:
     import numpy as np
 
     from gdino_hf import Detections
+    from gdino_hf.detection.coco_exchange import decode_masks
 
     for entry in report["images"]:
-        found, source = entry["detections"], entry["image"]
+        found, source, size = entry["detections"], entry["image"], (entry["width"], entry["height"])
         yield Detections(
             np.array([item["box"] for item in found], dtype=np.float32),
             np.array([item["score"] for item in found], dtype=np.float32),
             np.array([item["label_index"] for item in found], dtype=np.int64),
             report["labels"],
-            (entry["width"], entry["height"]),
+            size,
             source=source if root is None or is_url(source) else Path(os.path.relpath(source, root)).as_posix(),
+            masks=decode_masks([item["mask"] for item in found], size) if "masks" in report else None,
         )
 
 

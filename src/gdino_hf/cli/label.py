@@ -15,6 +15,7 @@ from gdino_hf.model.printable import printable
 
 from .errors import INTERRUPTED, OutputError, UsageError
 from .format_option import FORMAT_NAMES
+from .mask_options import add_masks, check_masks
 from .model_options import add_dtype
 from .numbers import fraction, positive, results_place
 from .query_options import Query, add_tiles, read_query
@@ -86,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "%(default)s)",
     )
     add_tiles(parser)
+    add_masks(parser)
     parser.add_argument(
         "--batch",
         type=positive,
@@ -144,6 +146,7 @@ def run(args: argparse.Namespace) -> int:
     args.caption = None
     query = read_query(args)
     check_split(args)
+    check_masks(args, args.format)
     _check_repository(args)
     try:
         import filelock  # noqa: F401
@@ -192,6 +195,8 @@ def _label(args: argparse.Namespace, query: Query) -> Any:
         tiles=args.tiles,
         readers=args.readers,
         shard_size=args.shard,
+        segmenter=args.masks,
+        tighten=args.tighten,
         options={"threshold": args.threshold, "nms_threshold": args.nms if args.nms < 1 else None},
         **({"overlap": args.overlap} if args.tiles is not None else {}),
     )
@@ -238,6 +243,10 @@ def _push(args: argparse.Namespace) -> None:
         raise UsageError(f"--push-to-hub: {reason(error)}") from error
     except OSError as error:
         raise OutputError(f"--push-to-hub: the data set cannot be written ({reason(error, name_file=True)})") from error
+    if args.masks is not None:
+        print(
+            "gdino label: the data set on the Hub has boxes alone; masks are in the shards and formats", file=sys.stderr
+        )
     for source, why in list(made.left_out.items())[:_MOST_NAMED]:
         print(f"gdino label: {printable(source)} is not in the data set: {printable(why)}", file=sys.stderr)
     print(f"data set: {printable(made.folder)}, {made.pictures:,} pictures, {len(made.left_out):,} left out")

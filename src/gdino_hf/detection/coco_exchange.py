@@ -19,7 +19,6 @@ from .exchange_values import (
     values_of,
     whole_numbers,
 )
-from .mask_outlines import mask_polygons
 
 
 def category_numbers(names: Sequence[str], category_ids: Mapping[str, int] | None) -> list[int]:
@@ -41,7 +40,7 @@ def result_rows(
 ) -> list[dict[str, Any]]:
     """Return `Detections` as rows of COCO's results format; see `Detections.to_coco`."""
     numbers = category_numbers(found.names, category_ids)
-    masks = _segments(found.masks) if polygons else encode_masks(found.masks)
+    masks = _segments(found) if polygons else encode_masks(found.masks)
     rows = []
     for place, (box, score) in enumerate(
         zip(corner_sizes(found.boxes).tolist(), decimal(found.scores).tolist(), strict=True)
@@ -176,12 +175,14 @@ def encode_masks(masks: np.ndarray | None) -> list[dict[str, Any]] | None:
     return [{"size": [int(side) for side in mask["size"]], "counts": mask["counts"].decode()} for mask in encoded]
 
 
-def _segments(masks: np.ndarray | None) -> list[Any] | None:
+def _segments(found: Any) -> list[Any] | None:
     """Return masks as lists of polygons [x1, y1, x2, y2, ...], and empty ones, which have none, as run lengths."""
-    if masks is None:
+    if found.masks is None:
         return None
-    outlines = [[polygon.ravel().tolist() for polygon in mask_polygons(mask)] for mask in masks]
-    return [outline or (encode_masks(mask[None]) or [])[0] for outline, mask in zip(outlines, masks, strict=True)]
+    return [
+        [polygon.ravel().tolist() for polygon in polygons] or (encode_masks(mask[None]) or [])[0]
+        for polygons, mask in zip(found.polygons(), found.masks, strict=True)
+    ]
 
 
 def decode_masks(segments: Sequence[Any], size: tuple[int, int]) -> np.ndarray:

@@ -12,7 +12,6 @@ from ..data.picture_sets import Mark
 from ..model.printable import printable
 from .coco_exchange import decode_masks
 from .exchange_values import decimal, encodable, entry, logger, picture_name, say_left_out, values_of
-from .mask_outlines import mask_polygons
 
 # Version of the file format, which LabelMe compares with its own.
 _VERSION = "5.5.0"
@@ -23,8 +22,9 @@ def labelme_document(found: Any, file_name: str | None) -> dict[str, Any]:
     say_left_out(found, "LabelMe", "track_ids", "spans")
     shapes = []
     rows = zip(decimal(found.boxes).tolist(), found.text_labels, decimal(found.scores).tolist(), strict=True)
+    outlines = None if found.masks is None else found.polygons()
     for place, (box, label, score) in enumerate(rows):
-        polygons = [] if found.masks is None else mask_polygons(found.masks[place])
+        polygons = [] if outlines is None else outlines[place]
         kind = "polygon" if polygons else "rectangle"
         # Shapes of one group are one object.
         group = place if len(polygons) > 1 else None

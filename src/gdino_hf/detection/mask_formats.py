@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -52,7 +53,13 @@ class MaskFormats:
         """
         found: Any = self
         _check_masks(found)
-        return [mask_outlines.mask_polygons(mask, exact) for mask in found.masks]
+        return [mask_outlines.mask_polygons(mask, exact=True) for mask in found.masks] if exact else self._polygons
+
+    @cached_property
+    def _polygons(self) -> list[list[np.ndarray]]:
+        """The outlines of the masks, which several formats need."""
+        found: Any = self
+        return [mask_outlines.mask_polygons(mask) for mask in found.masks]
 
     def mask_picture(self, kind: Literal["objects", "labels"] = "objects") -> Any:
         """Return the masks as one picture of numbers, to save as PNG. Without masks, boxes are filled.

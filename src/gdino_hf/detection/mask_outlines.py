@@ -14,8 +14,8 @@ import numpy as np
 
 from .exchange_values import kept_library
 
-# Corners are left out where the outline then still deviates by at most this many pixels, coarse ones tried last.
-_TOLERANCES = (0.5, 1.0)
+# Corners are left out where the outline then deviates by at most this many pixels; the first that covers a part serves.
+_TOLERANCES = (1.0, 0.5)
 # A part whose shorter outline covers less than this (1 minus the area between the outlines, relative to its own) keeps
 # more corners.
 _LEAST_COVER = 0.98
@@ -40,28 +40,26 @@ def mask_polygons(mask: np.ndarray, exact: bool = False) -> list[np.ndarray]:
     parts = shapely.get_parts(_region(shapely, mask))
     # This leaves out corners on straight lines alone.
     best = shapely.simplify(parts, 0)
-    for tolerance in () if exact else _TOLERANCES:
-        shorter = shapely.simplify(parts, tolerance)
-        between = shapely.area(shapely.symmetric_difference(parts, shorter))
-        good = between <= (1 - _LEAST_COVER) * shapely.area(parts)
-        best[good] = shorter[good]
+    waiting = np.arange(0 if exact else len(parts))
+    for tolerance in _TOLERANCES:
+        shorter = shapely.simplify(parts[waiting], tolerance)
+        between = shapely.area(shapely.symmetric_difference(parts[waiting], shorter))
+        good = between <= (1 - _LEAST_COVER) * shapely.area(parts[waiting])
+        best[waiting[good]] = shorter[good]
+        waiting = waiting[~good]
     return [_with_holes(shapely.geometry.polygon.orient(part)) for part in best]
 
 
-def mask_outline(mask: np.ndarray, exact: bool = False) -> np.ndarray:
-    """Return a mask as one polygon, for formats with one for each object: lines of no width lead from part to part.
+def one_outline(polygons: Sequence[np.ndarray]) -> np.ndarray:
+    """Join the polygons of a mask, for formats with one for each object: lines of no width lead from part to part.
 
     Args:
-        mask: (height, width) bool.
-        exact: As for `mask_polygons`.
+        polygons: What `mask_polygons` returned.
 
     Returns:
-        (M, 2) float64 x and y in pixels, not closed; (0, 2) for an empty mask.
-
-    Raises:
-        ImportError: shapely is not installed.
+        (M, 2) float64 x and y in pixels, not closed; (0, 2) without polygons.
     """
-    rings = sorted(mask_polygons(mask, exact), key=lambda ring: float(ring[:, 0].min()))
+    rings = sorted(polygons, key=lambda ring: float(ring[:, 0].min()))
     return _joined(rings[0], rings[1:]) if rings else np.zeros((0, 2))
 
 

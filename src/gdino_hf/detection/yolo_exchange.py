@@ -11,7 +11,7 @@ from ..data.yolo_lines import parse_yolo_line
 from ..model.printable import printable
 from .coco_exchange import decode_masks
 from .exchange_values import center_sizes, decimal, from_center_sizes, rounded, say_left_out, values_of
-from .mask_outlines import mask_outline
+from .mask_outlines import one_outline
 
 # Decimals that YOLO's own tools write.
 _DECIMALS = 6
@@ -26,7 +26,8 @@ def label_lines(found: Any, scores: bool) -> list[str]:
             center_sizes(found.boxes) / scale, lambda values: from_center_sizes(values * scale), found.boxes, _DECIMALS
         ).tolist()
     else:
-        fractions = [_outline(mask, box, found.size) for mask, box in zip(found.masks, found.boxes, strict=True)]
+        pairs = zip(found.polygons(), found.boxes, strict=True)
+        fractions = [_outline(one_outline(polygons), box, found.size) for polygons, box in pairs]
     rows = zip(found.labels.tolist(), fractions, decimal(found.scores).tolist(), strict=True)
     return [" ".join([str(label), *map(_plain, values), *([_plain(score)] * scores)]) for label, values, score in rows]
 
@@ -73,9 +74,8 @@ def read_lines(
     return values_of(table, texts, size, names, scores, source=source, masks=masks)
 
 
-def _outline(mask: np.ndarray, box: np.ndarray, size: tuple[int, int]) -> list[float]:
+def _outline(corners: np.ndarray, box: np.ndarray, size: tuple[int, int]) -> list[float]:
     """Return the corners of a mask, or of the box of an empty one, as fractions of the picture."""
-    corners = mask_outline(mask)
     if len(corners) == 0:
         corners = box[[0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2)
     values: list[float] = np.round(corners / np.array(size, dtype=np.float64), _DECIMALS).ravel().tolist()

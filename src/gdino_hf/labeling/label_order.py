@@ -25,12 +25,14 @@ class LabelOrder:
         vocabulary: Content of the vocabulary's file, with its text features.
         settings: Digest of the settings, for the shards' files.
         fingerprint: `model_fingerprint` that the model must have where it is loaded; None for any.
+        segmenter_fingerprint: That of the segmenter; None for any.
     """
 
     job: LabelJob
     vocabulary: bytes
     settings: str
     fingerprint: str | None = None
+    segmenter_fingerprint: str | None = None
 
     @property
     def device(self) -> str:
@@ -61,6 +63,8 @@ class LabelOrder:
         torch.set_num_threads(threads)
         labeler = ShardLabeler(self.job, stored_vocabulary(self.vocabulary))
         check_fingerprint(self.job.model, self.fingerprint)
+        if self.job.segmenter is not None:
+            check_fingerprint(self.job.segmenter, self.segmenter_fingerprint)
         return LabelMaker(labeler, self.settings)
 
     def name(self, number: int) -> str:
@@ -87,7 +91,8 @@ class LabelMaker:
 
     def content(self, items: Sequence[SourceItem], watcher: Watcher | None, left_out: Collection[int]) -> bytes:
         """Label the pictures of a shard, and return its file; see `ShardLabeler.rows`."""
-        return encode_shard(self.labeler.rows(items, watcher, left_out), self.labeler.names, self.settings)
+        rows = self.labeler.rows(items, watcher, left_out)
+        return encode_shard(rows, self.labeler.names, self.settings, self.labeler.job.segmenter is not None)
 
 
 def stored_vocabulary(content: bytes) -> Vocabulary:

@@ -93,9 +93,9 @@ def write_results(
     if formats:
         root = _pictures_folder(store, numbers)
         with DataSetFiles(store.folder, formats, names) as files:
-            for found in _found(store, numbers):
-                if keep_empty or len(found):
-                    files.add(found, _name(found.source, root))
+            for row in shard_rows(store, numbers):
+                if row.found is not None and (keep_empty or len(row.found)):
+                    files.add(row.detections(), _name(row.source, root))
         paths = files.paths()
     total = _write_list(store, numbers)
     write_manifest(store, settings, finished=True, shards=len(numbers), **asdict(total))
@@ -131,6 +131,7 @@ def _named(store: LabelStore, number: int) -> Iterator[None]:
 
 
 def _found(store: LabelStore, numbers: Sequence[int]) -> Iterator[Any]:
+    """Yield the detections of each picture, without masks, which `LabelRow.detections` decompresses."""
     return (row.found for row in shard_rows(store, numbers) if row.found is not None)
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from ..detection.dataset_files import DataSetFiles
-from ..detection.detector import Detector
 from ..detection.vocabulary import Labels, Vocabulary
 from ..error_text import reason
 from ..model.printable import printable
@@ -34,7 +33,7 @@ from .ranks import Ranks
 from .ray_workers import RayCluster, RayPool, connected
 from .remote_results import at_address, is_address, working_folder
 from .shard_files import LabelRow, encode_shard, shard_schema
-from .shard_labels import ShardLabeler
+from .shard_labels import ShardLabeler, job_detector
 from .shard_plan import Planner, PlanReader
 from .sources import Sources, nothing_found
 
@@ -163,12 +162,12 @@ class _Run:
         self._planner: Planner | None = None
         self._written: set[int] = set()
         self._next = lock.ranks.rank
-        fingerprint = model_fingerprint(job.model)
-        if fingerprint is None:
+        models = [job.model] if job.segmenter is None else [job.model, job.segmenter]
+        if None in map(model_fingerprint, models):
             # The Hub has it, or nobody, which loading tells.
             self._labeler = self._load()
-            fingerprint = model_fingerprint(job.model) or ""
-        self.settings = run_settings(job, vocabulary, sources.arguments, fingerprint)
+        fingerprints = [model_fingerprint(model) or "" for model in models]
+        self.settings = run_settings(job, vocabulary, sources.arguments, *fingerprints)
 
     def is_finished(self) -> bool:
         """Return whether an earlier run of the same settings is complete, and wait for rank 0 to begin this one.
@@ -219,8 +218,7 @@ class _Run:
         device = self.job.device
         if device == "auto" and self.ranks.world > 1 and torch.cuda.device_count() > 1:
             device = f"cuda:{self.ranks.local % torch.cuda.device_count()}"
-        detector = Detector(self.job.model, device=device, dtype=self.job.dtype)
-        return ShardLabeler(self.job, vocabulary or self.vocabulary, detector)
+        return ShardLabeler(self.job, vocabulary or self.vocabulary, job_detector(self.job, device))
 
     def work(self, workers: int, cluster: RayCluster | None = None) -> None:
         """Label the shards of this rank.
@@ -234,7 +232,8 @@ class _Run:
         digest = settings_digest(self.settings)
         pool: RayPool | WorkerPool | None = None
         if cluster is not None:
-            order = LabelOrder(self.job, self.store.read(VOCABULARY), digest, self.settings["fingerprint"])
+            fingerprints = (self.settings["fingerprint"], self.settings.get("segmenter_fingerprint"))
+            order = LabelOrder(self.job, self.store.read(VOCABULARY), digest, *fingerprints)
             pool = RayPool(order, self.store, cluster, self.progress.say)
         threads = max(1, cores() // (workers * self.ranks.on_this_machine))
         if workers > 1:
@@ -321,7 +320,8 @@ class _Run:
             raise WorkerError(
                 f"the model cannot go on ({reason(error)}); repeat the command, which goes on where it stopped."
             ) from error
-        content = encode_shard(rows, self.vocabulary.labels, settings_digest(self.settings))
+        masks = self.job.segmenter is not None
+        content = encode_shard(rows, self.vocabulary.labels, settings_digest(self.settings), masks)
         self.store.write(shard_name(shard.number), content)
         self._written.add(shard.number)
 

@@ -46,6 +46,8 @@ class LabelJob:
         readers: Threads that read pictures beside the model.
         shard_size: Number of pictures in a shard.
         options: Fields of `gdino_hf.detection.prompt_passes.Options`.
+        segmenter: Hub id or folder of the segmenter that makes masks; None makes none.
+        tighten: Whether boxes become the bounds of their masks.
     """
 
     model: str = "nano"
@@ -58,6 +60,8 @@ class LabelJob:
     readers: int = 2
     shard_size: int = SHARD_SIZE
     options: Mapping[str, Any] = field(default_factory=lambda: {"nms_threshold": NMS})
+    segmenter: str | None = None
+    tighten: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "readers", "shard_size"):
@@ -65,7 +69,13 @@ class LabelJob:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least 1.")
 
 
-def run_settings(job: LabelJob, vocabulary: Vocabulary, sources: list[str], fingerprint: str) -> dict[str, Any]:
+def run_settings(
+    job: LabelJob,
+    vocabulary: Vocabulary,
+    sources: list[str],
+    fingerprint: str,
+    segmenter_fingerprint: str | None = None,
+) -> dict[str, Any]:
     """Return the settings that a manifest records, as JSON gives them back.
 
     Args:
@@ -73,8 +83,11 @@ def run_settings(job: LabelJob, vocabulary: Vocabulary, sources: list[str], fing
         vocabulary: What to look for.
         sources: Absolute paths and addresses.
         fingerprint: `model_fingerprint` of the model.
+        segmenter_fingerprint: That of the segmenter; None without one.
     """
     values = asdict(job)
+    if job.segmenter is None:
+        del values["segmenter"], values["tighten"]
     for name in ("device", "readers"):
         del values[name]
     if job.tiles is None:
@@ -84,6 +97,7 @@ def run_settings(job: LabelJob, vocabulary: Vocabulary, sources: list[str], fing
     settings = {
         **values,
         "fingerprint": fingerprint,
+        **({} if segmenter_fingerprint is None else {"segmenter_fingerprint": segmenter_fingerprint}),
         **options,
         "picture_limits": limits,
         "vocabulary": vocabulary.settings(),
@@ -149,7 +163,7 @@ def check_same(earlier: Mapping[str, Any], now: Mapping[str, Any], store: LabelS
     """
     for name in dict.fromkeys((*now, *earlier)):
         # The same model may lie in another folder, which its fingerprint tells.
-        if name == "model" or earlier.get(name) == now.get(name):
+        if name in ("model", "segmenter") or earlier.get(name) == now.get(name):
             continue
         was, wanted = (_shown(name, settings) for settings in (earlier, now))
         changed = f"{was} then, {wanted} now" if was != wanted else "something else"
@@ -236,6 +250,6 @@ def _shown(name: str, settings: Mapping[str, Any]) -> str:
     value = settings.get(name)
     if name == "vocabulary" and isinstance(value, dict):
         value = ", ".join(str(entry["label"]) for entry in value["labels"])
-    if name == "fingerprint":
-        value = settings.get("model")
+    if name.endswith("fingerprint"):
+        value = settings.get("model" if name == "fingerprint" else "segmenter")
     return shorten(value, 60) if value is not None else "none"

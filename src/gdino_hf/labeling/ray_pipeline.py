@@ -62,7 +62,7 @@ def ray_data(
 
     Returns:
         A data set with the columns of a shard of `gdino label`: source, status, width, height, boxes, scores, labels,
-        error and place, a row for each picture. It is computed when it is used.
+        error and place, and masks if the job has a segmenter, a row for each picture. It is computed when it is used.
 
     Raises:
         ImportError: Ray is not installed.
@@ -141,7 +141,7 @@ class RowLabeler:
         journal = DeathJournal(journal_folder(self._run), [item.source for item in items])
         rows = self._each_alone(items, journal) if journal.begin() else self._labeler.rows(items)
         journal.end()
-        return shard_table([replace(row, place=None) for row in rows])
+        return shard_table([replace(row, place=None) for row in rows], self._labeler.job.segmenter is not None)
 
     def _each_alone(self, items: Sequence[SourceItem], journal: DeathJournal) -> list[LabelRow]:
         """Label pictures of which earlier processes died one by one, which tells the culprit if this process dies."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from ..detection.coco_exchange import decode_masks, encode_masks
 from ..detection.detections import Detections
 from ..detection.exchange_values import encodable, kept_library
 
@@ -26,12 +27,37 @@ class LabelRow:
         found: Its detections, best first.
         error: Reason why there are none.
         place: Where the picture's content is, see `SourceItem`.
+        masks: COCO's compressed run lengths of the mask of each box, which are small; `found` has no masks. None
+            without a segmenter.
     """
 
     source: str
     found: Detections | None = None
     error: str | None = None
     place: tuple[Any, ...] | None = None
+    masks: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, source: str, found: Detections) -> LabelRow:
+        """Return the row of a picture's detections, with the masks compressed."""
+        if found.masks is None:
+            return cls(source, found)
+        masks = tuple(mask["counts"] for mask in encode_masks(found.masks) or ())
+        return cls(source, replace(found, masks=None), masks=masks)
+
+    def detections(self) -> Detections:
+        """Return the detections, with the masks decompressed.
+
+        Raises:
+            ValueError: There are none.
+        """
+        if self.found is None:
+            raise ValueError(f"{self.source} has no detections ({self.error}).")
+        if self.masks is None:
+            return self.found
+        width, height = self.found.size
+        segments = [{"size": [height, width], "counts": counts} for counts in self.masks]
+        return replace(self.found, masks=decode_masks(segments, self.found.size))
 
 
 @dataclass(frozen=True)
@@ -53,8 +79,11 @@ class ShardCounts:
     last: str = ""
 
 
-def shard_schema() -> Any:
+def shard_schema(masks: bool = False) -> Any:
     """Return the Arrow schema of a shard, without metadata.
+
+    Args:
+        masks: Whether there is a column of masks.
 
     Raises:
         ImportError: pyarrow is not installed.
@@ -72,17 +101,19 @@ def shard_schema() -> Any:
             "labels": arrow.list_(whole),
             "error": text,
             "place": text,
+            **({"masks": arrow.list_(text)} if masks else {}),
         }
     )
 
 
-def encode_shard(rows: Sequence[LabelRow], names: Sequence[str], settings: str) -> bytes:
+def encode_shard(rows: Sequence[LabelRow], names: Sequence[str], settings: str, masks: bool = False) -> bytes:
     """Return a shard's file: equal rows give equal bytes.
 
     Args:
         rows: One for each picture, in order.
         names: All labels; the column "labels" indexes them, and they are in the file's metadata.
         settings: Digest of the settings that the rows were made with.
+        masks: Whether the rows were made with a segmenter.
 
     Raises:
         ImportError: pyarrow is not installed.
@@ -97,12 +128,16 @@ def encode_shard(rows: Sequence[LabelRow], names: Sequence[str], settings: str) 
     }
     metadata = {_METADATA: json.dumps({"labels": list(names), "settings": settings, **counts})}
     file = io.BytesIO()
-    parquet.write_table(shard_table(rows).replace_schema_metadata(metadata), file, compression="zstd")
+    parquet.write_table(shard_table(rows, masks).replace_schema_metadata(metadata), file, compression="zstd")
     return file.getvalue()
 
 
-def shard_table(rows: Sequence[LabelRow]) -> Any:
+def shard_table(rows: Sequence[LabelRow], masks: bool = False) -> Any:
     """Return rows as an Arrow table with the columns of a shard, without metadata.
+
+    Args:
+        rows: One for each picture, in order.
+        masks: Whether there is a column of masks.
 
     Raises:
         ImportError: pyarrow is not installed.
@@ -120,7 +155,9 @@ def shard_table(rows: Sequence[LabelRow]) -> Any:
         "error": [encodable(row.error) for row in rows],
         "place": [None if row.place is None else json.dumps(row.place) for row in rows],
     }
-    return arrow.table(columns, schema=shard_schema())
+    if masks:
+        columns["masks"] = [[] if row.masks is None else list(row.masks) for row in rows]
+    return arrow.table(columns, schema=shard_schema(masks))
 
 
 def read_shard(content: bytes) -> Iterator[LabelRow]:
@@ -149,7 +186,8 @@ def read_shard(content: bytes) -> Iterator[LabelRow]:
                 (row["width"], row["height"]),
                 source=row["source"],
             )
-            yield LabelRow(row["source"], found, place=place)
+            masks = row.get("masks")
+            yield LabelRow(row["source"], found, place=place, masks=None if masks is None else tuple(masks))
 
 
 def read_counts(content: Any) -> ShardCounts:

@@ -17,6 +17,7 @@ from ..error_text import reason
 from ..model.picture_limits import PictureError, PictureLimits
 from ..model.picture_pixels import load_image
 from ..model.remote_pictures import fetched
+from ..segmentation import Segmenter
 from .data_set_sources import SavedPictures
 from .label_settings import LabelJob
 from .label_workers import Watcher
@@ -52,7 +53,7 @@ class ShardLabeler:
         read: Callable[[SourceItem], Any] | None = None,
     ) -> None:
         self.job = job
-        self.detector = detector or Detector(job.model, device=job.device, dtype=job.dtype)
+        self.detector = detector or job_detector(job, job.device)
         self.names = vocabulary.labels
         self._search = self.detector.search(
             vocabulary.to(self.detector.device),
@@ -117,7 +118,25 @@ class ShardLabeler:
             if len(batch) > 1:
                 return [self._run([picture])[0] for picture in batch]
             return [LabelRow(batch[0].source, error=_why(error))]
-        return [LabelRow(picture.source, each) for picture, each in zip(batch, found, strict=True)]
+        return [LabelRow.of(picture.source, each) for picture, each in zip(batch, found, strict=True)]
+
+
+def job_detector(job: LabelJob, device: str) -> Detector:
+    """Load the models of a job: the detector, with its segmenter if there is one.
+
+    Args:
+        job: How pictures are labelled.
+        device: Where they compute.
+
+    Raises:
+        ValueError: A model, the device or the dtype cannot be used.
+    """
+    segmenter = None
+    if job.segmenter is not None:
+        # Only the detector computes with 8-bit integers.
+        dtype = "float32" if job.dtype == "int8" else job.dtype
+        segmenter = Segmenter(job.segmenter, device, dtype, tighten=job.tighten)
+    return Detector(job.model, device=device, dtype=job.dtype, segmenter=segmenter)
 
 
 DIED = "a process that worked on it died, each time it was tried; leave it out or look at it alone"

@@ -110,7 +110,7 @@ def split_labels(
     def pictures() -> Iterator[SplitPicture]:
         for row in shard_rows(store, sorted(finished_shards(store))):
             if row.found is not None and (keep_empty or len(row.found)):
-                yield SplitPicture(row.source, partial(read, SourceItem(row.source, row.place)), row.found)
+                yield SplitPicture(row.source, partial(read, SourceItem(row.source, row.place)), row.detections())
 
     return write_splits(pictures, names, out, layout, shares, seed=seed)
 

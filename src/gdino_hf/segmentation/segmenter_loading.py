@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from ..detection.loading import check_place, check_weights, local_option
@@ -104,6 +105,8 @@ def _check_type(model: str, local: dict[str, bool]) -> None:
         raise ValueError("there is no config.json in it")
     if kind not in (*_SQUARE_TYPES, *_PADDED_TYPES):
         raise ValueError(f"its model_type is {kind!r}, which boxes cannot prompt")
+    if kind.startswith("edgetam") and find_spec("timm") is None:
+        raise ValueError("its image encoder is one of timm: pip install timm")
 
 
 def _look(model: Any, where: str, local: dict[str, bool]) -> Look:
