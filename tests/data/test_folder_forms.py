@@ -1,6 +1,7 @@
 """Tests of YOLO, Pascal VOC, CreateML and LabelMe as people have them, and of what is said about their faults."""
 
 import json
+import shutil
 
 import pytest
 from PIL import Image
@@ -272,3 +273,26 @@ def test_shapes_of_labelme(tmp_path):
     assert found["shapes without extent"] == ["a.json shape 2: 'line'"]
     assert found["broken boxes"][0].startswith("a.json shape 3: its point")
     assert found["pictures without annotations"] == ["'c.png'"]
+
+
+@pytest.mark.parametrize("form", [labelme, voc])
+def test_annotations_in_sub_folders_are_those_of_the_pictures_beside_them(form, tmp_path):
+    """Names may be equal in several folders, and some files lie above the others."""
+    form(tmp_path)
+    # Its list names the files as they were.
+    shutil.rmtree(tmp_path / "ImageSets", ignore_errors=True)
+    for kind in ("Annotations", "JPEGImages") if form is voc else (".",):
+        for letter in "abc":
+            folder = tmp_path / kind / ("." if letter == "a" else letter)
+            folder.mkdir(exist_ok=True)
+            for path in (tmp_path / kind).glob(f"{letter}.*"):
+                new = folder / f"same{path.suffix}"
+                path.rename(new)
+                if new.suffix in (".json", ".xml"):
+                    new.write_text(new.read_text().replace(f"{letter}.png", "same.png"))
+    rows, labels = open_dataset(tmp_path)
+    assert labels == NAMES
+    found = {
+        (row["width"], row["height"], row["image"].convert("RGB").getpixel((0, 0))[0]): row["names"] for row in rows
+    }
+    assert found == {(64, 48, 0): ["dog", "cat"], (40, 80, 40): ["bird"], (50, 50, 80): []}

@@ -11,7 +11,7 @@ from typing import Any
 from ..model.text_prompt import shorten
 from .faults import Findings, Report
 from .picture_index import PictureIndex
-from .picture_sets import Mark, PictureEntry, PictureSet, files_of, read_mapping, relative_name
+from .picture_sets import Mark, PictureEntry, PictureSet, files_below, files_of, read_mapping, relative_name
 from .rows import parse_number, read_json
 
 # Folders that hold the files of a data set whose pictures lie elsewhere in it.
@@ -58,11 +58,13 @@ class LabelMeFolder(PictureSet):
 
 
 def labelme_files(folder: Path) -> list[Path]:
-    """Return the LabelMe files of a folder, or of a folder of annotations in it."""
+    """Return the LabelMe files of a folder, or of a folder of annotations in it, with those of its sub-folders.
+
+    LabelMe opens a folder with its sub-folders, and writes each file beside its picture.
+    """
     for place in (folder, *(folder / name for name in _INSIDE)):
-        found = [path for path in files_of(place, ".json") if is_labelme_file(path)]
-        if found:
-            return found
+        if any(map(is_labelme_file, files_of(place, ".json"))):
+            return [path for path in files_below(place, ".json") if is_labelme_file(path)]
     return []
 
 

@@ -38,12 +38,13 @@ class PictureIndex:
             where: The annotation file, for the report.
         """
         name = (stated or "").strip().replace("\\", "/")
-        places = [folder / name for folder in (*self.folders, file.parent)] if name else []
+        folders = self._folders_for(file)
+        places = [folder / name for folder in folders] if name else []
         allowed = [place for place in places if self._is_allowed(place)]
         found = next((place for place in allowed if is_file(place)), None)
         if found is None and name:
             last = PurePosixPath(name).name
-            found = next((place / last for place in (*self.folders, file.parent) if is_file(place / last)), None)
+            found = next((place / last for place in folders if is_file(place / last)), None)
         if found is None:
             found = self._stems().get(file.stem)
         if found is None and places and not allowed:
@@ -53,6 +54,15 @@ class PictureIndex:
             found = allowed[0] if allowed else self.folders[0] / file.with_suffix(".jpg").name
         self._used.add(found)
         return found
+
+    def _folders_for(self, file: Path) -> list[Path]:
+        """Return where to look for a picture: beside the file, in the sub-folder that is called like the file's, ..."""
+        try:
+            parts = file.parent.relative_to(self.root).parts
+        except ValueError:
+            parts = ()
+        alike = [folder.joinpath(*parts[1:]) for folder in self.folders] if len(parts) > 1 else []
+        return [file.parent, *alike, *self.folders]
 
     def _is_allowed(self, place: Path) -> bool:
         return self.options.paths == "anywhere" or is_inside(place, [self.root, *self.folders])

@@ -267,6 +267,11 @@ def files_of(folder: Path, *suffixes: str) -> list[Path]:
         return []
 
 
+def files_below(folder: Path, *suffixes: str) -> list[Path]:
+    """Return the files of a folder and of those in it with these endings, in order; hidden ones are passed over."""
+    return sorted(_walk(folder, suffixes))
+
+
 def _walk(folder: Path, suffixes: Iterable[str]) -> Iterator[Path]:
     wanted = tuple(suffixes)
     for place, folders, files in os.walk(folder, followlinks=False):

@@ -18,7 +18,7 @@ from .annotation_options import AnnotationOptions
 from .coco_content import is_marked
 from .faults import OUTSIDE, Findings, Report
 from .picture_index import PictureIndex
-from .picture_sets import Mark, PictureEntry, PictureSet, files_of, relative_name
+from .picture_sets import Mark, PictureEntry, PictureSet, files_below, files_of, relative_name
 from .places import SPLIT_NAMES
 from .rows import is_file
 from .voc_document import VOC_OFFSET, parse_xml, voc_objects
@@ -67,7 +67,9 @@ class VocFolder(PictureSet):
     @cached_property
     def _keys(self) -> list[Path]:
         if self.split is None:
-            return files_of(self._documents, ".xml") or sorted(self._documents.rglob("*.xml"))
+            if self._documents == self.folder and (beside := files_of(self.folder, ".xml")):
+                return beside
+            return files_below(self._documents, ".xml")
         file = self.folder / _LISTS / f"{self.split}.txt"
         try:
             lines = file.read_text(encoding="utf-8-sig").splitlines()
