@@ -1,12 +1,13 @@
 """Time `gdino detect` over a folder against its model alone, and against decoding and writing alone.
 
-    python tests/benchmarks/bench_detect.py [--images 500] [--repeats 3] [--threads 2] [--batch 1]
+    python tests/benchmarks/bench_detect.py [--images 500] [--repeats 3] [--threads 2] [--batch 1] [--sources FOLDER]
     python tests/benchmarks/bench_detect.py --batches      # the model alone, 1 to 8 images in a forward
 
-The photographs are crops and mirror images of the demo's examples: JPEG, 640 pixels on the long side. The model is
-loaded once, and the three ways alternate in one process. The model alone runs on inputs that are in memory, one image
-in a forward. Decoding and writing alone reads each photograph, draws the detections that the model finds in it and
-saves it, in one thread. The ratio to watch is that of detect to the slower of the two.
+The photographs are crops and mirror images of the demo's examples, or of a folder's JPEG files. They are JPEG files,
+640 pixels on the long side. The model is loaded once, and the three ways alternate in one process. The model alone runs
+on inputs that are in memory, one image in a forward. Decoding and writing alone reads each photograph, draws the
+detections that the model finds in it and saves it, in one thread. The ratio to watch is that of detect to the slower of
+the two.
 """
 
 import argparse
@@ -35,12 +36,11 @@ THRESHOLDS = {"threshold": 0.3, "text_threshold": 0.25}
 IN_MEMORY = 50
 
 
-def make_photographs(folder, count):
+def make_photographs(folder, count, sources):
     """Write photographs that differ in what they show, in size and in orientation."""
-    sources = [Image.open(path).convert("RGB") for path in EXAMPLES]
     chance = np.random.default_rng(0)
     for number in range(count):
-        source = sources[number % len(sources)]
+        source = Image.open(sources[number % len(sources)]).convert("RGB")
         width, height = (int(side * chance.uniform(0.6, 1.0)) for side in source.size)
         left, top = (
             int(chance.integers(0, side - part + 1)) for side, part in zip(source.size, (width, height), strict=True)
@@ -100,6 +100,7 @@ def main_benchmark():
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int)
+    parser.add_argument("--sources", type=Path, help="folder of JPEG files to take the photographs from")
     parser.add_argument("--batches", action="store_true", help="time the model alone in batches instead")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -110,7 +111,8 @@ def main_benchmark():
     with tempfile.TemporaryDirectory() as name:
         folder, out = Path(name) / "photographs", Path(name) / "out"
         folder.mkdir()
-        paths = make_photographs(folder, args.images)
+        sources = EXAMPLES if args.sources is None else sorted(args.sources.glob("*.jpg"))
+        paths = make_photographs(folder, args.images, sources)
         if args.batches:
             time_batches(detector, paths, args.repeats)
             return
