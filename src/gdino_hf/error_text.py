@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 from urllib.error import HTTPError, URLError
 
@@ -33,7 +34,6 @@ def reason(error: BaseException, *, name_file: bool = False, most_lines: int = 1
     Returns:
         The gist of the message, or the exception's type if it has no message.
     """
-    from huggingface_hub.errors import StrictDataclassError
     from PIL import UnidentifiedImageError
 
     if hasattr(error, "without_name"):
@@ -55,10 +55,16 @@ def reason(error: BaseException, *, name_file: bool = False, most_lines: int = 1
     # Messages such as "Error(s) in loading state_dict for X:" announce the cause, which follows.
     while len(lines) > 1 and lines[0].endswith(":"):
         lines.pop(0)
-    cause_is_last = isinstance(error, StrictDataclassError) or "Traceback (most recent call last)" in text
+    cause_is_last = _is_of_a_configuration(error) or "Traceback (most recent call last)" in text
     kept = lines[-1:] if cause_is_last else lines[:most_lines]
     cause = " ".join(kept).removeprefix("ValueError: ").removeprefix("TypeError: ")
     if len(cause) > _LONGEST:
         # The first sentence has the cause; what follows may list hundreds of accepted names.
         cause = cause.partition(". ")[0][:_LONGEST]
     return printable(cause.rstrip("."))
+
+
+def _is_of_a_configuration(error: BaseException) -> bool:
+    """Return whether the Hub's client refused a configuration; a process that has not loaded it has no such error."""
+    errors = sys.modules.get("huggingface_hub.errors")
+    return errors is not None and isinstance(error, errors.StrictDataclassError)

@@ -121,7 +121,7 @@ def _are_alike(may_pad: bool, batch: list[_Work], work: _Work) -> bool:
     if work.picture is None:
         return True
     # Imported here, because mistakes in the command line are reported without waiting for torch.
-    from gdino_hf.detection.search import are_alike, are_small_and_equal
+    from gdino_hf.detection.prepared_pictures import are_alike, are_small_and_equal
 
     pictures = [each.picture for each in _pictures(batch)]
     return (are_alike if may_pad else are_small_and_equal)(pictures, work.picture)

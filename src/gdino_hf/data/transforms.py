@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from ..model.image_processing_gdino import target_size
 from ..model.picture_pixels import to_rgb
+from ..model.resize_sizes import target_size
 from .captions import swap_sides
 
 Example = dict[str, Any]

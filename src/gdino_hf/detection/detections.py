@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..model.option_flags import checked_flag
 from ..model.text_prompt import shorten
 from .detection_formats import DetectionFormats
+from .suppression import suppressed
 
 _PER_BOX = ("boxes", "scores", "labels", "masks", "track_ids", "token_scores", "spans")
 
@@ -179,15 +182,8 @@ class Detections(DetectionFormats):
         Returns:
             The boxes that stay, best first.
         """
-        import torch
-
-        from ..model.box_ops import batched_nms, nms
-        from ..model.option_flags import checked_flag
-
-        boxes, scores, labels = (torch.from_numpy(x) for x in (self.boxes, self.scores, self.labels))
         all_together = checked_flag(class_agnostic, "class_agnostic")
-        keep = nms(boxes, scores, iou) if all_together else batched_nms(boxes, scores, labels, iou)
-        return self[keep.numpy()]
+        return self[suppressed(self.boxes, self.scores, None if all_together else self.labels, iou)]
 
     def sort(self, by: str = "score") -> Detections:
         """Sort the boxes.
@@ -256,3 +252,10 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
         return one is not None and other is not None and np.array_equal(one, other)
     return bool(one == other)
+
+
+def name_of(source: Any) -> str | None:
+    """Return the name of an input, if it has one."""
+    if isinstance(source, str):
+        return source if len(source) < 1000 else None
+    return os.fspath(source) if isinstance(source, os.PathLike) else getattr(source, "filename", None) or None

@@ -13,14 +13,14 @@ import torch
 
 from ..model.label_faults import LabelWarning, warn_of_labels
 from ..model.option_flags import checked_count, checked_flag
-from ..model.pipeline_inputs import is_picture
 from ..model.text_prompt import Prompt
 from .detections import Detections
 from .loading import DTYPES, check_int8_place, fitted, load_pair, usable_device
 from .phrase_grounding import Chunker, asked_of_caption
-from .picture_stream import DetectionError, detect_stream, read_picture
+from .picture_stream import DetectionError, detect_stream, in_one_call, read_picture
+from .prepared_pictures import SMALL_PICTURES, are_alike, are_small_and_equal
 from .prompt_passes import Asked, Options
-from .search import SMALL_PICTURES, MaskMaker, Search, are_alike, are_small_and_equal
+from .search import MaskMaker, Search
 from .text_features import TextFeatureStore
 from .tiles import OVERLAP
 from .vocabulary import EncodedTexts, Labels, Vocabulary
@@ -158,18 +158,8 @@ class Detector:
             ValueError: A picture or a label cannot be used.
         """
         vocabulary = _as_vocabulary(labels, {"negative": negative} if len(negative) > 0 else {})
-        single = is_picture(images)
-        sources = [images] if single else list(images)
-        pictures = [read_picture(source) for source in sources]
         search = self.search(vocabulary, tiles=tiles, overlap=overlap, batch_size=batch_size, **options)
-        found: list[Detections | None] = [None] * len(pictures)
-        order = sorted(range(len(pictures)), key=lambda place: pictures[place].width / pictures[place].height)
-        for start in range(0, len(order), batch_size):
-            places = order[start : start + batch_size]
-            batch = [search.prepare(pictures[place], sources[place]) for place in places]
-            for place, result in zip(places, search(batch), strict=True):
-                found[place] = result
-        return found[0] if single else found
+        return in_one_call(images, search, batch_size)
 
     def stream(
         self,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -11,9 +11,31 @@ from ..error_text import reason
 from ..model.picture_limits import PictureError
 from ..model.picture_pixels import load_image
 from ..model.remote_pictures import downloaded
+from ..model.tensor_values import is_picture
 from .detections import Detections
-from .search import PreparedPicture, Search
+from .prepared_pictures import PreparedPicture
 from .stages import in_batches
+
+
+class AnySearch(Protocol):
+    """What to look for, checked once: `gdino_hf.detection.search.Search`, and that of `gdino_hf.runtime`."""
+
+    @property
+    def lanes(self) -> int:
+        """Number of batches that are computed side by side."""
+        ...
+
+    def in_lanes(self, function: Any, batches: Any, pictures: Any) -> Generator[Any, None, None]:
+        """Call a function that calls this search, with one batch after the other."""
+        ...
+
+    def prepare(self, image: Image.Image, source: Any = None) -> PreparedPicture:
+        """Make the model's inputs of one picture, in any thread."""
+        ...
+
+    def __call__(self, pictures: Sequence[PreparedPicture]) -> list[Detections]:
+        """Detect in a batch of pictures."""
+        ...
 
 
 class DetectionError(ValueError):
@@ -37,9 +59,33 @@ def read_picture(source: Any) -> Image.Image:
     return load_image(downloaded(source))
 
 
+def in_one_call(images: Any, search: AnySearch, batch_size: int) -> Any:
+    """Detect in one picture or several, those of like shape together.
+
+    Args:
+        images: One picture in any form that a detector takes, or a list of them.
+        search: What to look for.
+        batch_size: Number of pictures in one forward pass.
+
+    Returns:
+        `Detections` for one picture; a list of them for a list, in its order.
+    """
+    single = is_picture(images)
+    sources = [images] if single else list(images)
+    pictures = [read_picture(source) for source in sources]
+    found: list[Detections | None] = [None] * len(pictures)
+    order = sorted(range(len(pictures)), key=lambda place: pictures[place].width / pictures[place].height)
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        batch = [search.prepare(pictures[place], sources[place]) for place in places]
+        for place, result in zip(places, search(batch), strict=True):
+            found[place] = result
+    return found[0] if single else found
+
+
 def detect_stream(
     images: Iterable[Any],
-    search: Search,
+    search: AnySearch,
     size: int,
     alike: Callable[[Sequence[PreparedPicture], PreparedPicture], bool],
     readers: int,
@@ -91,7 +137,7 @@ def _error(source: Any, error: Exception) -> DetectionError:
     return found
 
 
-def _run_safely(search: Search, batch: Sequence[_Attempt]) -> Iterator[tuple[Any, Detections | DetectionError]]:
+def _run_safely(search: AnySearch, batch: Sequence[_Attempt]) -> Iterator[tuple[Any, Detections | DetectionError]]:
     """Run a batch; if it fails, run its pictures one by one, so that only the culprit has no detections."""
     readable = _readable(batch)
     results: list[Detections | DetectionError]

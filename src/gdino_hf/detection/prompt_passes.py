@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -13,43 +12,19 @@ from torch import Tensor
 
 from ..inference.workers import only_blocks
 from ..model.box_ops import box_scale
-from ..model.grounded_results import LabelledRow, Selection, check_score
+from ..model.grounded_results import LabelledRow, Selection
 from ..model.prompt_groups import features_of_rows, rows_at_once
 from ..model.text_prompt import PromptChunk
-from .detections import Detections
+from .detection_options import DetectionOptions
+from .detections import Detections, name_of
 from .prepared_images import join_images
 from .text_features import TextFeatureStore, Tokens
 from .vocabulary import Vocabulary
 
-THRESHOLD = 0.3
-"""Score that detections must exceed by default."""
-
 
 @dataclass(frozen=True)
-class Options:
-    """Which boxes become detections.
-
-    Attributes:
-        threshold: Score that detections must exceed, 0..1; labels may have thresholds of their own in the vocabulary.
-        text_threshold: Lowest score of a label's best token, 0..1.
-        nms_threshold: IoU in 0..1 above which the lower-scoring of two boxes of one label is dropped; None keeps both.
-        class_agnostic_nms: Whether boxes of different labels also suppress each other.
-        top_k: Largest number of detections in a picture; None keeps all.
-        multi_label: Whether one box may have several labels, each with its own score.
-        score: How a label's score follows from those of its tokens: "max", or "mean" as in COCO evaluations.
-    """
-
-    threshold: float = THRESHOLD
-    text_threshold: float = 0.0
-    nms_threshold: float | None = None
-    class_agnostic_nms: bool = False
-    top_k: int | None = None
-    multi_label: bool = False
-    score: Literal["max", "mean"] = "max"
-
-    def __post_init__(self) -> None:
-        # Before it joins the thresholds of labels; `Selection` checks the rest.
-        check_score(self.threshold, "threshold")
+class Options(DetectionOptions):
+    """Which boxes become detections: `DetectionOptions`, and the rule that follows from them."""
 
     def selection(self, vocabulary: Vocabulary) -> Selection:
         """Return the rule by which a vocabulary's scores become detections.
@@ -61,29 +36,7 @@ class Options:
 
     def rule(self, thresholds: Tensor, phrases: Literal["max", "mean"]) -> Selection:
         """Return the rule for labels with these thresholds (N,), whose phrases are combined as given."""
-        return Selection(
-            thresholds,
-            self.text_threshold,
-            self.score,
-            self.multi_label,
-            self.nms_threshold,
-            self.class_agnostic_nms,
-            self.top_k,
-            phrases,
-        )
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any]) -> Options:
-        """Return the options of a call.
-
-        Raises:
-            TypeError: There is no option of a given name.
-            ValueError: The threshold is not a number within 0..1.
-        """
-        unknown = sorted(set(given) - set(cls.__dataclass_fields__))
-        if unknown:
-            raise TypeError(f"There is no option {unknown[0]!r}; choose {', '.join(cls.__dataclass_fields__)}.")
-        return cls(**given)
+        return Selection(**self.values_of_rule(thresholds, phrases))
 
 
 @dataclass(frozen=True)
@@ -261,10 +214,3 @@ def _threads_for_blocks(model: Any) -> AbstractContextManager[None]:
     Splitting the many small operations over threads costs more than it gains.
     """
     return only_blocks() if model._optimized and model.device.type == "cpu" else nullcontext()
-
-
-def name_of(source: Any) -> str | None:
-    """Return the name of an input, if it has one."""
-    if isinstance(source, str):
-        return source if len(source) < 1000 else None
-    return os.fspath(source) if isinstance(source, os.PathLike) else getattr(source, "filename", None) or None

@@ -13,9 +13,9 @@ import torch
 
 from ..model.box_ops import box_iou
 from ..model.text_prompt import name_key
+from .detection_options import THRESHOLD
 from .detections import Detections
 from .detector import DetectionError, Detector
-from .prompt_passes import THRESHOLD
 from .vocabulary import Labels, Vocabulary
 
 logger = logging.getLogger(__name__)

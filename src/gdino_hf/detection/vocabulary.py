@@ -7,13 +7,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..model.text_prompt import Prompt, build_prompt, parse_labels, shorten
 from ..whole_files import whole_file
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Labels = str | Sequence[str] | Mapping[str, str | Sequence[str] | None]
 """Labels as a list, as text that `split_labels` splits, or as a mapping from each label to its text or aliases."""
@@ -141,7 +142,13 @@ class Vocabulary:
         Returns:
             (N,) float32 thresholds.
         """
-        return torch.tensor([default if entry.threshold is None else entry.threshold for entry in self.entries])
+        import torch
+
+        return torch.tensor(self.threshold_values(default))
+
+    def threshold_values(self, default: float) -> list[float]:
+        """Return what `thresholds` returns, as numbers."""
+        return [default if entry.threshold is None else entry.threshold for entry in self.entries]
 
     def with_thresholds(self, thresholds: Mapping[str, float]) -> Vocabulary:
         """Return a copy in which some labels have thresholds of their own, as `fit_thresholds` finds them.
@@ -221,6 +228,7 @@ class Vocabulary:
         Raises:
             OSError: The file cannot be written.
         """
+        import torch
         from safetensors.torch import save
 
         settings = {"format": _FORMAT, **self.settings()}

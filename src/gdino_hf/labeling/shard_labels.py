@@ -10,7 +10,7 @@ from typing import Any
 
 from ..detection.detections import Detections
 from ..detection.detector import Detector
-from ..detection.search import PreparedPicture, are_alike, are_small_and_equal
+from ..detection.prepared_pictures import PreparedPicture, are_alike, are_small_and_equal
 from ..detection.stages import in_order
 from ..detection.vocabulary import Vocabulary
 from ..error_text import reason

@@ -2,15 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .box_ops import batched_nms, cxcywh_to_xyxy, nms
-from .option_flags import checked_flag
-from .text_prompt import Prompt, parse_labels, shorten, spans_from_ids, special_token_ids
+from .selection_options import SelectionOptions
+from .text_prompt import Prompt, parse_labels, spans_from_ids, special_token_ids
 
 
 @dataclass(frozen=True)
@@ -135,63 +134,14 @@ def are_prompts_of(prompts: Sequence[Prompt], input_ids: Any) -> bool:
     )
 
 
-def check_score(value: Any, name: str) -> None:
-    """Raise a ValueError if an option is not a score or an IoU: a number, or a tensor of numbers, within 0..1.
-
-    Args:
-        value: The option.
-        name: Its name, for the message.
-    """
-    if not isinstance(value, (Real, Tensor)) or isinstance(value, bool):
-        raise ValueError(f"{name} must be a number within 0..1, got {shorten(value)}.")
-    if not bool(((torch.as_tensor(value) >= 0) & (torch.as_tensor(value) <= 1)).all()):
-        raise ValueError(f"{name} must be within 0..1, got {value}.")
-
-
 @dataclass(frozen=True)
-class Selection:
+class Selection(SelectionOptions):
     """Which boxes and labels become results; see `GDinoProcessor.post_process_grounded_object_detection`.
 
     This is the one place that turns token scores into label scores and label scores into results.
 
-    Attributes:
-        threshold: Score that results must exceed, 0..1: one for all labels, or a tensor (N,) with one for each of the
-            N labels that may appear in results.
-        text_threshold: Lowest score of a label's best token, 0..1.
-        score: How the scores of a phrase's tokens are combined.
-        multi_label: Whether a query may yield several labels.
-        nms_threshold: IoU in 0..1 above which the lower-scoring of two boxes is dropped; None keeps both.
-        class_agnostic_nms: Whether boxes of different labels also suppress each other.
-        top_k: Largest number of results per image; None keeps all.
-        phrases: How the scores of a label's phrases are combined, if it has several.
-
-    Raises:
-        ValueError: A value is out of its range or of another kind.
+    The attributes are those of `SelectionOptions`.
     """
-
-    threshold: float | Tensor
-    text_threshold: float = 0.0
-    score: Literal["max", "mean"] = "max"
-    multi_label: bool = False
-    nms_threshold: float | None = None
-    class_agnostic_nms: bool = False
-    top_k: int | None = None
-    phrases: Literal["max", "mean"] = "max"
-
-    def __post_init__(self) -> None:
-        for name in ("threshold", "text_threshold", "nms_threshold"):
-            value = getattr(self, name)
-            if value is None and name == "nms_threshold":
-                continue
-            check_score(value, name)
-        for name in ("multi_label", "class_agnostic_nms"):
-            checked_flag(getattr(self, name), name)
-        for name in ("score", "phrases"):
-            if getattr(self, name) not in ("max", "mean"):
-                raise ValueError(f"{name} must be 'max' or 'mean', got {getattr(self, name)!r}.")
-        is_count = isinstance(self.top_k, Integral) and not isinstance(self.top_k, bool) and self.top_k >= 0
-        if self.top_k is not None and not is_count:
-            raise ValueError(f"top_k is {shorten(self.top_k)}; give a whole number from 0, or None for all.")
 
     def __call__(self, outputs: Any, labelled: LabelledRows, image: int, scale: Tensor | None) -> dict[str, Any]:
         """Select the results of one image, best first.

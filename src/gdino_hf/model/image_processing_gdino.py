@@ -19,8 +19,10 @@ from .picture_files import check_opened
 from .picture_metadata import upright
 from .picture_pixels import in_unit_range, load_image
 from .pixel_layouts import channel_axis, checked_device, converted, moved, tensor_type, with_channels_last
+from .pixel_values import height_and_width, prepared
 from .remote_pictures import downloaded
-from .resize_sizes import DEFAULT_SIZE, checked_pad_size, checked_size, target_size
+from .resize_sizes import DEFAULT_SIZE, checked_pad_size, checked_size
+from .tensor_values import as_array, is_tensor
 
 logger = logging.getLogger(__name__)
 
@@ -144,10 +146,10 @@ class GDinoImageProcessor(BaseImageProcessor):
         images = [with_channels_last(downloaded(image), axis, any_number=keeps_channels) for image in images]
         pictures = [_with_own_channels(image) if keeps_channels else load_image(image) for image in images]
         arrays = [
-            _prepare(picture, options, unit=in_unit_range(image))
+            prepared(picture, options, unit=in_unit_range(image))
             for image, picture in zip(images, pictures, strict=True)
         ]
-        original_sizes = [_height_and_width(picture) for picture in pictures]
+        original_sizes = [height_and_width(picture) for picture in pictures]
         sizes = [(array.shape[1], array.shape[2]) for array in arrays]
         data = _batch(arrays, options, may_differ=kind is None)
         if annotations is not None:
@@ -307,9 +309,8 @@ def _say_inverted(factor: float) -> None:
 
 def _with_own_channels(image: Any) -> np.ndarray:
     """Return a picture's bytes as (H, W, C) without converting them to RGB."""
-    if isinstance(image, Tensor):
-        image = image.detach().cpu()
-        image = (image.float() if image.is_floating_point() else image).numpy()
+    if is_tensor(image):
+        image = as_array(image)
     if isinstance(image, Image.Image) and image.mode in ("L", "LA", "RGBA"):
         check_opened(image)
         image = np.asarray(upright(image))
@@ -320,50 +321,6 @@ def _with_own_channels(image: Any) -> np.ndarray:
     height, width, channels = image.shape
     grey = np.asarray(load_image(image.reshape(height, width * channels)))[..., 0]
     return grey.reshape(height, width, channels)
-
-
-def _height_and_width(picture: Image.Image | np.ndarray) -> tuple[int, int]:
-    return picture.shape[:2] if isinstance(picture, np.ndarray) else (picture.height, picture.width)
-
-
-def _prepare(picture: Image.Image | np.ndarray, options: dict[str, Any], unit: bool) -> np.ndarray:
-    """Turn one picture into a (C, H, W) float32 array; `unit` says its pixels were given in 0..1."""
-    if options["do_resize"]:
-        picture = _resized(picture, target_size(_height_and_width(picture), options["size"]), options["resample"])
-    pixels = np.asarray(picture)
-    table = _table(options, pixels.shape[2], unit)
-    prepared = np.empty((pixels.shape[2], *pixels.shape[:2]), dtype=np.float32)
-    for channel, values in enumerate(table):
-        # With mode "clip", which changes nothing for bytes, numpy writes to `out` without a copy.
-        np.take(values, pixels[..., channel], out=prepared[channel], mode="clip")
-    return prepared
-
-
-def _table(options: dict[str, Any], channels: int, unit: bool) -> np.ndarray:
-    """Return the value of each byte in each channel as (C, 256) float32: looking it up is faster than computing it."""
-    levels = np.arange(256, dtype=np.float32)[:, None]
-    if options["do_rescale"]:
-        levels = levels * np.float32(options["rescale_factor"])
-    elif unit:
-        levels = levels / np.float32(255)
-    if options["do_normalize"]:
-        mean = np.asarray(options["image_mean"], dtype=np.float32)
-        std = np.asarray(options["image_std"], dtype=np.float32)
-        for name, values in (("image_mean", mean), ("image_std", std)):
-            if values.size not in (1, channels):
-                raise ValueError(f"{name} has {values.size} numbers for pictures of {channels} channels.")
-        levels = (levels - mean) / std
-    return np.ascontiguousarray(np.broadcast_to(levels, (256, channels)).T)
-
-
-def _resized(picture: Image.Image | np.ndarray, size: tuple[int, int], resample: int) -> Image.Image | np.ndarray:
-    """Resize a picture to (height, width), each channel by itself if it is an array."""
-    if size == _height_and_width(picture):
-        return picture
-    if isinstance(picture, Image.Image):
-        return picture.resize(size[::-1], resample=resample)
-    channels = (Image.fromarray(np.ascontiguousarray(picture[..., index])) for index in range(picture.shape[2]))
-    return np.stack([np.asarray(channel.resize(size[::-1], resample=resample)) for channel in channels], axis=-1)
 
 
 def _batch(arrays: Sequence[np.ndarray], options: Mapping[str, Any], *, may_differ: bool) -> dict[str, Any]:

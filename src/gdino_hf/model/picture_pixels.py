@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from .picture_files import DEPTH_KEY, check_opened, content_of_deep, open_picture
 from .picture_limits import PictureLimits, damaged
 from .picture_metadata import upright
 from .pixel_depth import check_depth, is_unit, to_bytes
 from .printable import printable
+from .tensor_values import as_array, is_tensor
 from .tiff_messages import quiet_libtiff
 
 
@@ -48,9 +48,8 @@ def load_image(image: Any, *, limits: PictureLimits | None = None, bit_depth: in
         except Exception as error:  # decoders raise exceptions of any type on damaged files
             raise damaged(printable(getattr(image, "filename", "") or "The picture"), error) from error
         return to_rgb(upright(image), bit_depth)
-    if isinstance(image, Tensor):
-        image = image.detach().cpu()
-        image = (image.float() if image.is_floating_point() else image).numpy()
+    if is_tensor(image):
+        image = as_array(image)
     if isinstance(image, np.ndarray):
         return _from_array(image, bit_depth)
     raise TypeError(f"An image must be a PIL image, array, tensor, path, bytes or file, got {type(image).__name__}.")
@@ -100,6 +99,6 @@ def in_unit_range(image: Any) -> bool:
     """Return whether pixels were given as floats in 0..1, which `load_image` turns into bytes."""
     if isinstance(image, Image.Image):
         return image.mode == "F" and is_unit(np.asarray(image))
-    if isinstance(image, Tensor):
-        return image.is_floating_point() and is_unit(image.detach().float().cpu().numpy())
+    if is_tensor(image):
+        return bool(image.is_floating_point()) and is_unit(as_array(image))
     return isinstance(image, np.ndarray) and np.issubdtype(image.dtype, np.floating) and is_unit(image)

@@ -1,14 +1,13 @@
 """What the pipeline may be called with: a picture, or a list, data set or generator of pictures, with labels."""
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .tensor_values import is_picture
 from .text_prompt import as_sequence
 
 _LABELS = ("candidate_labels", "text_queries")
@@ -62,16 +61,6 @@ def pipeline_inputs(image: Any, labels: Any) -> Any:
     raise TypeError(
         f"The pipeline takes a picture, or a list, data set or generator of pictures, got {type(image).__name__}."
     )
-
-
-def is_picture(value: Any) -> bool:
-    """Return whether a value is one picture, by its type alone."""
-    if isinstance(value, np.ndarray) and value.dtype.kind in "OSU":
-        # An array of paths or of pictures.
-        return False
-    if isinstance(value, (np.ndarray, Tensor)):
-        return value.ndim < 4
-    return isinstance(value, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)) or hasattr(value, "read")
 
 
 class _Rows(Dataset):

@@ -1,11 +1,9 @@
 """Sizes of pictures: what the option `size` may be, and the size of each picture after resizing."""
 
+import sys
 from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
-
-from transformers.image_transforms import get_size_with_aspect_ratio
-from transformers.image_utils import SizeDict
 
 from .picture_limits import MEGAPIXEL, PictureLimits
 
@@ -35,7 +33,7 @@ def checked_size(size: Any, max_size: int | None = None, *, square: bool = False
         TypeError: The size has another type.
         ValueError: The keys are others, a number is below 1, or max_size contradicts the size.
     """
-    size = dict(size) if isinstance(size, SizeDict) else size
+    size = dict(size) if _is_size_dict(size) else size
     if isinstance(size, bool) or not isinstance(size, (Integral, Mapping)):
         raise TypeError(
             f"size must be a dict such as {{'shortest_edge': 800, 'longest_edge': 1333}}, got {size!r}; name the edges."
@@ -68,12 +66,18 @@ def checked_pad_size(size: Any) -> dict[str, int] | None:
     """
     if size is None:
         return None
-    given = dict(size) if isinstance(size, (Mapping, SizeDict)) else {}
+    given = dict(size) if isinstance(size, Mapping) or _is_size_dict(size) else {}
     checked = {name: _whole(value) for name, value in given.items() if value is not None}
     if set(checked) != {"height", "width"} or min(checked.values()) < 1:
         raise ValueError(f"pad_size must be {{'height': ..., 'width': ...}} in pixels, got {size!r}.")
     _check_amount((checked["height"], checked["width"]), "pad_size", checked)
     return checked
+
+
+def _is_size_dict(size: Any) -> bool:
+    """Return whether an option is transformers' SizeDict, which is no Mapping; nobody has one without transformers."""
+    module = sys.modules.get("transformers.image_utils")
+    return module is not None and isinstance(size, module.SizeDict)
 
 
 def _whole(value: Any) -> int:
@@ -123,5 +127,21 @@ def _scaled(original: tuple[int, int], size: Mapping[str, int]) -> tuple[int, in
     longest = size.get("longest_edge")
     if longest is not None and longest * min(original) / max(original) < 0.5:
         return (longest, 1) if height > width else (1, longest)
-    new_height, new_width = get_size_with_aspect_ratio((height, width), size["shortest_edge"], longest)
-    return max(1, new_height), max(1, new_width)
+    return _with_shortest_edge(height, width, size["shortest_edge"], longest)
+
+
+def _with_shortest_edge(height: int, width: int, shortest: int, longest: int | None) -> tuple[int, int]:
+    """Return (height, width) with a shortest edge, or a smaller one with which the other is no longer than `longest`.
+
+    The published checkpoints were trained on sizes rounded exactly so, and golden outputs depend on it: the shorter
+    edge, if it must shrink, is rounded to the nearest number, and the longer edge is cut from its exact value.
+    """
+    small, large = min(height, width), max(height, width)
+    exact: float = shortest
+    if longest is not None and large / small * shortest > longest:
+        exact = longest * small / large
+        shortest = round(exact)
+    if small == shortest:
+        return height, width
+    other = int(exact * large / small)
+    return (max(1, other), max(1, shortest)) if width < height else (max(1, shortest), max(1, other))

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from ..data.folder_files import sort_files
 from ..error_text import reason
 from ..model.picture_pixels import load_image
-from ..model.pipeline_inputs import is_picture
+from ..model.tensor_values import is_picture
 from ..model.printable import printable
 from .decoding import FALLBACK_RATE, VideoError, VideoFile, VideoFrame
 from .live_streams import LiveStream, is_live_address, webcam

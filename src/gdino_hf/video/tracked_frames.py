@@ -12,8 +12,9 @@ from PIL import Image
 
 from ..detection.detections import Detections
 from ..detection.detector import Detector
+from ..detection.prepared_pictures import PreparedPicture, are_alike
 from ..detection.prompt_passes import THRESHOLD
-from ..detection.search import PreparedPicture, Search, are_alike
+from ..detection.search import Search
 from ..detection.stages import in_batches
 from ..detection.vocabulary import Labels, Vocabulary
 from ..model.option_flags import checked_count
