@@ -94,8 +94,8 @@ def draw_detections(
     Raises:
         ValueError: The numbers of boxes, scores and labels differ.
     """
-    from .model.image_processing_gdino import load_image
     from .model.option_flags import checked_flag
+    from .model.picture_pixels import load_image
 
     show_scores = checked_flag(show_scores, "show_scores")
     boxes, scores, labels = _detections(result)

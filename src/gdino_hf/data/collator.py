@@ -11,8 +11,8 @@ import numpy as np
 
 from ..error_text import reason
 from ..model.caption_prompt import build_caption, phrase_tokens
-from ..model.image_processing_gdino import load_image
 from ..model.option_flags import checked_flag
+from ..model.picture_pixels import load_image
 from ..model.text_prompt import Prompt, build_prompt, shorten
 from .captions import fit_caption
 from .negatives import PromptSampler

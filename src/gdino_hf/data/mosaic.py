@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..model.image_processing_gdino import load_image
+from ..model.picture_pixels import load_image
 from ..model.text_prompt import name_key
 from .transforms import PADDING_COLOUR, Example, crop, resize
 

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from ..model.image_processing_gdino import load_image
+from ..model.picture_pixels import load_image
 
 # How a picture inside a tar file is written as text: the file, the picture's name, its first byte and its length.
 _REFERENCE = re.compile(r"(?s)(?P<file>.+)!(?P<name>.+)\?offset=(?P<offset>\d{1,18})&size=(?P<size>\d{1,18})")

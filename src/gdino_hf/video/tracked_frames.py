@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from ..detection.detection_options import THRESHOLD
 from ..detection.detections import Detections
 from ..detection.detector import Detector
 from ..detection.prepared_pictures import PreparedPicture, are_alike
-from ..detection.prompt_passes import THRESHOLD
 from ..detection.search import Search
 from ..detection.stages import in_batches
 from ..detection.vocabulary import Labels, Vocabulary
