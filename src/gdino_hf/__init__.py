@@ -36,6 +36,8 @@ _HOMES = {
     "use_fast_attention": "acceleration",
 }
 
+_WITHOUT_TORCH = ("Detections", "Vocabulary")
+
 __all__ = [
     "NANO",
     "__version__",
@@ -62,11 +64,12 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    missing = missing_module()
+    missing = None if name in _WITHOUT_TORCH else missing_module()
     if missing is not None:
         raise ImportError(remedy(f"gdino_hf.{name}", missing), name=missing)
-    # Register now, because a processor is loaded through the auto classes of its parts.
-    register_auto_classes()
+    if name not in _WITHOUT_TORCH:
+        # Register now, because a processor is loaded through the auto classes of its parts.
+        register_auto_classes()
     value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
     globals()[name] = value
     return value

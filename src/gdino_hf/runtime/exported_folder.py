@@ -73,7 +73,7 @@ class ExportedFolder:
         """
         path = Path(folder)
         document = _document(path)
-        form, variant = document.get("format"), document.get("variant")
+        form, variant = str(document.get("format")), str(document.get("variant"))
         if form not in LIBRARIES:
             raise ExportError(
                 f"{printable(path)} holds a model in the format {form!r}, which needs torch; open it with "

@@ -56,4 +56,4 @@ class PromptTokenizer:
 
     def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
         """Return the texts of tokens."""
-        return [self._tokenizer.id_to_token(token) for token in ids]
+        return [str(self._tokenizer.id_to_token(token)) for token in ids]

@@ -15,8 +15,8 @@ from ..detection.detections import Detections
 from ..detection.loading import usable_device
 from ..model.option_flags import checked_count, checked_flag
 from ..model.picture_pixels import load_image
-from ..model.tensor_values import is_picture
 from ..model.remote_pictures import downloaded
+from ..model.tensor_values import is_picture
 from .segmenter_inputs import PictureInputs, inputs_of
 from .segmenter_loading import DTYPES, LoadedSegmenter, load_segmenter, wrap_segmenter
 

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from ..data.folder_files import sort_files
 from ..error_text import reason
 from ..model.picture_pixels import load_image
-from ..model.tensor_values import is_picture
 from ..model.printable import printable
+from ..model.tensor_values import is_picture
 from .decoding import FALLBACK_RATE, VideoError, VideoFile, VideoFrame
 from .live_streams import LiveStream, is_live_address, webcam
 

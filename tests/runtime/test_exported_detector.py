@@ -1,0 +1,232 @@
+"""The torch-free Detector: its calls, its results and its messages, on graphs of a few operators."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import gdino_hf
+from gdino_hf.runtime import DetectionError, Detector, ExportError, Vocabulary
+from gdino_hf.runtime.__main__ import main
+from gdino_hf.runtime.exported_folder import ExportedFolder
+from gdino_hf.runtime.prompt_tokens import PromptTokenizer
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+from runtime.tiny_exports import boxes, table, write_export
+
+CAT, CUP, DOG = 4937, 2452, 3899  # tokens of gdino-nano's vocabulary
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exports")
+    return {variant: write_export(folder / variant, variant) for variant in ("whole", "split", "baked")}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(3)
+    paths = []
+    for number, (height, width) in enumerate([(50, 80), (80, 50), (64, 64)]):
+        paths.append(folder / f"{number}.png")
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(paths[-1])
+    return paths
+
+
+def expected_scores(path, tokens):
+    """Return (Q, N) scores of labels of one token each, from the package's own image processor."""
+    processor = gdino_hf.GDinoImageProcessor(size={"shortest_edge": 40, "longest_edge": 60})
+    pixels = processor(images=path)["pixel_values"].numpy()
+    mean = pixels.sum() / (pixels.shape[2] * pixels.shape[3])
+    return 1 / (1 + np.exp(-(table()[tokens].T + mean)))
+
+
+@pytest.mark.parametrize("variant", ["whole", "split", "baked"])
+def test_scores_and_boxes_are_those_of_the_graph(exports, pictures, variant):
+    found = Detector(exports[variant], threads=1)(pictures[0], ["cat", "cup"], threshold=0.0, multi_label=True)
+    scores = expected_scores(pictures[0], [CAT, CUP])
+    order = np.argsort(-scores, axis=None, kind="stable")
+    np.testing.assert_allclose(found.scores, scores.flatten()[order], atol=1e-5)
+    assert found.labels.tolist() == (order % 2).tolist()
+    assert found.names == ("cat", "cup")
+    center, side = boxes()[0, order // 2, :2], boxes()[0, order // 2, 2:]
+    corners = np.concatenate([center - side / 2, center + side / 2], axis=1) * [80, 50, 80, 50]
+    np.testing.assert_allclose(found.boxes, corners.clip(0, [80, 50, 80, 50]), atol=1e-3)
+    assert found.presence == pytest.approx({"cat": scores[:, 0].max(), "cup": scores[:, 1].max()}, abs=1e-5)
+    assert (found.size, found.source) == ((80, 50), str(pictures[0]))
+
+
+@pytest.mark.parametrize("variant", ["whole", "split"])
+def test_lists_and_streams_equal_single_pictures(exports, pictures, variant):
+    detector = Detector(exports[variant], threads=1)
+    single = [detector(path, "cat, cup", threshold=0.1) for path in pictures]
+    assert sum(map(len, single)) > 3
+    for batch_size in (1, 2, 3):
+        together = detector(pictures, "cat, cup", threshold=0.1, batch_size=batch_size)
+        streamed = list(detector.stream(pictures, "cat, cup", threshold=0.1, batch_size=batch_size))
+        for one, other, (source, third), path in zip(single, together, streamed, pictures, strict=True):
+            assert source == path
+            for found in (other, third):
+                np.testing.assert_allclose(found.scores, one.scores, atol=1e-5)
+                np.testing.assert_allclose(found.boxes, one.boxes, atol=1e-3)
+                assert found.labels.tolist() == one.labels.tolist()
+
+
+def test_labels_that_need_several_prompts_are_all_found(exports, pictures):
+    labels = ["cat", "dog", "cup", "table", "chair", "bird", "ball", "bottle"]  # four fit into twelve tokens
+    detector = Detector(exports["whole"], threads=1)
+    found = detector(pictures[0], labels, threshold=0.0, multi_label=True)
+    assert sorted(set(found.text_labels)) == sorted(labels)
+    scores = expected_scores(pictures[0], [DOG])
+    assert found.presence["dog"] == pytest.approx(float(scores.max()), abs=1e-5)
+
+
+def test_aliases_templates_negatives_and_own_thresholds_work_as_in_a_vocabulary(exports, pictures):
+    detector = Detector(exports["split"], threads=1)
+    scores = expected_scores(pictures[0], [CAT, DOG])
+    found = detector(pictures[0], {"pet": ["cat", "dog"]}, threshold=0.0)
+    assert found.presence["pet"] == pytest.approx(float(scores.max()), abs=1e-5)
+    negative = detector(pictures[0], ["cat"], negative=["dog"], threshold=0.0)
+    assert len(negative) == int((scores[:, 0] >= scores[:, 1]).sum())
+    assert len(negative) < len(found)
+    vocabulary = Vocabulary(["cat", "dog"], thresholds={"cat": 1.0}, colors={"dog": "#ff0000"})
+    found = detector(pictures[0], vocabulary, threshold=0.0)
+    assert set(found.text_labels) == {"dog"}
+    assert found.colors == {"dog": "#ff0000"}
+
+
+def test_a_graph_with_a_fixed_batch_takes_any_number_of_pictures(tmp_path, exports, pictures):
+    fixed = Detector(write_export(tmp_path / "fixed", batch=2), threads=1)
+    free = Detector(exports["whole"], threads=1)
+    for count in (1, 2, 3):
+        ours = fixed([pictures[2]] * count, "cat", threshold=0.1, batch_size=3)
+        assert len(ours) == count
+        np.testing.assert_allclose(ours[-1].scores, free(pictures[2], "cat", threshold=0.1).scores, atol=1e-5)
+
+
+def test_prompts_equal_those_of_the_packages_tokenizer(exports):
+    tokenizer = gdino_hf.GDinoProcessor.from_pretrained(gdino_hf.NANO).tokenizer
+    ours = PromptTokenizer(ExportedFolder.read(exports["whole"]))
+    labels = [
+        "cat",
+        "Remote Control",
+        "naïve café",
+        "T-shirt",
+        "St. Bernard",
+        "what?",
+        "貓",
+        "3.5 mm jack",
+        "xylophonist",
+    ]
+    vocabulary = Vocabulary(labels, template="a photo of a {}")
+    assert vocabulary.prompt(ours, 256) == vocabulary.prompt(tokenizer, 256)
+    assert vocabulary.prompt(ours, 16) == vocabulary.prompt(tokenizer, 16)
+
+
+def test_baked_labels_are_the_default_and_a_part_of_them_may_be_asked_for(exports, pictures):
+    detector = Detector(exports["baked"])
+    assert detector.labels == ("cat", "cup")
+    assert detector(pictures[0], threshold=0.0).names == ("cat", "cup")
+    assert set(detector(pictures[0], "cup", threshold=0.0).text_labels) == {"cup"}
+    with pytest.raises(ExportError, match=r"'dog' is not among the 2 labels that .* was exported with \(cat, cup\)"):
+        detector(pictures[0], ["cat", "dog"])
+    with pytest.raises(ExportError, match="baked in and have no other texts; leave out aliases"):
+        detector(pictures[0], {"cat": ["cat", "kitten"]})
+
+
+def test_a_damaged_or_foreign_folder_is_one_sentence(tmp_path, exports):
+    with pytest.raises(ExportError, match=r"is not an exported folder \(it has no gdino_export.json\); make one"):
+        Detector(tmp_path)
+    folder = write_export(tmp_path / "short")
+    whole = (folder / "model.onnx").read_bytes()
+    (folder / "model.onnx").write_bytes(whole[:-100])
+    with pytest.raises(ExportError, match=rf"model.onnx has {len(whole) - 100} bytes instead of {len(whole)}; copy it"):
+        Detector(folder)
+    (folder / "model.onnx").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ExportError, match=r"model.onnx is damaged, its SHA-256 is not the one in gdino_export.json"):
+        Detector(folder)
+    (folder / "model.onnx").unlink()
+    with pytest.raises(ExportError, match=r"model.onnx is missing; copy the whole folder"):
+        Detector(folder)
+    (folder / "gdino_export.json").write_text("{")
+    with pytest.raises(ExportError, match=r"gdino_export.json cannot be read"):
+        Detector(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format_version": 9}, "has the format version 9, and this gdino-hf reads 1; update gdino-hf"),
+        ({"format": "executorch"}, "in the format 'executorch', which needs torch; open it with gdino_hf.Detector"),
+        (
+            {"runtime": {"least_version": "99.1"}},
+            r"needs onnxruntime 99.1 or newer, and \S+ is installed; pip",
+        ),
+        ({"image": None}, r"gdino_export.json is damaged \(TypeError"),
+        ({"labels": {"names": ["cat"]}}, r"gdino_export.json is damaged \(KeyError: 'label_indices'\)"),
+        ({"variant": "baked"}, "does not describe a whole export"),
+    ],
+    ids=["version", "format", "too old", "image", "labels", "variant"],
+)
+def test_a_document_that_does_not_fit_is_one_sentence(tmp_path, changes, message):
+    with pytest.raises(ExportError, match=message):
+        Detector(write_export(tmp_path / "export", **changes))
+
+
+def test_a_file_that_the_library_refuses_is_one_sentence(tmp_path):
+    import hashlib
+
+    folder = write_export(tmp_path / "export")
+    (folder / "model.onnx").write_bytes(b"no graph")
+    document = json.loads((folder / "gdino_export.json").read_text())
+    document["files"]["model"] |= {"bytes": 8, "sha256": hashlib.sha256(b"no graph").hexdigest()}
+    (folder / "gdino_export.json").write_text(json.dumps(document))
+    with pytest.raises(ExportError, match=r"^onnxruntime \S+ cannot load .*; update onnxruntime, or export the model"):
+        Detector(folder)
+
+
+def test_options_labels_and_pictures_are_checked_as_in_the_package(exports, pictures, tmp_path):
+    detector = Detector(exports["whole"])
+    with pytest.raises(TypeError, match="There is no option 'treshold'; choose threshold"):
+        detector(pictures[0], "cat", treshold=0.1)
+    with pytest.raises(ValueError, match=r"threshold must be within 0..1, got 3"):
+        detector(pictures[0], "cat", threshold=3)
+    with pytest.raises(ValueError, match="takes any labels; say what to look for"):
+        detector(pictures[0])
+    with pytest.raises(ValueError, match="names nothing"):
+        detector(pictures[0], " , ")
+    with pytest.raises(ValueError, match="threads is 0; give a whole number"):
+        Detector(exports["whole"], threads=0)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    first, second = detector.stream([tmp_path / "broken.png", pictures[0]], "cat")
+    assert isinstance(first[1], DetectionError)
+    assert "broken.png" in str(first[1])
+    assert len(second[1].names) == 1
+
+
+def test_the_module_writes_json_and_tells_of_pictures_it_cannot_read(exports, pictures, tmp_path, capsys):
+    out = tmp_path / "found.json"
+    arguments = [str(exports["whole"]), str(pictures[0]), "missing.jpg", "--labels", "cat", "cup", "--threshold", "0.1"]
+    assert main([*arguments, "--out", str(out), "--plots", str(tmp_path / "plots")]) == 1
+    first, second = json.loads(out.read_text())["images"]
+    assert (first["width"], first["height"]) == (80, 50)
+    assert {found["label"] for found in first["detections"]} <= {"cat", "cup"}
+    assert "missing.jpg" in second["error"]
+    assert Image.open(tmp_path / "plots" / "0.jpg").size == (80, 50)
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main([str(tmp_path), "a.jpg", "--labels", "cat"]) == 2
+    assert capsys.readouterr().err.startswith("python -m gdino_hf.runtime: error: ")
+
+
+def test_importing_the_runtime_loads_neither_torch_nor_transformers():
+    code = (
+        "import sys, gdino_hf.runtime\n"
+        "print(sorted({'torch', 'transformers', 'scipy', 'huggingface_hub', 'onnxruntime'} & sys.modules.keys()))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
