@@ -169,9 +169,9 @@ def test_a_damaged_or_foreign_folder_is_one_sentence(tmp_path, exports):
         ),
         ({"image": None}, r"gdino_export.json is damaged \(TypeError"),
         ({"labels": {"names": ["cat"]}}, r"gdino_export.json is damaged \(KeyError: 'label_indices'\)"),
-        ({"variant": "baked"}, "does not describe a whole export"),
+        ({"labels": {"names": ["cat"], "label_indices": [0], "spans": [[1, 2]]}}, "does not describe a whole export"),
     ],
-    ids=["version", "format", "too old", "image", "labels", "variant"],
+    ids=["version", "format", "too old", "image", "labels", "variants differ"],
 )
 def test_a_document_that_does_not_fit_is_one_sentence(tmp_path, changes, message):
     with pytest.raises(ExportError, match=message):
