@@ -1,5 +1,6 @@
 """The torch-free Detector: its calls, its results and its messages, on graphs of a few operators."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -109,6 +110,26 @@ def test_a_graph_with_a_fixed_batch_takes_any_number_of_pictures(tmp_path, expor
         np.testing.assert_allclose(ours[-1].scores, free(pictures[2], "cat", threshold=0.1).scores, atol=1e-5)
 
 
+def test_openvino_gives_what_onnx_runtime_gives(tmp_path, exports, pictures):
+    openvino = pytest.importorskip("openvino")
+    folder = write_export(tmp_path / "openvino", format="openvino", runtime={"least_version": "2025.0"})
+    graph = openvino.convert_model(folder / "model.onnx")
+    openvino.save_model(graph, folder / "openvino_model.xml", compress_to_fp16=False)
+    document = json.loads((folder / "gdino_export.json").read_text())
+    document["files"] = {}
+    for role, suffix in (("model", "xml"), ("weights", "bin")):
+        content = (folder / f"openvino_model.{suffix}").read_bytes()
+        entry = {"name": f"openvino_model.{suffix}", "bytes": len(content)}
+        document["files"][role] = entry | {"sha256": hashlib.sha256(content).hexdigest()}
+    (folder / "gdino_export.json").write_text(json.dumps(document))
+    detector, reference = Detector(folder, threads=1), Detector(exports["whole"], threads=1)
+    for path in pictures:
+        found, expected = (each(path, ["cat", "cup"], threshold=0.0) for each in (detector, reference))
+        assert found.labels.tolist() == expected.labels.tolist()
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+        np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-2)
+
+
 def test_prompts_equal_those_of_the_packages_tokenizer(exports):
     tokenizer = gdino_hf.GDinoProcessor.from_pretrained(gdino_hf.NANO).tokenizer
     ours = PromptTokenizer(ExportedFolder.read(exports["whole"]))
@@ -179,8 +200,6 @@ def test_a_document_that_does_not_fit_is_one_sentence(tmp_path, changes, message
 
 
 def test_a_file_that_the_library_refuses_is_one_sentence(tmp_path):
-    import hashlib
-
     folder = write_export(tmp_path / "export")
     (folder / "model.onnx").write_bytes(b"no graph")
     document = json.loads((folder / "gdino_export.json").read_text())
