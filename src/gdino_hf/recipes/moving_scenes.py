@@ -73,6 +73,7 @@ class MovingScenes:
         size: (width, height) in pixels, each at least 64.
         objects: Number of objects at a time, at least 1.
         labels: How many different labels they have; few make tracking hard.
+        scale: Side of an object in heights of the picture, within 0.05..0.5.
 
     Raises:
         ValueError: There is no such kind, or a number is out of its range.
@@ -89,6 +90,7 @@ class MovingScenes:
         size: tuple[int, int] = (320, 240),
         objects: int = 6,
         labels: int = 2,
+        scale: float = 0.2,
     ) -> None:
         if kind not in KINDS:
             raise ValueError(f"There is no kind {kind!r}; choose {', '.join(KINDS)}.")
@@ -97,7 +99,9 @@ class MovingScenes:
                 "A video needs a photograph, a frame, 64 pixels a side, an object, a label and a seed from 0 on, got "
                 f"{len(backgrounds)}, {frames}, {size}, {objects}, {labels} and {seed}."
             )
-        self.kind, self.frames, self.size = kind, frames, size
+        if not 0.05 <= scale <= 0.5:
+            raise ValueError(f"scale is {scale}; give a part of the picture's height within 0.05..0.5.")
+        self.kind, self.frames, self.size, self._scale = kind, frames, size, scale
         self._rng = np.random.default_rng((seed, KINDS.index(kind)))
         margin = 2 if kind == "pans" else 1
         wide = (size[0] * margin, size[1])
@@ -206,7 +210,7 @@ class MovingScenes:
         """Choose all objects of the video with their paths."""
         rng, (width, height) = self._rng, self._background.size
         actors: list[_Actor] = []
-        side = self.size[1] / 5
+        side = self.size[1] * self._scale
         for place in range(objects):
             lane = (place + 0.5) / objects * (height - side) + side / 2
             if self.kind == "exits":

@@ -177,7 +177,7 @@ def _tracked(
 
     names, colors = search.asked.names, search.asked.colors
     waiting: list[_Step] = []
-    batches = in_batches(prepare, _steps(source, tracker), batch_size * every, threads=2, alike=_can_join)
+    batches = in_batches(prepare, _steps(source, tracker), batch_size * every, alike=_can_join)
     with closing(batches) as batches:
         for batch in batches:
             looked_at = [step.prepared for step in batch if step.prepared is not None]
