@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -14,6 +11,9 @@ from typing import Any
 
 import av
 from PIL import Image
+
+from gdino_hf.model.picture_limits import PictureError, PictureLimits
+from gdino_hf.video.decoding import VideoError, VideoFile
 
 from .safety import LARGEST_REQUEST, MEGABYTE, MOST_PIXELS, Refused
 
@@ -23,7 +23,6 @@ LONGEST_SIDE = 1280
 _CONTAINERS = {"mov": "MP4 or MOV", "matroska": "WebM or MKV", "avi": "AVI"}
 # In order of preference, depending on the FFmpeg build; every browser plays the first two.
 _ENCODERS = ("libx264", "libopenh264", "mpeg4")
-_FALLBACK_RATE = Fraction(25)
 _DAMAGED = "The video is damaged or of a kind that cannot be decoded; save it as MP4 with H.264."
 
 
@@ -64,96 +63,41 @@ class Reader:
             raise Refused(
                 f"The video has {size // MEGABYTE} MB; it may have {LARGEST_REQUEST // MEGABYTE} MB, make it shorter."
             )
-        self.format = _container(path)
-        with self._open() as (container, stream):
-            self.rate = Fraction(stream.average_rate or stream.guessed_rate or _FALLBACK_RATE)
-            width, height = stream.codec_context.width, stream.codec_context.height
-            if width * height > MOST_PIXELS:
-                raise Refused(
-                    f"The video has {width} x {height} pixels; it may have {MOST_PIXELS // 1_000_000} million."
-                )
-            frames = stream.frames or int((container.duration or 0) / av.time_base * self.rate)
-        self.expected = min(-(-frames // self.stride), MOST_FRAMES) if frames else None
+        try:
+            # A fixed demuxer, so that a crafted video cannot make FFmpeg try others; it opens no other file either way.
+            self._file = VideoFile(
+                path, every=self.stride, container=_container(path), limits=PictureLimits(pixels=MOST_PIXELS)
+            )
+        except PictureError as error:
+            raise Refused(
+                f"The video has frames that are too large; they may have {MOST_PIXELS // 1_000_000} million pixels."
+            ) from error
+        except VideoError as error:
+            why = (
+                "There are no pictures in this video; choose another file." if "no pictures" in str(error) else _DAMAGED
+            )
+            raise Refused(why) from error
+        self.rate = Fraction(self._file.rate).limit_denominator(1001)
+        self.expected = min(self._file.expected, MOST_FRAMES) if self._file.expected else None
         """Number of frames to expect; None if the file does not say."""
         self.stopped = False
         """Whether the video has more than `MOST_FRAMES` frames to read."""
 
     def __iter__(self) -> Iterator[Frame]:
-        """Yield the frames in order; damaged frames are skipped.
+        """Yield the frames in order; damaged frames are left out.
 
         Raises:
             Refused: No frame can be decoded.
         """
-        given = 0
-        with self._open() as (container, stream):
-            try:
-                for number, frame in enumerate(_decode(container, stream)):
-                    if number % self.stride:
-                        continue
-                    if given == MOST_FRAMES:
-                        self.stopped = True
-                        return
-                    if frame.width * frame.height > MOST_PIXELS:
-                        raise Refused(_DAMAGED)
-                    image = upright(frame)
-                    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-                    yield Frame(number, float(frame.time or number / self.rate), image)
-                    given += 1
-            except av.error.FFmpegError as error:
-                if not given:
-                    raise Refused(_DAMAGED) from error
-        if not given:
-            raise Refused(_DAMAGED)
-
-    @contextmanager
-    def _open(self) -> Iterator[tuple[Any, Any]]:
-        # FFmpeg gets an open file and a fixed demuxer, so that a crafted video cannot make it open other files.
-        with open(self.path, "rb") as file:
-            try:
-                container = av.open(file, format=self.format, metadata_errors="ignore")
-            except (av.error.FFmpegError, ValueError) as error:
-                raise Refused(_DAMAGED) from error
-            with container:
-                if not container.streams.video:
-                    raise Refused("There are no pictures in this video; choose another file.")
-                stream = container.streams.video[0]
-                stream.thread_type = "AUTO"
-                yield container, stream
-
-
-def upright(frame: Any) -> Image.Image:
-    """Return a frame as a picture, turned and mirrored as the video's display matrix says.
-
-    Phones store portrait videos lying, with such a matrix, which players apply and decoders do not.
-
-    Args:
-        frame: An `av.VideoFrame`.
-
-    Returns:
-        The RGB picture. A matrix that turns by another angle than 90, 180 or 270 degrees is ignored.
-    """
-    image: Image.Image = frame.to_image()
-    data = frame.side_data.get("DISPLAYMATRIX")
-    if data is None:
-        return image
-    # A picture's x becomes xx * x + yx * y, its y becomes xy * x + yy * y; the rest moves and scales it.
-    xx, xy, _, yx, yy, *_ = struct.unpack("=9i", bytes(data))
-    if xx == yy == 0 and xy and yx:
-        image = image.transpose(Image.Transpose.TRANSPOSE)
-        flips = yx < 0, xy < 0
-    elif xy == yx == 0 and xx and yy:
-        flips = xx < 0, yy < 0
-    else:
-        return image
-    image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flips[0] else image
-    return image.transpose(Image.Transpose.FLIP_TOP_BOTTOM) if flips[1] else image
-
-
-def _decode(container: Any, stream: Any) -> Iterator[Any]:
-    """Yield all frames that can be decoded."""
-    for packet in container.demux(stream):
-        with contextlib.suppress(av.error.InvalidDataError):
-            yield from packet.decode()
+        try:
+            for given, frame in enumerate(self._file):
+                if given == MOST_FRAMES:
+                    self.stopped = True
+                    return
+                frame.image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+                yield Frame(frame.number, frame.seconds, frame.image)
+        except VideoError as error:
+            raise Refused(_DAMAGED) from error
 
 
 class Writer:

@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from ..error_text import reason
+from ..model.option_flags import checked_count
 from ..model.picture_limits import PictureLimits, check_pixels
 from ..model.printable import printable
 
@@ -52,7 +53,9 @@ class VideoFile:
         path: The file, in any container and codec that FFmpeg decodes.
         start: Time in seconds of the first frame to yield.
         end: Time in seconds before which frames are yielded; None for all.
+        every: Distance in frames of the frames to yield; those between are decoded and dropped.
         container: Name of FFmpeg's demuxer, such as "mov", for files from strangers; None recognizes it.
+        limits: Limits of a frame's pixels; None for those of the environment variables.
 
     Attributes:
         name: The file's name, for messages.
@@ -75,8 +78,11 @@ class VideoFile:
         *,
         start: float = 0.0,
         end: float | None = None,
+        every: int = 1,
         container: str | None = None,
+        limits: PictureLimits | None = None,
     ) -> None:
+        self._every, self._limits = checked_count(every, "every"), limits or PictureLimits.current()
         self.path, self.name = Path(path), printable(os.fspath(path))
         self.start, self.end, self._demuxer = start, end, container
         self.remark: str | None = None
@@ -87,7 +93,7 @@ class VideoFile:
             self.seconds = _length(opened, stream)
             self._stated_frames = int(stream.frames)
             self.has_sound = bool(opened.streams.audio)
-        check_pixels(self.size, 1.0, PictureLimits.current(), self.name)
+        check_pixels(self.size, 1.0, self._limits, self.name)
         self.expected = self._expected()
 
     def __iter__(self) -> Iterator[VideoFrame]:
@@ -97,7 +103,6 @@ class VideoFile:
             VideoError: No frame can be decoded.
         """
         self.remark = None
-        most_pixels = PictureLimits.current().pixels
         count, damaged, last, shown, why = 0, 0, 0.0, 0.0, None
         with self._open() as (container, stream):
             offset = (container.start_time or 0) / 1_000_000
@@ -112,7 +117,7 @@ class VideoFile:
                 if frame is None:
                     break
                 # A damaged header may also promise a size that would fill the memory.
-                if isinstance(frame, Exception) or frame.width * frame.height > most_pixels:
+                if isinstance(frame, Exception) or frame.width * frame.height > self._limits.pixels:
                     damaged += 1
                     continue
                 step = 1 / self.rate if count else 0.0
@@ -122,7 +127,7 @@ class VideoFile:
                 shown = float((frame.duration or 0) * frame.time_base) if frame.time_base else 0.0
                 if self.end is not None and seconds >= self.end:
                     return
-                if seconds >= self.start:
+                if seconds >= self.start and number % self._every == 0:
                     yield VideoFrame(number, seconds, upright(frame))
         if not count:
             cause = f" ({why})" if why else ""
@@ -153,9 +158,9 @@ class VideoFile:
         if not whole:
             return None
         if self.start == 0 and self.end is None:
-            return whole
+            return -(-whole // self._every)
         length = whole / self.rate
-        return max(round((min(self.end or length, length) - self.start) * self.rate), 0)
+        return max(round((min(self.end or length, length) - self.start) * self.rate / self._every), 0)
 
     @contextmanager
     def _open(self) -> Iterator[tuple[Any, Any]]:
