@@ -16,6 +16,8 @@ from tracking_figures import photographs
 from video_clips import flat_frames, write_clip
 
 LABELS = ["cat"]
+# Pixels by which a batch changes boxes.
+ROUNDING = 0.01
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +42,6 @@ def every_third(detector, frames):
     return list(detector.track(frames, LABELS, every=3))
 
 
-def boxes_and_ids(tracked):
-    return [(frame.found.boxes.tolist(), frame.found.track_ids.tolist()) for frame in tracked]
-
-
 def test_frames_come_in_order_with_ids(detector, frames):
     tracked = list(detector.track(frames[:4], LABELS, rate=10))
     assert [frame.number for frame in tracked] == [0, 1, 2, 3]
@@ -55,7 +53,7 @@ def test_frames_come_in_order_with_ids(detector, frames):
         assert np.array_equal(np.asarray(frame.image), np.asarray(picture))
     # The boxes are the detector's own.
     alone = detector(frames[2], LABELS, nms_threshold=0.7)
-    np.testing.assert_array_equal(tracked[2].found.boxes, alone.boxes)
+    np.testing.assert_allclose(tracked[2].found.boxes, alone.boxes, atol=ROUNDING)
 
 
 def test_boxes_between_detections_move_evenly(every_third):
@@ -83,7 +81,7 @@ def test_ids_are_equal_whether_run_whole_or_in_two_halves(detector, frames, ever
     assert [frame.found.track_ids.tolist() for frame in both] == [frame.found.track_ids.tolist() for frame in whole]
     for one, other in zip(both, whole, strict=True):
         if one.detected:
-            assert one.found.boxes.tolist() == other.found.boxes.tolist()
+            np.testing.assert_allclose(one.found.boxes, other.found.boxes, atol=ROUNDING)
     assert [frame.number for frame in second] == list(range(len(frames) - cut))
 
 
@@ -94,7 +92,9 @@ def test_a_part_of_a_video_resumes_where_it_ended(detector, frames, tmp_path):
     parts = [*detector.track(path, LABELS, tracker=tracker, end=0.3)]
     parts += detector.track(path, LABELS, tracker=tracker, start=0.3)
     assert [frame.number for frame in parts] == list(range(6))
-    assert boxes_and_ids(parts) == boxes_and_ids(whole)
+    for one, other in zip(parts, whole, strict=True):
+        assert one.found.track_ids.tolist() == other.found.track_ids.tolist()
+        np.testing.assert_allclose(one.found.boxes, other.found.boxes, atol=ROUNDING)
 
 
 def test_text_is_encoded_once(detector, frames):

@@ -55,7 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     add_dtype(parser)
     parser.add_argument(
-        "--batch", type=positive, default=1, metavar="N", help="frames in one forward pass (default: %(default)s)"
+        "--batch",
+        type=positive,
+        metavar="N",
+        help="frames in one forward pass (default: 4 small ones on a CPU, else 1)",
     )
     parser.add_argument("--start", type=_seconds, default=0.0, metavar="SECONDS", help="where in the video to begin")
     parser.add_argument("--end", type=_seconds, metavar="SECONDS", help="where in the video to stop")

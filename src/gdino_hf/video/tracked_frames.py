@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from PIL import Image
 from ..detection.detection_options import THRESHOLD
 from ..detection.detections import Detections
 from ..detection.detector import Detector
-from ..detection.prepared_pictures import PreparedPicture, are_alike
+from ..detection.prepared_pictures import SMALL_PICTURES, PreparedPicture, are_alike, are_small_and_equal
 from ..detection.search import Search
 from ..detection.stages import in_batches
 from ..detection.vocabulary import Labels, Vocabulary
@@ -31,6 +31,8 @@ NMS_THRESHOLD = 0.7
 
 # An object must be missed this many times before it is given up, however seldom the model looks.
 _DETECTIONS_OF_PATIENCE = 3
+_FRAMES_AT_ONCE = 16
+_FRAMES_AHEAD = 4
 
 
 class VideoWarning(UserWarning):
@@ -72,7 +74,7 @@ def track(
     *,
     tracker: str | Tracker = "bytetrack",
     every: int = 1,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     threshold: float = THRESHOLD,
     patience: float = 1.0,
     rate: float | None = None,
@@ -93,7 +95,7 @@ def track(
             has seen and can be saved afterwards. It has a threshold and a patience of its own.
         every: Number of frames from one detection to the next; the boxes of objects in those between are interpolated.
             Up to `LARGEST_STRIDE`.
-        batch_size: Number of frames in one forward pass.
+        batch_size: Number of frames in one forward pass. None takes up to four small ones on a CPU, otherwise one.
         threshold: Score that a box must exceed to begin a track, 0..1, unless the vocabulary has one for its label.
             Boxes down to half of it continue a track.
         patience: Seconds after which an object that is no longer found is given up.
@@ -110,15 +112,20 @@ def track(
         TypeError: The source or an option has another type.
         ValueError: The source, a label or an option cannot be used.
     """
-    every, batch_size = checked_count(every, "every"), checked_count(batch_size, "batch_size")
+    every = checked_count(every, "every")
+    at_once = SMALL_PICTURES if detector.device.type == "cpu" else 1
+    at_once = at_once if batch_size is None else checked_count(batch_size, "batch_size")
     if every > LARGEST_STRIDE:
         raise ValueError(f"every is {every}; give at most {LARGEST_STRIDE}, because frames in between wait in memory.")
     opened = open_source(source, rate=rate, start=start, end=end)
     vocabulary = _vocabulary(labels, options)
     if isinstance(tracker, str):
         tracker = make_tracker(tracker, vocabulary, opened, every=every, threshold=threshold, patience=patience)
-    search = low_search(detector, vocabulary, tracker, batch_size=batch_size, **options)
-    return _tracked(opened, search, tracker, every, batch_size)
+    search = low_search(detector, vocabulary, tracker, batch_size=at_once, **options)
+    # Frames between detections travel with them, few at a time, because all wait in memory.
+    size = at_once * every if at_once * every <= _FRAMES_AT_ONCE else 1
+    alike = are_small_and_equal if batch_size is None and detector.device.type == "cpu" else are_alike
+    return _tracked(opened, search, tracker, every, size, alike)
 
 
 def _vocabulary(labels: Labels | Vocabulary, options: dict[str, Any]) -> Vocabulary:
@@ -168,20 +175,32 @@ def low_search(detector: Detector, vocabulary: Vocabulary, tracker: Tracker, **o
 
 
 def _tracked(
-    source: FrameSource, search: Search, tracker: Tracker, every: int, batch_size: int
+    source: FrameSource,
+    search: Search,
+    tracker: Tracker,
+    every: int,
+    size: int,
+    alike: Callable[[Sequence[PreparedPicture], PreparedPicture], bool],
 ) -> Iterator[TrackedFrame]:
     def prepare(step: _Step) -> _Step:
         if step.place % every:
             return step
         return step._replace(prepared=search.prepare(step.frame.image))
 
+    def can_join(batch: list[_Step], step: _Step) -> bool:
+        return step.prepared is None or not _prepared(batch) or alike(_prepared(batch), step.prepared)
+
+    def run(batch: list[_Step]) -> tuple[list[_Step], list[Detections]]:
+        pictures = _prepared(batch)
+        return batch, search(pictures) if pictures else []
+
     names, colors = search.asked.names, search.asked.colors
     waiting: list[_Step] = []
-    batches = in_batches(prepare, _steps(source, tracker), batch_size * every, alike=_can_join)
-    with closing(batches) as batches:
-        for batch in batches:
-            looked_at = [step.prepared for step in batch if step.prepared is not None]
-            results = iter(search(looked_at) if looked_at else [])
+    ahead = max(_FRAMES_AHEAD, size * search.lanes)
+    batches = in_batches(prepare, _steps(source, tracker), size, ahead=ahead, alike=can_join)
+    with closing(search.in_lanes(run, batches, _prepared)) as done:
+        for batch, detections in done:
+            results = iter(detections)
             for step in batch:
                 if step.prepared is None:
                     waiting.append(step)
@@ -191,13 +210,13 @@ def _tracked(
                 tracker.frames = step.place + 1
                 later = moment(found, step.time)
                 for each in waiting:
-                    size = each.frame.image.size
-                    yield _frame(each, between(earlier, later, each.time, names, size, colors))
+                    area = each.frame.image.size
+                    yield _frame(each, between(earlier, later, each.time, names, area, colors))
                 waiting.clear()
                 yield _frame(step, found)
     for each in waiting:
-        size = each.frame.image.size
-        found = between(tracker.latest, None, each.time, names, size, colors, before=tracker.before)
+        area = each.frame.image.size
+        found = between(tracker.latest, None, each.time, names, area, colors, before=tracker.before)
         tracker.frames, tracker.seconds = each.place + 1, each.time
         yield _frame(each, found)
     if source.remark is not None:
@@ -219,7 +238,5 @@ def _steps(source: FrameSource, tracker: Tracker) -> Iterator[_Step]:
         yield _Step(first + count, frame.seconds + offset, frame, None)
 
 
-def _can_join(batch: list[_Step], step: _Step) -> bool:
-    if step.prepared is None:
-        return True
-    return are_alike([each.prepared for each in batch if each.prepared is not None], step.prepared)
+def _prepared(batch: list[_Step]) -> list[PreparedPicture]:
+    return [step.prepared for step in batch if step.prepared is not None]
