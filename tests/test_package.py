@@ -14,6 +14,7 @@ ARGUMENTS = {
     "label": ["photos", "--labels", "cat", "--out", "labels"],
     "track": ["clip.mp4", "--labels", "cat"],
     "convert": ["one.pth", "other"],
+    "export": ["nano", "--out", "folder"],
 }
 
 

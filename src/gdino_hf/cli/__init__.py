@@ -23,7 +23,7 @@ from .terminal import safe_terminal
 # `gdino train` declares the options of pictures itself, so that a YAML file can hold them and a run keeps them; bench
 # times random pixels, and the page has limits of its own.
 _OPENING_PICTURES = ("detect", "label", "track", "eval")
-VERBS = ("detect", "label", "track", "train", "eval", "convert", "bench", "demo")
+VERBS = ("detect", "label", "track", "train", "eval", "convert", "export", "bench", "demo")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -4,8 +4,8 @@ The plain operator takes sampling locations and attention weights. The fused one
 produce, offsets and logits: on a GPU with Triton, the softmax and the arithmetic of locations then happen in registers;
 elsewhere it is `sampling_geometry` followed by the plain operator.
 
-torch.compile and torch.export see each as one node whose output shape is known ("fake" registration). Which backend
-computes it is decided at run time by msda_backends.py.
+torch.compile sees each as one node whose output shape is known ("fake" registration). Which backend computes it is
+decided at run time by msda_backends.py. torch.export gets the reference's operations instead, which any runtime has.
 """
 
 from collections.abc import Sequence
@@ -37,6 +37,8 @@ def ms_deform_attn(
     Returns:
         (B, Q, M * Dh) in value's dtype.
     """
+    if torch.compiler.is_exporting():
+        return ms_deform_attn_reference(value, spatial_shapes, sampling_locations, attention_weights)
     return torch.ops.gdino_hf.ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights)
 
 
@@ -59,6 +61,9 @@ def ms_deform_attn_fused(
     Returns:
         (B, Q, M * Dh) in value's dtype.
     """
+    if torch.compiler.is_exporting():
+        locations, weights = sampling_geometry(spatial_shapes, reference_points, sampling_offsets, attention_logits)
+        return ms_deform_attn_reference(value, spatial_shapes, locations, weights)
     return torch.ops.gdino_hf.ms_deform_attn_fused(
         value, spatial_shapes, reference_points, sampling_offsets, attention_logits
     )

@@ -47,7 +47,8 @@ def phrase_structure(input_ids: Tensor, attention_mask: Tensor, special_token_id
     begins = after_end | alone
     block = begins.cumsum(dim=-1)
     place = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-    start = torch.where(begins, place, torch.zeros_like(place)).cummax(dim=-1).values
+    # Unpacked, because transformers' exporters replace cummax by a function that returns a plain tuple.
+    start, _ = torch.where(begins, place, torch.zeros_like(place)).cummax(dim=-1)
     word = real & ~special
     first_word = word & torch.nn.functional.pad(~word[:, :-1], (1, 0), value=True)
     ordinal = first_word.cumsum(dim=-1) - 1

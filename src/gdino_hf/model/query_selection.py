@@ -59,7 +59,8 @@ def select_queries(
     Returns:
         The selected queries, best first.
     """
-    missing = max(0, num_queries - vision.shape[1])
+    # A graph for every image size cannot ask whether tokens are missing, so an exported one is always filled up.
+    missing = num_queries if torch.compiler.is_exporting() else max(0, num_queries - vision.shape[1])
     if missing > 0:
         vision = F.pad(vision, (0, 0, 0, missing))
         proposals = F.pad(proposals, (0, 0, 0, missing), value=torch.inf)

@@ -1,0 +1,126 @@
+"""`export`: a model and its processor to a whole folder in one call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..detection.loading import load_pair
+from ..error_text import reason
+from ..model.text_prompt import Prompt, build_prompt, parse_labels, shorten
+from ..whole_files import whole_folder
+from .folder_card import card
+from .folder_document import DOCUMENT, document, file_entry, to_json
+from .graph_formats import OPSET, RUNTIMES, STATIC, check_packages, write_graph
+from .graphs import plan_graphs
+
+FORMATS = tuple(RUNTIMES)
+VARIANTS = ("whole", "split", "baked")
+
+
+def export(
+    model: Any,
+    out: str | os.PathLike[str],
+    *,
+    format: str = "onnx",
+    variant: str | None = None,
+    labels: str | Sequence[str] | None = None,
+    processor: Any = None,
+    tell: Callable[[str], Any] | None = None,
+) -> Path:
+    """Write a model as a folder that runs without PyTorch.
+
+    Args:
+        model: "nano", Hub id, folder, or a `GDinoForObjectDetection` that is not optimized, which is put in evaluation
+            mode and on the CPU.
+        out: The folder, which is replaced as a whole if it exists.
+        format: "onnx", "openvino", "executorch" or "torch-export".
+        variant: "whole": one graph from pixels and tokens to boxes. "split": a graph for the text and one for the
+            image, so that a prompt is encoded once. "baked": the features of `labels` are constants, and there is no
+            text encoder. None is "baked" if there are labels, or else "whole".
+        labels: What a baked model finds, as label text or a list; they must fit one prompt.
+        processor: The model's processor; None loads it from where the model is.
+        tell: Function that is called with a line of progress before each step.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: An argument cannot be used, a package is missing, or the graph cannot be exported.
+        OSError: The folder cannot be written.
+    """
+    tell = tell or (lambda line: None)
+    variant = _checked(format, variant, labels)
+    check_packages(format)
+    model, processor = _loaded(model, processor)
+    prompt = _baked_prompt(labels, model, processor) if labels is not None else None
+    plans = plan_graphs(model, variant, prompt)
+    with whole_folder(out) as folder:
+        # Tokenizer and settings of the processor, and the configuration, from which `Detector` rebuilds the processor.
+        processor.save_pretrained(folder)
+        model.config.save_pretrained(folder)
+        content = document(
+            model_format=format,
+            variant=variant,
+            runtime=RUNTIMES[format],
+            opset=OPSET if format == "onnx" else None,
+            plans=plans,
+            processor=processor,
+            config=model.config,
+            prompt=prompt,
+            static=format in STATIC,
+        )
+        for plan in plans:
+            tell(f"tracing the graph {plan.role} and writing it as {format}")
+            try:
+                files = write_graph(plan, format, folder)
+            # Exporters raise exceptions of many types.
+            except Exception as error:
+                raise ValueError(f"The graph {plan.role} cannot be exported as {format} ({reason(error)}).") from error
+            content["files"] |= {role: file_entry(path) for role, path in files.items()}
+        (folder / DOCUMENT).write_text(to_json(content), encoding="utf-8")
+        (folder / "README.md").write_text(card(content), encoding="utf-8")
+    return Path(out)
+
+
+def _checked(model_format: str, variant: str | None, labels: Any) -> str:
+    """Return the variant, or raise if the arguments do not fit together."""
+    if model_format not in FORMATS:
+        raise ValueError(f"There is no format {shorten(model_format)}; choose {', '.join(FORMATS)}.")
+    chosen = variant or ("whole" if labels is None else "baked")
+    if chosen not in VARIANTS:
+        raise ValueError(f"There is no variant {shorten(chosen)}; choose {', '.join(VARIANTS)}.")
+    if chosen == "baked" and labels is None:
+        raise ValueError("The variant baked needs the labels that it finds; give labels.")
+    if chosen != "baked" and labels is not None:
+        raise ValueError(f"Labels are for the variant baked, not for {chosen}; leave them out.")
+    return chosen
+
+
+def _loaded(model: Any, processor: Any) -> tuple[Any, Any]:
+    from ..model.modeling_gdino import GDinoForObjectDetection
+    from ..model.processing_gdino import GDinoProcessor
+
+    if isinstance(model, (str, os.PathLike)):
+        loaded, own = load_pair(str(model))
+        return loaded, own if processor is None else processor
+    if not isinstance(model, GDinoForObjectDetection):
+        raise TypeError(f"export takes a Hub id, a folder, 'nano' or a model, got {type(model).__name__}.")
+    if model._optimized:
+        raise ValueError("The model is optimized for this CPU and cannot be traced; export it before optimizing it.")
+    if processor is None:
+        processor = GDinoProcessor.from_pretrained(model.name_or_path)
+    return model.eval().float().cpu(), processor
+
+
+def _baked_prompt(labels: str | Sequence[str], model: Any, processor: Any) -> Prompt:
+    limit = min(processor.max_text_len, model.config.max_text_len)
+    prompt = build_prompt(parse_labels(labels), processor.tokenizer, limit)
+    if len(prompt.chunks) > 1:
+        raise ValueError(
+            f"The {len(prompt.labels)} labels take {len(prompt.chunks)} prompts of {limit} tokens but a baked model "
+            "has one; give fewer labels, or export the variant split."
+        )
+    return prompt

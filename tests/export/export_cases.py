@@ -1,0 +1,60 @@
+"""Small models to export, sizes and prompts to compare them on, and the comparison."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from gdino_hf.model.csp_pan import CspPanConfig
+
+LOGITS, BOXES = 1e-3, 1e-4
+"""Largest differences from PyTorch that runtimes may have: of logits, and of boxes in parts of the picture."""
+
+
+def small_config(config):
+    """Return a config of one layer of each kind and a small convolutional backbone, which is traced quickly."""
+    config = copy.deepcopy(config)
+    config.encoder_layers = config.decoder_layers = 1
+    config.num_feature_levels = 3
+    config.num_queries = 12
+    config.backbone_config = CspPanConfig(
+        stem_width=4, stage_widths=[4, 4, 8, 8], stage_depths=[1, 1, 1, 1], pan_width=8
+    )
+    return config
+
+
+def make_inputs(tokenizer, prompts, height, width, padded=True, seed=0):
+    """Return inputs of one image per prompt; the last image of several is padded if asked for."""
+    generator = torch.Generator().manual_seed(seed)
+    text = tokenizer(list(prompts), padding=True, return_tensors="pt")
+    mask = torch.ones(len(prompts), height, width, dtype=torch.int64)
+    if padded and len(prompts) > 1:
+        mask[-1, :, width - width // 3 :] = 0
+    return {
+        "pixel_values": torch.randn(len(prompts), 3, height, width, generator=generator),
+        "pixel_mask": mask,
+        "input_ids": text["input_ids"],
+        "attention_mask": text["attention_mask"],
+    }
+
+
+def assert_agree(logits, boxes, expected, num_tokens):
+    """Compare a runtime's outputs with the model's, queries of nearly equal score in either order.
+
+    Rounding may swap two queries whose scores in the selection differ by less than rounding, so that each query is
+    compared with the nearest one of the other side, and no query of the other side may serve twice.
+    """
+    logits, boxes = torch.as_tensor(logits), torch.as_tensor(boxes)
+    wanted = expected.logits[:, :, :num_tokens]
+    assert logits.shape == wanted.shape
+    assert boxes.shape == expected.pred_boxes.shape
+    finite = torch.isfinite(wanted)
+    assert torch.equal(torch.isfinite(logits), finite)
+    for row in range(len(logits)):
+        apart = torch.cdist(boxes[row], expected.pred_boxes[row], p=torch.inf)
+        apart += (logits[row].nan_to_num(neginf=0)[:, None] - wanted[row].nan_to_num(neginf=0)[None]).abs().amax(-1)
+        order = apart.argmin(1)
+        assert sorted(order.tolist()) == list(range(len(order)))
+        torch.testing.assert_close(logits[row], wanted[row, order], rtol=0, atol=LOGITS)
+        torch.testing.assert_close(boxes[row], expected.pred_boxes[row, order], rtol=0, atol=BOXES)
