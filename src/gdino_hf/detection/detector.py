@@ -39,7 +39,8 @@ class Detector:
     threads may share a detector.
 
     Args:
-        model: "nano", Hub id, folder, or a `GDinoForObjectDetection`. A model object is moved to the device and put in
+        model: "nano", Hub id, folder, or a `GDinoForObjectDetection`. A folder may be one that `gdino export` wrote,
+            which its own runtime computes on the CPU. A model object is moved to the device and put in
             eval mode.
         processor: The model's processor; None loads it from where the model is.
         device: "auto" (the first GPU, or the CPU), "cpu", "cuda", "cuda:1", ...; None leaves a model object where it
@@ -95,7 +96,8 @@ class Detector:
         if dtype == "int8":
             check_int8_place(self.model.device, optimize)
         # float16 is no faster on a CPU, so it is requested for its exact results: do not optimize.
-        self.optimized = optimize and self.model.device.type == "cpu" and self.model.dtype != torch.float16
+        can_optimize = isinstance(self.model, GDinoForObjectDetection) and self.model.dtype != torch.float16
+        self.optimized = optimize and self.model.device.type == "cpu" and can_optimize
         if self.optimized:
             self.model.optimize_for_inference(int8=True if dtype == "int8" else None)
         self.texts = TextFeatureStore(self.model)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..error_text import reason
+from .exported_graphs import is_exported
 
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 """Data types of the computation; int8 multiplies 8-bit integers where that is faster, on a CPU with AVX-512 VNNI."""
@@ -46,7 +47,8 @@ def load_pair(model: str | Path, dtype: str = "float32", check: Callable[[Any], 
         check: Function that is called with the processor before the weights are read or downloaded, to look at labels.
 
     Returns:
-        The model on the CPU in eval mode, and the processor.
+        The model on the CPU in eval mode, and the processor. For a folder that `gdino export` wrote, the model is an
+        `ExportedModel`.
 
     Raises:
         LoadingError: The model cannot be loaded; the message says why. What `check` raises is passed on.
@@ -67,6 +69,8 @@ def load_pair(model: str | Path, dtype: str = "float32", check: Callable[[Any], 
         raise LoadingError(model, reason(error)) from error
     if check is not None:
         check(processor)
+    if is_exported(where):
+        return _load_exported(where, dtype, processor), processor
     try:
         loaded, loading = GDinoForObjectDetection.from_pretrained(
             where, config=config, dtype="float32" if dtype == "int8" else dtype, output_loading_info=True, **local
@@ -75,6 +79,18 @@ def load_pair(model: str | Path, dtype: str = "float32", check: Callable[[Any], 
     except Exception as error:
         raise LoadingError(model, reason(error)) from error
     return loaded.eval(), processor
+
+
+def _load_exported(where: str, dtype: str, processor: Any) -> Any:
+    from .exported_model import ExportedModel
+
+    if dtype != "float32":
+        raise LoadingError(where, f"an exported model keeps the dtype it was exported in; leave {dtype} out")
+    try:
+        return ExportedModel(where, processor.tokenizer)
+    # Runtimes raise exceptions of any type on files that they cannot read.
+    except Exception as error:
+        raise LoadingError(where, reason(error)) from error
 
 
 def fitted(processor: Any, config: Any) -> Any:

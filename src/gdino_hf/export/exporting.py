@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..detection.exported_graphs import DOCUMENT
 from ..detection.loading import load_pair
 from ..error_text import reason
 from ..model.text_prompt import Prompt, build_prompt, parse_labels, shorten
 from ..whole_files import whole_folder
 from .folder_card import card
-from .folder_document import DOCUMENT, document, file_entry, to_json
+from .folder_document import document, file_entry, to_json
 from .graph_formats import OPSET, RUNTIMES, STATIC, check_packages, write_graph
 from .graphs import plan_graphs
 
@@ -57,7 +58,7 @@ def export(
     model, processor = _loaded(model, processor)
     prompt = _baked_prompt(labels, model, processor) if labels is not None else None
     plans = plan_graphs(model, variant, prompt)
-    with whole_folder(out) as folder:
+    with whole_folder(Path(out)) as folder:
         # Tokenizer and settings of the processor, and the configuration, from which `Detector` rebuilds the processor.
         processor.save_pretrained(folder)
         model.config.save_pretrained(folder)
@@ -105,6 +106,8 @@ def _loaded(model: Any, processor: Any) -> tuple[Any, Any]:
 
     if isinstance(model, (str, os.PathLike)):
         loaded, own = load_pair(str(model))
+        if not isinstance(loaded, GDinoForObjectDetection):
+            raise ValueError(f"{model} is an exported model already; give the model that it was exported from.")
         return loaded, own if processor is None else processor
     if not isinstance(model, GDinoForObjectDetection):
         raise TypeError(f"export takes a Hub id, a folder, 'nano' or a model, got {type(model).__name__}.")

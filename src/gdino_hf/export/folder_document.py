@@ -8,12 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..detection.exported_graphs import FORMAT_VERSION
 from ..detection.prompt_passes import THRESHOLD
 from ..model.text_prompt import Prompt, special_token_ids
 from .graphs import GraphPlan
-
-FORMAT_VERSION = 1
-DOCUMENT = "gdino_export.json"
 
 _DTYPES = {"torch.float32": "float32", "torch.int64": "int64"}
 _IMAGE_FIELDS = (

@@ -173,6 +173,7 @@ def plan_graphs(model: Any, variant: str, prompt: Any = None) -> list[GraphPlan]
     """
     queries = model.config.num_queries
     image = _example_image()
+    outputs: dict[str, tuple[Any, ...]]
     if variant == "baked":
         tokens = torch.tensor(prompt.chunks[0].input_ids)
         outputs = {"logits": ("batch", queries, len(tokens)), "pred_boxes": ("batch", queries, 4)}
