@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from export_cases import assert_agree, make_inputs, small_config
+from PIL import Image
 
+from gdino_hf import Detector
 from gdino_hf.cli import main
 from gdino_hf.export import export
 from random_models import make_random_model
@@ -35,7 +38,7 @@ def run_onnx(path, inputs):
     return session.run(["logits", "pred_boxes"], {k: np.asarray(v) for k, v in inputs.items() if k in names})
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_a_whole_graph_agrees_on_other_sizes_batches_and_prompts(model, whole, tiny_tokenizer):
     for prompts, height, width in (
         (["cat. dog.", "person."], 96, 128),
@@ -49,7 +52,7 @@ def test_a_whole_graph_agrees_on_other_sizes_batches_and_prompts(model, whole, t
         assert_agree(*run_onnx(whole / "model.onnx", inputs), expected, inputs["input_ids"].shape[1])
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_the_folder_describes_its_files(whole, model, tiny_processor):
     content = json.loads((whole / "gdino_export.json").read_text())
     entry = content["files"]["model"]
@@ -84,3 +87,69 @@ def test_the_command_refuses_labels_of_a_whole_model(tiny_folder, tmp_path, caps
         main(["export", str(tiny_folder), "--out", str(tmp_path / "x"), "--variant", "split", "--labels", "cat"]) == 2
     )
     assert "Labels are for the variant baked, not for split" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_detector_runs_the_folder_and_finds_what_the_model_finds(model, whole, tiny_processor):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 120, 3), dtype=np.uint8))
+    pictures = [picture, picture.crop((0, 0, 70, 80))]
+    ours = Detector(model, processor=tiny_processor, optimize=False)(pictures, LABELS, threshold=0.01)
+    theirs = Detector(whole)(pictures, LABELS, threshold=0.01)
+    for mine, found in zip(ours, theirs, strict=True):
+        assert len(mine) > 0
+        assert found.text_labels == mine.text_labels
+        np.testing.assert_allclose(found.scores, mine.scores, atol=1e-4)
+        np.testing.assert_allclose(found.boxes, mine.boxes, atol=0.02)
+
+
+def damaged(whole, tmp_path, change):
+    folder = tmp_path / "damaged"
+    shutil.copytree(whole, folder)
+    change(folder)
+    return folder
+
+
+def edit(folder, key, value):
+    path = folder / "gdino_export.json"
+    content = json.loads(path.read_text())
+    content[key] = value
+    path.write_text(json.dumps(content))
+
+
+def cut_off(folder):
+    path = folder / "model.onnx"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (cut_off, "model.onnx has .* bytes but should have"),
+        (lambda folder: (folder / "model.onnx").unlink(), "model.onnx is missing"),
+        (
+            lambda folder: edit(folder, "runtime", {"name": "onnxruntime", "least_version": "99.0"}),
+            "needs onnxruntime 99.0 or later but .* is installed: pip install --upgrade",
+        ),
+        (lambda folder: edit(folder, "format_version", 7), "has version 7 but this gdino-hf reads 1"),
+    ],
+    ids=["cut off", "missing", "old runtime", "later version"],
+)
+def test_what_cannot_run_is_one_sentence(change, message, whole, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        Detector(damaged(whole, tmp_path, change))
+
+
+@pytest.mark.slow
+def test_labels_beyond_a_baked_vocabulary_are_named(whole, tmp_path):
+    """The whole graph stands for a baked one: the labels are compared before its outputs are used."""
+    labels = {"names": ["cat", "dog"], "input_ids": [2, 60, 6, 61, 6, 3], "label_indices": [0, 1], "spans": []}
+    detector = Detector(damaged(whole, tmp_path, lambda folder: edit(folder, "labels", labels)))
+    with pytest.raises(ValueError, match=r"label 'person' is not in the vocabulary .*cat, dog"):
+        detector(Image.new("RGB", (64, 64)), ["person"])
+
+
+@pytest.mark.slow
+def test_an_exported_folder_is_not_exported_again(whole, tmp_path):
+    with pytest.raises(ValueError, match="is an exported model already"):
+        export(str(whole), tmp_path / "out")
