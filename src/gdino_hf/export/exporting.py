@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,8 @@ def export(
     check_packages(format)
     model, processor = _loaded(model, processor)
     prompt = _baked_prompt(labels, model, processor) if labels is not None else None
-    plans = plan_graphs(model, variant, prompt)
+    fixed_size = _fixed_size(processor.image_processor.size) if format in STATIC else None
+    plans = plan_graphs(model, variant, prompt, fixed_size)
     with whole_folder(Path(out)) as folder:
         # Tokenizer and settings of the processor, and the configuration, from which `Detector` rebuilds the processor.
         processor.save_pretrained(folder)
@@ -98,6 +99,15 @@ def _checked(model_format: str, variant: str | None, labels: Any) -> str:
     if chosen != "baked" and labels is not None:
         raise ValueError(f"Labels are for the variant baked, not for {chosen}; leave them out.")
     return chosen
+
+
+def _fixed_size(size: Mapping[str, int]) -> tuple[int, int]:
+    """Return the (height, width) of the pictures of a graph of fixed sizes: the processor's own, or its widest."""
+    short = size.get("height") or size.get("shortest_edge")
+    long = size.get("width") or size.get("longest_edge") or short
+    if short is None or long is None:
+        raise ValueError(f"The processor's size {dict(size)} does not say one size; give it height and width.")
+    return int(short), int(long)
 
 
 def _loaded(model: Any, processor: Any) -> tuple[Any, Any]:

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..detection.detection_options import THRESHOLD
 from ..detection.exported_graphs import FORMAT_VERSION
-from ..detection.prompt_passes import THRESHOLD
 from ..model.text_prompt import Prompt, special_token_ids
 from .graphs import GraphPlan
 

@@ -19,6 +19,8 @@ from ..model.phrase_structure import phrase_structure
 # Sides of the example that the graphs are traced with. Each pyramid level has several cells on each side: sizes of one
 # would become constants of the graph.
 _HEIGHT, _WIDTH = 192, 320
+FIXED_TOKENS = 64
+"""Tokens of the prompt of a graph of fixed sizes, to which shorter prompts are padded."""
 _IMAGE_AXES = {"pixel_values": ("batch", None, "height", "width"), "pixel_mask": ("batch", "height", "width")}
 _TEXT_AXES = {
     "input_ids": ("batch", "tokens"),
@@ -160,26 +162,29 @@ def _detections(outputs: Any, num_tokens: int) -> dict[str, Tensor]:
     return {"logits": outputs.logits[:, :, :num_tokens], "pred_boxes": outputs.pred_boxes}
 
 
-def plan_graphs(model: Any, variant: str, prompt: Any = None) -> list[GraphPlan]:
+def plan_graphs(
+    model: Any, variant: str, prompt: Any = None, fixed_size: tuple[int, int] | None = None
+) -> list[GraphPlan]:
     """Return the graphs of a variant, with examples of their inputs.
 
     Args:
         model: A `GDinoForObjectDetection` in evaluation mode.
         variant: "whole", "split" or "baked".
         prompt: The prompt of a baked graph, whose only chunk has its tokens.
+        fixed_size: (height, width) of the only picture that a graph of fixed sizes takes; None for dynamic sizes.
 
     Returns:
         One graph, or two for "split": text and image.
     """
     queries = model.config.num_queries
-    image = _example_image()
+    image = _example_image(fixed_size)
     outputs: dict[str, tuple[Any, ...]]
     if variant == "baked":
         tokens = torch.tensor(prompt.chunks[0].input_ids)
         outputs = {"logits": ("batch", queries, len(tokens)), "pred_boxes": ("batch", queries, 4)}
         return [GraphPlan("model", BakedGraph(model, tokens).eval(), image, outputs)]
     outputs = {"logits": ("batch", queries, "tokens"), "pred_boxes": ("batch", queries, 4)}
-    text = _example_text(model.config)
+    text = _example_text(model.config, padded_to=None if fixed_size is None else FIXED_TOKENS)
     if variant == "whole":
         return [GraphPlan("model", WholeGraph(model).eval(), image | text, outputs)]
     width = model.config.d_model
@@ -190,21 +195,28 @@ def plan_graphs(model: Any, variant: str, prompt: Any = None) -> list[GraphPlan]
     ]
 
 
-def _example_image() -> dict[str, Tensor]:
-    """Return two images, one of which is padded, so that no part of the graph is left out."""
+def _example_image(fixed_size: tuple[int, int] | None) -> dict[str, Tensor]:
+    """Return two images, one of which is padded, so that no part of the graph is left out; or one of a fixed size."""
+    if fixed_size is not None:
+        pixels = torch.randn(1, 3, *fixed_size, generator=torch.Generator().manual_seed(0))
+        return {"pixel_values": pixels, "pixel_mask": torch.ones(1, *fixed_size, dtype=torch.int64)}
     mask = torch.ones(2, _HEIGHT, _WIDTH, dtype=torch.int64)
     mask[1, :, _WIDTH // 2 :] = 0
     pixels = torch.randn(2, 3, _HEIGHT, _WIDTH, generator=torch.Generator().manual_seed(0))
     return {"pixel_values": pixels, "pixel_mask": mask}
 
 
-def _example_text(config: Any) -> dict[str, Tensor]:
-    """Return two prompts of two phrases each, one of which is padded; any tokens will do."""
+def _example_text(config: Any, padded_to: int | None) -> dict[str, Tensor]:
+    """Return two prompts of two phrases each, one of which is padded, or one of a fixed length; any tokens will do."""
     start, end, *marks = config.special_token_ids
     special = set(config.special_token_ids)
     word = next(token for token in range(config.text_config.vocab_size - 1, 0, -1) if token not in special)
     mark = marks[0] if marks else end
     row = [start, word, mark, word, word, mark, end]
+    if padded_to is not None:
+        padding = min(padded_to, config.max_text_len) - len(row)
+        mask = torch.tensor([[1] * len(row) + [0] * padding])
+        return {"input_ids": torch.tensor([row + [0] * padding]), "attention_mask": mask}
     mask = torch.ones(2, len(row), dtype=torch.int64)
     mask[1, -2:] = 0
     return {"input_ids": torch.tensor([row, row]), "attention_mask": mask}
