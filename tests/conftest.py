@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,6 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("GDINO_SHARED", REPOSITORY.parent / "shared"))
+REQUIRE_BROWSER = os.environ.get("GDINO_REQUIRE_BROWSER") == "1"
 REQUIRE_SHARED = os.environ.get("GDINO_REQUIRE_SHARED") == "1"
 
 WORDS = (
@@ -144,6 +146,33 @@ def tiny_folder(tmp_path_factory, tiny_model, tiny_processor) -> Path:
     tiny_model.save_pretrained(folder)
     tiny_processor.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """The installed Chromium. Without one, tests are skipped, or fail if GDINO_REQUIRE_BROWSER is 1."""
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        program = None
+    if program is None:
+        message = "there is no Chromium, or no playwright to drive it"
+        (pytest.fail if REQUIRE_BROWSER else pytest.skip)(message)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def artifacts(tmp_path_factory):
+    """Folder for screenshots: GDINO_TEST_ARTIFACTS, or a temporary one."""
+    folder = os.environ.get("GDINO_TEST_ARTIFACTS")
+    if folder is None:
+        return tmp_path_factory.mktemp("artifacts")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return Path(folder)
 
 
 class Hub(BaseHTTPRequestHandler):

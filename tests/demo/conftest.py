@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -12,7 +10,6 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-REQUIRE_BROWSER = os.environ.get("GDINO_REQUIRE_BROWSER") == "1"
 
 # The page is imported from the Space's folder, as `python app.py` does.
 sys.path.insert(0, str(REPOSITORY / "demo"))
@@ -52,30 +49,3 @@ def client(page):
     from gradio_client import Client
 
     return Client(page.address, verbose=False)
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """The installed Chromium. Without one, tests are skipped, or fail if GDINO_REQUIRE_BROWSER is 1."""
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        program = None
-    if program is None:
-        message = "there is no Chromium, or no playwright to drive it"
-        (pytest.fail if REQUIRE_BROWSER else pytest.skip)(message)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="session")
-def artifacts(tmp_path_factory):
-    """Folder for screenshots: GDINO_TEST_ARTIFACTS, or a temporary one."""
-    folder = os.environ.get("GDINO_TEST_ARTIFACTS")
-    if folder is None:
-        return tmp_path_factory.mktemp("artifacts")
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    return Path(folder)

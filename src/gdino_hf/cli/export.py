@@ -10,9 +10,11 @@ from gdino_hf.error_text import reason
 
 from .errors import OutputError, UsageError
 from .inputs import read_labels
+from .numbers import fraction
 
 HELP = "write a model for another runtime"
-_FORMATS = ("onnx", "openvino", "executorch", "torch-export")
+_WEB = "web"
+_FORMATS = ("onnx", "openvino", "executorch", "torch-export", _WEB)
 _VARIANTS = ("whole", "split", "baked")
 
 
@@ -27,7 +29,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="whole: one graph from pixels and tokens to boxes; split: a graph for the text and one for the image; "
         "baked: a graph for --labels alone, without a text encoder (default: baked with --labels, else whole)",
     )
-    parser.add_argument("--labels", help="labels that a baked model finds, written as for gdino detect")
+    parser.add_argument(
+        "--labels",
+        help="labels that a baked model finds, or that a page begins with, written as for gdino detect",
+    )
+    parser.add_argument("--threshold", type=fraction, help="score threshold that a page begins with (default: 0.2)")
+    parser.add_argument(
+        "--npm-folder",
+        type=Path,
+        metavar="DIR",
+        help="folder with a page's npm packages, as npm install lays them out (default: npm fetches them once)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,23 +51,37 @@ def run(args: argparse.Namespace) -> int:
     """
     labels = None if args.labels is None else read_labels(args.labels)
     from gdino_hf.detection.loading import LoadingError
-    from gdino_hf.export import export
 
     try:
-        export(
-            args.model,
-            args.out,
-            format=args.format,
-            variant=args.variant,
-            labels=labels,
-            tell=lambda line: print(line, file=sys.stderr),
-        )
+        _export(args, labels)
     except LoadingError as error:
         raise UsageError(f"{args.model} cannot be loaded ({error.why}); give a Hub id, a folder or nano") from error
     except ValueError as error:
         raise UsageError(reason(error)) from error
     except OSError as error:
         raise OutputError(f"--out {args.out} cannot be written ({reason(error)}); choose another folder") from error
-    size = sum(file.stat().st_size for file in args.out.iterdir())
+    size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
     print(f"{args.out}: {args.format}, {size / 1e6:.1f} MB")
     return 0
+
+
+def _export(args: argparse.Namespace, labels: list[str] | None) -> None:
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    web_only = {"--threshold": args.threshold, "--npm-folder": args.npm_folder}
+    if args.format != _WEB:
+        given = [option for option, value in web_only.items() if value is not None]
+        if given:
+            raise UsageError(f"{given[0]} is for --format {_WEB}, not for {args.format}; leave it out")
+        from gdino_hf.export import export
+
+        export(args.model, args.out, format=args.format, variant=args.variant, labels=labels, tell=tell)
+        return
+    if args.variant not in (None, "whole"):
+        raise UsageError(f"--variant {args.variant} does not go into a page, which takes any words; leave it out")
+    from gdino_hf.export.web_page import export_web
+
+    beginning = {"labels": labels, "threshold": args.threshold}
+    given_only = {name: value for name, value in beginning.items() if value is not None}
+    export_web(args.model, args.out, npm_folder=args.npm_folder, tell=tell, **given_only)
