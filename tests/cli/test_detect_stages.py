@@ -9,7 +9,7 @@ from PIL import Image
 from detect_command import EVERYTHING
 from gdino_hf.cli import detect_stages
 from gdino_hf.cli.errors import INTERRUPTED
-from gdino_hf.detection import search as search_module
+from gdino_hf.detection import prepared_pictures
 from gdino_hf.detection.search import Search
 
 # Rounding of float32 sums in another order, and of the report's two digits.
@@ -78,7 +78,7 @@ def test_by_default_only_small_pictures_of_one_size_share_a_forward_on_a_cpu(det
         scores = [[item["score"] for item in image["detections"]] for image in (one, other)]
         np.testing.assert_allclose(*scores, atol=SCORES)
     batches.clear()
-    monkeypatch.setattr(search_module, "_SMALL_PIXELS", 100)
+    monkeypatch.setattr(prepared_pictures, "_SMALL_PIXELS", 100)
     detect(tmp_path / "photos", *EVERYTHING, "--restart")
     assert batches == [1] * 9
 

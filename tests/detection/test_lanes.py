@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from gdino_hf import Detector
-from gdino_hf.detection import lanes
+from gdino_hf.detection import lanes, prepared_pictures
 from gdino_hf.detection import search as search_module
 from gdino_hf.detection.detector import DetectionError
 from gdino_hf.detection.lanes import count_lanes, in_lanes
@@ -95,7 +95,7 @@ def test_lanes_leave_the_numbers_of_threads_alone(detector):
 
 
 def test_large_pictures_run_one_batch_at_a_time_with_all_threads(detector, monkeypatch, threads_of_forwards):
-    monkeypatch.setattr(search_module, "_SMALL_PIXELS", 320 * 320 - 1)
+    monkeypatch.setattr(prepared_pictures, "_SMALL_PIXELS", 320 * 320 - 1)
     running, most, lock = 0, 0, threading.Lock()
 
     def count(change):

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from gdino_hf import Detector, Vocabulary
-from gdino_hf.detection import search
+from gdino_hf.detection import prepared_pictures
 from gdino_hf.labeling.label_run import label_pictures
 from gdino_hf.labeling.label_settings import LabelJob
 from gdino_hf.labeling.shard_labels import ShardLabeler
@@ -155,7 +155,7 @@ def test_small_pictures_of_one_size_share_a_pass_without_padding(label_model, tm
     items = [item for _, item in Sources([str(folder)]).items()]
     found, passes = [], []
     for pad, most in ((False, 10**6), (False, 7_000), (True, 10**6)):
-        monkeypatch.setattr(search, "_SMALL_PIXELS", most)
+        monkeypatch.setattr(prepared_pictures, "_SMALL_PIXELS", most)
         job = LabelJob(str(label_model), "cpu", batch_size=4, pad=pad, options={"threshold": 0.005})
         labeler = ShardLabeler(job, Vocabulary(LABELS))
         run, sizes = labeler._run, []

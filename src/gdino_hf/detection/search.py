@@ -84,7 +84,12 @@ class Search:
         Raises:
             Exception: What the function or the source of the batches raised, after the results of earlier batches.
         """
-        return in_lanes(self._model, function, batches, lambda batch: are_small(pictures(batch)))
+
+        def is_small(batch: Batch) -> bool:
+            # A model that makes masks is large, whatever the pictures are.
+            return self._segmenter is None and are_small(pictures(batch))
+
+        return in_lanes(self._model, function, batches, is_small)
 
     def prepare(self, image: Image.Image, source: Any = None) -> PreparedPicture:
         """Make the model's inputs of one picture, in any thread.
