@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -154,10 +155,16 @@ def write_file(name: str, content: str | bytes) -> str:
     Returns:
         Path of the file.
     """
-    path = upload_folder() / secrets.token_hex(16) / name
-    path.parent.mkdir(parents=True)
+    path = new_folder() / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return str(path)
+
+
+def new_folder() -> Path:
+    """Return a new folder for files to download, in the page's folder."""
+    folder = upload_folder() / secrets.token_hex(16)
+    folder.mkdir(parents=True)
+    return folder
 
 
 def download_button(label: str, make: Callable[..., str], inputs: list[Any], elem_id: str) -> gr.Button:

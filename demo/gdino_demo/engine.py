@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing, nullcontext
 from functools import partial
 from typing import Any
 
@@ -22,9 +22,10 @@ except ImportError:
 import torch
 from PIL import Image
 
-from gdino_hf import Detector
+from gdino_hf import Detections, Detector, Vocabulary
 from gdino_hf.detection.phrase_grounding import asked_of_caption
 from gdino_hf.detection.prepared_images import prepare_image
+from gdino_hf.detection.prepared_pictures import PreparedPicture
 from gdino_hf.detection.prompt_passes import Asked, Options, ScoredPicture, prompt_outputs
 from gdino_hf.detection.tiles import Area, tile_areas
 from gdino_hf.inference.workers import only_blocks
@@ -54,7 +55,7 @@ class Models:
             raise ValueError("There is no model to show; load at least one.")
         self._detectors = dict(detectors)
         self._lock = threading.Lock()
-        self._on_device = GPU(self._forward)
+        self._on_device, self._search_on_device = GPU(self._forward), GPU(self._found)
         self.forwards = 0
         """Number of pictures that a model has run on so far; tests check that moving a slider adds none."""
 
@@ -63,17 +64,36 @@ class Models:
         """Names of the models in the order given; the first is the default."""
         return list(self._detectors)
 
-    def check(self, name: str, query: Query) -> None:
+    def check(self, name: str, query: Query) -> tuple[str, ...]:
         """Refuse a model name or a query that cannot be used with any picture.
 
         Args:
             name: One of `names`.
             query: What to look for.
 
+        Returns:
+            What is odd about the query's words, one sentence each.
+
         Raises:
             Refused: There is no such model, or it cannot read a label or the caption.
         """
-        self._asked(name, query)
+        return self._asked(name, query)[1]
+
+    def searcher(self, name: str) -> Searcher:
+        """Return what `gdino_hf.video` needs of a detector, to run a model of the page.
+
+        Args:
+            name: One of `names`.
+        """
+        return Searcher(self._detectors[name], partial(self._search, name))
+
+    def _search(
+        self, name: str, labels: Vocabulary, options: dict[str, Any], pictures: Sequence[PreparedPicture]
+    ) -> list[Detections]:
+        with self._lock:
+            self.forwards += len(pictures)
+            found: list[Detections] = self._search_on_device(name, labels, options, pictures)
+        return found
 
     def run(self, name: str, picture: Picture, query: Query) -> Outputs:
         """Run one model on one picture.
@@ -146,6 +166,12 @@ class Models:
         )
         return asked, tuple(label_remarks(prompt, processor.tokenizer))
 
+    def _found(
+        self, name: str, labels: Vocabulary, options: dict[str, Any], pictures: Sequence[PreparedPicture]
+    ) -> list[Detections]:
+        """Return the detections in pictures; on ZeroGPU this runs in a process of its own, as `_forward` does."""
+        return self._detectors[name].search(labels, **options)(pictures)
+
     def _forward(
         self, name: str, prepared: Any, image: Image.Image | None, tiles: Sequence[Area], chunks: Sequence[Any]
     ) -> tuple[Rows, str, str]:
@@ -164,6 +190,70 @@ class Models:
                 crops = [image.crop(area) for area in tiles[start : start + at_once]]
                 rows += _outputs(detector, chunks, [prepare_image(detector.processor, crop, "cpu") for crop in crops])
         return tuple(rows), _device_name(detector.device), _backend(detector.model)
+
+
+class Searcher:
+    """Stands before a detector, so that its forward passes run in turn with those of other requests.
+
+    Args:
+        detector: The detector.
+        run: Function from a vocabulary, options of `Detector.search` and prepared pictures to their detections.
+    """
+
+    def __init__(self, detector: Detector, run: Callable[..., list[Detections]]) -> None:
+        self._detector, self._run = detector, run
+
+    @property
+    def device(self) -> torch.device:
+        """The model's device."""
+        return self._detector.device
+
+    def search(self, labels: Vocabulary, **options: Any) -> QueuedSearch:
+        """Check labels and options, as `Detector.search` does.
+
+        Raises:
+            Refused: The labels take more than `MOST_PASSES` passes.
+        """
+        asked = self._detector.search(labels, **options).asked
+        if len(asked.chunks) > MOST_PASSES:
+            raise Refused(
+                f"This takes {len(asked.chunks)} passes of the model for each frame; one request takes {MOST_PASSES}, "
+                "choose fewer labels."
+            )
+        return QueuedSearch(asked, self._detector.processor, partial(self._run, labels, options))
+
+
+class QueuedSearch:
+    """The part of `gdino_hf.detection.search.Search` that tracking uses.
+
+    Args:
+        asked: What to look for.
+        processor: The model's processor.
+        run: Function from prepared pictures to their detections.
+    """
+
+    lanes = 1
+
+    def __init__(
+        self, asked: Asked, processor: Any, run: Callable[[Sequence[PreparedPicture]], list[Detections]]
+    ) -> None:
+        self.asked, self._processor, self._run = asked, processor, run
+
+    def prepare(self, image: Image.Image, source: Any = None) -> PreparedPicture:
+        """Make the model's inputs of one picture, in any thread."""
+        # On ZeroGPU this process has no GPU to pin memory for.
+        return PreparedPicture(image, source, prepare_image(self._processor, image, "cpu"))
+
+    def in_lanes(
+        self, function: Callable[[Any], Any], batches: Generator[Any, None, None], pictures: Any
+    ) -> Generator[Any, None, None]:
+        """Yield a function's results for batches, one after the other, since passes run in turn anyway."""
+        with closing(batches):
+            yield from map(function, batches)
+
+    def __call__(self, pictures: Sequence[PreparedPicture]) -> list[Detections]:
+        """Detect in a batch of pictures."""
+        return self._run(pictures)
 
 
 def _outputs(detector: Detector, chunks: Sequence[Any], prepared: Sequence[Any]) -> list[Any]:

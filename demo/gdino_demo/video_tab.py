@@ -1,20 +1,24 @@
-"""The tab "Video": every n-th frame of a video, as an annotated video and one JSON file."""
+"""The tab "Video": objects followed through a video, as an annotated video and files of tracks."""
 
 from __future__ import annotations
 
 import html
-import os
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from . import components, render
+from . import components
 from .components import PageState
 from .queries import read_query
 from .request_limits import CheckedSlider, CheckedVideo
-from .safety import Picture, Refused
-from .video import MOST_FRAMES, Reader, Writer
+from .safety import Refused
+from .tracked_video import ANNOTATED, FILES, LONGEST_WORK, Tracked, found_in_frames, track_video
+
+# Frames between two detections wait in memory until the second is made.
+_LARGEST_STRIDE = 30
+# Rows of the table of tracks; the file has all of them.
+_ROWS = 50
 
 
 def build(state: PageState) -> None:
@@ -27,9 +31,12 @@ def build(state: PageState) -> None:
         with gr.Column(scale=4, min_width=320):
             video = CheckedVideo(label="Video", sources=["upload"], height=240, elem_id="gd-video", buttons=[])
             labels = components.labels_field()
-            info = f"1 searches every frame, 5 every fifth; at most {MOST_FRAMES} frames."
-            stride = CheckedSlider(1, 60, value=5, step=1, label="Frame stride", info=info)
-            start = gr.Button("Detect in the video", variant="primary", elem_id="gd-video-start")
+            info = (
+                "1 searches every frame, 5 every fifth, and boxes in the frames between are placed from one to the "
+                f"next. A video is searched for up to {LONGEST_WORK:g} seconds."
+            )
+            stride = CheckedSlider(1, _LARGEST_STRIDE, value=5, step=1, label="Frame stride", info=info)
+            start = gr.Button("Follow in the video", variant="primary", elem_id="gd-video-start")
             with gr.Accordion("More: negative labels, model, thresholds", open=False):
                 negatives = components.negatives_field()
                 model = components.model_field(state)
@@ -40,34 +47,45 @@ def build(state: PageState) -> None:
             annotated = gr.Video(
                 label="Annotated video", interactive=False, elem_id="gd-video-out", buttons=["download"]
             )
-            file = gr.File(label="Detections of every frame, JSON", elem_id="gd-video-json")
+            files = gr.File(
+                label="Tracks as JSON lines, table, MOT Challenge and COCO-VID, and a summary",
+                file_count="multiple",
+                interactive=False,
+                elem_id="gd-video-files",
+            )
 
     def on_start(
         video: str | None, labels: str, negatives: str, model: str, stride: float, threshold: float, nms: float,
         progress: gr.Progress = gr.Progress(),  # noqa: B008  gradio recognizes the progress bar by this default
     ) -> tuple[Any, ...]:  # fmt: skip
-        target = Path(components.write_file("annotated.mp4", b""))
-        data = _run(state, video, labels, negatives, model, int(stride), threshold, nms, progress, target)
-        text = f"<p><strong>{len(data['frames'])} frames</strong> searched, stride {data['stride']}</p>"
-        if data["stopped_early"]:
-            text += (
-                f"<p>The video is longer, but at most {MOST_FRAMES} frames are searched; choose a larger stride.</p>"
-            )
-        text += "".join(f"<p>{html.escape(remark)}</p>" for remark in data.get("remarks", ()))
-        path = components.write_file("frames.json", render.to_text(data))
-        return f'<div class="gd-status" role="status">{text}</div>', str(target), path
+        def tell(done: int, expected: int | None) -> None:
+            progress((done, expected), desc="Following", unit="frames")
+
+        folder = components.new_folder()
+        tracked = _run(state, video, labels, negatives, model, int(stride), threshold, nms, folder, progress=tell)
+        return _status(tracked), str(folder / ANNOTATED), [str(folder / name) for name in FILES]
 
     def video_endpoint(
         video: str | None, labels: str, negatives: str, model: str, stride: float, threshold: float, nms: float
     ) -> dict[str, Any]:
-        """Detect the labels in every n-th frame of a video; returns the number, time and detections of each frame."""
-        return _run(state, video, labels, negatives, model, int(stride), threshold, nms, None, None)
+        """Follow the labels through a video; returns the tracks, and for each frame the time and the detections."""
+        folder = components.new_folder()
+        tracked = _run(state, video, labels, negatives, model, int(stride), threshold, nms, folder, draw=False)
+        width, height = tracked.size
+        return {
+            **tracked.summary,
+            "negative_labels": list(read_query(labels, negatives).negatives),
+            "width": width,
+            "height": height,
+            "box_format": "xyxy",
+            "frames": found_in_frames(folder),
+        }
 
     query = [video, labels, negatives, model, stride, threshold, nms]
     start.click(
         on_start,
         query,
-        [status, annotated, file],
+        [status, annotated, files],
         api_visibility="private",
         show_progress_on=status,
         **components.RUNS_A_MODEL,
@@ -84,51 +102,31 @@ def _run(
     stride: int,
     threshold: float,
     nms: float,
-    progress: gr.Progress | None,
-    target: Path | None,
-) -> dict[str, Any]:
-    """Return the detections of the frames, and write the annotated video to `target` unless it is None."""
+    folder: Path,
+    **options: Any,
+) -> Tracked:
+    """Follow what the fields ask for, and write the files."""
     if video is None:
         raise Refused("There is no video; upload one.")
-    query = read_query(labels, negatives)
-    state.models.check(model, query)
     settings = components.read_settings(threshold, nms)
-    reader = Reader(video, stride)
-    writer = Writer(target, reader.rate / reader.stride) if target is not None else None
-    frames: list[dict[str, Any]] = []
-    names: tuple[str, ...] = ()
-    size = (0, 0)
-    odd: tuple[str, ...] = ()
-    try:
-        for frame in reader:
-            if progress is not None:
-                progress((len(frames), reader.expected), desc="Detecting", unit="frames")
-            outputs = state.models.run(model, Picture(frame.image, b"", "frame"), query)
-            found = outputs.detections(settings)
-            names, size, odd = outputs.labels, outputs.size, outputs.remarks
-            frames.append(
-                {
-                    "frame": frame.number,
-                    "seconds": round(frame.seconds, 3),
-                    "detections": render.rows(found),
-                }
-            )
-            if writer is not None:
-                writer.add(found.plot(frame.image))
-    finally:
-        if writer is not None:
-            writer.close()
-    return {
-        "video": os.path.basename(video),
-        "model": model,
-        "labels": list(names),
-        "negative_labels": list(query.negatives),
-        "width": size[0],
-        "height": size[1],
-        "frames_per_second": float(reader.rate),
-        "stride": reader.stride,
-        "stopped_early": reader.stopped,
-        "box_format": "xyxy",
-        "frames": frames,
-        **({"remarks": list(odd)} if odd else {}),
-    }
+    return track_video(state.models, model, video, read_query(labels, negatives), settings, stride, folder, **options)
+
+
+def _status(tracked: Tracked) -> str:
+    """Return the number of tracks and frames, what was cut off, and a table of the tracks as HTML."""
+    rows, frames = tracked.summary["tracks"], tracked.summary["frames"]
+    text = f"<p><strong>{len(rows)} track{'s' * (len(rows) != 1)}</strong> in {frames} frame{'s' * (frames != 1)}</p>"
+    text += "".join(f"<p>{html.escape(remark)}</p>" for remark in tracked.remarks)
+    if len(rows) > _ROWS:
+        text += f"<p>The table shows the first {_ROWS} tracks; the files have all of them.</p>"
+    return f'<div class="gd-status" role="status">{text}</div>{_table(rows[:_ROWS]) if rows else ""}'
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    lines = "".join(
+        f"<tr><td>{html.escape(row['label'])} #{row['track_id']}</td><td>{row['first_seconds']:.2f} s</td>"
+        f"<td>{row['last_seconds']:.2f} s</td><td>{row['frames']}</td><td>{row['mean_score']:.2f}</td></tr>"
+        for row in rows
+    )
+    heads = "".join(f'<th scope="col">{head}</th>' for head in ("Track", "First seen", "Last seen", "Frames", "Score"))
+    return f'<table class="gd-table"><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table>'

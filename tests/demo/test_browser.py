@@ -4,13 +4,17 @@ import contextlib
 import json
 import re
 import zipfile
-from fractions import Fraction
 
+import numpy as np
 import pytest
-from gdino_demo.video import Writer
-from PIL import Image
+from PIL import Image, ImageOps
 
 from browser_checks import faint, fits
+from gdino_hf import Detections
+from gdino_hf.video.decoding import VideoFile
+from gdino_hf.video.track_drawing import draw_tracks
+from gdino_hf.video.tracked_frames import TrackedFrame
+from video_clips import CODEC_ROUNDING, write_clip
 
 DESK, PHONE = (1280, 900), (390, 844)
 # Milliseconds; a page loads in two seconds on an idle core, but test workers share the cores.
@@ -235,7 +239,7 @@ def test_the_keyboard_suffices_and_expired_results_are_announced(tab, page, monk
     assert page.models.forwards == forwards
 
 
-def test_the_other_tabs_handle_batches_videos_and_comparisons(tab, page, example_folder, tmp_path):
+def test_the_other_tabs_handle_batches_and_comparisons(tab, page, example_folder, tmp_path):
     open_tab(tab, "Batch")
     (tmp_path / "notes.png").write_text("no picture")
     files = [example_folder / "cat.jpg", tmp_path / "notes.png", example_folder / "cup.jpg"]
@@ -246,19 +250,6 @@ def test_the_other_tabs_handle_batches_videos_and_comparisons(tab, page, example
     assert "notes.png is not a picture" in tab.inner_text("#gd-batch-status")
     tab.wait_for_function("document.querySelectorAll('#gd-gallery img').length >= 2")
     tab.wait_for_selector("#gd-batch-file a[download]")
-
-    writer = Writer(tmp_path / "cat.mp4", Fraction(10))
-    with Image.open(example_folder / "cat.jpg") as cat:
-        for _ in range(10):
-            writer.add(cat)
-    writer.close()
-    open_tab(tab, "Video")
-    tab.set_input_files("#gd-video input[type=file]", str(tmp_path / "cat.mp4"))
-    tab.wait_for_selector("#gd-video video")
-    tab.click("#gd-video-start")
-    tab.get_by_text("2 frames searched, stride 5").wait_for()
-    tab.wait_for_function("document.querySelector('#gd-video-out video')?.readyState >= 1")
-    tab.wait_for_selector("#gd-video-json a[download]")
 
     open_tab(tab, "Compare")
     tab.set_input_files("#gd-compare-picture input[type=file]", str(example_folder / "cup.jpg"))
@@ -273,3 +264,45 @@ def test_the_other_tabs_handle_batches_videos_and_comparisons(tab, page, example
     tab.wait_for_function("document.querySelectorAll('#gd-left .gd-box').length === 0")
     assert page.models.forwards == forwards
     fits(tab)
+
+
+def test_a_video_is_shown_with_track_ids_and_its_files_are_downloaded(tab, example_folder, artifacts, tmp_path):
+    with Image.open(example_folder / "cat.jpg") as cat:
+        frames = [ImageOps.expand(cat.resize((240, 160)), (6 * place, 10, 60 - 6 * place, 30)) for place in range(7)]
+    write_clip(tmp_path / "cat.mp4", frames)
+    open_tab(tab, "Video")
+    tab.set_input_files("#gd-video input[type=file]", str(tmp_path / "cat.mp4"))
+    tab.wait_for_selector("#gd-video video")
+    labels = tab.get_by_role("textbox", name=re.compile("^Labels ")).locator("visible=true")
+    labels.fill("cat, cup")
+    tab.click("#gd-video-start")
+    tab.locator("#gd-video-status").get_by_text("1 track in 7 frames").wait_for()
+    row = tab.locator("#gd-video-status tbody tr")
+    assert row.locator("td").all_inner_texts()[:4] == ["cat #1", "0.50 s", "0.60 s", "2"]
+    tab.wait_for_function("document.querySelector('#gd-video-out video')?.readyState >= 2")
+    tab.wait_for_selector("#gd-video-files a[download]")
+
+    files = {}
+    for link in tab.locator("#gd-video-files a[download]").all():
+        files[link.get_attribute("download")] = tab.request.get(link.get_attribute("href")).text()
+    assert set(files) == {"frames.jsonl", "tracks.csv", "tracks.txt", "tracks.coco.json", "summary.json"}
+    found = [json.loads(line) for line in files["frames.jsonl"].splitlines()]
+    assert [[each["track_id"] for each in frame["detections"]] for frame in found] == [[]] * 5 + [[1]] * 2
+    assert files["tracks.txt"].startswith("6,1,")
+    assert files["tracks.csv"].splitlines()[1].startswith("1,cat,5,6,")
+
+    video = tmp_path / "annotated.mp4"
+    video.write_bytes(tab.request.get(tab.locator("#gd-video-out video").get_attribute("src")).body())
+    (shown,) = [frame.image for frame in VideoFile(video) if frame.number == 5]
+    box = found[5]["detections"][0]["box"]
+    errors = {}
+    for number in (1, 8):
+        detections = Detections(
+            [box], [found[5]["detections"][0]["score"]], [0], ["cat"], shown.size, track_ids=[number]
+        )
+        drawn = draw_tracks(TrackedFrame(5, 0.5, frames[5], detections, True))
+        errors[number] = np.abs(np.asarray(drawn, dtype=float) - np.asarray(shown)).mean()
+    assert errors[1] < min(CODEC_ROUNDING, errors[8]), "the video shows another number"
+    fits(tab)
+    assert faint(tab) == []
+    tab.screenshot(path=artifacts / f"video-{tab.viewport_size['width']}.png", full_page=True)

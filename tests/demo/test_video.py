@@ -1,123 +1,122 @@
-"""Reading and writing videos, and files that only look like videos."""
+"""Uploaded videos: their frames, their tracks with the code of `gdino track`, limits, and files that are no videos."""
 
-import struct
-from fractions import Fraction
+import csv
+import json
+import re
 
-import av
 import numpy as np
 import pytest
-from gdino_demo import video as module
+from gdino_demo import tracked_video as module
+from gdino_demo.engine import Models
+from gdino_demo.outputs import Settings
+from gdino_demo.queries import read_query
 from gdino_demo.safety import Refused
-from gdino_demo.video import Reader, Writer
+from gdino_demo.tracked_video import found_in_frames, track_video
+from gdino_demo.video import UploadedVideo
 from gradio_client import handle_file
 from PIL import Image
 
-# Error of a flat colour after H.264, whose chroma planes have half the size.
-CODEC_ROUNDING = 12
+from gdino_hf import Detector
+from gdino_hf.cli import main
+from gdino_hf.video.decoding import VideoFile
+from video_clips import flat_frames, number_of, turn, write_clip
+
+THRESHOLD, NMS, EVERY = 0.2, 0.5, 3
+# The command may run passes side by side, which changes the last digits of boxes in pixels.
+ROUNDING = 0.05
 
 
-def shade(number):
-    return (20 * number % 256, 100, 200)
+def moving_cat(example_folder, number=7):
+    """Frames over which a photograph of a cat moves to the right."""
+    frames = []
+    with Image.open(example_folder / "cat.jpg") as cat:
+        small = cat.resize((240, 160))
+    for place in range(number):
+        frames.append(Image.new("RGB", (320, 200), (120, 140, 120)))
+        frames[-1].paste(small, (6 * place, 10))
+    return frames
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    """Ten frames of flat colours at ten frames a second."""
-    path = tmp_path_factory.mktemp("video") / "clip.mp4"
-    writer = Writer(path, Fraction(10))
-    for number in range(10):
-        writer.add(Image.new("RGB", (64, 48), shade(number)))
-    writer.close()
-    return path
+def clip(tmp_path_factory, example_folder):
+    return write_clip(tmp_path_factory.mktemp("clip") / "cat.mp4", moving_cat(example_folder), sound=True)
 
 
-def test_frames_come_with_their_number_and_time(clip):
-    reader = Reader(str(clip), 3)
-    frames = list(reader)
-    assert [frame.number for frame in frames] == [0, 3, 6, 9]
-    assert [frame.seconds for frame in frames] == pytest.approx([0.0, 0.3, 0.6, 0.9], abs=1e-3)
-    assert (reader.rate, reader.expected, reader.stopped) == (10, 4, False)
-    for frame in frames:
-        assert frame.image.size == (64, 48)
-        mean = np.asarray(frame.image, dtype=float).mean((0, 1))
-        assert np.abs(mean - shade(frame.number)).max() < CODEC_ROUNDING
+@pytest.fixture(scope="module")
+def models():
+    return Models({"nano": Detector("nano", device="cpu")})
 
 
-def test_reading_stops_at_the_largest_number_of_frames(clip, monkeypatch):
-    monkeypatch.setattr(module, "MOST_FRAMES", 4)
-    reader = Reader(str(clip), 2)
-    assert len(list(reader)) == 4
-    assert reader.stopped
+def run(models, path, folder, every=EVERY, **options):
+    return track_video(
+        models, "nano", str(path), read_query("cat, cup"), Settings(THRESHOLD, NMS), every, folder, **options
+    )
 
 
-def test_written_videos_have_a_codec_that_browsers_play(clip):
-    with av.open(str(clip)) as container:
-        stream = container.streams.video[0]
-        assert stream.codec_context.name in ("h264", "mpeg4")
-        assert stream.codec_context.pix_fmt == "yuv420p"
-        assert float(container.duration / av.time_base) == pytest.approx(1.0, abs=0.11)
+def test_frames_come_with_their_number_and_time_upright_and_bounded(tmp_path):
+    path = turn(write_clip(tmp_path / "phone.mp4", flat_frames(6, (2000, 500))), (0, 1, -1, 0))
+    frames = list(UploadedVideo(str(path)))
+    assert [(frame.number, number_of(frame.image)) for frame in frames] == [(number, number) for number in range(6)]
+    assert [frame.seconds for frame in frames] == pytest.approx([number / 10 for number in range(6)], abs=1e-3)
+    assert {frame.image.size for frame in frames} == {(320, 1280)}
 
 
-CORNER = (250, 20, 20)
+def test_the_files_are_those_of_gdino_track(models, clip, tmp_path):
+    mine, own = tmp_path / "page", tmp_path / "command"
+    mine.mkdir()
+    forwards, told = models.forwards, []
+    tracked = run(models, clip, mine, progress=lambda *numbers: told.append(numbers))
+    assert models.forwards == forwards + 3
+    assert told == [(number, 7) for number in range(1, 8)]
+    options = ["--every", str(EVERY), "--threshold", str(THRESHOLD), "--nms", str(NMS), "--device", "cpu"]
+    assert main(["track", str(clip), "--labels", "cat, cup", *options, "--out", str(own)]) == 0
+    for name in ("frames.jsonl", "tracks.txt", "tracks.csv", "tracks.coco.json"):
+        pieces = [re.split(r"(-?\d+\.\d+)", (folder / name).read_text()) for folder in (mine, own)]
+        assert pieces[0][::2] == pieces[1][::2]
+        numbers = [[float(number) for number in each[1::2]] for each in pieces]
+        assert numbers[0] == pytest.approx(numbers[1], abs=ROUNDING)
+    assert [frame.seconds for frame in VideoFile(mine / "annotated.mp4")] == [
+        frame.seconds for frame in VideoFile(own / "annotated.mp4")
+    ]
+    assert VideoFile(mine / "annotated.mp4").has_sound
+    assert tracked.remarks == ()
+    assert [(row["track_id"], row["label"]) for row in tracked.summary["tracks"]] == [(1, "cat")]
+    assert next(csv.DictReader((mine / "tracks.csv").open()))["frames"] == "4"
+    assert str(tmp_path) not in (mine / "summary.json").read_text()
 
 
-def phone_video(path, matrix):
-    """A video of 64x48 pixels that is dark but for its top left quarter, with the display matrix that phones write."""
-    image = Image.new("RGB", (64, 48), (20, 20, 20))
-    image.paste(CORNER, (0, 0, 32, 24))
-    writer = Writer(path, Fraction(10))
-    for _ in range(4):
-        writer.add(image)
-    writer.close()
-    data = path.read_bytes()
-    header = data.index(b"tkhd") + 4
-    identity = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
-    place = data.index(identity, header)
-    xx, xy, yx, yy = matrix
-    turned = struct.pack(">9i", xx << 16, xy << 16, 0, yx << 16, yy << 16, 0, 0, 0, 1 << 30)
-    path.write_bytes(data[:place] + turned + data[place + 36 :])
-    return path
+def test_what_takes_too_long_is_cut_off_and_said(models, clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LONGEST_WORK", 0.0)
+    tracked = run(models, clip, tmp_path, every=1)
+    assert tracked.summary["finished"] is False
+    assert (
+        tracked.summary["frames"] == len(found_in_frames(tmp_path)) == len(list(VideoFile(tmp_path / "annotated.mp4")))
+    )
+    assert tracked.summary["frames"] < 7
+    (remark,) = tracked.remarks
+    assert remark.startswith("The first 0:00 of 0:00 were searched, because one request takes 0 seconds of work")
+    assert json.loads((tmp_path / "summary.json").read_text())["remarks"] == [remark]
 
 
-@pytest.mark.parametrize(
-    ("matrix", "size", "corner", "rotation"),
-    [
-        ((1, 0, 0, 1), (64, 48), (0, 0), 0),
-        ((0, 1, -1, 0), (48, 64), (1, 0), -90),
-        ((-1, 0, 0, -1), (64, 48), (1, 1), 180),
-        ((0, -1, 1, 0), (48, 64), (0, 1), 90),
-        ((-1, 0, 0, 1), (64, 48), (1, 0), None),
-        ((0, 1, 1, 0), (48, 64), (0, 0), None),
-    ],
-    ids=["as stored", "90 degrees", "180 degrees", "270 degrees", "mirrored", "mirrored, 90 degrees"],
-)
-def test_phone_videos_are_turned_upright(tmp_path, matrix, size, corner, rotation):
-    path = phone_video(tmp_path / "phone.mp4", matrix)
-    with av.open(str(path)) as container:
-        frame = next(container.decode(video=0))
-        # PyAV 14 has no such attribute.
-        assert rotation is None or (getattr(frame, "rotation", rotation) - rotation) % 360 == 0
-    frames = list(Reader(str(path), 1))
-    assert len(frames) == 4
-    for frame in frames:
-        assert frame.image.size == size
-        pixels = np.asarray(frame.image, dtype=float)
-        quarters = {
-            (right, below): pixels[
-                below * size[1] // 2 : (below + 1) * size[1] // 2, right * size[0] // 2 : (right + 1) * size[0] // 2, 0
-            ].mean()
-            for right in (0, 1)
-            for below in (0, 1)
-        }
-        assert max(quarters, key=quarters.get) == corner
-        assert quarters[corner] > 150
+def test_a_video_longer_than_the_limit_is_cut_off_and_said(models, tmp_path, example_folder):
+    frames = moving_cat(example_folder, 4)
+    path = write_clip(tmp_path / "long.mp4", frames, times=[0, 1800, 3599, 7200], sound=True)
+    tracked = run(models, path, tmp_path, every=1)
+    assert [row["frame"] for row in found_in_frames(tmp_path)] == [0, 1, 2]
+    assert len(tracked.remarks) == 1
+    assert tracked.remarks[0].startswith("The first 60:00 of ")
 
 
-def test_odd_frame_sizes_are_made_even(tmp_path):
-    writer = Writer(tmp_path / "odd.mp4", Fraction(1, 100))
-    writer.add(Image.new("RGB", (63, 47)))
-    writer.close()
-    assert next(iter(Reader(str(tmp_path / "odd.mp4"), 1))).image.size == (62, 46)
+def test_larger_frames_and_damage_are_said(models, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (12, 36, 1284, 3), dtype=np.uint8)
+    path = write_clip(tmp_path / "cut.mkv", map(Image.fromarray, noise), codec="ffv1", pixels="bgr0")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    tracked = run(models, path, tmp_path, every=12, draw=False)
+    assert tracked.size == (1280, 36)
+    smaller, damage = tracked.remarks
+    assert smaller == ("The frames were made smaller, to 1280x36 pixels; the boxes in all files are in these pixels.")
+    assert damage.startswith("cut.mkv is cut off or damaged after")
+    assert not (tmp_path / "annotated.mp4").exists()
 
 
 @pytest.mark.parametrize(
@@ -136,31 +135,24 @@ def test_files_that_are_not_videos_are_refused(tmp_path, data, sentence):
     path = tmp_path / "it.mp4"
     path.write_bytes(data)
     with pytest.raises(Refused, match=sentence):
-        list(Reader(str(path), 1))
+        list(UploadedVideo(str(path)))
 
 
-def test_a_truncated_video_gives_its_readable_frames(tmp_path):
-    path = tmp_path / "broken.mp4"
-    noise = np.random.default_rng(0).integers(0, 256, (20, 48, 64, 3), dtype=np.uint8)
-    writer = Writer(path, Fraction(10))
-    for pixels in noise:
-        writer.add(Image.fromarray(pixels))
-    writer.close()
+def test_a_video_without_a_readable_frame_is_refused(models, tmp_path):
+    path = write_clip(tmp_path / "broken.mp4", flat_frames(6))
     data = bytearray(path.read_bytes())
-    data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
+    start = data.index(b"mdat") + 4
+    end = data.index(b"moov", start) - 4
+    data[start:end] = bytes(end - start)
     path.write_bytes(data)
-    assert 0 < len(list(Reader(str(path), 1))) <= 20
+    with pytest.raises(Refused, match="damaged"):
+        run(models, path, tmp_path)
 
 
-def test_the_api_returns_the_detections_of_every_frame(client, example_folder, tmp_path):
-    path = tmp_path / "cat.mp4"
-    writer = Writer(path, Fraction(10))
-    with Image.open(example_folder / "cat.jpg") as cat:
-        for _ in range(5):
-            writer.add(cat)
-    writer.close()
-    found = client.predict(video=handle_file(path), labels="cat", stride=2, api_name="/video")
-    assert [frame["frame"] for frame in found["frames"]] == [0, 2, 4]
-    assert [frame["seconds"] for frame in found["frames"]] == pytest.approx([0, 0.2, 0.4], abs=1e-3)
-    assert all(frame["detections"][0]["label"] == "cat" for frame in found["frames"])
-    assert (found["width"], found["height"]) == (450, 300)
+def test_the_api_returns_tracks_and_the_detections_of_every_frame(client, clip):
+    found = client.predict(video=handle_file(clip), labels="cat", stride=3, api_name="/video")
+    assert [frame["frame"] for frame in found["frames"]] == list(range(7))
+    assert [frame["detected"] for frame in found["frames"]] == [number % 3 == 0 for number in range(7)]
+    assert [[each["track_id"] for each in frame["detections"]] for frame in found["frames"]] == [[]] * 3 + [[1]] * 4
+    assert (found["width"], found["height"], found["source"]) == (320, 200, "cat.mp4")
+    assert [track["label"] for track in found["tracks"]] == ["cat"]

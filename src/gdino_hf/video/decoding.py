@@ -60,6 +60,7 @@ class VideoFile:
     Attributes:
         name: The file's name, for messages.
         rate: Average number of frames per second.
+        container: FFmpeg's demuxer, as given.
         size: (width, height) in pixels as stored; a frame of a rotated video has them swapped.
         seconds: Length that the file states; None if it does not.
         expected: Number of frames to expect between `start` and `end`; None if the file does not tell.
@@ -84,7 +85,7 @@ class VideoFile:
     ) -> None:
         self._every, self._limits = checked_count(every, "every"), limits or PictureLimits.current()
         self.path, self.name = Path(path), printable(os.fspath(path))
-        self.start, self.end, self._demuxer = start, end, container
+        self.start, self.end, self.container = start, end, container
         self.remark: str | None = None
         self.size = (0, 0)
         with self._open() as (opened, stream):
@@ -172,7 +173,7 @@ class VideoFile:
         with file:
             # FFmpeg gets an open file and may open no other, which a crafted video or a play list could name.
             try:
-                container = av.open(file, format=self._demuxer, metadata_errors="ignore", io_open=refuse_other_files)
+                container = av.open(file, format=self.container, metadata_errors="ignore", io_open=refuse_other_files)
             except (OSError, ValueError, EOFError) as error:
                 raise VideoError(
                     f"{self.name} cannot be opened as a video ({reason(error)}); it is no video, or is damaged or cut "

@@ -107,7 +107,12 @@ class TrackRun:
             # disable=None: no bar if the stream is no terminal
             with (
                 tqdm(
-                    total=self._source.expected, desc="track", unit="frame", file=bar, disable=None, leave=False
+                    total=self._source.expected,
+                    desc="track",
+                    unit="frame",
+                    file=bar,
+                    disable=True if bar is None else None,
+                    leave=False,
                 ) as shown,
                 in_background(self._record, _WAITING) as record,
                 warnings.catch_warnings(),

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 
 from ..detection.detection_options import THRESHOLD
 from ..detection.detections import Detections
-from ..detection.detector import Detector
 from ..detection.prepared_pictures import SMALL_PICTURES, PreparedPicture, are_alike, are_small_and_equal
 from ..detection.search import Search
 from ..detection.stages import in_batches
@@ -33,6 +32,17 @@ NMS_THRESHOLD = 0.7
 _DETECTIONS_OF_PATIENCE = 3
 _FRAMES_AT_ONCE = 16
 _FRAMES_AHEAD = 4
+
+
+class Searcher(Protocol):
+    """A `Detector`, or what stands before one."""
+
+    @property
+    def device(self) -> Any:
+        """The model's device."""
+
+    def search(self, labels: Vocabulary, **options: Any) -> Any:
+        """Return a `Search`, or an object with its `asked`, `lanes`, `prepare`, `in_lanes` and call."""
 
 
 class VideoWarning(UserWarning):
@@ -68,7 +78,7 @@ class _Step(NamedTuple):
 
 
 def track(
-    detector: Detector,
+    detector: Searcher,
     source: Any,
     labels: Labels | Vocabulary,
     *,
@@ -81,7 +91,7 @@ def track(
     start: float = 0.0,
     end: float | None = None,
     **options: Any,
-) -> Iterator[TrackedFrame]:
+) -> Generator[TrackedFrame, None, None]:
     """Follow the objects that labels name through a video.
 
     Text is encoded once. Frames are decoded beside the model. Memory does not grow with the length of the video.
@@ -157,7 +167,7 @@ def make_tracker(
     return Tracker(name, threshold=threshold, thresholds=own, patience=patience, rate=rate)
 
 
-def low_search(detector: Detector, vocabulary: Vocabulary, tracker: Tracker, **options: Any) -> Search:
+def low_search(detector: Searcher, vocabulary: Vocabulary, tracker: Tracker, **options: Any) -> Search:
     """Return a search that also finds the boxes with low scores that only continue tracks.
 
     Args:
@@ -171,7 +181,8 @@ def low_search(detector: Detector, vocabulary: Vocabulary, tracker: Tracker, **o
         ValueError: A label or an option cannot be used.
     """
     lowered = vocabulary.with_thresholds(tracker.low_thresholds(vocabulary.labels))
-    return detector.search(lowered, **{"nms_threshold": NMS_THRESHOLD} | options)
+    search: Search = detector.search(lowered, **{"nms_threshold": NMS_THRESHOLD} | options)
+    return search
 
 
 def _tracked(
@@ -181,7 +192,7 @@ def _tracked(
     every: int,
     size: int,
     alike: Callable[[Sequence[PreparedPicture], PreparedPicture], bool],
-) -> Iterator[TrackedFrame]:
+) -> Generator[TrackedFrame, None, None]:
     def prepare(step: _Step) -> _Step:
         if step.place % every:
             return step

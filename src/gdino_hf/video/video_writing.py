@@ -119,7 +119,9 @@ class _Sound:
 
     def __init__(self, source: VideoFile, start: float) -> None:
         self._file = open(source.path, "rb")  # noqa: SIM115  closed by close
-        self._source = pyav().open(self._file, metadata_errors="ignore", io_open=refuse_other_files)
+        self._source = pyav().open(
+            self._file, format=source.container, metadata_errors="ignore", io_open=refuse_other_files
+        )
         self._stream = self._source.streams.audio[0]
         self._start = start + (self._source.start_time or 0) / 1_000_000
         self._packets: Iterator[tuple[float, Any]] | None = None
