@@ -127,7 +127,12 @@ def run_command(command: str) -> None:
     if words[:2] == ["python", "-m"]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", words[2:])
-            runpy.run_module(words[2], run_name="__main__", alter_sys=True)
+            status = None
+            try:
+                runpy.run_module(words[2], run_name="__main__", alter_sys=True)
+            except SystemExit as stopped:
+                status = stopped.code
+        assert status in (0, None), command
         return
     if words[:2] == ["python", "-c"]:
         exec(words[2], {"__name__": "__main__"})
