@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
@@ -11,6 +12,7 @@ from gdino_hf import Detections
 
 from . import components, formats, render
 from .components import PageState
+from .masks import OFF
 from .outputs import Outputs, Settings
 from .queries import read_query
 from .request_limits import CheckedFiles
@@ -39,6 +41,7 @@ def build(state: PageState) -> None:
             with gr.Accordion("More: negative labels, model, thresholds", open=False):
                 negatives = components.negatives_field()
                 model = components.model_field(state)
+                masks = components.masks_fields(state)
                 threshold = components.threshold_field(state.threshold)
                 nms = components.nms_field(state)
         with gr.Column(scale=6, min_width=320):
@@ -48,33 +51,39 @@ def build(state: PageState) -> None:
 
     def on_start(
         files: list[tuple[str, str]] | None, labels: str, negatives: str, model: str, threshold: float, nms: float,
-        format_name: str, progress: gr.Progress = gr.Progress(),  # noqa: B008  gradio recognizes the progress bar by this default
+        format_name: str, masks: str = OFF, progress: gr.Progress = gr.Progress(),  # noqa: B008  gradio recognizes the progress bar by this default
     ) -> tuple[Any, ...]:  # fmt: skip
         settings = components.read_settings(threshold, nms)
         pictures: list[tuple[str, str]] = []
-        results, failed = _run(state, files, labels, negatives, model, settings, progress, pictures)
-        path = components.write_file(*formats.format_file(format_name, [found for _, found in results]))
+        results, failed = _run(state, files, labels, negatives, model, settings, masks, progress, pictures)
+        path = components.write_file(*formats.format_file(format_name, _found(results, settings)))
         return _status(results, failed), pictures, path
 
     def batch_endpoint(
-        files: list[tuple[str, str]] | None, labels: str, negatives: str, model: str, threshold: float, nms: float
+        files: list[tuple[str, str]] | None,
+        labels: str,
+        negatives: str,
+        model: str,
+        threshold: float,
+        nms: float,
+        masks: str = OFF,
     ) -> dict[str, Any]:
         """Detect the labels in many pictures; returns COCO data, with unreadable pictures in "failed"."""
         settings = components.read_settings(threshold, nms)
-        results, failed = _run(state, files, labels, negatives, model, settings, None, None)
-        data = formats.coco_data([found for _, found in results])
+        results, failed = _run(state, files, labels, negatives, model, settings, masks, None, None)
+        data = formats.coco_data(_found(results, settings) if results else [])
         return {**data, "failed": [{"image": name, "error": reason} for name, reason in failed]}
 
     query = [files, labels, negatives, model, threshold, nms]
     start.click(
         on_start,
-        [*query, format_name],
+        [*query, format_name, *masks],
         [status, gallery, file],
         api_visibility="private",
         show_progress_on=status,
         **components.RUNS_A_MODEL,
     )
-    components.endpoint(batch_endpoint, query, "batch")
+    components.endpoint(batch_endpoint, [*query, *masks], "batch")
 
 
 def _run(
@@ -84,33 +93,46 @@ def _run(
     negatives: str,
     model: str,
     settings: Settings,
+    masks: str,
     progress: gr.Progress | None,
     drawn: list[tuple[str, str]] | None,
-) -> tuple[list[tuple[Outputs, Detections]], list[tuple[str, str]]]:
-    """Return results of readable pictures and (name, reason) of the others; append annotated pictures to `drawn`."""
+) -> tuple[list[tuple[Outputs, int]], list[tuple[str, str]]]:
+    """Return outputs and numbers of detections of readable pictures, and (name, reason) of the others.
+
+    Annotated pictures are appended to `drawn`.
+    """
     if not files:
         raise Refused("There is no picture; choose some files.")
     if len(files) > MOST_PICTURES:
         raise Refused(f"There are {len(files)} files; one request takes {MOST_PICTURES}, choose fewer.")
     query = read_query(labels, negatives)
     state.models.check(model, query)
+    state.models.check_masks(masks)
     results, failed = [], []
     for number, (path, name) in enumerate(files):
         if progress is not None:
             progress((number, len(files)), desc="Detecting", unit="pictures")
         try:
             picture = read_picture(path, name)
-            outputs = state.models.run(model, picture, query)
+            outputs = state.models.run(model, picture, query, masks)
+            found = outputs.detections(settings)
         except Refused as refusal:
             if len(files) == 1:
                 raise
             failed.append((name, html.unescape(str(refusal.message))))
             continue
-        found = outputs.detections(settings)
-        results.append((outputs, found))
+        if outputs.masks is not None:
+            outputs.masks.forget_picture()
+        results.append((outputs, len(found)))
         if drawn is not None:
             drawn.append((_small(picture.image, found), f"{outputs.name}: {len(found)}"))
     return results, failed
+
+
+def _found(results: list[tuple[Outputs, int]], settings: Settings) -> Iterator[Detections]:
+    """Yield the detections picture by picture, because the masks of all would not fit into memory together."""
+    for outputs, _ in results:
+        yield outputs.detections(settings)
 
 
 def _small(image: Any, found: Detections) -> str:
@@ -120,9 +142,9 @@ def _small(image: Any, found: Detections) -> str:
     return components.write_file("annotated.jpg", render.jpeg(annotated))
 
 
-def _status(results: list[tuple[Outputs, Detections]], failed: list[tuple[str, str]]) -> str:
+def _status(results: list[tuple[Outputs, int]], failed: list[tuple[str, str]]) -> str:
     """Return the numbers of detections and pictures, and the pictures that could not be read, as HTML."""
-    number = sum(len(found) for _, found in results)
+    number = sum(count for _, count in results)
     text = f"{number} detection{'s' * (number != 1)} in {len(results)} picture{'s' * (len(results) != 1)}"
     lines = "".join(f"<li>{html.escape(name)}: {html.escape(reason)}</li>" for name, reason in failed)
     skipped = f"<p>Skipped:</p><ul>{lines}</ul>" if failed else ""

@@ -13,6 +13,7 @@ import gradio as gr
 from .engine import Models
 from .formats import FORMAT_NAMES
 from .gradio_internals import upload_folder
+from .masks import OFF
 from .outputs import KeptOutputs, Settings
 from .queries import PHRASES, WHOLE
 from .render import FIGURE_TEMPLATE
@@ -77,6 +78,17 @@ def model_field(state: PageState, label: str = "Model", index: int = 0) -> gr.Dr
     """Return the menu of models."""
     names = state.models.names
     return gr.Dropdown(names, value=names[min(index, len(names) - 1)], label=label, filterable=False)
+
+
+def masks_fields(state: PageState) -> list[gr.Dropdown]:
+    """Return the menu of segmenters as the only item of a list, which is empty if the page has none."""
+    names = state.models.segmenters
+    if not names:
+        return []
+    info = "Also makes the mask of each box that is shown."
+    return [
+        gr.Dropdown([OFF, *names], value=OFF, label="Masks", info=info, filterable=False, elem_classes="gd-masks-field")
+    ]
 
 
 def labels_field(value: str = "cat, person, cup", label: str = "Labels") -> gr.Textbox:

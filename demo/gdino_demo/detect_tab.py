@@ -11,6 +11,7 @@ from gdino_hf.detection.vocabulary_text import vocabulary_text
 from . import components, render
 from .components import PageState
 from .fetch import fetch
+from .masks import OFF
 from .outputs import Outputs
 from .picture_field import address_field, picture_field
 from .queries import read_query, read_vocabulary_file
@@ -46,6 +47,7 @@ def build(state: PageState) -> None:
                 tiles = components.tiles_field()
                 tiles.elem_id = "gd-tiles"
                 model = components.model_field(state)
+                masks = components.masks_fields(state)
         with gr.Column(scale=6, min_width=320):
             empty = "Choose a picture, name what to look for, and press Detect."
             panel = ResultPanel(state, "gd", empty, "Labels")
@@ -55,41 +57,44 @@ def build(state: PageState) -> None:
     def on_detect(
         image: Picture | None, labels: str, negatives: str, model: str, threshold: float, nms: float,
         text_threshold: float, tiles: float, vocabulary: list[tuple[str, str]] | None, key: str | None,
+        masks: str = OFF,
     ) -> tuple[Any, ...]:  # fmt: skip
-        outputs = _run(state, image, labels, negatives, model, tiles, vocabulary)
+        outputs = _run(state, image, labels, negatives, model, tiles, vocabulary, masks)
         assert image is not None
         return panel.show(outputs, image, key, threshold, nms, text_threshold)
 
     def detect_endpoint(
         image: Picture | None, labels: str, negatives: str, model: str, threshold: float, nms: float,
-        text_threshold: float, tiles: float, vocabulary: list[tuple[str, str]] | None = None,
+        text_threshold: float, tiles: float, vocabulary: list[tuple[str, str]] | None = None, masks: str = OFF,
     ) -> dict[str, Any]:  # fmt: skip
         """Detect the labels in one picture; returns labels, scores, xyxy boxes in pixels, and each label's presence."""
-        outputs = _run(state, image, labels, negatives, model, tiles, vocabulary)
+        outputs = _run(state, image, labels, negatives, model, tiles, vocabulary, masks)
         chosen = components.read_settings(threshold, nms, text_threshold)
         return render.report(outputs, outputs.detections(chosen), chosen)
 
     def detect_url_endpoint(
         address: str, labels: str, negatives: str, model: str, threshold: float, nms: float, text_threshold: float,
-        tiles: float, vocabulary: list[tuple[str, str]] | None = None,
+        tiles: float, vocabulary: list[tuple[str, str]] | None = None, masks: str = OFF,
     ) -> dict[str, Any]:  # fmt: skip
         """Detect the labels in a picture at a public http(s) address; returns what /detect does."""
         picture = read_picture(fetch(address), address)
-        return detect_endpoint(picture, labels, negatives, model, threshold, nms, text_threshold, tiles, vocabulary)
+        return detect_endpoint(
+            picture, labels, negatives, model, threshold, nms, text_threshold, tiles, vocabulary, masks
+        )
 
     query = [labels, negatives, model, *panel.thresholds, tiles, file]
     gr.on(
         [detect.click, labels.submit, negatives.submit],
         on_detect,
-        [image, *query, panel.key],
+        [image, *query, panel.key, *masks],
         panel.outputs,
         api_visibility="private",
         show_progress_on=panel.status,
         **components.RUNS_A_MODEL,
     )
     file.change(_show_file, [file, labels], labels, api_visibility="private", **components.FILTERS)
-    components.endpoint(detect_endpoint, [image, *query], "detect")
-    components.endpoint(detect_url_endpoint, [address, *query], "detect_url")
+    components.endpoint(detect_endpoint, [image, *query, *masks], "detect")
+    components.endpoint(detect_url_endpoint, [address, *query, *masks], "detect_url")
 
 
 def _run(
@@ -100,12 +105,13 @@ def _run(
     model: str,
     tiles: float,
     vocabulary: list[tuple[str, str]] | None,
+    masks: str,
 ) -> Outputs:
     """Run a model with the values of the fields."""
     if image is None:
         raise Refused("There is no picture; upload one, paste it, or load it from an address.")
     file = vocabulary[0] if vocabulary else None
-    return state.models.run(model, image, read_query(labels, negatives, file, tiles))
+    return state.models.run(model, image, read_query(labels, negatives, file, tiles), masks)
 
 
 def _show_file(vocabulary: list[tuple[str, str]] | None, labels: str) -> Any:

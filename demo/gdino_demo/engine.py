@@ -19,6 +19,7 @@ except ImportError:
         return function
 
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -31,7 +32,10 @@ from gdino_hf.detection.tiles import Area, tile_areas
 from gdino_hf.inference.workers import only_blocks
 from gdino_hf.model.label_faults import label_remarks
 from gdino_hf.model.msda_backends import backend_for
+from gdino_hf.segmentation import Segmenter
+from gdino_hf.segmentation.segmenter import PictureFeatures
 
+from .masks import OFF, PictureMasks, moved
 from .outputs import Outputs, Rows
 from .queries import Query
 from .safety import Picture, Refused
@@ -48,14 +52,16 @@ class Models:
 
     Args:
         detectors: Model name -> Detector.
+        segmenters: Name -> Segmenter.
     """
 
-    def __init__(self, detectors: Mapping[str, Detector]) -> None:
+    def __init__(self, detectors: Mapping[str, Detector], segmenters: Mapping[str, Segmenter] | None = None) -> None:
         if not detectors:
             raise ValueError("There is no model to show; load at least one.")
-        self._detectors = dict(detectors)
+        self._detectors, self._segmenters = dict(detectors), dict(segmenters or {})
         self._lock = threading.Lock()
         self._on_device, self._search_on_device = GPU(self._forward), GPU(self._found)
+        self._features_on_device, self._masks_on_device = GPU(self._features), GPU(self._masks)
         self.forwards = 0
         """Number of pictures that a model has run on so far; tests check that moving a slider adds none."""
 
@@ -63,6 +69,11 @@ class Models:
     def names(self) -> list[str]:
         """Names of the models in the order given; the first is the default."""
         return list(self._detectors)
+
+    @property
+    def segmenters(self) -> list[str]:
+        """Names of the segmenters."""
+        return list(self._segmenters)
 
     def check(self, name: str, query: Query) -> tuple[str, ...]:
         """Refuse a model name or a query that cannot be used with any picture.
@@ -95,13 +106,49 @@ class Models:
             found: list[Detections] = self._search_on_device(name, labels, options, pictures)
         return found
 
-    def run(self, name: str, picture: Picture, query: Query) -> Outputs:
+    def check_masks(self, name: str) -> None:
+        """Refuse what is neither one of `segmenters` nor `OFF`.
+
+        Raises:
+            Refused: There is no such segmenter.
+        """
+        if name not in (OFF, *self._segmenters):
+            raise Refused(f"There are no masks of this name here; choose one of {', '.join([OFF, *self._segmenters])}.")
+
+    def picture_masks(self, name: str, image: Image.Image) -> PictureMasks | None:
+        """Run a segmenter's image encoder.
+
+        Args:
+            name: One of `segmenters`, or `OFF`.
+            image: The picture.
+
+        Returns:
+            What makes the masks of boxes in it; None for `OFF`.
+
+        Raises:
+            Refused: There is no such segmenter.
+        """
+        self.check_masks(name)
+        if name == OFF:
+            return None
+        with self._lock:
+            features = self._features_on_device(name, image)
+
+        def make(features: PictureFeatures, boxes: np.ndarray) -> np.ndarray:
+            with self._lock:
+                masks: np.ndarray = self._masks_on_device(name, features, boxes)
+            return masks
+
+        return PictureMasks(name, features, make, self._segmenters[name].tighten)
+
+    def run(self, name: str, picture: Picture, query: Query, masks: str = OFF) -> Outputs:
         """Run one model on one picture.
 
         Args:
             name: One of `names`.
             picture: The picture.
             query: What to look for.
+            masks: Name of the segmenter that makes masks, or `OFF`.
 
         Returns:
             The model's outputs, from which thresholds select detections.
@@ -110,6 +157,7 @@ class Models:
             Refused: There is no such model, it cannot read a label or the caption, or the request takes more than
                 `MOST_PASSES` passes.
         """
+        self.check_masks(masks)
         start = time.perf_counter()
         asked, remarks = self._asked(name, query)
         try:
@@ -141,6 +189,7 @@ class Models:
             device=device,
             backend=_BACKENDS[backend],
             remarks=remarks,
+            masks=self.picture_masks(masks, picture.image),
         )
 
     def _asked(self, name: str, query: Query) -> tuple[Asked, tuple[str, ...]]:
@@ -171,6 +220,13 @@ class Models:
     ) -> list[Detections]:
         """Return the detections in pictures; on ZeroGPU this runs in a process of its own, as `_forward` does."""
         return self._detectors[name].search(labels, **options)(pictures)
+
+    def _features(self, name: str, image: Image.Image) -> PictureFeatures:
+        return moved(self._segmenters[name].features([image])[0], "cpu")
+
+    def _masks(self, name: str, features: PictureFeatures, boxes: np.ndarray) -> np.ndarray:
+        segmenter = self._segmenters[name]
+        return segmenter.masks(moved(features, segmenter.device), boxes)
 
     def _forward(
         self, name: str, prepared: Any, image: Image.Image | None, tiles: Sequence[Area], chunks: Sequence[Any]

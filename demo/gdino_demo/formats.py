@@ -6,7 +6,8 @@ import io
 import json
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ from .safety import Refused
 FORMAT_NAMES = tuple(FORMATS)
 
 
-def format_file(name: str, results: Sequence[Detections]) -> tuple[str, bytes]:
+def format_file(name: str, results: Iterable[Detections]) -> tuple[str, bytes]:
     """Write detections in a format of another tool.
 
     Args:
         name: One of `FORMAT_NAMES`.
-        results: Detections of one picture or more, all of the same labels.
+        results: Detections of one picture or more, all of the same labels, which are taken one by one.
 
     Returns:
         File name and content; a ZIP archive if the format has several files.
@@ -33,12 +34,14 @@ def format_file(name: str, results: Sequence[Detections]) -> tuple[str, bytes]:
     """
     if name not in FORMATS:
         raise Refused(f"There is no format of this name here; choose one of {', '.join(FORMATS)}.")
-    if not results:
+    remaining = iter(results)
+    first = next(remaining, None)
+    if first is None:
         raise Refused("There is nothing to write; no picture could be read.")
     with tempfile.TemporaryDirectory(prefix="gdino-format-") as folder:
         try:
-            with DataSetFiles(folder, [name], results[0].names) as files:
-                for found in results:
+            with DataSetFiles(folder, [name], first.names) as files:
+                for found in chain([first], remaining):
                     files.add(found)
         except ImportError as error:
             raise Refused(str(error)) from error
@@ -52,11 +55,11 @@ def format_file(name: str, results: Sequence[Detections]) -> tuple[str, bytes]:
         return f"{name}.zip", archive.getvalue()
 
 
-def coco_data(results: Sequence[Detections]) -> dict[str, Any]:
+def coco_data(results: Iterable[Detections]) -> dict[str, Any]:
     """Return detections as the content of a COCO data set.
 
     Args:
-        results: Detections of any number of pictures, all of the same labels.
+        results: Detections of any number of pictures, all of the same labels; an empty list for none.
 
     Returns:
         "images", "categories" numbered from 1 in the order of the labels, and "annotations" with scores and with xywh

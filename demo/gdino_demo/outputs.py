@@ -19,6 +19,7 @@ from gdino_hf.detection.tiles import Area, merge_tiles
 from gdino_hf.model.box_ops import box_scale
 from gdino_hf.model.grounded_results import LabelledRow, Selection
 
+from .masks import PictureMasks
 from .queries import Query
 from .safety import KEPT_SECONDS
 
@@ -65,6 +66,7 @@ class Outputs:
         device: Name of the device that ran the model.
         backend: Name of the implementation of deformable attention.
         remarks: What is odd about the labels, one sentence each.
+        masks: Makes the masks of what is shown; None for no masks.
     """
 
     model: str
@@ -79,6 +81,7 @@ class Outputs:
     device: str
     backend: str
     remarks: tuple[str, ...] = ()
+    masks: PictureMasks | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -86,8 +89,13 @@ class Outputs:
         return self.asked.names
 
     def detections(self, settings: Settings) -> Detections:
-        """Return the detections for some settings, best first, without running a model."""
-        return self._detections(settings, self._selection(settings))
+        """Return the detections for some settings, best first, without running the model.
+
+        Raises:
+            Refused: There are too many boxes to make masks of.
+        """
+        found = self._detections(settings, self._selection(settings))
+        return found if self.masks is None else self.masks.add(found)
 
     def best(self) -> Detection | None:
         """Return the best candidate, below every threshold too, or None; the page names it if it found nothing."""
@@ -104,7 +112,8 @@ class Outputs:
     def num_bytes(self) -> int:
         """Memory in bytes that storing these outputs takes."""
         tensors = (x for rows in self.rows for row in rows for x in row)
-        return len(self.data) + sum(x.numel() * x.element_size() for x in tensors)
+        kept = 0 if self.masks is None else self.masks.num_bytes
+        return len(self.data) + sum(x.numel() * x.element_size() for x in tensors) + kept
 
     def _detections(self, settings: Settings, select: Selection) -> Detections:
         asked = replace(self.asked, select=select)

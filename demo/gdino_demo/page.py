@@ -14,6 +14,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from gdino_hf import Detector
+from gdino_hf.segmentation import Segmenter
 
 from . import batch_tab, caption_tab, compare_tab, detect_tab, tools, video_tab
 from .components import PageState
@@ -48,18 +49,24 @@ class Page:
 
     Args:
         detectors: Model name -> Detector; the first is the default of the page.
+        segmenters: Name -> Segmenter, which visitors can choose to make masks; without any, the page has no such menu.
         files_kept: Seconds after its last use for which a file is kept.
         mcp: Whether to offer tools to agents by the Model Context Protocol too; `tools.available` says whether the
             package for it is installed.
     """
 
     def __init__(
-        self, detectors: Mapping[str, Detector], files_kept: float = KEPT_SECONDS, *, mcp: bool = False
+        self,
+        detectors: Mapping[str, Detector],
+        segmenters: Mapping[str, Segmenter] | None = None,
+        files_kept: float = KEPT_SECONDS,
+        *,
+        mcp: bool = False,
     ) -> None:
         self.folder: Path = _open[0].folder if _open else _make_folder()
         # gradio reads this variable each time a component is created or a file is uploaded.
         os.environ["GRADIO_TEMP_DIR"] = str(self.folder)
-        self.models = Models(detectors)
+        self.models = Models(detectors, segmenters)
         self.mcp = mcp
         is_nano = self.models.names[0] == "nano"
         self.state = PageState(

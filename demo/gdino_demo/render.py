@@ -9,14 +9,17 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageColor
 
 from gdino_hf import Detections
+from gdino_hf.detection.coco_exchange import encode_masks
 from gdino_hf.visualize import label_color, text_color
 
 from .outputs import Outputs, Settings
 
 LONGEST_SIDE_SHOWN = 1280
+_MASK_OPACITY = 110
 
 # The picture is a separate property, so that moving a slider resends only the boxes.
 FIGURE_TEMPLATE = (
@@ -77,7 +80,22 @@ def boxes(found: Detections) -> str:
             f'data-box="{number}" style="left:{left:.3%};top:{top:.3%};width:{right - left:.3%};'
             f'height:{bottom - top:.3%};--box:{_css(color)};--ink:{_css(text_color(color))}"><span>{name}</span></div>'
         )
-    return "".join(elements)
+    return mask_layer(found) + "".join(elements)
+
+
+def mask_layer(found: Detections) -> str:
+    """Return the masks as one transparent picture in the colours of their boxes, empty without masks."""
+    if found.masks is None or not len(found):
+        return ""
+    step = -(-max(found.size) // LONGEST_SIDE_SHOWN)
+    masks = found.masks[:, ::step, ::step]
+    layer = np.zeros((*masks.shape[1:], 4), dtype=np.uint8)
+    # Best last, on top.
+    for mask, name in list(zip(masks, found.text_labels, strict=True))[::-1]:
+        layer[mask] = (*_color(found, name), _MASK_OPACITY)
+    buffer = io.BytesIO()
+    Image.fromarray(layer, "RGBA").save(buffer, "PNG")
+    return f'<img class="gd-masks" alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
 
 def presence(outputs: Outputs, found: Detections, settings: Settings) -> str:
@@ -173,6 +191,7 @@ def status(outputs: Outputs, found: Detections, settings: Settings) -> str:
     ran = (
         f"{1000 * outputs.seconds:.0f} ms with {html.escape(outputs.model)} on {html.escape(outputs.device)}, "
         f"deformable attention in {html.escape(outputs.backend)}"
+        + ("" if outputs.masks is None else f", masks by {html.escape(outputs.masks.name)}")
     )
     parts = [f"<p>{count}{tiles} · {ran}</p>"]
     if found.caption is not None:
@@ -241,19 +260,23 @@ def report(outputs: Outputs, found: Detections, settings: Settings) -> dict[str,
     }
     if found.caption is not None:
         data["caption"] = found.caption
+    if outputs.masks is not None:
+        data |= {"masks": outputs.masks.name, "tighten": outputs.masks.tighten}
     if outputs.tiles:
         data |= {"tiles": outputs.query.tiles, "tiles_searched": len(outputs.tiles)}
     return {**data, "remarks": list(outputs.remarks)} if outputs.remarks else data
 
 
 def rows(found: Detections) -> list[dict[str, Any]]:
-    """Return each detection as data, with the fields that `gdino detect` writes."""
+    """Return each detection as data, with the fields that `gdino detect` writes; masks are COCO's run lengths."""
     data: list[dict[str, Any]] = [
         {"label": each.text_label, "label_index": each.label, "score": each.score, "box": list(each.box)}
         for each in found
     ]
     for row, spans in zip(data, found.spans or ()):  # noqa: B905  there are no spans without a caption
         row["spans"] = [list(span) for span in spans]
+    for row, mask in zip(data, encode_masks(found.masks) or ()):  # noqa: B905  there are none without a segmenter
+        row["mask"] = mask
     for row, scores in zip(data, found.token_scores or ()):  # noqa: B905  only of a caption that is one prompt
         row["token_scores"] = [list(pair) for pair in scores]
     return data

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from gdino_hf.video.track_run import Stop, TrackRun
 from gdino_hf.video.tracked_frames import TrackedFrame, make_tracker, track
 
 from .engine import Models
+from .masks import OFF
 from .outputs import Settings
 from .queries import Query
 from .safety import Refused
@@ -57,6 +58,7 @@ def track_video(
     every: int,
     folder: Path,
     *,
+    masks: str = OFF,
     draw: bool = True,
     progress: Progress | None = None,
 ) -> Tracked:
@@ -70,6 +72,7 @@ def track_video(
         settings: The thresholds.
         every: Number of frames from one detection to the next.
         folder: Folder to write in, which exists.
+        masks: Name of the segmenter that makes masks in the frames that the model looks at, or `OFF`.
         draw: Whether to write `ANNOTATED`, too.
         progress: Is told how far the run is.
 
@@ -77,10 +80,12 @@ def track_video(
         What was found.
 
     Raises:
-        Refused: The model or the labels cannot be used, or the file is no video that can be read here.
+        Refused: The model or the labels cannot be used, the file is no video that can be read here, or the masks of a
+            frame would take too much memory.
     """
     assert query.vocabulary is not None
     remarks = models.check(name, query)
+    models.check_masks(masks)
     source = UploadedVideo(path)
     nms = settings.nms if settings.nms < 1 else None
     try:
@@ -89,12 +94,14 @@ def track_video(
         )
         frames = track(models.searcher(name), source, query.vocabulary, tracker=tracker, every=every, nms_threshold=nms)
         run = TrackRun(folder, source, query.vocabulary.labels, video=folder / ANNOTATED if draw else None)
-        limited = _Limited(frames, source, Stop(), progress)
+        masked = _with_masks(frames, models, masks)
+        limited = _Limited(masked, source, Stop(), progress)
         finished = run.write(iter(limited), limited.stop)
     except (ImportError, ValueError) as error:
         raise Refused(str(error)) from error
     remarks = (*limited.remarks(finished), *(() if source.remark is None else (source.remark,)), *remarks)
     about = {"model": name, "every": every, "threshold": settings.threshold, "nms": nms, "tracker": tracker.name}
+    about |= {} if masks == OFF else {"masks": masks}
     run.summarize(folder / SUMMARY, about | {"remarks": remarks}, finished)
     return Tracked(json.loads((folder / SUMMARY).read_text(encoding="utf-8")), limited.size, remarks)
 
@@ -103,6 +110,20 @@ def found_in_frames(folder: Path) -> list[dict[str, Any]]:
     """Return what a run wrote about each frame: "frame", "seconds", "detected" and "detections" with "track_id"."""
     with open(folder / track_files.FRAMES, encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
+
+
+def _with_masks(
+    frames: Generator[TrackedFrame, None, None], models: Models, name: str
+) -> Generator[TrackedFrame, None, None]:
+    """Add the masks of tracked objects to the frames that the model looked at."""
+    with closing(frames):
+        for frame in frames:
+            if name == OFF or not frame.detected or not len(frame.found):
+                yield frame
+                continue
+            masks = models.picture_masks(name, frame.image)
+            assert masks is not None
+            yield replace(frame, found=masks.add(frame.found))
 
 
 class _Limited:

@@ -10,6 +10,7 @@ import gradio as gr
 
 from . import components
 from .components import PageState
+from .masks import OFF
 from .queries import read_query
 from .request_limits import CheckedSlider, CheckedVideo
 from .safety import Refused
@@ -40,6 +41,7 @@ def build(state: PageState) -> None:
             with gr.Accordion("More: negative labels, model, thresholds", open=False):
                 negatives = components.negatives_field()
                 model = components.model_field(state)
+                masks = components.masks_fields(state)
                 threshold = components.threshold_field(state.threshold)
                 nms = components.nms_field(state)
         with gr.Column(scale=6, min_width=320):
@@ -56,21 +58,30 @@ def build(state: PageState) -> None:
 
     def on_start(
         video: str | None, labels: str, negatives: str, model: str, stride: float, threshold: float, nms: float,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008  gradio recognizes the progress bar by this default
+        masks: str = OFF, progress: gr.Progress = gr.Progress(),  # noqa: B008  gradio recognizes the progress bar by this default
     ) -> tuple[Any, ...]:  # fmt: skip
         def tell(done: int, expected: int | None) -> None:
             progress((done, expected), desc="Following", unit="frames")
 
         folder = components.new_folder()
-        tracked = _run(state, video, labels, negatives, model, int(stride), threshold, nms, folder, progress=tell)
+        tracked = _run(
+            state, video, labels, negatives, model, int(stride), threshold, nms, masks, folder, progress=tell
+        )
         return _status(tracked), str(folder / ANNOTATED), [str(folder / name) for name in FILES]
 
     def video_endpoint(
-        video: str | None, labels: str, negatives: str, model: str, stride: float, threshold: float, nms: float
+        video: str | None,
+        labels: str,
+        negatives: str,
+        model: str,
+        stride: float,
+        threshold: float,
+        nms: float,
+        masks: str = OFF,
     ) -> dict[str, Any]:
         """Follow the labels through a video; returns the tracks, and for each frame the time and the detections."""
         folder = components.new_folder()
-        tracked = _run(state, video, labels, negatives, model, int(stride), threshold, nms, folder, draw=False)
+        tracked = _run(state, video, labels, negatives, model, int(stride), threshold, nms, masks, folder, draw=False)
         width, height = tracked.size
         return {
             **tracked.summary,
@@ -81,7 +92,7 @@ def build(state: PageState) -> None:
             "frames": found_in_frames(folder),
         }
 
-    query = [video, labels, negatives, model, stride, threshold, nms]
+    query = [video, labels, negatives, model, stride, threshold, nms, *masks]
     start.click(
         on_start,
         query,
@@ -102,6 +113,7 @@ def _run(
     stride: int,
     threshold: float,
     nms: float,
+    masks: str,
     folder: Path,
     **options: Any,
 ) -> Tracked:
@@ -109,7 +121,8 @@ def _run(
     if video is None:
         raise Refused("There is no video; upload one.")
     settings = components.read_settings(threshold, nms)
-    return track_video(state.models, model, video, read_query(labels, negatives), settings, stride, folder, **options)
+    query = read_query(labels, negatives)
+    return track_video(state.models, model, video, query, settings, stride, folder, masks=masks, **options)
 
 
 def _status(tracked: Tracked) -> str:

@@ -37,6 +37,8 @@ def run(*arguments):
         (["--port", "http"], "'http' is not a port from 1 to 65535"),
         (["--port", "70000"], "'70000' is not a port from 1 to 65535"),
         (["--fetch-ports", "8080", "0"], "'0' is not a port from 1 to 65535"),
+        (["--masks", "no/such/segmenter"], "--masks: The segmenter no/such/segmenter cannot be loaded"),
+        (["--tighten"], "--tighten is for --masks; give both"),
         (["--device", "toaster"], "--device toaster cannot be used here"),
     ],
 )
@@ -55,7 +57,7 @@ def test_further_ports_are_passed_to_the_page(monkeypatch):
     class Page:
         """Stands in for the page, which would serve until it is stopped."""
 
-        def __init__(self, detectors, mcp):
+        def __init__(self, detectors, segmenters, mcp):
             seen.append(os.environ.get("GDINO_DEMO_PORTS"))
 
         def launch(self, **options):

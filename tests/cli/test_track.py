@@ -11,15 +11,22 @@ import sys
 import threading
 
 import av
+import numpy as np
 import pytest
 from PIL import Image
 
+from gdino_hf import Detections
 from gdino_hf.cli import main
+from gdino_hf.detection.coco_exchange import decode_masks
+from gdino_hf.segmentation import Segmenter
 from gdino_hf.video.decoding import VideoFile
+from tiny_segmenters import save_segmenter
 from tracking_figures import photographs
-from video_clips import write_clip
+from video_clips import CODEC_ROUNDING, write_clip
 
 # Where the cat's box is, and where nothing is.
+# Part of the pixels whose mask may change when a box is rounded to a hundredth of a pixel.
+ROUNDED_PIXELS = 1e-3
 LINE, ZONE = "300,0,300,200", "0,0,319,0,319,199,0,199"
 
 
@@ -106,6 +113,46 @@ def test_the_annotated_video_has_all_frames_and_the_sound(out, frames):
         assert sum(frame.samples for frame in container.decode(audio=0)) / 16000 == pytest.approx(0.9, abs=0.15)
 
 
+@pytest.mark.parametrize("tighten", [False, True])
+def test_masks_are_drawn_and_in_json_lines_and_coco_vid(clip, out, tmp_path, tighten):
+    from pycocotools.coco import COCO
+
+    model = save_segmenter("sam2", tmp_path / "sam2")
+    options = ["--labels", "cat", "--every", "2", "--device", "cpu", "--masks", str(model), "--out", str(tmp_path)]
+    assert main(["track", str(clip), *options, *["--tighten"] * tighten]) == 0
+    segmenter, with_masks = Segmenter(model, device="cpu"), 0
+    coco = COCO(str(tmp_path / "tracks.coco.json"))
+    plain = {row["frame"]: row for row in rows(out)}
+    for row, frame in zip(rows(tmp_path), VideoFile(clip), strict=True):
+        for each in row["detections"]:
+            assert ("mask" in each) == row["detected"]
+            if not row["detected"]:
+                continue
+            with_masks += 1
+            (own,) = plain[row["frame"]]["detections"]
+            found = Detections([own["box"]], [own["score"]], [0], ["cat"], frame.image.size)
+            expected = segmenter(frame.image, found)
+            mask = decode_masks([each["mask"]], frame.image.size)
+            assert (mask != expected.masks).mean() < ROUNDED_PIXELS
+            box = expected.tightened().boxes[0] if tighten else own["box"]
+            assert each["box"] == pytest.approx(list(box), abs=1)
+            (annotation,) = coco.loadAnns(coco.getAnnIds(imgIds=[row["frame"] + 1]))
+            assert (coco.annToMask(annotation) == mask[0]).all()
+            assert annotation["area"] == mask.sum()
+    assert with_masks == 4
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["masks"], summary["tighten"]) == (str(model), tighten)
+    drawn, without = (
+        [np.asarray(frame.image, dtype=float) for frame in VideoFile(folder / "annotated.mp4")]
+        for folder in (tmp_path, out)
+    )
+    mask = decode_masks([rows(tmp_path)[4]["detections"][0]["mask"]], (320, 200))[0]
+    # The other video has a line and its count in it, at the edge.
+    changes = np.abs(drawn[4] - without[4]).mean(-1)[20:150, 60:240]
+    inside = mask[20:150, 60:240]
+    assert changes[inside].mean() > CODEC_ROUNDING > changes[~inside].mean()
+
+
 def test_counts_and_settings_are_in_the_summary(out):
     summary = json.loads((out / "summary.json").read_text())
     assert summary["finished"] is True
@@ -158,6 +205,8 @@ def test_a_damaged_video_has_results_one_sentence_and_status_1(clip, tmp_path, c
         ("clip", ["--tracker", "magic"], "invalid choice"),
         ("clip", ["--labels", ""], "--labels"),
         ("clip", ["--state", "words.mp4"], r"words\.mp4 cannot be read"),
+        ("clip", ["--tighten"], "--tighten is for --masks; give both"),
+        ("clip", ["--masks", "empty", "--device", "cpu"], "--masks: The segmenter empty cannot be loaded"),
     ],
 )
 def test_what_cannot_be_used_is_refused_in_one_sentence(source, options, sentence, clip, tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import sys
 import warnings
@@ -28,19 +29,30 @@ def nano():
 
 
 @pytest.fixture(scope="session")
-def page():
-    """A running page, at `page.address`."""
+def serve():
+    """Function that serves a page with segmenters, at `page.address`, in a with block."""
     from gdino_demo.page import Page
 
     from gdino_hf import Detector
 
-    with warnings.catch_warnings():
-        # gradio only warns if the parameters of a function do not fit its fields.
-        warnings.simplefilter("error", UserWarning)
-        page = Page({"nano": Detector("nano")})
-    page.address = page.launch(wait=False, quiet=True)
-    yield page
-    page.close()
+    @contextlib.contextmanager
+    def serve(segmenters=None):
+        with warnings.catch_warnings():
+            # gradio only warns if the parameters of a function do not fit its fields.
+            warnings.simplefilter("error", UserWarning)
+            page = Page({"nano": Detector("nano")}, segmenters)
+        page.address = page.launch(wait=False, quiet=True)
+        yield page
+        page.close()
+
+    return serve
+
+
+@pytest.fixture(scope="session")
+def page(serve):
+    """A running page, at `page.address`."""
+    with serve() as page:
+        yield page
 
 
 @pytest.fixture(scope="session")

@@ -59,6 +59,7 @@ def outputs(found):
         seconds=0.1234,
         device="CPU",
         backend="C",
+        masks=None,
         remarks=(),
         own_threshold=lambda label: None,
     )

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UsageError
+from .mask_options import add_masks, check_masks, load_segmenter
 from .model_options import add_dtype, load_detector
 
 HELP = "serve the web page"
 # The page's code is in the Space's folder: copied into the wheel, or beside src in a checkout.
 _PACKAGE = Path(__file__).resolve().parents[1]
+# The page offers all formats.
+_MASK_FORMATS = ("coco-polygons", "yolo", "labelme")
 _FOLDERS = (_PACKAGE / "_demo", _PACKAGE.parents[1] / "demo")
 
 
@@ -45,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also offer tools to agents by the Model Context Protocol, at the page's address + gradio_api/mcp/",
     )
+    add_masks(parser)
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     add_dtype(parser)
 
@@ -53,19 +57,23 @@ def run(args: argparse.Namespace) -> int:
     """Serve until the user stops it; return 0.
 
     Raises:
-        UsageError: gradio or, for --mcp, mcp is not installed, a model or the device cannot be used, or the port is
-            taken.
+        UsageError: gradio or, for --mcp, mcp is not installed, a model, the segmenter or the device cannot be used, or
+            the port is taken.
     """
     page_class = _page_class()
     if args.mcp and importlib.util.find_spec("mcp") is None:
         raise UsageError('--mcp needs the package mcp; install it with pip install "gdino-hf[demo]"')
+
+    check_masks(args, _MASK_FORMATS)
 
     detectors: dict[str, Any] = {}
     for model in args.model or ["nano"]:
         detectors[_shown(model, detectors)] = load_detector(model, device=args.device, dtype=args.dtype)
     if args.fetch_ports:
         os.environ["GDINO_DEMO_PORTS"] = " ".join(map(str, args.fetch_ports))
-    page = page_class(detectors, mcp=args.mcp)
+    segmenter = load_segmenter(args)
+    segmenters = {} if segmenter is None else {_shown(args.masks, {}): segmenter}
+    page = page_class(detectors, segmenters, mcp=args.mcp)
     try:
         page.launch(port=args.port, share=args.share)
     except OSError as error:

@@ -19,6 +19,7 @@ from gdino_hf.model.printable import printable
 from gdino_hf.whole_files import make_folder
 
 from .errors import INTERRUPTED, OutputError, UsageError
+from .mask_options import add_masks, check_masks, load_segmenter
 from .model_options import add_dtype, load_detector
 from .numbers import fraction, local_path, positive, positive_number
 from .query_options import Query, add_tiles, read_query
@@ -68,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=local_path, default=Path("tracks"), metavar="DIR", help="folder of results (default: %(default)s)"
     )
+    add_masks(parser)
     parser.add_argument("--no-video", action="store_true", help="write no annotated video")
     for name, what, points in (("line", "line to count crossings of", 2), ("zone", "polygon to count objects in", 3)):
         example = ",".join(f"X{number},Y{number}" for number in range(1, points + 1))
@@ -171,6 +173,7 @@ def run(args: argparse.Namespace) -> int:
         source = open_source(args.source, rate=args.rate, start=args.start, end=args.end)
     except (ValueError, OSError) as error:
         raise UsageError(reason(error)) from error
+    check_masks(args, ())
     _check_output(args)
     try:
         return _track(args, query, source)
@@ -216,6 +219,7 @@ def _track(args: argparse.Namespace, query: Query, source: Any) -> int:
                 patience=args.patience,
             )
         detector = load_detector(args.model, vocabulary, device=args.device, dtype=args.dtype)
+        detector.segmenter = load_segmenter(args)
         tiles = {} if args.tiles is None else {"tiles": args.tiles, "overlap": args.overlap}
         frames = detector.track(
             source,
@@ -244,6 +248,7 @@ def _track(args: argparse.Namespace, query: Query, source: Any) -> int:
     if args.state is not None:
         tracker.save(args.state)
     settings = {"model": args.model, "tracker": tracker.name, "every": args.every, "threshold": tracker.threshold}
+    settings |= {} if args.masks is None else {"masks": args.masks, "tighten": args.tighten}
     run_of.summarize(args.out / _SUMMARY, settings, finished)
     print("\n".join(_report(args, run_of)))
     if source.remark is not None:

@@ -185,6 +185,15 @@ def _segments(found: Any) -> list[Any] | None:
     ]
 
 
+def mask_area(mask: dict[str, Any]) -> float:
+    """Return the number of pixels of a mask that `encode_masks` returned.
+
+    Raises:
+        ImportError: pycocotools is not installed.
+    """
+    return float(kept_library("pycocotools.mask", "COCO masks need").area(mask))
+
+
 def decode_masks(segments: Sequence[Any], size: tuple[int, int]) -> np.ndarray:
     """Return COCO segments (polygons or run lengths, compressed or not) as (N, height, width) bool masks.
 

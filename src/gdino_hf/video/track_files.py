@@ -10,6 +10,7 @@ from io import StringIO
 from pathlib import Path
 from typing import IO, Any
 
+from ..detection.coco_exchange import encode_masks, mask_area
 from ..whole_files import whole_file, write_whole_text
 from .tracked_frames import TrackedFrame
 
@@ -71,14 +72,16 @@ class TrackFiles:
         """Write what is in a frame.
 
         Raises:
+            ImportError: There are masks, but pycocotools is not installed.
             OSError: A file cannot be written.
         """
         found = frame.found
         assert found.track_ids is not None
         self.frames += 1
         ids = found.track_ids.tolist()
-        detections = []
-        for each, number in zip(found, ids, strict=True):
+        detections: list[dict[str, Any]] = []
+        masks = encode_masks(found.masks)
+        for place, (each, number) in enumerate(zip(found, ids, strict=True)):
             box = [round(side, 2) for side in each.box]
             detections.append(
                 {
@@ -88,6 +91,7 @@ class TrackFiles:
                     "score": round(each.score, 4),
                     "box": box,
                 }
+                | ({} if masks is None else {"mask": masks[place]})
             )
             row = self.tracks.get(number)
             if row is None:
@@ -187,7 +191,7 @@ def _mot_line(frame: int, track: int, box: list[float], score: float, label: int
 def _annotation(found: dict[str, Any], number: int, image: int, categories: dict[str, int]) -> dict[str, Any]:
     left, top, right, bottom = found["box"]
     width, height = round(right - left, 2), round(bottom - top, 2)
-    return {
+    row = {
         "id": number,
         "image_id": image,
         "video_id": 1,
@@ -199,3 +203,6 @@ def _annotation(found: dict[str, Any], number: int, image: int, categories: dict
         "iscrowd": 0,
         "score": found["score"],
     }
+    if "mask" in found:
+        row |= {"segmentation": found["mask"], "area": mask_area(found["mask"])}
+    return row
