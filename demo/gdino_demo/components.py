@@ -80,12 +80,11 @@ def model_field(state: PageState, label: str = "Model", index: int = 0) -> gr.Dr
     return gr.Dropdown(names, value=names[min(index, len(names) - 1)], label=label, filterable=False)
 
 
-def masks_fields(state: PageState) -> list[gr.Dropdown]:
+def masks_fields(state: PageState, info: str = "Also makes the mask of each box that is shown.") -> list[gr.Dropdown]:
     """Return the menu of segmenters as the only item of a list, which is empty if the page has none."""
     names = state.models.segmenters
     if not names:
         return []
-    info = "Also makes the mask of each box that is shown."
     return [
         gr.Dropdown([OFF, *names], value=OFF, label="Masks", info=info, filterable=False, elem_classes="gd-masks-field")
     ]

@@ -41,7 +41,8 @@ def build(state: PageState) -> None:
             with gr.Accordion("More: negative labels, model, thresholds", open=False):
                 negatives = components.negatives_field()
                 model = components.model_field(state)
-                masks = components.masks_fields(state)
+                info = "Also makes masks in the frames that are searched; a stride of 1 makes them in all."
+                masks = components.masks_fields(state, info)
                 threshold = components.threshold_field(state.threshold)
                 nms = components.nms_field(state)
         with gr.Column(scale=6, min_width=320):
