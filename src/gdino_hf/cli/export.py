@@ -33,6 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--labels",
         help="labels that a baked model finds, or that a page begins with, written as for gdino detect",
     )
+    parser.add_argument(
+        "--int8", action="store_true", help="write weights in int8, except layers that move boxes; onnx and openvino"
+    )
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="DIR",
+        help="folder of pictures on which --int8 compares boxes (default: gdino-nano's three example photographs)",
+    )
     parser.add_argument("--threshold", type=fraction, help="score threshold that a page begins with (default: 0.2)")
     parser.add_argument(
         "--npm-folder",
@@ -76,8 +85,19 @@ def _export(args: argparse.Namespace, labels: list[str] | None) -> None:
             raise UsageError(f"{given[0]} is for --format {_WEB}, not for {args.format}; leave it out")
         from gdino_hf.export import export
 
-        export(args.model, args.out, format=args.format, variant=args.variant, labels=labels, tell=tell)
+        export(
+            args.model,
+            args.out,
+            format=args.format,
+            variant=args.variant,
+            labels=labels,
+            int8=args.int8,
+            calibration=args.calibration,
+            tell=tell,
+        )
         return
+    if args.int8 or args.calibration is not None:
+        raise UsageError(f"--int8 and --calibration are for onnx and openvino, not for {_WEB}; leave them out")
     if args.variant not in (None, "whole"):
         raise UsageError(f"--variant {args.variant} does not go into a page, which takes any words; leave it out")
     from gdino_hf.export.web_page import export_web

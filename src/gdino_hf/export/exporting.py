@@ -19,6 +19,7 @@ from .graphs import plan_graphs
 
 FORMATS = tuple(RUNTIMES)
 VARIANTS = ("whole", "split", "baked")
+INT8_FORMATS = ("onnx", "openvino")
 
 
 def export(
@@ -29,6 +30,8 @@ def export(
     variant: str | None = None,
     labels: str | Sequence[str] | None = None,
     processor: Any = None,
+    int8: bool = False,
+    calibration: Any = None,
     tell: Callable[[str], Any] | None = None,
 ) -> Path:
     """Write a model as a folder that runs without PyTorch.
@@ -43,6 +46,10 @@ def export(
             text encoder. None is "baked" if there are labels, or else "whole".
         labels: What a baked model finds, as label text or a list; they must fit one prompt.
         processor: The model's processor; None loads it from where the model is.
+        int8: Whether weights are int8, in the formats "onnx" and "openvino". Layers whose weights move too many boxes
+            on the calibration pictures stay in float.
+        calibration: Folder or list of pictures like those that the model will see, of which up to 16 are used; None
+            for the three photographs of demo/examples.
         tell: Function that is called with a line of progress before each step.
 
     Returns:
@@ -55,6 +62,7 @@ def export(
     tell = tell or (lambda line: None)
     variant = _checked(format, variant, labels)
     check_packages(format)
+    pictures = _checked_int8(format, int8, calibration, tell)
     model, processor = _loaded(model, processor)
     prompt = _baked_prompt(labels, model, processor) if labels is not None else None
     fixed_size = _fixed_size(processor.image_processor.size) if format in STATIC else None
@@ -83,8 +91,58 @@ def export(
                 raise ValueError(f"The graph {plan.role} cannot be exported as {format} ({reason(error)}).") from error
             content["files"] |= {role: file_entry(path) for role, path in files.items()}
         (folder / DOCUMENT).write_text(to_json(content), encoding="utf-8")
+        if pictures:
+            int8_weights_in(folder, content, pictures, tell)
         (folder / "README.md").write_text(card(content), encoding="utf-8")
     return Path(out)
+
+
+def _checked_int8(model_format: str, int8: bool, calibration: Any, tell: Callable[[str], Any]) -> list[Any]:
+    """Return the calibration pictures, none without int8, before minutes are spent on tracing."""
+    if not int8:
+        if calibration is not None:
+            raise ValueError("Calibration pictures are for int8; ask for int8 too, or leave them out.")
+        return []
+    if model_format not in INT8_FORMATS:
+        raise ValueError(f"int8 is for the formats {' and '.join(INT8_FORMATS)}, not for {model_format}.")
+    check_packages("int8")
+    from .int8_choice import calibration_pictures
+
+    return calibration_pictures(calibration, tell)
+
+
+def int8_weights_in(folder: Path, content: dict[str, Any], pictures: Sequence[Any], tell: Callable[[str], Any]) -> None:
+    """Replace the float graphs of a whole folder by int8 ones and describe them in its document.
+
+    Args:
+        folder: The folder.
+        content: What its document holds, which is changed.
+        pictures: Calibration pictures.
+        tell: Function that is called with a line of progress before each step.
+
+    Raises:
+        ValueError: Too few boxes stay in place.
+    """
+    from .int8_choice import to_int8
+
+    entry, replaced = to_int8(folder, content, pictures, tell)
+    names = {path.name for path in replaced}
+    for role, stated in list(content["files"].items()):
+        if stated["name"] in names:
+            content["files"][role] = file_entry(folder / stated["name"])
+        else:  # weights in a second file, which are now inside the first
+            (folder / stated["name"]).unlink()
+            del content["files"][role]
+    content["precision"], content["int8"] = "int8", entry
+    measured = entry["calibration"]
+    content["figures"] |= {
+        f"boxes within 2 pixels of float, on {measured['pictures']} calibration pictures": (
+            f"{measured['boxes_within_2_pixels']:.2f} of {measured['boxes']}"
+        ),
+        "layers with int8 weights": entry["layers"],
+        "layers left in float by measurement": len(entry["float_layers"]["by measurement"]),
+    }
+    (folder / DOCUMENT).write_text(to_json(content), encoding="utf-8")
 
 
 def _checked(model_format: str, variant: str | None, labels: Any) -> str:

@@ -38,6 +38,7 @@ _PACKAGES = {
     "openvino": ("openvino",),
     "executorch": ("executorch",),
     "torch-export": (),
+    "int8": ("nncf", "onnx", "onnxruntime", "openvino"),
 }
 # A protobuf file ends at 2 GiB.
 _ONE_FILE = 1_900_000_000
@@ -47,7 +48,7 @@ def check_packages(model_format: str) -> None:
     """Raise an error if a package that writes this format is not installed.
 
     Args:
-        model_format: "onnx", "openvino", "executorch" or "torch-export".
+        model_format: "onnx", "openvino", "executorch" or "torch-export", or "int8" for what int8 weights need.
 
     Raises:
         ValueError: A package is missing.
@@ -56,9 +57,7 @@ def check_packages(model_format: str) -> None:
         try:
             importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            raise ValueError(
-                f'The format {model_format} needs the package {package}: pip install "gdino-hf[export]".'
-            ) from None
+            raise ValueError(f'{model_format} needs the package {package}: pip install "gdino-hf[export]".') from None
 
 
 def write_graph(plan: GraphPlan, model_format: str, folder: Path) -> dict[str, Path]:
