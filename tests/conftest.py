@@ -230,6 +230,17 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.fixture(scope="session")
+def nano_export(tmp_path_factory) -> Path:
+    """gdino-nano as an exported folder with one ONNX file; tracing it takes a minute. Do not write to it."""
+    from made_once import made_once
+
+    pytest.importorskip("onnxscript")
+    from gdino_hf.export import export
+
+    return made_once(tmp_path_factory, "nano-onnx", lambda folder: export("nano", folder))
+
+
 @pytest.fixture
 def hub(monkeypatch, tmp_path_factory):
     """A local Hub server; `files` holds the uploaded files, and `repositories` the names of created repositories."""

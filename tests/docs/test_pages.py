@@ -146,7 +146,9 @@ def run_command(command: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
-def test_blocks_of_a_page_run_one_after_the_other(page, clone):
+def test_blocks_of_a_page_run_one_after_the_other(page, clone, request):
+    if page.stem == "runtime":
+        (clone / "exported").symlink_to(request.getfixturevalue("nano_export"))
     names: dict = {"__name__": "__main__"}
     for block in blocks(page):
         if block.skip is not None:

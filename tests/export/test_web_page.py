@@ -36,11 +36,11 @@ def test_the_folder_is_whole(page_site):
         assert f"{package.name} {package.version}, {package.license}" in text
 
 
-def test_the_model_is_that_of_the_onnx_file_in_half_the_bytes(page_site, nano_onnx):
+def test_the_model_is_that_of_the_onnx_file_in_half_the_bytes(page_site, nano_export):
     folder = page_site / "some" / "where"
     content = b"".join(path.read_bytes() for path in sorted(folder.glob("model.onnx.*")))
     assert [node.op_type for node in onnx.load_from_string(content).graph.node].count("Cast") > 50
-    assert len(content) < 0.6 * sum(path.stat().st_size for path in nano_onnx.parent.glob(f"{nano_onnx.name}*"))
+    assert len(content) < 0.6 * sum(path.stat().st_size for path in nano_export.glob("model.onnx*"))
 
 
 def test_the_sources_name_no_other_server(page_site):

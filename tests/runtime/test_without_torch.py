@@ -13,7 +13,7 @@ import pytest
 import gdino_hf
 
 pytest.importorskip("onnxruntime")
-export = pytest.importorskip("gdino_hf.export").export
+pytest.importorskip("onnxscript")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXAMPLES = REPOSITORY / "demo" / "examples"
@@ -34,7 +34,7 @@ print(json.dumps([[x.boxes.tolist(), x.scores.tolist(), x.text_labels] for x in 
 
 
 @pytest.mark.slow
-def test_an_environment_without_torch_finds_the_same(tmp_path):
+def test_an_environment_without_torch_finds_the_same(tmp_path, nano_export):
     source = tmp_path / "source"
     source.mkdir()
     left_out = shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info", "build")
@@ -52,11 +52,9 @@ def test_an_environment_without_torch_finds_the_same(tmp_path):
         pytest.skip(f"pip cannot install here, as .ci/run can: {installed.stderr[-300:]}")
     assert installed.returncode == 0, installed.stderr
 
-    folder = tmp_path / "exported"
-    export(gdino_hf.NANO, folder)
     pictures = sorted(EXAMPLES.glob("*.jpg"))
     assert len(pictures) == 3
-    request = json.dumps([str(folder), LABELS, OPTIONS, [str(path) for path in pictures]])
+    request = json.dumps([str(nano_export), LABELS, OPTIONS, [str(path) for path in pictures]])
     run = subprocess.run(
         [python, "-c", SCRIPT, request], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
