@@ -172,6 +172,13 @@ def test_writability_is_checked_without_a_trace(tmp_path):
     assert names(tmp_path) == ["report.json", "there"]
 
 
+def test_many_may_check_one_missing_folder_at_once(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        checks = [pool.submit(check_writable, tmp_path / "new" / f"{number}.json") for number in range(400)]
+    assert [check.exception() for check in checks] == [None] * 400
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
 def test_folders_of_a_refused_work_are_removed_unless_something_is_in_them(tmp_path):
     made = make_folder(tmp_path / "runs" / "train" / "cats")
     assert [path.name for path in made] == ["cats", "train", "runs"]

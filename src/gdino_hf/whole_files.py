@@ -25,7 +25,7 @@ _UNFINISHED = re.compile(r"\..*\.unfinished-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}")
 _LONGEST_STEM = 40
 # What another machine began and has not touched for so long was left behind.
 _FORGOTTEN_SECONDS = 7 * 24 * 3600
-# Times that a folder is put in place while other processes do the same.
+# Times that a folder is tested or put in place while other processes do the same.
 _ATTEMPTS = 20
 
 # Names in use by this process, and folders that it has tidied.
@@ -86,15 +86,22 @@ def check_writable(path: str | Path) -> None:
         OSError: It cannot be written.
     """
     path = Path(path)
-    made = make_folder(path.parent)
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "It is a folder", str(path))
-        with _unfinished(path, path.suffix) as unfinished:
-            unfinished.touch()
-            unfinished.unlink()
-    finally:
-        remove_empty(made)
+    for attempts_left in reversed(range(_ATTEMPTS)):
+        made: list[Path] = []
+        try:
+            made = make_folder(path.parent)
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "It is a folder", str(path))
+            with _unfinished(path, path.suffix) as unfinished:
+                unfinished.touch()
+                unfinished.unlink()
+            return
+        except FileNotFoundError:
+            # Another process that tests the same folder may have removed it again in between.
+            if not attempts_left:
+                raise
+        finally:
+            remove_empty(made)
 
 
 def make_folder(path: str | Path) -> list[Path]:

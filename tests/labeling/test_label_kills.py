@@ -183,7 +183,7 @@ def test_a_picture_that_workers_die_of_is_named_and_those_that_wait_beside_it_ar
 ):
     site = make_deadly_site(tmp_path / "site")
     pictures = sorted(map(str, folder.rglob("*.*")))[:12]
-    pictures[5] = "deadly://picture.png"
+    pictures[6] = "deadly://picture.png"
     (tmp_path / "list.txt").write_text("\n".join(pictures))
     path = {"PYTHONPATH": os.pathsep.join([PACKAGE, str(site), os.environ.get("PYTHONPATH", "")])}
     # All pictures of a shard are read, and wait for partners of their size, before the first is labelled.

@@ -131,7 +131,11 @@ def test_a_detector_with_a_segmenter_finds_masks_everywhere(folders):
     expected = [segmenter(image, plain(image, ["cat", "dog"], **options)) for image in images]
     assert sum(map(len, expected)) > 0
     assert masking(images, ["cat", "dog"], **options) == expected
-    assert [found for _, found in masking.stream(images, ["cat", "dog"], **options)] == expected
+    # A stream reads small pictures in batches, whose sums are rounded differently.
+    for (_, found), whole in zip(masking.stream(images, ["cat", "dog"], **options), expected, strict=True):
+        assert found.text_labels == whole.text_labels
+        assert np.allclose(found.boxes, whole.boxes, atol=1e-3)
+        assert np.mean(np.asarray(found.masks) != np.asarray(whole.masks)) < 1e-3
     grounded = masking.ground(images[0], "a cat beside a dog", threshold=0.0, top_k=2)
     assert grounded.masks.shape == (2, 80, 120)
     assert grounded.spans is not None
