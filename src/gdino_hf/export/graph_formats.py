@@ -57,7 +57,8 @@ def check_packages(model_format: str) -> None:
         try:
             importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            raise ValueError(f'{model_format} needs the package {package}: pip install "gdino-hf[export]".') from None
+            extra = "executorch" if package == "executorch" else "export"
+            raise ValueError(f'{model_format} needs the package {package}: pip install "gdino-hf[{extra}]".') from None
 
 
 def write_graph(plan: GraphPlan, model_format: str, folder: Path) -> dict[str, Path]:
