@@ -29,6 +29,14 @@ def test_options_that_do_not_fit_are_refused(options, message, tmp_path, capsys)
     assert not (tmp_path / "page").exists()
 
 
+def test_a_folder_with_other_files_is_not_replaced(tmp_path, capsys):
+    (tmp_path / "holiday.jpg").write_bytes(b"a photograph")
+    for place in (tmp_path, tmp_path / "holiday.jpg"):
+        assert main(["export", "nano", "--out", str(place)]) == 2
+        assert "something else, which an export would replace; choose another folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
+
+
 def test_a_label_with_a_comma_cannot_stand_in_the_pages_field(tmp_path, capsys):
     (tmp_path / "labels.txt").write_text("cat, black\ndog\n")
     out = str(tmp_path / "page")

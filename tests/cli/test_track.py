@@ -171,13 +171,17 @@ def test_the_table_is_printed(clip, tmp_path, capsys):
     assert not (tmp_path / "annotated.mp4").exists()
 
 
-def test_a_state_goes_on_with_the_same_ids(clip, tmp_path):
+def test_a_state_goes_on_with_the_same_ids(clip, tmp_path, capsys):
     options = ["--labels", "cat", "--every", "2", "--no-video", "--device", "cpu", "--state", str(tmp_path / "state")]
     assert main(["track", str(clip), *options, "--end", "0.6", "--out", str(tmp_path / "1")]) == 0
     assert main(["track", str(clip), *options, "--start", "0.6", "--out", str(tmp_path / "2")]) == 0
     assert [row["frame"] for row in rows(tmp_path / "1") + rows(tmp_path / "2")] == list(range(9))
     assert {each["track_id"] for row in rows(tmp_path / "2") for each in row["detections"]} == {1}
     assert all(row["detections"] for row in rows(tmp_path / "2"))
+    assert "its own tracker" not in capsys.readouterr().err
+    others = ["--tracker", "ocsort", "--start", "0.8", "--out", str(tmp_path / "3")]
+    assert main(["track", str(clip), *options, *others]) == 0
+    assert "goes on with its own tracker, bytetrack, and its threshold, 0.3" in capsys.readouterr().err
 
 
 def test_a_damaged_video_has_results_one_sentence_and_status_1(clip, tmp_path, capsys, frames):

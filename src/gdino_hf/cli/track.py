@@ -186,8 +186,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_output(args: argparse.Namespace) -> None:
     """Make the folder of results, and refuse to write over the source."""
-    written = {(args.out / name).resolve() for name in (_VIDEO,)}
-    if Path(args.source).resolve() in written:
+    if Path(args.source).resolve() == (args.out / _VIDEO).resolve():
         raise UsageError(f"the results would replace {args.source}; choose another --out")
     try:
         make_folder(args.out)
@@ -209,6 +208,12 @@ def _track(args: argparse.Namespace, query: Query, source: Any) -> int:
     try:
         if args.state is not None and args.state.exists():
             tracker = Tracker.load(args.state)
+            if (tracker.name, tracker.threshold) != (args.tracker, args.threshold):
+                print(
+                    f"gdino track: {printable(args.state)} goes on with its own tracker, {tracker.name}, and its "
+                    f"threshold, {tracker.threshold:g}",
+                    file=sys.stderr,
+                )
         else:
             tracker = make_tracker(
                 args.tracker,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..detection.exported_graphs import DOCUMENT
+from ..detection.exported_graphs import DOCUMENT, is_exported
 from ..detection.loading import load_pair
 from ..error_text import reason
 from ..model.text_prompt import Prompt, build_prompt, parse_labels, shorten
@@ -39,7 +39,7 @@ def export(
     Args:
         model: "nano", Hub id, folder, or a `GDinoForObjectDetection` that is not optimized, which is put in evaluation
             mode and on the CPU.
-        out: The folder, which is replaced as a whole if it exists.
+        out: The folder. An earlier export there is replaced as a whole; a folder that holds anything else is refused.
         format: "onnx", "openvino", "executorch" or "torch-export".
         variant: "whole": one graph from pixels and tokens to boxes. "split": a graph for the text and one for the
             image, so that a prompt is encoded once. "baked": the features of `labels` are constants, and there is no
@@ -61,6 +61,9 @@ def export(
     """
     tell = tell or (lambda line: None)
     variant = _checked(format, variant, labels)
+    place = Path(out)
+    if place.exists() and not is_exported(place) and (not place.is_dir() or any(place.iterdir())):
+        raise ValueError(f"{place} is or holds something else, which an export would replace; choose another folder.")
     check_packages(format)
     pictures = _checked_int8(format, int8, calibration, tell)
     model, processor = _loaded(model, processor)
