@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's options."""
     parser.add_argument("model", metavar="MODEL", help="Hub id, folder or nano")
     parser.add_argument("--format", choices=_FORMATS, default="onnx", help="what to write (default: %(default)s)")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write; only an earlier export is replaced")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder to write; only an earlier export is replaced"
+    )
     parser.add_argument(
         "--variant",
         choices=_VARIANTS,
