@@ -74,6 +74,7 @@ def test_a_killed_run_goes_on_from_another_machine(label_model, tmp_path, bucket
     process.kill()
     process.communicate()
     names = {name.partition("/labels/")[2] for name in system.find(f"{address}/labels")}
+    # What shards were made with is there before the first of them.
     assert {"manifest.json", "vocabulary.safetensors"} <= names
     assert b'"finished": false' in system.cat_file(f"{address}/labels/manifest.json")
     before = {name for name in names if name.startswith("shards/")}

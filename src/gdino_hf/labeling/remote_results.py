@@ -262,8 +262,11 @@ class RemoteFolder:
             self._send_file(MANIFEST)
         files = (path for path in sorted(self._folder.rglob("*")) if path.is_file())
         names = [path.relative_to(self._folder).as_posix() for path in files]
+        names = [name for name in names if not _is_hidden(name) and name != MANIFEST]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            list(pool.map(self._send_file, [name for name in names if not _is_hidden(name) and name != MANIFEST]))
+            # What the shards were made with is there before any of them.
+            for are_shards in (False, True):
+                list(pool.map(self._send_file, [name for name in names if name.startswith(f"{SHARDS}/") == are_shards]))
 
     def _send_file(self, name: str) -> None:
         path = self._folder / name
