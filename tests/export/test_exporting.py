@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -100,53 +99,6 @@ def test_the_detector_runs_the_folder_and_finds_what_the_model_finds(model, whol
         assert found.text_labels == mine.text_labels
         np.testing.assert_allclose(found.scores, mine.scores, atol=1e-4)
         np.testing.assert_allclose(found.boxes, mine.boxes, atol=0.02)
-
-
-def damaged(whole, tmp_path, change):
-    folder = tmp_path / "damaged"
-    shutil.copytree(whole, folder)
-    change(folder)
-    return folder
-
-
-def edit(folder, key, value):
-    path = folder / "gdino_export.json"
-    content = json.loads(path.read_text())
-    content[key] = value
-    path.write_text(json.dumps(content))
-
-
-def cut_off(folder):
-    path = folder / "model.onnx"
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (cut_off, "model.onnx has .* bytes but should have"),
-        (lambda folder: (folder / "model.onnx").unlink(), "model.onnx is missing"),
-        (
-            lambda folder: edit(folder, "runtime", {"name": "onnxruntime", "least_version": "99.0"}),
-            "needs onnxruntime 99.0 or later but .* is installed: pip install --upgrade",
-        ),
-        (lambda folder: edit(folder, "format_version", 7), "has version 7 but this gdino-hf reads 1"),
-    ],
-    ids=["cut off", "missing", "old runtime", "later version"],
-)
-def test_what_cannot_run_is_one_sentence(change, message, whole, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        Detector(damaged(whole, tmp_path, change))
-
-
-@pytest.mark.slow
-def test_labels_beyond_a_baked_vocabulary_are_named(whole, tmp_path):
-    """The whole graph stands for a baked one: the labels are compared before its outputs are used."""
-    labels = {"names": ["cat", "dog"], "input_ids": [2, 60, 6, 61, 6, 3], "label_indices": [0, 1], "spans": []}
-    detector = Detector(damaged(whole, tmp_path, lambda folder: edit(folder, "labels", labels)))
-    with pytest.raises(ValueError, match=r"label 'person' is not in the vocabulary .*cat, dog"):
-        detector(Image.new("RGB", (64, 64)), ["person"])
 
 
 @pytest.mark.slow

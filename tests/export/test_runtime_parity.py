@@ -10,7 +10,8 @@ from export_cases import assert_agree, make_inputs
 from transformers import ResNetConfig
 
 from gdino_hf import NANO, GDinoForObjectDetection, GDinoProcessor
-from gdino_hf.detection.exported_graphs import load_graphs, read_document
+from gdino_hf.detection.exported_folder import ExportedFolder
+from gdino_hf.detection.exported_graphs import load_graphs
 from gdino_hf.export import export
 from random_models import make_random_model
 
@@ -55,7 +56,7 @@ def pair(request, tiny_config, tiny_processor):
 def test_every_size_batch_and_prompt_agrees(pair, model_format, tmp_path):
     model, processor = pair
     folder = export(model, tmp_path / "out", format=model_format, processor=processor)
-    graph = load_graphs(folder, read_document(folder))["model"]
+    graph = load_graphs(ExportedFolder.read(folder))["model"]
     for seed, (height, width) in enumerate(SIZES):
         for batch in (1, 2, 3):
             for prompt in PROMPTS:

@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 
 import gdino_hf
+from gdino_hf.detection.exported_folder import ExportedFolder
 from gdino_hf.runtime import DetectionError, Detector, ExportError, Vocabulary
 from gdino_hf.runtime.__main__ import main
-from gdino_hf.runtime.exported_folder import ExportedFolder
 from gdino_hf.runtime.prompt_tokens import PromptTokenizer
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
-from runtime.tiny_exports import boxes, table, write_export
+from runtime.tiny_exports import BAKED, boxes, edited, table, write_export
 
 CAT, CUP, DOG = 4937, 2452, 3899  # tokens of gdino-nano's vocabulary
 
@@ -154,15 +154,21 @@ def test_baked_labels_are_the_default_and_a_part_of_them_may_be_asked_for(export
     assert detector.labels == ("cat", "cup")
     assert detector(pictures[0], threshold=0.0).names == ("cat", "cup")
     assert set(detector(pictures[0], "cup", threshold=0.0).text_labels) == {"cup"}
-    with pytest.raises(ExportError, match=r"'dog' is not among the 2 labels that .* was exported with \(cat, cup\)"):
-        detector(pictures[0], ["cat", "dog"])
-    with pytest.raises(ExportError, match="baked in and have no other texts; leave out aliases"):
-        detector(pictures[0], {"cat": ["cat", "kitten"]})
+    either = detector(pictures[0], {"thing": ["cat", "cup"]}, threshold=0.0)
+    assert either.presence["thing"] == pytest.approx(float(expected_scores(pictures[0], [CAT, CUP]).max()), abs=1e-5)
+    known = r" is not among the 2 labels that .* was exported with \('cat', 'cup'\); ask for these"
+    for labels, text in ((["cat", "Dog"], "'Dog'"), ({"cat": ["cat", "kitten"]}, "'kitten'")):
+        with pytest.raises(ExportError, match=text + known):
+            detector(pictures[0], labels)
+        with pytest.raises(ExportError, match=text + known):
+            next(detector.stream(pictures, labels))
 
 
 def test_a_damaged_or_foreign_folder_is_one_sentence(tmp_path, exports):
     with pytest.raises(ExportError, match=r"is not an exported folder \(it has no gdino_export.json\); make one"):
         Detector(tmp_path)
+    with pytest.raises(ExportError, match=r"elsewhere is not an exported folder \(there is no such folder\)"):
+        Detector(tmp_path / "elsewhere")
     folder = write_export(tmp_path / "short")
     whole = (folder / "model.onnx").read_bytes()
     (folder / "model.onnx").write_bytes(whole[:-100])
@@ -190,13 +196,18 @@ def test_a_damaged_or_foreign_folder_is_one_sentence(tmp_path, exports):
         ),
         ({"image": None}, r"gdino_export.json is damaged \(TypeError"),
         ({"labels": {"names": ["cat"]}}, r"gdino_export.json is damaged \(KeyError: 'label_indices'\)"),
-        ({"labels": {"names": ["cat"], "label_indices": [0], "spans": [[1, 2]]}}, "does not describe a whole export"),
+        ({"labels": BAKED | {"spans": []}}, r"is damaged \(ValueError: 2 labels have 0 spans\)"),
+        ({"labels": BAKED}, "does not describe a whole export"),
+        ({"variant": "split"}, "does not describe a whole export"),
+        ({"variant": "half"}, r"is damaged \(KeyError: 'half'\)"),
+        ({"format": "tflite"}, "does not describe a whole export"),
+        ({"files": {"model": {"name": "model.onnx"}}}, r"is damaged \(KeyError: 'bytes'\)"),
     ],
-    ids=["version", "format", "too old", "image", "labels", "variants differ"],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_a_document_that_does_not_fit_is_one_sentence(tmp_path, changes, message):
     with pytest.raises(ExportError, match=message):
-        Detector(write_export(tmp_path / "export", **changes))
+        Detector(edited(write_export(tmp_path / "export"), changes))
 
 
 def test_a_file_that_the_library_refuses_is_one_sentence(tmp_path):

@@ -13,6 +13,13 @@ import gdino_hf
 
 QUERIES = 6
 VOCABULARY = 30522
+BAKED = {
+    "names": ["cat", "cup"],
+    "input_ids": [101, 4937, 1012, 2452, 1012, 102],
+    "label_indices": [0, 1],
+    "spans": [[1, 2], [3, 4]],
+}
+"""Labels of the variant "baked", as the document states them."""
 
 
 def table() -> np.ndarray:
@@ -45,7 +52,7 @@ def write_export(folder: Path, variant: str = "whole", batch: Any = "batch", **c
     logits = helper.make_tensor_value_info("logits", number, [batch, QUERIES, "tokens"])
     found = helper.make_tensor_value_info("pred_boxes", number, [batch, QUERIES, 4])
     constants = {"table": table(), "boxes": boxes(), "axes": np.array([1, 2, 3]), "mask_axes": np.array([1, 2])}
-    constants |= {"baked": np.array([[101, 4937, 1012, 2452, 1012, 102]])}
+    constants |= {"baked": np.array([BAKED["input_ids"]])}
     text = [helper.make_node("Gather", ["table", "input_ids"], ["text_features"])]
     # Logits move with the mean of the real pixels, boxes are the same for every picture.
     image = [
@@ -83,7 +90,6 @@ def write_export(folder: Path, variant: str = "whole", batch: Any = "batch", **c
         digest = hashlib.sha256(content).hexdigest()
         files[role] = {"name": f"{role}.onnx", "bytes": len(content), "sha256": digest}
     (folder / "tokenizer.json").write_bytes((Path(gdino_hf.NANO) / "tokenizer.json").read_bytes())
-    baked = {"names": ["cat", "cup"], "input_ids": [], "label_indices": [0, 1], "spans": [[1, 2], [3, 4]]}
     document = {
         "format_version": 1,
         "format": "onnx",
@@ -101,8 +107,25 @@ def write_export(folder: Path, variant: str = "whole", batch: Any = "batch", **c
             "image_std": [0.229, 0.224, 0.225],
         },
         "text": {"max_text_len": 12, "start_id": 101, "end_id": 102, "unknown_id": 100, "pad_id": 0},
-        "labels": baked if variant == "baked" else None,
-        **changes,
+        "labels": BAKED if variant == "baked" else None,
     }
     (folder / "gdino_export.json").write_text(json.dumps(document))
+    return edited(folder, changes)
+
+
+def edited(folder: Path, changes: dict[str, Any]) -> Path:
+    """Change entries of a folder's document."""
+    path = folder / "gdino_export.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
+def with_settings(folder: Path) -> Path:
+    """Add the files from which `gdino_hf.Detector` rebuilds the configuration and the processor."""
+    config = gdino_hf.GDinoConfig.from_pretrained(gdino_hf.NANO)
+    config.num_queries, config.max_text_len = QUERIES, 12
+    processor = gdino_hf.GDinoProcessor.from_pretrained(gdino_hf.NANO)
+    processor.image_processor.size, processor.max_text_len = {"shortest_edge": 40, "longest_edge": 60}, 12
+    config.save_pretrained(folder)
+    processor.save_pretrained(folder)
     return folder

@@ -49,6 +49,7 @@ def load_detector(
         UsageError: The model, the device, the dtype or a label cannot be used.
     """
     from gdino_hf import Detector
+    from gdino_hf.detection.exported_folder import ExportError
     from gdino_hf.detection.loading import LoadingError, check_int8_place, usable_device
 
     try:
@@ -65,6 +66,8 @@ def load_detector(
         return Detector(model, device=place, dtype=dtype, optimize=optimize, check=check)
     except UsageError:
         raise
+    except ExportError as error:
+        raise UsageError(f"--model {reason(error)}") from error
     # Moving a model to a device and optimizing it raise exceptions of many types.
     except Exception as error:
         why = error.why if isinstance(error, LoadingError) else reason(error)

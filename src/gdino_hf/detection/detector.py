@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,10 +15,13 @@ from ..model.label_faults import LabelWarning, warn_of_labels
 from ..model.option_flags import checked_count, checked_flag
 from ..model.text_prompt import Prompt
 from .detections import Detections
+from .detector_calls import DetectorCalls, as_vocabulary
+from .exported_model import ExportedModel
 from .loading import DTYPES, check_int8_place, fitted, load_pair, usable_device
 from .phrase_grounding import Chunker, asked_of_caption
-from .picture_stream import DetectionError, detect_stream, in_one_call, read_picture
-from .prepared_pictures import SMALL_PICTURES, are_alike, are_small_and_equal
+from .picture_stream import DetectionError as DetectionError
+from .picture_stream import read_picture
+from .prepared_pictures import SMALL_PICTURES, PreparedPicture, are_small_and_equal
 from .prompt_passes import Asked, Options
 from .search import MaskMaker, Search
 from .text_features import TextFeatureStore
@@ -28,7 +31,7 @@ from .vocabulary import EncodedTexts, Labels, Vocabulary
 logger = logging.getLogger(__name__)
 
 
-class Detector:
+class Detector(DetectorCalls[Search]):
     """A model that finds what labels name.
 
         detector = Detector("nano")
@@ -103,6 +106,11 @@ class Detector:
         self.texts = TextFeatureStore(self.model)
 
     @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The labels that were baked into an exported model; None if labels are given with a call."""
+        return self.model.labels if isinstance(self.model, ExportedModel) else None
+
+    @property
     def device(self) -> torch.device:
         """The model's device."""
         device: torch.device = self.model.device
@@ -122,92 +130,12 @@ class Detector:
             TypeError: A label is not a string, or options are given for a vocabulary.
             ValueError: A label cannot be used.
         """
-        found = _as_vocabulary(labels, options).to(self.device)
+        found = as_vocabulary(labels, options).to(self.device)
         prompts = [chunk.input_ids for chunk in self._prompt(found).chunks]
         features = self.texts.get(prompts, self._given(found))
         own, *narrower = self.texts.fingerprints
         found.encoded = EncodedTexts(own, dict(zip(prompts, features, strict=True)), tuple(narrower))
         return found
-
-    def __call__(
-        self,
-        images: Any,
-        labels: Labels | Vocabulary,
-        *,
-        negative: Labels = (),
-        batch_size: int = 1,
-        tiles: int | None = None,
-        overlap: float = OVERLAP,
-        **options: Any,
-    ) -> Any:
-        """Detect objects in one picture or several.
-
-        Args:
-            images: One picture (path, http(s) address, bytes, PIL image, array, tensor, open file) or a list of them.
-            labels: A vocabulary, or labels in any form that `Vocabulary` takes.
-            negative: Labels that compete for boxes but are left out; only with labels that are not a vocabulary.
-            batch_size: Number of pictures or tiles in one forward pass. Pictures of like shape are put together.
-            tiles: Side in pixels of overlapping tiles in which larger pictures are looked at beside the whole; None
-                looks at the whole alone.
-            overlap: Part of a tile's side that it shares with its neighbour, in [0, 1).
-            **options: Fields of `Options`: `threshold`, `nms_threshold`, `top_k` and so on.
-
-        Returns:
-            `Detections` for one picture, best first; a list of them for a list, in its order.
-
-        Raises:
-            TypeError: An input has another type, or there is no such option.
-            ValueError: A picture or a label cannot be used.
-        """
-        vocabulary = _as_vocabulary(labels, {"negative": negative} if len(negative) > 0 else {})
-        search = self.search(vocabulary, tiles=tiles, overlap=overlap, batch_size=batch_size, **options)
-        return in_one_call(images, search, batch_size)
-
-    def stream(
-        self,
-        images: Iterable[Any],
-        labels: Labels | Vocabulary,
-        *,
-        negative: Labels = (),
-        batch_size: int | None = None,
-        tiles: int | None = None,
-        overlap: float = OVERLAP,
-        readers: int = 1,
-        ahead: int = 4,
-        **options: Any,
-    ) -> Iterator[tuple[Any, Detections | DetectionError]]:
-        """Detect objects in any number of pictures, in their order and in bounded memory.
-
-        Pictures are read in other threads while the model works. A small optimized model on a CPU runs in several
-        threads, too, each with pictures of its own, unless the pictures are large or autocast is on.
-
-        Args:
-            images: Pictures in any form that a call takes; a generator is read as it is needed.
-            labels: A vocabulary, or labels in any form that `Vocabulary` takes.
-            negative: Labels that compete for boxes but are left out; only with labels that are not a vocabulary.
-            batch_size: Number of pictures or tiles in one forward pass. None takes up to four neighbouring pictures on
-                a CPU if they are small and of equal size, and otherwise one. A picture waits up to 0.2 seconds for the
-                next one of its batch; with 1, it does not wait.
-            tiles: Side of tiles in pixels, as in a call.
-            overlap: Part of a tile's side that it shares with its neighbour, as in a call.
-            readers: Number of threads that read pictures.
-            ahead: Number of pictures that are read before they are needed.
-            **options: Fields of `Options`.
-
-        Yields:
-            Each input as it was given, with its `Detections`, or with a `DetectionError` that says why there are none.
-
-        Raises:
-            TypeError: An option is unknown.
-            ValueError: A label cannot be used.
-        """
-        vocabulary = _as_vocabulary(labels, {"negative": negative} if len(negative) > 0 else {})
-        search = self.search(
-            vocabulary, tiles=tiles, overlap=overlap, batch_size=1 if batch_size is None else batch_size, **options
-        )
-        if batch_size is None and self.device.type == "cpu":
-            return detect_stream(images, search, SMALL_PICTURES, are_small_and_equal, readers, ahead)
-        return detect_stream(images, search, batch_size or 1, are_alike, readers, ahead)
 
     def track(self, source: Any, labels: Labels | Vocabulary, **options: Any) -> Iterator[Any]:
         """Follow objects through a video: yields frames whose `Detections` have `track_ids`.
@@ -218,43 +146,18 @@ class Detector:
 
         return track(self, source, labels, **options)
 
-    def search(
-        self,
-        labels: Labels | Vocabulary,
-        *,
-        negative: Labels = (),
-        batch_size: int = 1,
-        tiles: int | None = None,
-        overlap: float = OVERLAP,
-        **options: Any,
-    ) -> Search:
-        """Check labels and options once, for programs with stages of their own; a call and `stream` do this for you.
-
-        Args:
-            labels: A vocabulary, or labels in any form that `Vocabulary` takes.
-            negative: Labels that compete for boxes but are left out; only with labels that are not a vocabulary.
-            batch_size: Number of tiles in one forward pass.
-            tiles: Side of tiles in pixels, as in a call.
-            overlap: Part of a tile's side that it shares with its neighbour, as in a call.
-            **options: Fields of `Options`.
-
-        Returns:
-            A search. Its `prepare` makes a picture ready in any thread; a call runs the model over a batch of these.
-
-        Raises:
-            TypeError: A label or an option has another type, or there is no such option.
-            ValueError: A label or an option cannot be used.
-        """
-        vocabulary = _as_vocabulary(labels, {"negative": negative} if len(negative) > 0 else {})
-        batch_size, choice = checked_count(batch_size, "batch_size"), Options.of(options)
+    def _search_for(self, vocabulary: Vocabulary, options: Mapping[str, Any], **tiling: Any) -> Search:
         asked = Asked(
             vocabulary.labels,
             self._prompt(vocabulary).chunks,
-            choice.selection(vocabulary),
+            Options.of(options).selection(vocabulary),
             given=self._given(vocabulary),
             colors=vocabulary.colors,
         )
-        return self._search(asked, tiles=tiles, overlap=overlap, batch_size=batch_size)
+        return self._search(asked, **tiling)
+
+    def _own_batches(self) -> tuple[int, Callable[[Sequence[PreparedPicture], PreparedPicture], bool]]:
+        return (SMALL_PICTURES, are_small_and_equal) if self.device.type == "cpu" else super()._own_batches()
 
     def caption_search(
         self,
@@ -287,6 +190,11 @@ class Detector:
             TypeError: There is no option of a given name.
             ValueError: The caption or an option cannot be used, or a span is not of the caption.
         """
+        if self.labels is not None:
+            raise ValueError(
+                f"The labels of {self.model.name_or_path} are baked in, and a caption has others; export the model "
+                "without --labels."
+            )
         asked = asked_of_caption(self.processor, caption, spans, chunker, Options.of(options))
         for remark in asked.remarks:
             warnings.warn(remark, LabelWarning, stacklevel=2)
@@ -333,7 +241,9 @@ class Detector:
 
     def _prompt(self, vocabulary: Vocabulary) -> Prompt:
         prompt = vocabulary.prompt(self.processor.tokenizer, self.processor.max_text_len)
-        warn_of_labels(prompt, self.processor.tokenizer, stacklevel=4)
+        if isinstance(self.model, ExportedModel):
+            self.model.check_prompt(prompt)
+        warn_of_labels(prompt, self.processor.tokenizer, stacklevel=5)
         return prompt
 
     def _given(self, vocabulary: Vocabulary) -> Mapping[tuple[int, ...], torch.Tensor]:
@@ -351,14 +261,6 @@ class Detector:
         if encoded.fingerprint != own or any(x.dtype != dtype for x in encoded.features.values()):
             _say_cast_once()
         return encoded.features
-
-
-def _as_vocabulary(labels: Labels | Vocabulary, options: Mapping[str, Any]) -> Vocabulary:
-    if not isinstance(labels, Vocabulary):
-        return Vocabulary(labels, **options)
-    if options:
-        raise TypeError(f"{', '.join(options)} cannot be given beside a Vocabulary; make it with them.")
-    return labels
 
 
 @functools.cache

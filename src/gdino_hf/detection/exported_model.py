@@ -12,8 +12,11 @@ from torch import Tensor
 
 from ..model.configuration_gdino import GDinoConfig
 from ..model.outputs_gdino import GDinoImageFeatures, GDinoTextFeatures
-from ..model.text_prompt import shorten, spans_from_ids
-from .exported_graphs import load_graphs, read_document
+from ..model.printable import printable
+from ..model.text_prompt import Prompt, spans_from_ids
+from .baked_labels import in_baked_prompt
+from .exported_folder import ExportedFolder, ExportError
+from .exported_graphs import load_graphs
 
 
 class ExportedModel:
@@ -26,7 +29,7 @@ class ExportedModel:
         tokenizer: Its tokenizer, which names labels in messages.
 
     Raises:
-        ValueError: A file is damaged, or the runtime is missing or too old.
+        ExportError: A file is damaged, or the runtime is missing or too old.
     """
 
     device = torch.device("cpu")
@@ -34,19 +37,32 @@ class ExportedModel:
     _optimized = False
 
     def __init__(self, folder: str | Path, tokenizer: Any) -> None:
-        folder = Path(folder)
+        self.folder = ExportedFolder.read(folder)
         self.name_or_path = str(folder)
-        self.document = read_document(folder)
         self.config = GDinoConfig.from_pretrained(folder)
         self._tokenizer = tokenizer
-        self._graphs = load_graphs(folder, self.document)
-        self._labels = self.document["labels"]
-        digests = "".join(entry["sha256"] for entry in self.document["files"].values())
+        self._graphs = load_graphs(self.folder)
+        self._main = self._graphs["image" if "image" in self._graphs else "model"]
+        digests = bytes.fromhex("".join(self.folder.digests.values()))
         # Identifies the text features, which Detector hashes the weights of a model's text encoder for.
-        text = SimpleNamespace(state_dict=lambda: {"files": torch.tensor(list(bytes.fromhex(digests)))})
+        text = SimpleNamespace(state_dict=lambda: {"files": torch.tensor(list(digests))})
         self.base_model = SimpleNamespace(
             level_embed=torch.empty(0), config=self.config, text_backbone=text, text_projection=text
         )
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The labels that were baked in; None if any can be given."""
+        return None if self.folder.labels is None else self.folder.labels.names
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Check that a prompt has no other labels than those that were baked in, if there are any.
+
+        Raises:
+            ExportError: It has others.
+        """
+        if self.folder.labels is not None:
+            in_baked_prompt(self.folder, prompt, self._tokenizer)
 
     def to(self, device: Any) -> ExportedModel:
         """Return the model itself: its runtime computes on the CPU, whatever the device."""
@@ -89,8 +105,7 @@ class ExportedModel:
             logits (R, Q, max_text_len) and pred_boxes (R, Q, 4) cxcywh in [0, 1].
 
         Raises:
-            ValueError: A prompt has a label that a baked model was not exported with, or a graph of fixed sizes cannot
-                take a picture or a prompt.
+            ExportError: The graph cannot take a picture of this size or a prompt of this length.
         """
         if image_features is None:
             assert pixel_values is not None
@@ -122,61 +137,56 @@ class ExportedModel:
             "pixel_values": pixels,
             "pixel_mask": torch.ones(len(pixels), *pixels.shape[2:], dtype=torch.int64),
         }
-        role = "image" if "image" in self._graphs else "model"
-        shape = self.document["graphs"][role]["inputs"]["pixel_values"]["shape"]
-        fixed = isinstance(shape[0], int)
-        tokens = text["input_ids"].shape[1]
-        if fixed and [1, *pixels.shape[1:]] != shape:
-            raise ValueError(
-                f"The graph takes pictures of {shape[2]} x {shape[3]} pixels, got {pixels.shape[2]} x "
-                f"{pixels.shape[3]}; export the model in a format with dynamic sizes."
-            )
-        if fixed and self._labels is None:
-            text = self._padded_text(text, self.document["graphs"][role]["inputs"]["input_ids"]["shape"][1])
+        shape = self._main.inputs["pixel_values"].shape
         # A graph of fixed sizes takes one picture at a time.
+        fixed = shape[0] is not None
+        tokens = text["input_ids"].shape[1]
+        if fixed and (1, *pixels.shape[1:]) != shape:
+            raise ExportError(
+                f"{self._name} takes pictures of {shape[2]}x{shape[3]} pixels (height x width), and this one has "
+                f"{pixels.shape[2]}x{pixels.shape[3]} after resizing; export the model with dynamic sizes."
+            )
+        if fixed and self.folder.labels is None:
+            text = self._padded_text(text, self._main.inputs["input_ids"].shape[1])
         steps = [slice(row, row + 1) for row in range(len(pixels))] if fixed else [slice(None)]
         inputs = image | text
-        parts = [self._graphs[role]({name: value[step] for name, value in inputs.items()}) for step in steps]
+        parts = [self._main({name: value[step] for name, value in inputs.items()}) for step in steps]
         found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        if self._labels is not None:
-            found["logits"] = torch.stack(
-                [
-                    self._of_prompt(row, ids)
-                    for row, ids in zip(found["logits"], text["input_ids"].tolist(), strict=True)
-                ]
-            )
+        if self.folder.labels is not None:
+            rows = zip(found["logits"], text["input_ids"].tolist(), strict=True)
+            found["logits"] = torch.stack([self._of_prompt(row, ids) for row, ids in rows])
         found["logits"] = found["logits"][..., :tokens]
         return found
 
-    def _padded_text(self, text: dict[str, Tensor], tokens: int) -> dict[str, Tensor]:
-        missing = tokens - text["input_ids"].shape[1]
+    @property
+    def _name(self) -> str:
+        return printable(self.folder.path)
+
+    def _padded_text(self, text: dict[str, Tensor], tokens: int | None) -> dict[str, Tensor]:
+        given = text["input_ids"].shape[1]
+        missing = (given if tokens is None else tokens) - given
         if missing < 0:
-            raise ValueError(
-                f"The prompt has {text['input_ids'].shape[1]} tokens but the graph takes {tokens}; give fewer labels, "
-                "or export the model in a format with dynamic sizes."
+            raise ExportError(
+                f"The labels have {given} tokens, and {self._name} takes {tokens}; ask for fewer labels at a time, or "
+                "export the model with dynamic text."
             )
         padding = (0, missing)
         return {
-            "input_ids": torch.nn.functional.pad(text["input_ids"], padding, value=self.document["text"]["pad_id"]),
+            "input_ids": torch.nn.functional.pad(text["input_ids"], padding, value=self.folder.text["pad_id"]),
             "attention_mask": torch.nn.functional.pad(text["attention_mask"], padding),
             "text_features": torch.nn.functional.pad(text["text_features"], (0, 0, *padding)),
         }
 
     def _of_prompt(self, logits: Tensor, input_ids: Sequence[int]) -> Tensor:
         """Return the logits (Q, T) of a prompt from those of the baked one: columns of equal phrases."""
-        baked = self._labels["input_ids"]
-        known = {tuple(baked[start:end]): start for start, end in self._labels["spans"]}
-        end_id = self.document["text"]["end_id"]
+        assert self.folder.labels is not None
+        places = self.folder.labels.span_of_phrase
+        end_id = self.folder.text["end_id"]
         real = list(input_ids[: input_ids.index(end_id) + 1]) if end_id in input_ids else list(input_ids)
         chosen = torch.full((len(logits), len(input_ids)), -torch.inf)
-        for start, end in spans_from_ids(real, self.document["text"]["block_ids"], len(real)):
-            place = known.get(tuple(real[start:end]))
-            if place is None:
-                label = self._tokenizer.decode(real[start:end])
-                names = shorten(", ".join(self._labels["names"]), 200)
-                raise ValueError(
-                    f"The label {shorten(label)} is not in the vocabulary that this model was exported with, {names}; "
-                    "choose from it, or export the model again."
-                )
-            chosen[:, start:end] = logits[:, place : place + end - start]
+        for start, end in spans_from_ids(real, self.config.special_token_ids, len(real)):
+            # Labels were checked by check_prompt; separators inside of one make no difference to it.
+            place = places.get(tuple(real[start:end]))
+            if place is not None:
+                chosen[:, start:end] = logits[:, slice(*place)]
         return chosen

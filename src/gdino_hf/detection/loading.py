@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..error_text import reason
-from .exported_graphs import is_exported
+from .exported_folder import is_export
 
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 """Data types of the computation; int8 multiplies 8-bit integers where that is faster, on a CPU with AVX-512 VNNI."""
@@ -52,6 +52,7 @@ def load_pair(model: str | Path, dtype: str = "float32", check: Callable[[Any], 
 
     Raises:
         LoadingError: The model cannot be loaded; the message says why. What `check` raises is passed on.
+        ExportError: The folder is an exported one and damaged, or what runs it is missing or too old.
     """
     from ..model.load_errors import plain_load_errors
     from ..model.modeling_gdino import GDinoForObjectDetection
@@ -69,7 +70,7 @@ def load_pair(model: str | Path, dtype: str = "float32", check: Callable[[Any], 
         raise LoadingError(model, reason(error)) from error
     if check is not None:
         check(processor)
-    if is_exported(where):
+    if is_export(where):
         return _load_exported(where, dtype, processor), processor
     try:
         loaded, loading = GDinoForObjectDetection.from_pretrained(
@@ -86,11 +87,7 @@ def _load_exported(where: str, dtype: str, processor: Any) -> Any:
 
     if dtype != "float32":
         raise LoadingError(where, f"an exported model keeps the dtype it was exported in; leave {dtype} out")
-    try:
-        return ExportedModel(where, processor.tokenizer)
-    # Runtimes raise exceptions of any type on files that they cannot read.
-    except Exception as error:
-        raise LoadingError(where, reason(error)) from error
+    return ExportedModel(where, processor.tokenizer)
 
 
 def fitted(processor: Any, config: Any) -> Any:

@@ -14,7 +14,7 @@ from .prepared_images import prepare_image
 from .prepared_pictures import PreparedPicture, are_small
 from .prompt_passes import Asked, score_pictures
 from .text_features import TextFeatureStore
-from .tiles import OVERLAP, merge_tiles, tile_areas
+from .tiles import OVERLAP, tile_areas, with_tiles
 
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
@@ -115,26 +115,17 @@ class Search:
         """
         found = self._run([picture.inputs for picture in pictures], [picture.source for picture in pictures])
         if self._tiles is not None:
-            found = [self._with_tiles(picture, whole) for picture, whole in zip(pictures, found, strict=True)]
+            tiling: Any = {"tiles": self._tiles, "overlap": self._overlap, "batch_size": self._batch_size}
+            found = [
+                with_tiles(picture.image, whole, self._in_tiles, self.asked.select, **tiling)
+                for picture, whole in zip(pictures, found, strict=True)
+            ]
         return found if self._segmenter is None else self._segmenter([picture.image for picture in pictures], found)
 
     def _run(self, inputs: Sequence[Any], sources: Sequence[Any]) -> list[Detections]:
         scored = score_pictures(self._model, self._texts, self.asked, inputs, sources)
         return [picture.detections() for picture in scored]
 
-    def _with_tiles(self, picture: PreparedPicture, whole: Detections) -> Detections:
-        """Return the detections of the whole picture merged with those of its tiles."""
-        assert self._tiles is not None
-        areas = tile_areas(picture.image.size, self._tiles, self._overlap)
-        if len(areas) == 1:
-            return whole
-        parts: list[Detections] = []
-        for start in range(0, len(areas), self._batch_size):
-            # Only the tiles of one forward pass are in memory.
-            crops = [picture.image.crop(area) for area in areas[start : start + self._batch_size]]
-            parts += self._run(
-                [prepare_image(self._processor, crop, self._model.device) for crop in crops], [None] * len(crops)
-            )
-        select = self.asked.select
-        merged = merge_tiles(list(zip(areas, parts, strict=True)), whole, select.class_agnostic_nms)
-        return merged if select.top_k is None else merged[: select.top_k]
+    def _in_tiles(self, crops: list[Image.Image]) -> list[Detections]:
+        inputs = [prepare_image(self._processor, crop, self._model.device) for crop in crops]
+        return self._run(inputs, [None] * len(crops))

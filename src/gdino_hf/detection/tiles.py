@@ -6,13 +6,15 @@ by overlap alone, which keeps both halves of an object that no tile shows whole.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ..model.option_flags import checked_count
+from ..model.selection_options import SelectionOptions
 from .detections import Detections
 
 Area = tuple[int, int, int, int]
@@ -49,6 +51,41 @@ def tile_areas(size: tuple[int, int], tile: int, overlap: float = OVERLAP) -> li
     columns, rows = (_starts(side, tile, overlap) for side in size)
     width, height = (min(side, tile) for side in size)
     return [(left, top, left + width, top + height) for top in rows for left in columns]
+
+
+def with_tiles(
+    picture: Image.Image,
+    whole: Detections,
+    detect: Callable[[list[Image.Image]], list[Detections]],
+    select: SelectionOptions,
+    *,
+    tiles: int,
+    overlap: float,
+    batch_size: int,
+) -> Detections:
+    """Look at a picture in tiles beside the whole.
+
+    Args:
+        picture: The picture, upright and RGB.
+        whole: What was found in the whole picture.
+        detect: Returns the detections of tiles, in their own pixels.
+        select: Rule by which scores became detections.
+        tiles: Side of a tile in pixels.
+        overlap: Smallest part of a tile's side that neighbours share, in [0, 1).
+        batch_size: Largest number of tiles for one call of `detect`.
+
+    Returns:
+        The detections of all of them, each object once and best first; the whole's if the picture is one tile.
+    """
+    areas = tile_areas(picture.size, tiles, overlap)
+    if len(areas) == 1:
+        return whole
+    parts: list[Detections] = []
+    for start in range(0, len(areas), batch_size):
+        # Only the tiles of one forward pass are in memory.
+        parts += detect([picture.crop(area) for area in areas[start : start + batch_size]])
+    merged = merge_tiles(list(zip(areas, parts, strict=True)), whole, select.class_agnostic_nms)
+    return merged if select.top_k is None else merged[: select.top_k]
 
 
 def merge_tiles(

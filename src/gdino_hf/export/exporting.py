@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..detection.exported_graphs import DOCUMENT, is_exported
+from ..detection.exported_folder import DOCUMENT, is_export
 from ..detection.loading import load_pair
 from ..error_text import reason
 from ..model.text_prompt import Prompt, build_prompt, parse_labels, shorten
@@ -62,7 +62,7 @@ def export(
     tell = tell or (lambda line: None)
     variant = _checked(format, variant, labels)
     place = Path(out)
-    if place.exists() and not is_exported(place) and (not place.is_dir() or any(place.iterdir())):
+    if place.exists() and not is_export(place) and (not place.is_dir() or any(place.iterdir())):
         raise ValueError(f"{place} is or holds something else, which an export would replace; choose another folder.")
     check_packages(format)
     pictures = _checked_int8(format, int8, calibration, tell)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..detection.detection_options import THRESHOLD
-from ..detection.exported_graphs import FORMAT_VERSION
+from ..detection.exported_folder import FORMAT_VERSION
 from ..model.text_prompt import Prompt, special_token_ids
 from .graphs import GraphPlan
 

@@ -20,11 +20,11 @@ import numpy as np
 from PIL import Image
 
 from ..data.folder_files import sort_files
+from ..detection.exported_folder import ExportedFolder
 from ..model.picture_pixels import load_image
 from ..model.pixel_values import prepared
 from ..model.text_prompt import PromptChunk
 from ..runtime import Detector
-from ..runtime.exported_folder import ExportedFolder
 from ..runtime.exported_search import ExportedGraphs
 from .int8_weights import Layers, find_layers, write_int8
 

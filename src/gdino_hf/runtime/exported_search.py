@@ -12,14 +12,14 @@ import numpy as np
 from PIL import Image
 
 from ..detection.detections import Detections, name_of
+from ..detection.exported_folder import ExportedFolder, ExportError
+from ..detection.graph_sessions import Session, open_sessions, run_graph
 from ..detection.prepared_pictures import PreparedPicture
-from ..detection.tiles import merge_tiles, tile_areas
+from ..detection.tiles import tile_areas, with_tiles
 from ..model.pixel_values import prepared
 from ..model.printable import printable
-from ..model.text_prompt import PromptChunk, shorten
+from ..model.text_prompt import PromptChunk
 from .array_selection import ArraySelection, Found
-from .exported_folder import ExportedFolder, ExportError
-from .sessions import Session, open_sessions
 
 _IMAGE_INPUTS = ("pixel_values", "pixel_mask", "image_sizes")
 _TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -74,7 +74,8 @@ class ExportedGraphs:
             part = arrays[start : start + most]
             # A graph with a fixed batch gets its last pictures several times.
             filled = [*part, *[part[-1]] * (most - len(part))] if self._most else part
-            outputs = self._main.run({**self._images(filled), **self._prompt(tokens, len(filled))})
+            inputs = {**self._images(filled), **self._prompt(tokens, len(filled))}
+            outputs = run_graph(self._main, inputs, self.folder)
             logits, boxes = outputs["logits"], outputs["pred_boxes"]
             if np.isnan(logits).any() or not np.isfinite(boxes).all():
                 raise ValueError(
@@ -120,7 +121,8 @@ class ExportedGraphs:
         with self._lock:
             found = self._features.get(tokens)
         if found is None:
-            found = self._text.run(self._taken(self._text, self._tokens(self._text, tokens)))
+            inputs = self._taken(self._text, self._tokens(self._text, tokens))
+            found = run_graph(self._text, inputs, self.folder)
             with self._lock:
                 if len(self._features) >= _MOST_TEXTS:
                     self._features.clear()
@@ -201,7 +203,11 @@ class ExportedSearch:
         found = self._run(pictures)
         if self._tiles is None:
             return found
-        return [self._with_tiles(picture, whole) for picture, whole in zip(pictures, found, strict=True)]
+        tiling: Any = {"tiles": self._tiles, "overlap": self._overlap, "batch_size": self._batch_size}
+        return [
+            with_tiles(picture.image, whole, self._in_tiles, self.asked.select, **tiling)
+            for picture, whole in zip(pictures, found, strict=True)
+        ]
 
     def _run(self, pictures: Sequence[PreparedPicture]) -> list[Detections]:
         select, names = self.asked.select, self.asked.names
@@ -228,40 +234,5 @@ class ExportedSearch:
             for found, picture, highest in zip(merged, pictures, presence, strict=True)
         ]
 
-    def _with_tiles(self, picture: PreparedPicture, whole: Detections) -> Detections:
-        assert self._tiles is not None
-        areas = tile_areas(picture.image.size, self._tiles, self._overlap)
-        if len(areas) == 1:
-            return whole
-        parts: list[Detections] = []
-        for start in range(0, len(areas), self._batch_size):
-            parts += self._run(
-                [self.prepare(picture.image.crop(area)) for area in areas[start : start + self._batch_size]]
-            )
-        select = self.asked.select
-        merged = merge_tiles(list(zip(areas, parts, strict=True)), whole, select.class_agnostic_nms)
-        return merged if select.top_k is None else merged[: select.top_k]
-
-
-def baked_question_chunk(folder: ExportedFolder, names: Sequence[str], negatives: Sequence[str]) -> PromptChunk:
-    """Return the prompt of a model whose labels are baked in, with the spans of some of its labels.
-
-    Args:
-        folder: Folder of such a model.
-        names: Labels to find.
-        negatives: Labels that compete for boxes but are left out.
-
-    Raises:
-        ExportError: A label is not among those that were baked in.
-    """
-    spans = {each.label: each.spans for each in folder.labels or ()}
-    asked = [*names, *negatives]
-    for label in asked:
-        if label not in spans:
-            known = ", ".join(list(spans)[:10]) + (f" and {len(spans) - 10} more" if len(spans) > 10 else "")
-            raise ExportError(
-                f"{shorten(label)} is not among the {len(spans)} labels that {printable(folder.path)} was exported "
-                f"with ({known}); ask for these, or export the model again with --labels."
-            )
-    pairs = [(index, span) for index, label in enumerate(asked) for span in spans[label]]
-    return PromptChunk((), tuple(index for index, _ in pairs), tuple(span for _, span in pairs))
+    def _in_tiles(self, crops: list[Image.Image]) -> list[Detections]:
+        return self._run([self.prepare(crop) for crop in crops])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..detection.exported_folder import ExportedFolder, ExportError
 from ..model.printable import printable
-from .exported_folder import ExportedFolder, ExportError
 
 
 class PromptTokenizer:
@@ -57,3 +57,7 @@ class PromptTokenizer:
     def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
         """Return the texts of tokens."""
         return [str(self._tokenizer.id_to_token(token)) for token in ids]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text that tokens stand for."""
+        return str(self._tokenizer.decode(list(ids)))
