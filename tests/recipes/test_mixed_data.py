@@ -9,7 +9,15 @@ import torch
 from PIL import Image
 
 from gdino_hf.model.image_processing_gdino import GDinoImageProcessor
-from gdino_hf.recipes.mixed_data import MixedRows, look, look_once, mixed_weights, taught_row
+from gdino_hf.recipes.mixed_data import (
+    MixedRows,
+    WithoutNames,
+    held_out,
+    look,
+    look_once,
+    mixed_weights,
+    taught_row,
+)
 from gdino_hf.recipes.wordings import Wordings
 
 CLASSES = ["apple", "car", "couch", "dog"]
@@ -107,3 +115,30 @@ def test_looking_once_is_enough(tmp_path, pictures):
     assert look_once(path, pictures, None, None, processor) == first
     with pytest.raises(ValueError, match="about 2 photographs, but there are 1"):
         look_once(path, pictures[:1], None, None, processor)
+
+
+def test_held_out_rows_are_never_drawn_and_the_share_stays():
+    everyday, wild = [["dog"], ["car"], ["dog"], ["car"], ["dog"]], [["dent"], ["dent"]]
+    weights = mixed_weights(everyday, wild, 0.4, rare=0.0, hold_out=2)
+    assert [index for index, weight in enumerate(weights) if weight == 0] == [0, 2, 4]
+    assert list(held_out(5, 2)) == [0, 2, 4]
+    assert list(held_out(5, 0)) == []
+    assert sum(weights[:5]) == pytest.approx(0.6 * 7)
+    assert sum(weights[5:]) == pytest.approx(0.4 * 7)
+
+
+def test_names_left_out_have_no_boxes_and_are_never_absent_either():
+    row = {
+        **ROW,
+        "names": ["sofa", "dog", "car"],
+        "boxes": [[0, 0, 1, 1], [0, 0, 2, 2], [0, 0, 3, 3]],
+        "crowd": [False, True, False],
+        "neg_names": ["apple", "couch", "hammer"],
+    }
+    rows = WithoutNames([row], ["couch", "car"], WORDINGS)
+    assert len(rows) == 1
+    left = rows[0]
+    # A sofa is a couch.
+    assert (left["names"], left["crowd"], left["neg_names"]) == (["dog"], [True], ["apple", "hammer"])
+    np.testing.assert_array_equal(left["boxes"], [[0, 0, 2, 2]])
+    assert left["width"] == 200

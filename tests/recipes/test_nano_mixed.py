@@ -5,7 +5,10 @@ import json
 import pytest
 import torch
 
+from gdino_hf.model.modeling_gdino import GDinoForObjectDetection
+from gdino_hf.model.processing_gdino import GDinoProcessor
 from gdino_hf.recipes import nano, nano_mixed, nano_rating
+from gdino_hf.recipes.closed_set_teacher import ClosedSetHead
 from gdino_hf.training.saving import last_checkpoint
 
 
@@ -23,15 +26,13 @@ def arguments(parts, start, output, *more):
         [
             *("--everyday", str(parts / "data"), "--wild", str(parts / "wild"), "--start", str(start)),
             *("--backbone", str(parts / "backbone"), "--output", str(output), "--batch-size", "4"),
-            *("--least-labels", "1", "--most-labels", "3", "--warmup-steps", "2", "--decay-steps", "2", *more),
+            *("--least-labels", "1", "--most-labels", "3", "--warmup-steps", "2", "--decay-steps", "2"),
+            *("--hold-out", "0", *more),
         ]
     )
 
 
 def trainer_of(args):
-    from gdino_hf.model.modeling_gdino import GDinoForObjectDetection
-    from gdino_hf.model.processing_gdino import GDinoProcessor
-
     model = GDinoForObjectDetection.from_pretrained(args.start)
     return nano_mixed.make_trainer(args, model, GDinoProcessor.from_pretrained(args.start))
 
@@ -78,6 +79,36 @@ def test_backbone_is_trained_only_with_a_learning_rate_and_the_teacher_keeps_its
         after = trainer.model.model.backbone(pixels)
         assert not torch.equal(after[0], before[0])
         assert all(torch.equal(a, b) for a, b in zip(before, trainer.teacher_maps(pixels), strict=True))
+
+
+def test_names_left_out_are_neither_asked_nor_taught(parts, start, tmp_path):
+    trainer = trainer_of(arguments(parts, start, tmp_path, "--without", "blue", "--hold-out", "0"))
+    assert set(trainer.classes.values()) == {0}
+    asked = {label for batch in trainer.get_train_dataloader() for prompt in batch["text"] for label in prompt}
+    assert any("red" in label for label in asked)
+    assert not any("blue" in label for label in asked)
+
+
+def test_an_untrained_trunk_keeps_the_pretrained_parts_and_knows_the_other_classes(parts, start, tmp_path):
+    args = arguments(parts, start, tmp_path, "--without", "blue", "--untrained")
+    old = GDinoForObjectDetection.from_pretrained(args.start)
+    with torch.no_grad():
+        old.model.level_embed.fill_(7.0)
+    new = nano_mixed.untrained(args, old, GDinoProcessor.from_pretrained(args.start))
+    own, other = new.state_dict(), old.state_dict()
+    pretrained = [name for name in own if name.startswith(("model.backbone.", "model.text_backbone."))]
+    assert all(torch.equal(own[name], other[name]) for name in pretrained)
+    assert own["model.level_embed"].abs().max() < 7
+    assert new.training
+
+
+def test_the_teachers_classes_can_be_chosen(parts):
+    teacher = ClosedSetHead.from_pretrained(parts / "backbone")
+    maps = [torch.randn(1, 8, size, size) for size in (8, 4, 2)]
+    scores, boxes = teacher(maps)
+    chosen_scores, chosen_boxes = teacher.of_classes([1])(maps)
+    torch.testing.assert_close(chosen_scores, scores[..., 1:])
+    torch.testing.assert_close(chosen_boxes, boxes)
 
 
 def test_schedule_rises_stays_level_and_falls_by_steps(parts, start, tmp_path):

@@ -77,6 +77,16 @@ class ClosedSetHead(nn.Module):
         """Return the weight (C + 4 R, D) and the bias (C + 4 R) of a level."""
         return self.get_buffer(f"weight{level}"), self.get_buffer(f"bias{level}")
 
+    def of_classes(self, classes: Sequence[int]) -> ClosedSetHead:
+        """Return a head that knows some of this one's classes only.
+
+        Args:
+            classes: Indices of the classes, in the new head's order.
+        """
+        rows = [*classes, *range(self.num_classes, len(self.layer(0)[1]))]
+        layers = [self.layer(level) for level in range(self.num_levels)]
+        return ClosedSetHead([(weight[rows], bias[rows]) for weight, bias in layers], len(classes))
+
     @torch.no_grad()
     def forward(self, feature_maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Compute class scores and boxes at every cell.

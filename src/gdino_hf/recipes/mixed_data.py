@@ -27,6 +27,18 @@ ABSENT = 0.05
 # A teacher's box that overlaps an annotated one more than this is taken for the same object under another name.
 SAME_BOX_IOU = 0.5
 BATCH_SIZE = 8
+# Every so many-th everyday photograph is kept back from training, to fit the scores on.
+HOLD_OUT = 20
+
+
+def held_out(count: int, every: int) -> range:
+    """Return the indices of the photographs that are kept back.
+
+    Args:
+        count: Number of photographs.
+        every: Every so many-th is kept back, from the first; 0 keeps none back.
+    """
+    return range(0, count, every) if every else range(0)
 
 
 @torch.no_grad()
@@ -117,6 +129,38 @@ def taught_row(row: dict[str, Any], seen: dict[str, Any], classes: Sequence[str]
     }
 
 
+class WithoutNames:
+    """Rows without the boxes of some names, which are never asked for either, as if nobody had annotated them.
+
+    Args:
+        rows: Rows with "boxes", "names", "crowd" and "neg_names".
+        names: The names to leave out; so is everything that means the same.
+        wordings: Wordings of the vocabulary.
+    """
+
+    def __init__(self, rows: Any, names: Sequence[str], wordings: Wordings) -> None:
+        self.rows, self.wordings = rows, wordings
+        self.left_out = {wordings.meaning(name) for name in names}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return a row without the names."""
+        row = dict(self.rows[index])
+        kept = [place for place, name in enumerate(row["names"]) if self._stays(name)]
+        return {
+            **row,
+            "boxes": np.asarray(row["boxes"], dtype=np.float64).reshape(-1, 4)[kept],
+            "names": [row["names"][place] for place in kept],
+            "crowd": [row["crowd"][place] for place in kept],
+            "neg_names": [name for name in row["neg_names"] or () if self._stays(name)],
+        }
+
+    def _stays(self, name: str) -> bool:
+        return self.wordings.meaning(name) not in self.left_out
+
+
 class MixedRows:
     """Rows of both sets, everyday ones first; every row has "neg_names".
 
@@ -148,7 +192,7 @@ class MixedRows:
 
 
 def mixed_weights(
-    everyday: Sequence[Sequence[str]], wild: Sequence[Sequence[str]], wild_share: float, rare: float
+    everyday: Sequence[Sequence[str]], wild: Sequence[Sequence[str]], wild_share: float, rare: float, hold_out: int = 0
 ) -> list[float]:
     """Compute how often to draw each row of both sets.
 
@@ -157,6 +201,7 @@ def mixed_weights(
         wild: Names of the boxes of each wild row.
         wild_share: Share of the wild rows among all that are drawn, 0..1.
         rare: Names on a smaller share of their set's images are drawn more often, see `repeat_factors`.
+        hold_out: Every so many-th everyday row is never drawn, see `held_out`.
 
     Returns:
         One weight per row, everyday ones first; they add up to the number of rows.
@@ -170,5 +215,8 @@ def mixed_weights(
     weights: list[float] = []
     for names, share in ((everyday, 1 - wild_share), (wild, wild_share)):
         factors = repeat_factors(names, rare)
+        if names is everyday:
+            for index in held_out(len(names), hold_out):
+                factors[index] = 0.0
         weights += [factor / sum(factors) * share * total for factor in factors]
     return weights

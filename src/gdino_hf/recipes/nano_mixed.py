@@ -14,6 +14,7 @@ What differs from `gdino_hf.recipes.nano`, and why:
   most, so it gets a teacher of its own, see teacher_boxes.py, and the backbone stays frozen unless
   `--backbone-lr-factor` is given.
 - Wild photographs are `--wild-share` of all, each set with its rare names sampled more often, see mixed_data.py.
+- Every 20th everyday photograph is never drawn: nano_scores.py fits the scores on these.
 - A share of the names is replaced by synonyms, plurals and phrases, see wordings.py.
 - It starts from a trained model with a learning rate of 5e-5, level until the last `--decay-steps`. Steps and not
   time drive the schedule, because a run in the background of a busy machine gets an unknown share of it. Weights are
@@ -47,10 +48,11 @@ from ..data.transforms import Compose
 from ..model.losses import LossWeights
 from ..model.modeling_gdino import GDinoForObjectDetection
 from ..model.processing_gdino import GDinoProcessor
+from ..training.saving import last_checkpoint
 from ..whole_files import write_whole_text
 from .closed_set_teacher import DenseLoss
-from .mixed_data import MixedRows, look_once, mixed_weights
-from .nano import Lesson, NanoTrainer, add_shared_options, augmentation, export, teacher_of
+from .mixed_data import HOLD_OUT, MixedRows, WithoutNames, look_once, mixed_weights
+from .nano import Lesson, NanoTrainer, add_shared_options, augmentation, export, teacher_of, warm_start
 from .phrase_states import PhraseStates
 from .recipe_training import train_to_the_end, training_arguments
 from .teacher_boxes import set_loss, teacher_boxes
@@ -67,10 +69,13 @@ class MixedTrainer(NanoTrainer):
         *args: Arguments of NanoTrainer; `model`, `args` and `names` must be given by name.
         wordings: Wordings of all names, so that the teacher knows its classes under each of them.
         set_weight: Weight of the class term of `set_loss`.
+        without: Names that the teacher must not tell anything about.
         **kwargs: Arguments of NanoTrainer.
     """
 
-    def __init__(self, *args: Any, wordings: Wordings, set_weight: float, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, wordings: Wordings, set_weight: float, without: Sequence[str] = (), **kwargs: Any
+    ) -> None:
         # The teacher reads the features that it was trained on, which a trained backbone no longer computes. Copied
         # before the trainer hooks the backbone, or a copy of the trainer would come with it.
         backbone = kwargs["model"].model.backbone
@@ -78,7 +83,9 @@ class MixedTrainer(NanoTrainer):
         self._teacher_backbone = None if frozen else copy.deepcopy(backbone).requires_grad_(False).eval()
         super().__init__(*args, **kwargs)
         self.teacher_weights["set"] = set_weight
-        self.classes = wordings.indices(kwargs["names"])
+        left_out = {wordings.meaning(name) for name in without}
+        classes = wordings.indices(kwargs["names"])
+        self.classes = {label: place for label, place in classes.items() if wordings.meaning(label) not in left_out}
 
     def teacher_maps(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """Return the feature maps of a batch that the teacher reads, from its own copy of the backbone if needed."""
@@ -128,6 +135,7 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
         teacher,
         processor.image_processor,
     )
+    rows = MixedRows(everyday, wild, seen, names, wordings)
     sampler = PromptSampler(names, (args.least_labels, args.most_labels))
     transform = Compose([augmentation(), Reworded(wordings, args.reworded)])
     model.model.text_feature_cache = PhraseStates()
@@ -138,6 +146,7 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
         wordings=wordings,
         teacher_weight=args.teacher_weight,
         set_weight=args.set_weight,
+        without=args.without,
         args=training_arguments(
             args.output,
             minutes=None,
@@ -155,12 +164,31 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
             use_cpu=args.device == "cpu",
             dataloader_num_workers=args.workers,
         ),
-        train_dataset=ReproducibleDataset(MixedRows(everyday, wild, seen, names, wordings)),
-        row_weights=mixed_weights(everyday["names"], wild["names"], args.wild_share, args.rare),
+        train_dataset=ReproducibleDataset(WithoutNames(rows, args.without, wordings) if args.without else rows),
+        row_weights=mixed_weights(everyday["names"], wild["names"], args.wild_share, args.rare, args.hold_out),
         data_collator=GDinoDataCollator(
             processor, prompt_sampler=sampler, transform=transform, seed=args.seed, return_text=True
         ),
     )
+
+
+def untrained(args: argparse.Namespace, start: GDinoForObjectDetection, processor: GDinoProcessor) -> Any:
+    """Return a model with the pretrained parts of another and an untrained trunk that knows the teacher's classes.
+
+    Args:
+        args: The command line's options; names of `without` are left out of what the trunk knows.
+        start: The model to take image backbone and text encoder from.
+        processor: Its processor.
+    """
+    model = GDinoForObjectDetection(start.config)
+    model.model.backbone.load_state_dict(start.model.backbone.state_dict())
+    model.model.text_backbone.load_state_dict(start.model.text_backbone.state_dict())
+    file = Path(args.everyday) / "train.json"
+    names = category_names(file)
+    kept = [place for place, name in enumerate(names) if name not in args.without]
+    teacher = teacher_of(args.backbone, names).of_classes(kept)
+    warm_start(model, processor, teacher, read_coco(file), [names[place] for place in kept])
+    return model
 
 
 def keep_options(args: argparse.Namespace) -> None:
@@ -192,6 +220,9 @@ def train(args: argparse.Namespace) -> MixedTrainer:
     keep_options(args)
     model = GDinoForObjectDetection.from_pretrained(args.start)
     processor = GDinoProcessor.from_pretrained(args.start)
+    # A checkpoint brings its own weights.
+    if args.untrained and last_checkpoint(Path(args.output)) is None:
+        model = untrained(args, model, processor)
     trainer = make_trainer(args, model, processor)
     train_to_the_end(trainer)
     if args.export:
@@ -207,6 +238,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--backbone", required=True, help="folder of the image backbone with its detection head")
     parser.add_argument("--output", required=True, help="folder for checkpoints and log")
     parser.add_argument("--start", default=NANO, help="folder of the model to start from; the embedded one by default")
+    parser.add_argument("--untrained", action="store_true", help="take only the pretrained parts of --start")
+    parser.add_argument(
+        "--without",
+        type=lambda text: [name.strip() for name in text.split(",")],
+        default=[],
+        metavar="NAMES",
+        help="names never to learn, with commas, to measure what the model makes of new ones; use it with --untrained",
+    )
+    parser.add_argument("--hold-out", type=int, default=HOLD_OUT, help="keep back every so many-th everyday photograph")
     parser.add_argument("--export", help="folder for the finished model")
     parser.add_argument("--steps", type=int, default=6000, help="steps over all runs")
     parser.add_argument("--warmup-steps", type=int, default=50, help="steps in which the learning rate rises")

@@ -72,6 +72,11 @@ def plural(name: str) -> str | None:
     return name + ("es" if last.endswith((*_ENDINGS_WITH_ES, "tato", "mato")) else "s")
 
 
+def article(word: str) -> str:
+    """Return the indefinite article before a word."""
+    return "an" if word[0].lower() in "aeiou" else "a"
+
+
 def wordings(name: str) -> list[str]:
     """Return the phrases that may stand for a name in a prompt, the name itself first.
 
@@ -84,11 +89,10 @@ def wordings(name: str) -> list[str]:
     found = [name]
     for word in (name, *SYNONYMS.get(name, ())):
         many = plural(word)
-        article = "an" if word[0].lower() in "aeiou" else "a"
         found += [word, f"the {word}"]
         if many is not None:
             # What is not counted, or is a plural already, has no "a" either.
-            found += [many, f"{article} {word}", f"a photo of {article} {word}"]
+            found += [many, f"{article(word)} {word}", f"a photo of {article(word)} {word}"]
     return list(dict.fromkeys(found))
 
 

@@ -1,0 +1,139 @@
+"""What a gdino-nano promises: the figures, each measured once."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gdino_hf.detection.detections import Detections
+from gdino_hf.recipes import nano, nano_figures
+from gdino_hf.recipes.nano_figures import (
+    measure,
+    other_wordings,
+    rate_absent,
+    rate_photographs,
+    rate_threshold,
+    rate_wordings,
+    suppressed,
+)
+
+BOX = [0.0, 0.0, 10.0, 10.0]
+
+
+class Knowing:
+    """A detector that finds given boxes of the names that it knows, each in every picture."""
+
+    def __init__(self, boxes):
+        self.boxes = boxes
+
+    def __call__(self, image, names, **options):
+        known = [(score, box, place) for place, name in enumerate(names) for score, box in self.boxes.get(name, ())]
+        known.sort(key=lambda entry: -entry[0])
+        return Detections(
+            boxes=np.array([box for _, box, _ in known]).reshape(-1, 4),
+            scores=np.array([score for score, _, _ in known]),
+            labels=np.array([place for _, _, place in known], dtype=np.int64),
+            names=tuple(names),
+            size=(100, 100),
+        )
+
+    def stream(self, images, names, **options):
+        return ((image, self(image, names, **options)) for image in images)
+
+
+def row(*names, boxes=None):
+    return {
+        "image": Image.new("RGB", (100, 100)),
+        "names": list(names),
+        "boxes": [BOX] * len(names) if boxes is None else boxes,
+        "crowd": [False] * len(names),
+    }
+
+
+def test_suppression_keeps_the_best_of_boxes_of_one_name_in_one_photograph():
+    def entry(image, name, x, score):
+        return {"image_id": image, "category_id": name, "bbox": [x, 0, 10, 10], "score": score}
+
+    found = [entry(0, 1, 0, 0.5), entry(0, 1, 1, 0.9), entry(0, 2, 1, 0.4), entry(1, 1, 1, 0.3), entry(0, 1, 5, 0.2)]
+    kept = suppressed(found)
+    assert sorted(entry["score"] for entry in kept) == [0.2, 0.3, 0.4, 0.9]
+    assert kept[0]["bbox"] == [1, 0, 10, 10]
+
+
+def test_precision_and_recall_count_all_boxes_of_all_names():
+    detector = Knowing({"cat": [(0.9, BOX), (0.2, [50, 50, 60, 60])], "dog": [(0.5, [20, 20, 30, 30])]})
+    rated = rate_threshold(detector, [row("cat", "dog")], ["cat", "dog"])
+    assert rated["as it is"] == {"precision": 0.5, "recall": 0.5}
+
+
+def test_absent_names_are_asked_and_their_boxes_counted():
+    names = ["cat", "dog", "cup"]
+    detector = Knowing({"dog": [(0.9, BOX)], "cup": [(0.9, BOX), (0.8, BOX)]})
+    # Of the first picture both absent names have boxes, of the second only one is absent.
+    rated = rate_absent(detector, [row("cat"), row("cat", "cup")], names)
+    assert rated == {"boxes per photograph": 2.0}
+
+
+def test_photographs_tell_score_overlap_and_false_boxes(tmp_path):
+    Image.new("RGB", (100, 100)).save(tmp_path / "cat.jpg")
+    picture = {"id": 1, "file_name": "cat.jpg", "width": 100, "height": 100}
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 10], "area": 100, "iscrowd": 0}
+    spoon = {**box, "id": 2, "category_id": 2}
+    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "spoon"}]
+    content = {"images": [picture], "annotations": [box, spoon], "categories": categories}
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    detector = Knowing({"cat": [(0.6, [0, 0, 10, 8]), (0.4, [50, 50, 60, 60])], "dog": [(0.5, BOX)], "tree": []})
+    assert rate_photographs(detector, tmp_path) == {"cat": {"score": 0.6, "IoU": 0.8, "false": 2}}
+    assert rate_photographs(Knowing({}), tmp_path) == {"cat": {"score": 0.0, "IoU": 0.0, "false": 0}}
+
+
+def test_wordings_of_a_name():
+    assert other_wordings("cat") == {"article": "a cat", "plural": "cats", "synonym": "kitty"}
+    assert other_wordings("umbrella") == {"article": "an umbrella", "plural": "umbrellas"}
+    assert other_wordings("broccoli") == {}
+
+
+def test_boxes_are_found_again_under_another_wording():
+    far = [50.0, 50.0, 60.0, 60.0]
+    detector = Knowing({"cat": [(0.9, BOX), (0.8, far)], "a cat": [(0.9, BOX)], "cats": [(0.9, far), (0.8, BOX)]})
+    rated = rate_wordings(detector, [row("cat"), row()], ["cat", "dog"])
+    assert rated == {
+        "article": {"found again": 0.5, "boxes": 2},
+        "plural": {"found again": 1.0, "boxes": 2},
+        "synonym": {"found again": 0.0, "boxes": 2},
+    }
+
+
+def test_what_is_measured_is_not_measured_again(tmp_path):
+    path, calls = tmp_path / "figures.json", []
+
+    def task(title):
+        return lambda: calls.append(title) or {"value": len(calls)}
+
+    def broken():
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError):
+        measure(path, "abc", {"first": task("first"), "second": broken})
+    content = measure(path, "abc", {"first": task("first"), "second": task("second")})
+    assert calls == ["first", "second"]
+    assert content == {"weights": "abc", "first": {"value": 1}, "second": {"value": 2}}
+    with pytest.raises(ValueError, match="another model"):
+        measure(path, "xyz", {})
+
+
+def test_the_command_measures_everything(parts, example_folder, tmp_path, capsys):
+    torch.manual_seed(0)
+    nano.export(*nano.build(str(parts / "backbone"), str(parts / "text"), image_size=64), tmp_path / "model")
+    command = [str(tmp_path / "model"), "--processor", str(tmp_path / "model"), "--photographs", str(example_folder)]
+    sets = ["--everyday", str(parts / "data"), "--wild", str(parts / "wild")]
+    nano_figures.main([*command, *sets, "--output", str(tmp_path / "figures.json")])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((tmp_path / "figures.json").read_text())
+    assert printed["average_precision"].keys() == {
+        f"{title}{way}" for title in ("everyday/val", "wild/val") for way in ("", ", suppressed")
+    }
+    assert printed["photographs"].keys() == {"cat", "person", "cup"}
+    assert {"threshold", "absent", "wordings"} <= printed.keys()
