@@ -84,8 +84,12 @@ def test_photographs_tell_score_overlap_and_false_boxes(tmp_path):
     categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "spoon"}]
     content = {"images": [picture], "annotations": [box, spoon], "categories": categories}
     (tmp_path / "annotations.json").write_text(json.dumps(content))
-    detector = Knowing({"cat": [(0.6, [0, 0, 10, 8]), (0.4, [50, 50, 60, 60])], "dog": [(0.5, BOX)], "tree": []})
+    detector = Knowing(
+        {"cat": [(0.6, [0, 0, 10, 8]), (0.4, [50, 50, 60, 60])], "dog": [(0.5, BOX)], "tree": [(0.2, BOX)]}
+    )
     assert rate_photographs(detector, tmp_path) == {"cat": {"score": 0.6, "IoU": 0.8, "false": 2}}
+    # The best box tells its score below the default threshold too.
+    assert rate_photographs(Knowing({"cat": [(0.1, BOX)]}), tmp_path) == {"cat": {"score": 0.1, "IoU": 1.0, "false": 0}}
     assert rate_photographs(Knowing({}), tmp_path) == {"cat": {"score": 0.0, "IoU": 0.0, "false": 0}}
 
 

@@ -250,13 +250,17 @@ def teacher_of(backbone: str, names: Sequence[str]) -> ClosedSetHead:
     return teacher
 
 
-def augmentation() -> Transform:
-    """Return the augmentation of training photographs."""
+def augmentation(strong: bool = False) -> Transform:
+    """Return the augmentation of training photographs.
+
+    Args:
+        strong: Whether more photographs are cropped, scaled and changed in colour, and each by more.
+    """
     return Compose(
         [
             RandomHorizontalFlip(),
-            RandomScaleCrop(scale=(0.75, 1.7), probability=0.6),
-            RandomColour(strength=0.2, probability=0.4),
+            RandomScaleCrop(scale=(0.6, 2.0) if strong else (0.75, 1.7), probability=0.85 if strong else 0.6),
+            RandomColour(strength=0.35 if strong else 0.2, probability=0.8 if strong else 0.4),
         ]
     )
 

@@ -37,7 +37,7 @@ from ..model.box_ops import batched_nms
 from ..model.processing_gdino import GDinoProcessor
 from ..whole_files import write_whole_text
 from .nano_rating import FIGURES, detect_by_set, load_checkpoint
-from .nano_scores import judge
+from .nano_scores import LOWEST, RIGHT_IOU, judge
 from .wordings import SYNONYMS, article, plural
 
 # What the README's pictures show, and what they do not show.
@@ -45,7 +45,6 @@ OBJECTS = ("cat", "person", "cup")
 DISTRACTORS = ("dog", "car", "chair", "book", "bottle", "television", "tree", "horse", "pizza", "laptop")
 DETECT_NMS = 0.5
 SUPPRESSED_NMS = 0.7
-RIGHT_IOU = 0.5
 SAME_BOX_IOU = 0.7
 NUM_ABSENT = 10
 SEED = 0
@@ -114,14 +113,14 @@ def rate_photographs(detector: Detector, folder: Path) -> dict[str, Any]:
     for row in read_coco(folder / "annotations.json", folder):
         for name in set(row["names"]).intersection(OBJECTS):
             true = np.asarray(row["boxes"], dtype=np.float64)[[other == name for other in row["names"]]]
-            found = detector(row["image"], [name, *DISTRACTORS], nms_threshold=DETECT_NMS)
+            found = detector(row["image"], [name, *DISTRACTORS], threshold=LOWEST, nms_threshold=DETECT_NMS)
             own = found.labels == 0
             overlap = pairwise_iou(found.boxes, true).max(axis=1, initial=0.0)
             best = int(np.where(own, found.scores, -1.0).argmax()) if own.any() else None
             rated[name] = {
                 "score": 0.0 if best is None else round(float(found.scores[best]), 4),
                 "IoU": 0.0 if best is None else round(float(overlap[best]), 4),
-                "false": int((~own | (overlap < RIGHT_IOU)).sum()),
+                "false": int(((found.scores > THRESHOLD) & (~own | (overlap < RIGHT_IOU))).sum()),
             }
     return rated
 

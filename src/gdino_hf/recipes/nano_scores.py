@@ -19,7 +19,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ import torch
 from .. import NANO
 from ..data.coco import category_names, read_coco
 from ..detection.detection_options import THRESHOLD
-from ..detection.detector import Detector
+from ..detection.detector import DetectionError, Detector
 from ..evaluation.confusion import pairwise_iou
 from ..model.modeling_gdino import GDinoForObjectDetection
 from ..model.processing_gdino import GDinoProcessor
@@ -120,11 +120,16 @@ def judge(detector: Detector, rows: Iterable[Mapping[str, Any]], names: Sequence
         rows: Rows with "image", "boxes", "names" and "crowd", annotated for all names.
         names: The names.
         **options: Further options of the detector, such as `nms_threshold`.
+
+    Raises:
+        DetectionError: A photograph cannot be used.
     """
     rows, number = list(rows), {name: index for index, name in enumerate(names)}
     scores, right, count = [], [], 0
     stream = detector.stream([row["image"] for row in rows], names, threshold=LOWEST, **options)
     for row, (_, found) in zip(rows, stream, strict=True):
+        if isinstance(found, DetectionError):
+            raise found
         true_labels = np.array([number[name] for name in row["names"]], dtype=np.int64)
         true_boxes = np.asarray(row["boxes"], dtype=np.float64).reshape(-1, 4)
         crowd = np.asarray(row["crowd"], dtype=bool)
@@ -186,13 +191,14 @@ def fold(model: GDinoForObjectDetection, fit: ScoreFit) -> None:
             f"The model's class_head is {model.config.class_head!r}, but only 'scaled_bias' can take a factor and a "
             "shift into its weights."
         )
-    last = model.model.encoder.layers[-1].text_enhancer_layer.layer_norm_after
+    encoder_layers, decoder_layers = cast(Any, model.model.encoder.layers), cast(Any, model.model.decoder.layers)
+    last = encoder_layers[-1].text_enhancer_layer.layer_norm_after
     for parameter in (last.weight, last.bias):
         parameter.mul_(fit.factor)
-    for layer in model.model.decoder.layers:
+    for layer in decoder_layers:
         for linear in (layer.encoder_attn_text.key, layer.encoder_attn_text.value):
             linear.weight.div_(fit.factor)
-    for head in (*model.class_embed, model.model.encoder_output_class_embed):
+    for head in cast(Any, (*model.class_embed, model.model.encoder_output_class_embed)):
         head.bias.mul_(fit.factor).add_(fit.shift)
 
 
