@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 
 from gdino_hf.detection.detections import Detections
+from gdino_hf.model.processing_gdino import GDinoProcessor
 from gdino_hf.recipes import nano, nano_figures
 from gdino_hf.recipes.nano_figures import (
+    mean_of_names,
     measure,
     other_wordings,
     rate_absent,
@@ -18,6 +20,12 @@ from gdino_hf.recipes.nano_figures import (
     rate_wordings,
     suppressed,
 )
+from gdino_hf.recipes.nano_rating import load_checkpoint, rate
+
+
+def loaded(folder):
+    return load_checkpoint(folder), GDinoProcessor.from_pretrained(folder)
+
 
 BOX = [0.0, 0.0, 10.0, 10.0]
 
@@ -93,6 +101,13 @@ def test_photographs_tell_score_overlap_and_false_boxes(tmp_path):
     assert rate_photographs(Knowing({}), tmp_path) == {"cat": {"score": 0.0, "IoU": 0.0, "false": 0}}
 
 
+def test_mean_of_names_that_were_left_out_and_of_the_others():
+    by_name = {"cat": 0.1, "dog": 0.3, "cup": 0.8}
+    assert mean_of_names(by_name, ["cat", "dog"]) == {"these names": 0.2, "other names": 0.8}
+    with pytest.raises(ValueError, match="'horse' has no box"):
+        mean_of_names(by_name, ["cat", "horse"])
+
+
 def test_wordings_of_a_name():
     assert other_wordings("cat") == {"article": "a cat", "plural": "cats", "synonym": "kitty"}
     assert other_wordings("umbrella") == {"article": "an umbrella", "plural": "umbrellas"}
@@ -133,9 +148,17 @@ def test_the_command_measures_everything(parts, example_folder, tmp_path, capsys
     nano.export(*nano.build(str(parts / "backbone"), str(parts / "text"), image_size=64), tmp_path / "model")
     command = [str(tmp_path / "model"), "--processor", str(tmp_path / "model"), "--photographs", str(example_folder)]
     sets = ["--everyday", str(parts / "data"), "--wild", str(parts / "wild")]
-    nano_figures.main([*command, *sets, "--output", str(tmp_path / "figures.json")])
+    nano_figures.main([*command, *sets, "--output", str(tmp_path / "figures.json"), "--names", "blue"])
     printed = json.loads(capsys.readouterr().out)
-    assert printed == json.loads((tmp_path / "figures.json").read_text())
+    by_name = printed["average_precision"].pop("AP50 by name")
+    assert printed.pop("AP50") == {
+        f"{which} names": by_name["everyday/val"][n] for which, n in (("these", "blue"), ("other", "red"))
+    }
+    written = json.loads((tmp_path / "figures.json").read_text())
+    assert written["average_precision"].pop("AP50 by name") == by_name
+    assert printed == written
+    rated = rate(*loaded(tmp_path / "model"), {"everyday/val": parts / "data" / "val.json"})
+    assert printed["average_precision"]["everyday/val"] == rated["everyday/val"]
     assert printed["average_precision"].keys() == {
         f"{title}{way}" for title in ("everyday/val", "wild/val") for way in ("", ", suppressed")
     }

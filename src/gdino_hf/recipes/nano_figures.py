@@ -7,6 +7,7 @@ The model is a run, a checkpoint or an export, as in `nano_rating`. A repeated c
 another model needs another file. About five minutes on one core.
 
 - average_precision: COCO's metrics as in `nano_rating`, and with suppression of boxes of one name at an IoU of 0.7.
+  AP50 of each name is kept, too; `--names` prints the mean of some.
 - threshold: precision and recall of what a `Detector` finds above its default threshold when asked for all names, as it
   is, and with suppression as in `gdino detect --nms 0.5`.
 - absent: false boxes in each photograph above the default threshold when ten absent names are asked.
@@ -31,8 +32,10 @@ from .. import NANO
 from ..data.coco import category_names, read_coco
 from ..detection.detection_options import THRESHOLD
 from ..detection.detector import Detector
-from ..evaluation.coco_results import average_precision
+from ..evaluation.box_map import evaluate_boxes
+from ..evaluation.coco_results import coco_predictions
 from ..evaluation.confusion import pairwise_iou
+from ..evaluation.ground_truth import coco_ground_truth
 from ..model.box_ops import batched_nms
 from ..model.processing_gdino import GDinoProcessor
 from ..whole_files import write_whole_text
@@ -71,14 +74,49 @@ def suppressed(detections: Sequence[Mapping[str, Any]], iou: float = SUPPRESSED_
 
 
 def rate_average_precision(model: Any, processor: Any, sets: Mapping[str, Path], limit: int | None) -> dict[str, Any]:
-    """Rate the model on COCO files, as it is and with suppression; see `nano_rating.rate`."""
-    rated = {}
+    """Rate the model on COCO files, as it is and with suppression.
+
+    Args:
+        model: A GDinoForObjectDetection.
+        processor: The model's processor.
+        sets: COCO json file by title.
+        limit: Number of photographs per set, from the first; None for all.
+
+    Returns:
+        COCO's metrics by title and way, and "AP50 by name" with that of each annotated name, as it is.
+    """
+    rated: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}
     for title, path in sets.items():
-        found = detect_by_set(model, processor, path, limit=limit)
+        found, truth = detect_by_set(model, processor, path, limit=limit), coco_ground_truth(path)
         for way, detections in ((title, found), (f"{title}, suppressed", suppressed(found))):
-            metrics = average_precision(path, detections)
-            rated[way] = {name: round(metrics[name], 4) for name in FIGURES}
-    return rated
+            metrics = evaluate_boxes(*truth.paired_with(coco_predictions(detections, truth).images))
+            summary = metrics.summary()
+            rated[way] = {name: round(summary[name], 4) for name in FIGURES}
+            if way == title:
+                labels = metrics.per_label().items()
+                by_name[title] = {truth.labels[label]: round(each["AP50"], 4) for label, each in labels}
+    return {**rated, "AP50 by name": by_name}
+
+
+def mean_of_names(by_name: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+    """Return the mean AP50 of some names and that of all others.
+
+    Args:
+        by_name: AP50 by name.
+        names: The names.
+
+    Raises:
+        ValueError: A name has no figure.
+    """
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        raise ValueError(f"{missing[0]!r} has no box in the photographs; choose names of {', '.join(sorted(by_name))}.")
+    others = [value for name, value in by_name.items() if name not in names]
+    return {
+        "these names": round(float(np.mean([by_name[name] for name in names])), 4),
+        "other names": round(float(np.mean(others)), 4) if others else -1.0,
+    }
 
 
 def rate_threshold(detector: Detector, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
@@ -208,6 +246,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--processor", default=str(NANO), help="folder of the processor; the embedded model's if absent"
     )
+    parser.add_argument(
+        "--names",
+        type=lambda text: [name.strip() for name in text.split(",")],
+        help="everyday names, with commas, whose mean AP50 is printed beside that of the others",
+    )
     parser.add_argument("--limit", type=int, help="photographs per set, for a quick look; use another --output for it")
     options = parser.parse_args(arguments)
     model = load_checkpoint(NANO if options.model == "nano" else options.model)
@@ -226,7 +269,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "absent": lambda: rate_absent(detector, some, names),
         "wordings": lambda: rate_wordings(detector, some, names),
     }
-    print(json.dumps(measure(Path(options.output), weights, tasks), indent=2))
+    figures = measure(Path(options.output), weights, tasks)
+    if options.names:
+        means = mean_of_names(figures["average_precision"]["AP50 by name"]["everyday/val"], options.names)
+        figures = {**figures, "AP50": means}
+    print(json.dumps(figures, indent=2))
 
 
 if __name__ == "__main__":
