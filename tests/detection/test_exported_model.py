@@ -155,6 +155,23 @@ def test_a_damaged_folder_is_the_same_sentence_for_every_reader(fault, folders, 
     assert error.startswith("gdino detect: error: --model ")
 
 
+def test_a_folder_without_its_document_is_told_from_one_without_weights(folders, tmp_path):
+    shutil.copytree(folders["split"], tmp_path / "torn")
+    (tmp_path / "torn" / "gdino_export.json").unlink()
+    with pytest.raises(
+        ValueError, match=r"has image\.onnx of an exported model, but no gdino_export\.json; copy the whole"
+    ):
+        gdino_hf.Detector(tmp_path / "torn")
+    with pytest.raises(ExportError, match=r"it has no gdino_export\.json"):
+        runtime.Detector(tmp_path / "torn")
+
+
+def test_another_device_than_the_cpu_is_refused(folders):
+    assert gdino_hf.Detector(folders["whole"], device="cpu").device.type == "cpu"
+    with pytest.raises(ValueError, match="is an exported model, which runs on the CPU, not on device meta; leave"):
+        gdino_hf.Detector(folders["whole"], device="meta")
+
+
 def test_a_folder_that_moved_still_runs(folders, pictures, tmp_path):
     shutil.copytree(folders["split"], tmp_path / "elsewhere")
     found = gdino_hf.Detector(tmp_path / "elsewhere")(pictures, "cat", threshold=0.1)

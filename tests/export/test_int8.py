@@ -167,10 +167,27 @@ def test_the_command_refuses_int8_in_a_page(tmp_path, capsys):
 
 @pytest.mark.soak
 @pytest.mark.parametrize("model_format", ["onnx", "openvino"])
-def test_nano_in_int8_finds_the_same_boxes_in_the_examples(model_format, tmp_path, examples):
-    folder = export("nano", tmp_path / "out", format=model_format, int8=True)
-    from gdino_hf import Detector as TorchDetector
-
-    expected = TorchDetector("nano", optimize=False)(examples, LABELS, threshold=0.3)
+def test_nano_in_int8_finds_the_same_boxes_in_the_examples(model_format, nano_export, tmp_path, examples):
+    folder = tmp_path / "out"
+    if model_format == "onnx":
+        shutil.copytree(nano_export, folder)
+        in_int8(folder, calibration_pictures(None, print))
+    else:
+        export("nano", folder, format=model_format, int8=True)
+    expected = Detector(nano_export)(examples, LABELS, threshold=0.3)
     assert share_within(Detector(folder)(examples, LABELS, threshold=0.25), expected, pixels=2) >= 0.9
     assert sum(path.stat().st_size for path in folder.iterdir()) < 40e6
+
+
+@pytest.mark.parametrize("variant", ["split", "baked"])
+def test_every_graph_of_a_variant_is_in_int8_and_detections_stay(variant, tmp_path, examples):
+    labels = LABELS[:1] + LABELS[2:3]  # cat and cup, which are baked in
+    folder = write_export(tmp_path / "float", variant)
+    rehash(folder)
+    expected = Detector(folder)(examples, labels, threshold=0.5)
+    content = in_int8(folder, calibration_pictures(examples, print))
+    assert content["int8"]["layers"] == 1
+    role = "text" if variant == "split" else "model"
+    assert content["files"][role]["bytes"] < 0.5 * 4 * 30522 * 6
+    assert content["files"].keys() == ({"text", "image"} if variant == "split" else {"model"})
+    assert share_within(Detector(folder)(examples, labels, threshold=0.45), expected, pixels=2) == 1.0

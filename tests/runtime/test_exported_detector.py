@@ -167,8 +167,11 @@ def test_baked_labels_are_the_default_and_a_part_of_them_may_be_asked_for(export
 def test_a_damaged_or_foreign_folder_is_one_sentence(tmp_path, exports):
     with pytest.raises(ExportError, match=r"is not an exported folder \(it has no gdino_export.json\); make one"):
         Detector(tmp_path)
-    with pytest.raises(ExportError, match=r"elsewhere is not an exported folder \(there is no such folder\)"):
+    with pytest.raises(ExportError, match=r"elsewhere is not an exported folder \(there is none\); make one"):
         Detector(tmp_path / "elsewhere")
+    (tmp_path / "model.onnx").write_bytes(b"a graph alone")
+    with pytest.raises(ExportError, match=r"model.onnx is not an exported folder \(it is a file\)"):
+        Detector(tmp_path / "model.onnx")
     folder = write_export(tmp_path / "short")
     whole = (folder / "model.onnx").read_bytes()
     (folder / "model.onnx").write_bytes(whole[:-100])
@@ -194,6 +197,10 @@ def test_a_damaged_or_foreign_folder_is_one_sentence(tmp_path, exports):
             {"runtime": {"least_version": "99.1"}},
             r"needs onnxruntime 99.1 or newer, and \S+ is installed; pip",
         ),
+        (
+            {"format": "openvino", "runtime": {"least_version": "9999.1"}},
+            r"needs openvino 9999.1 or newer, and 20\S+ is installed; pip install -U openvino",
+        ),
         ({"image": None}, r"gdino_export.json is damaged \(TypeError"),
         ({"labels": {"names": ["cat"]}}, r"gdino_export.json is damaged \(KeyError: 'label_indices'\)"),
         ({"labels": BAKED | {"spans": []}}, r"is damaged \(ValueError: 2 labels have 0 spans\)"),
@@ -206,6 +213,8 @@ def test_a_damaged_or_foreign_folder_is_one_sentence(tmp_path, exports):
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_a_document_that_does_not_fit_is_one_sentence(tmp_path, changes, message):
+    if changes.get("format") == "openvino":
+        pytest.importorskip("openvino")
     with pytest.raises(ExportError, match=message):
         Detector(edited(write_export(tmp_path / "export"), changes))
 

@@ -80,6 +80,8 @@ def write_export(folder: Path, variant: str = "whole", batch: Any = "batch", **c
     }[variant]
     files = {}
     for role, (nodes, inputs, outputs) in graphs.items():
+        for number, node in enumerate(nodes):
+            node.name = f"{node.op_type}_{number}"
         used = {name for node in nodes for name in node.input}
         weights = [numpy_helper.from_array(value, name) for name, value in constants.items() if name in used]
         graph = helper.make_graph(nodes, role, inputs, outputs, weights)

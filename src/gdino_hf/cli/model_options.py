@@ -63,7 +63,7 @@ def load_detector(
             raise UsageError(f"--dtype {reason(error)}") from error
     check = partial(check_labels, labels=labels) if labels else None
     try:
-        return Detector(model, device=place, dtype=dtype, optimize=optimize, check=check)
+        return Detector(model, device=device, dtype=dtype, optimize=optimize, check=check)
     except UsageError:
         raise
     except ExportError as error:

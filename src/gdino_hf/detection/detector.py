@@ -95,6 +95,11 @@ class Detector(DetectorCalls[Search]):
                 f"Detector takes a Hub id, a folder, 'nano' or a GDinoForObjectDetection, got {type(model).__name__}."
             )
         if place is not None:
+            if isinstance(self.model, ExportedModel) and device != "auto" and place.type != "cpu":
+                raise ValueError(
+                    f"{self.model.name_or_path} is an exported model, which runs on the CPU, not on device {device}; "
+                    "leave the device out, or give the model that it was exported from."
+                )
             self.model.to(place)
         if dtype == "int8":
             check_int8_place(self.model.device, optimize)

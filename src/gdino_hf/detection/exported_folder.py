@@ -126,7 +126,7 @@ def is_export(folder: str | os.PathLike[str]) -> bool:
 
 def _document(path: Path) -> dict[str, Any]:
     if not is_export(path):
-        why = f"it has no {DOCUMENT}" if path.is_dir() else "there is no such folder"
+        why = f"it has no {DOCUMENT}" if path.is_dir() else "it is a file" if path.exists() else "there is none"
         raise ExportError(f"{printable(path)} is not an exported folder ({why}); make one with gdino export.")
     try:
         document = json.loads((path / DOCUMENT).read_text(encoding="utf-8"))

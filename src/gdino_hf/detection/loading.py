@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..error_text import reason
-from .exported_folder import is_export
+from .exported_folder import DOCUMENT, is_export
 
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 """Data types of the computation; int8 multiplies 8-bit integers where that is faster, on a CPU with AVX-512 VNNI."""
@@ -23,6 +23,7 @@ NANO_FOLDER = Path(__file__).parents[1] / "checkpoints" / "gdino-nano"
 _MODEL_TYPE = "gdino"
 _CONFIG = "config.json"
 _HUB_SECONDS = 5.0
+_GRAPHS = (".onnx", ".xml", ".pte", ".pt2")
 
 
 class LoadingError(ValueError):
@@ -78,7 +79,9 @@ def load_pair(model: str | Path, dtype: str = "float32", check: Callable[[Any], 
         )
         check_weights(loading["missing_keys"])
     except Exception as error:
-        raise LoadingError(model, reason(error)) from error
+        torn = [path.name for suffix in _GRAPHS for path in sorted(Path(where).glob(f"*{suffix}"))]
+        why = f"it has {torn[0]} of an exported model, but no {DOCUMENT}; copy the whole folder" if torn else None
+        raise LoadingError(model, why or reason(error)) from error
     return loaded.eval(), processor
 
 

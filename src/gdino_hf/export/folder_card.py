@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..detection.graph_sessions import TORCH_FREE
+
 _VARIANTS = {
     "whole": "one graph from pixels and tokens to boxes",
     "split": "one graph for the text, encoded once for any number of images, and one for the image",
@@ -46,14 +48,16 @@ def card(content: Mapping[str, Any]) -> str:
         lines += ["", "## Figures", ""]
         lines += [f"- {name}: {value}" for name, value in content["figures"].items()]
     labels = "" if content["labels"] else ', ["cat", "remote control"]'
+    package = "gdino_hf.runtime" if content["format"] in TORCH_FREE else "gdino_hf"
     lines += [
         "",
         "## Use",
         "",
-        "`gdino_export.json` has the sizes, means and token ids that a program of your own needs. With gdino-hf:",
+        "`gdino_export.json` has the sizes, means and token ids that a program of your own needs. With gdino-hf"
+        + (", without PyTorch:" if package == "gdino_hf.runtime" else ":"),
         "",
         "```python",
-        "from gdino_hf import Detector",
+        f"from {package} import Detector",
         "",
         f'found = Detector("path/of/this/folder")("photograph.jpg"{labels})',
         "```",
