@@ -78,13 +78,44 @@ def test_labels_beyond_a_baked_vocabulary_are_one_sentence_everywhere(folders, p
     with pytest.raises(ValueError, match="baked in, and a caption has others; export the model without --labels"):
         gdino_hf.Detector(folders["baked"]).ground(pictures[0], "a dog on a mat")
     pictures[0].save(tmp_path / "picture.png")
-    asked = [str(tmp_path / "picture.png"), "--labels", "cat, dog", "--model", str(folders["baked"])]
-    for command in (["detect", *asked], ["label", *asked, "--out", str(tmp_path / "labelled")]):
+    asked = ["--labels", "cat, dog", "--model", str(folders["baked"])]
+    for command in (
+        ["detect", str(tmp_path / "picture.png"), *asked],
+        ["label", str(tmp_path / "picture.png"), *asked, "--out", str(tmp_path / "labelled")],
+        ["track", str(tmp_path), *asked, "--out", str(tmp_path / "tracked")],
+        ["bench", *asked],
+        ["eval", str(data_set(tmp_path)), "--model", str(folders["baked"]), "--runs", str(tmp_path / "runs")],
+    ):
         assert main(command) == 2
         errors = capsys.readouterr().err
         assert "'dog' is not among the 2 labels" in errors
         assert "Traceback" not in errors
     assert not (tmp_path / "labelled" / "annotations.json").exists()
+
+
+def data_set(folder):
+    """Write a data set of one picture with the labels cat and dog."""
+    (folder / "data").mkdir()
+    Image.new("RGB", (80, 50), (200, 100, 0)).save(folder / "data" / "picture.png")
+    boxes = [{"id": i, "image_id": 1, "category_id": i, "bbox": [5, 5, 20, 20], "area": 400} for i in (1, 2)]
+    content = {
+        "images": [{"id": 1, "file_name": "picture.png", "width": 80, "height": 50}],
+        "annotations": boxes,
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+    }
+    (folder / "data" / "data.json").write_text(json.dumps(content))
+    return folder / "data" / "data.json"
+
+
+def test_commands_time_and_judge_an_exported_model(folders, tmp_path, capsys):
+    model = ["--model", str(folders["split"])]
+    report = tmp_path / "bench.json"
+    assert main(["bench", *model, "--labels", "cat, dog", "--repeats", "1", "--json", str(report)]) == 0
+    assert json.loads(report.read_text())["deformable_attention"] == "onnx"
+    assert main(["eval", str(data_set(tmp_path)), *model, "--runs", str(tmp_path / "runs")]) == 0
+    assert "AP50" in capsys.readouterr().out
+    assert main(["train", str(data_set(tmp_path / "runs")), *model]) == 2
+    assert "is an exported model; give the model that it was exported from" in capsys.readouterr().err
 
 
 def replace_model(folder, content):

@@ -133,7 +133,7 @@ class _Bench:
         self.where, self.model, self.processor, self.device = where, ours.model, ours.processor, ours.device
         self.optimized = ours.optimized
         # A folder that `gdino export` wrote: its graphs are one stage each, computed by another runtime.
-        self.exported = getattr(self.model, "document", None)
+        self.exported = getattr(self.model, "folder", None)
         size = args.size or (_SHAPE_SIZE if args.model == _SHAPE else self._own_size())
         generator = torch.Generator().manual_seed(0)
         pixels = torch.randn(args.batch, 3, *size, generator=generator)
@@ -170,7 +170,7 @@ class _Bench:
             "batch": self.args.batch,
             "tokens": self.inputs["input_ids"].shape[1],
             "optimized": self.optimized,
-            "deformable_attention": self.exported["format"] if self.exported else self._backend(),
+            "deformable_attention": self.exported.format if self.exported else self._backend(),
             "repeats": self.args.repeats,
             "stages": {name: self._figures(seconds) for name, seconds in stages.items()},
             "total": self._figures(total),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from functools import partial
 from typing import Any
 
@@ -63,7 +64,10 @@ def load_detector(
             raise UsageError(f"--dtype {reason(error)}") from error
     check = partial(check_labels, labels=labels) if labels else None
     try:
-        return Detector(model, device=device, dtype=dtype, optimize=optimize, check=check)
+        detector = Detector(model, device=device, dtype=dtype, optimize=optimize, check=check)
+        if labels and detector.labels is not None:
+            _check_baked(detector, labels)
+        return detector
     except UsageError:
         raise
     except ExportError as error:
@@ -74,6 +78,19 @@ def load_detector(
         raise UsageError(
             f"--model {model} cannot be loaded ({why}); give a Hub id, a folder with its files, or nano"
         ) from error
+
+
+def _check_baked(detector: Any, labels: Any) -> None:
+    """Check labels with an exported model that has others baked in, perhaps."""
+    from gdino_hf.model.label_faults import LabelWarning
+
+    # `check_labels` printed what is odd about them.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LabelWarning)
+        try:
+            detector.search(labels)
+        except ValueError as error:
+            raise UsageError(reason(error)) from error
 
 
 def check_labels(processor: Any, labels: Any) -> None:

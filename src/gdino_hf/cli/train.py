@@ -60,6 +60,7 @@ def _train(options: _Options) -> int:
     import torch
     from safetensors import SafetensorError
 
+    from gdino_hf.detection.exported_folder import is_export
     from gdino_hf.training.fine_tuning import FineTuning, read_data
     from gdino_hf.training.loggers import failed_logger
     from gdino_hf.training.run_report import push, summary, write_report
@@ -75,6 +76,10 @@ def _train(options: _Options) -> int:
     for remark in (*sets.remarks, *(remark for split in sets for remark in split.remarks)):
         if training.should_save:
             print(f"warning: {printable(remark)}", file=sys.stderr)
+    if is_export(model_arguments.model):
+        raise UsageError(
+            f"--model {model_arguments.model} is an exported model; give the model that it was exported from"
+        )
     detector = load_detector(model_arguments.model, sets.train.labels, device="cpu", optimize=False)
     place = Path(options.output_dir or Path(options.runs) / "train").expanduser()
     missing = [path for path in (place, *place.parents) if not path.exists()]

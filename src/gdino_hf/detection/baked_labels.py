@@ -33,7 +33,7 @@ def in_baked_prompt(folder: ExportedFolder, prompt: Prompt, tokenizer: Any) -> t
         for index, (start, end) in zip(chunk.label_indices, chunk.spans, strict=True):
             tokens = chunk.input_ids[start:end]
             if tokens not in known:
-                raise ExportError(_unknown(folder, _text(prompt.labels[index], tokens, tokenizer)))
+                raise ExportError(unknown_label(folder, _text(prompt.labels[index], tokens, tokenizer)))
             spans.append(known[tokens])
         chunks.append(PromptChunk((), chunk.label_indices, tuple(spans)))
     return tuple(chunks)
@@ -45,7 +45,13 @@ def _text(label: str, tokens: tuple[int, ...], tokenizer: Any) -> str:
     return label if tuple(own) == tokens else str(tokenizer.decode(list(tokens)))
 
 
-def _unknown(folder: ExportedFolder, text: str) -> str:
+def unknown_label(folder: ExportedFolder, text: str) -> str:
+    """Return the sentence about a text that was not baked in.
+
+    Args:
+        folder: Folder of a model whose labels are baked in.
+        text: What was asked for.
+    """
     assert folder.labels is not None
     names = folder.labels.names
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""

@@ -16,6 +16,7 @@ from ..model.option_flags import checked_count, checked_flag
 from ..model.text_prompt import Prompt
 from .detections import Detections
 from .detector_calls import DetectorCalls, as_vocabulary
+from .exported_folder import ExportError
 from .exported_model import ExportedModel
 from .loading import DTYPES, check_int8_place, fitted, load_pair, usable_device
 from .phrase_grounding import Chunker, asked_of_caption
@@ -96,7 +97,7 @@ class Detector(DetectorCalls[Search]):
             )
         if place is not None:
             if isinstance(self.model, ExportedModel) and device != "auto" and place.type != "cpu":
-                raise ValueError(
+                raise ExportError(
                     f"{self.model.name_or_path} is an exported model, which runs on the CPU, not on device {device}; "
                     "leave the device out, or give the model that it was exported from."
                 )

@@ -14,7 +14,7 @@ from ..model.configuration_gdino import GDinoConfig
 from ..model.outputs_gdino import GDinoImageFeatures, GDinoTextFeatures
 from ..model.printable import printable
 from ..model.text_prompt import Prompt, spans_from_ids
-from .baked_labels import in_baked_prompt
+from .baked_labels import in_baked_prompt, unknown_label
 from .exported_folder import ExportedFolder, ExportError
 from .exported_graphs import load_graphs
 
@@ -34,6 +34,7 @@ class ExportedModel:
 
     device = torch.device("cpu")
     dtype = torch.float32
+    training = False
     _optimized = False
 
     def __init__(self, folder: str | Path, tokenizer: Any) -> None:
@@ -63,6 +64,20 @@ class ExportedModel:
         """
         if self.folder.labels is not None:
             in_baked_prompt(self.folder, prompt, self._tokenizer)
+
+    def eval(self) -> ExportedModel:
+        """Return the model itself, which cannot be trained."""
+        return self
+
+    def train(self, mode: bool = True) -> ExportedModel:
+        """Return the model itself.
+
+        Raises:
+            ValueError: `mode` is true.
+        """
+        if mode:
+            raise ExportError(f"{self._name} is an exported model; train the one that it was exported from.")
+        return self
 
     def to(self, device: Any) -> ExportedModel:
         """Return the model itself: its runtime computes on the CPU, whatever the device."""
@@ -105,7 +120,7 @@ class ExportedModel:
             logits (R, Q, max_text_len) and pred_boxes (R, Q, 4) cxcywh in [0, 1].
 
         Raises:
-            ExportError: The graph cannot take a picture of this size or a prompt of this length.
+            ExportError: The graph cannot take pictures or prompts of these sizes, or a label was not baked in.
         """
         if image_features is None:
             assert pixel_values is not None
@@ -185,8 +200,8 @@ class ExportedModel:
         real = list(input_ids[: input_ids.index(end_id) + 1]) if end_id in input_ids else list(input_ids)
         chosen = torch.full((len(logits), len(input_ids)), -torch.inf)
         for start, end in spans_from_ids(real, self.config.special_token_ids, len(real)):
-            # Labels were checked by check_prompt; separators inside of one make no difference to it.
             place = places.get(tuple(real[start:end]))
-            if place is not None:
-                chosen[:, start:end] = logits[:, slice(*place)]
+            if place is None:
+                raise ExportError(unknown_label(self.folder, self._tokenizer.decode(real[start:end])))
+            chosen[:, start:end] = logits[:, slice(*place)]
         return chosen

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..error_text import reason
-from .exported_folder import DOCUMENT, is_export
+from .exported_folder import DOCUMENT, ExportError, is_export
 
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 """Data types of the computation; int8 multiplies 8-bit integers where that is faster, on a CPU with AVX-512 VNNI."""
@@ -89,7 +89,7 @@ def _load_exported(where: str, dtype: str, processor: Any) -> Any:
     from .exported_model import ExportedModel
 
     if dtype != "float32":
-        raise LoadingError(where, f"an exported model keeps the dtype it was exported in; leave {dtype} out")
+        raise ExportError(f"{where} is an exported model, which keeps its dtype; leave {dtype} out.")
     return ExportedModel(where, processor.tokenizer)
 
 
@@ -206,6 +206,8 @@ def _read_config(where: str, local: dict[str, bool]) -> Any:
 
     check_place(where, local)
     folder = Path(where)
+    if folder.is_file():
+        raise ValueError("it is a file; give the folder it is in")
     if folder.exists() and not (folder / _CONFIG).is_file():
         if (folder / "model" / _CONFIG).is_file():
             raise ValueError(f"the model of this run is in {folder / 'model'}")
