@@ -94,11 +94,9 @@ def document(
 
 def file_entry(path: Path) -> dict[str, Any]:
     """Return name, bytes and sha256 of a file."""
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest}
 
 
 def to_json(content: Mapping[str, Any]) -> str:
