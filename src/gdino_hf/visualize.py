@@ -6,6 +6,7 @@ import colorsys
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -19,6 +20,8 @@ _TINT = round(0.10 * 255)
 _MASK_TINT = round(0.45 * 255)
 # Rows that are tinted at a time.
 _STRIP = 256
+# Font size in pixels and number of letters of the texts that are kept, which bound their memory.
+_LARGEST_KEPT, _LONGEST_KEPT = 48, 48
 
 # PIL's built-in font covers Latin only. For other scripts, these fonts of common systems are tried in this order.
 _OTHER_FONTS = (
@@ -206,13 +209,17 @@ def _draw_chip(
     taken: np.ndarray,
 ) -> tuple[float, float, float, float]:
     """Draw a filled label at a corner of the box, inside the image and, if possible, beside all other labels."""
-    font = _font(font_size, _script(caption))
     pad = max(2, font_size // 4)
-    text_left, text_top, text_right, text_bottom = draw.textbbox((0, 0), caption, font=font)
+    # The score changes from frame to frame of a video, the label does not.
+    words = (caption,) if _script(caption) else caption.rpartition(" ")[::2]
+    letters = [_letters(text, font_size) for text in words if text]
+    gap = _letters("a b", font_size).width - _letters("ab", font_size).width
+    text_width = sum(each.width for each in letters) + gap * max(len(letters) - 1, 0)
     # Fixed letters determine the line height, so that all chips of an image are equally high.
-    _, line_top, _, line_bottom = draw.textbbox((0, 0), "Ag|", font=font)
-    top_of_text, bottom_of_text = min(text_top, line_top), max(text_bottom, line_bottom)
-    width = text_right - text_left + 2 * pad
+    line = _letters("Ag|", font_size)
+    top_of_text = min(each.top for each in (line, *letters))
+    bottom_of_text = max(each.bottom for each in (line, *letters))
+    width = text_width + 2 * pad
     height = bottom_of_text - top_of_text + pad
     left = min(box[0], max(size[0] - width, 0))
     right_aligned = min(max(box[2] - width, 0), max(size[0] - width, 0))
@@ -228,8 +235,47 @@ def _draw_chip(
     free = (place for place in places if not _overlaps_any((*place, place[0] + width, place[1] + height), taken))
     x, y = (round(value) for value in next(free, places[0]))
     draw.rounded_rectangle((x, y, x + width, y + height), radius=pad, fill=color)
-    draw.text((x + pad - text_left, y + pad / 2 - top_of_text), caption, font=font, fill=text_color(color))
+    across = x + pad
+    for each in letters:
+        draw.bitmap((across, y + pad // 2 + each.top - top_of_text), each.mask, fill=text_color(color))
+        across += each.width + gap
     return (x, y, x + width, y + height)
+
+
+@dataclass(frozen=True)
+class _Letters:
+    """A drawn text.
+
+    Attributes:
+        mask: How much of each pixel it covers.
+        top, bottom: First row and row after the last, in pixels below the top of the line.
+    """
+
+    mask: Image.Image
+    top: int
+    bottom: int
+
+    @property
+    def width(self) -> int:
+        return self.mask.width
+
+
+def _letters(text: str, font_size: int) -> _Letters:
+    """Draw a text. Small ones, as in the frames of a video, are kept: nothing else in a frame takes as long."""
+    is_small = font_size <= _LARGEST_KEPT and len(text) <= _LONGEST_KEPT
+    return _kept_letters(text, font_size) if is_small else _drawn_letters(text, font_size)
+
+
+def _drawn_letters(text: str, font_size: int) -> _Letters:
+    font = _font(font_size, _script(text))
+    area = ImageDraw.Draw(Image.new("L", (1, 1))).textbbox((0, 0), text, font=font)
+    left, top, right, bottom = math.floor(area[0]), math.floor(area[1]), math.ceil(area[2]), math.ceil(area[3])
+    mask = Image.new("L", (max(right - left, 1), max(bottom - top, 1)))
+    ImageDraw.Draw(mask).text((-left, -top), text, font=font, fill=255)
+    return _Letters(mask, top, bottom)
+
+
+_kept_letters = lru_cache(maxsize=512)(_drawn_letters)
 
 
 def _overlaps_any(area: tuple[float, float, float, float], others: np.ndarray) -> bool:

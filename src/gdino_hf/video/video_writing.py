@@ -10,10 +10,11 @@ from typing import Any
 
 from PIL import Image
 
-from .decoding import VideoFile, pyav, refuse_other_files
+from .decoding import VideoFile, one_thread, pyav, refuse_other_files
 
 # In order of preference, depending on the FFmpeg build; every browser plays the first two.
 _ENCODERS = ("libx264", "libopenh264", "mpeg4")
+_PIXELS = "yuv420p"
 _TIME_BASE = Fraction(1, 90_000)
 # Sound of these codecs is copied into MP4 as it is; other sound is encoded as AAC.
 _COPIED_SOUND = ("aac", "mp3", "ac3", "eac3", "opus", "flac", "alac")
@@ -63,7 +64,7 @@ class VideoWriter:
         if self._stream is None:
             self._begin(image.size)
         size = (self._stream.width, self._stream.height)
-        frame = pyav().VideoFrame.from_image(_fitted(image, size))
+        frame = pyav().VideoFrame.from_image(_fitted(image, size)).reformat(format=_PIXELS, **one_thread())
         self._latest = max(round((seconds - self._start) / _TIME_BASE), self._latest + 1)
         frame.pts, frame.time_base = self._latest, _TIME_BASE
         self._container.mux(self._stream.encode(frame))
@@ -92,11 +93,11 @@ class VideoWriter:
 
     def _begin(self, size: tuple[int, int]) -> None:
         self._stream = self._container.add_stream(
-            _encoder(), rate=self._rate, options={"preset": "veryfast", "crf": "21", "bf": "0"}
+            _encoder(), rate=self._rate, options={"preset": "superfast", "crf": "21", "bf": "0"}
         )
         # Width and height must be even, since the chroma planes have half the size.
         self._stream.width, self._stream.height = ((side + 1) // 2 * 2 for side in size)
-        self._stream.pix_fmt = "yuv420p"
+        self._stream.pix_fmt = _PIXELS
         self._stream.codec_context.time_base = _TIME_BASE
         # A fragment ends at each key frame.
         self._stream.gop_size = max(round(self._rate), 1)
