@@ -12,6 +12,8 @@ from PIL import Image
 from transformers import (
     Sam2Config,
     Sam2Model,
+    Sam2VideoConfig,
+    Sam2VideoModel,
     Sam3TrackerConfig,
     Sam3TrackerModel,
     SamConfig,
@@ -59,6 +61,23 @@ _SAM2 = {
     "prompt_encoder_config": {**_PROMPT, "patch_size": 16},
     "mask_decoder_config": _DECODER,
 }
+# transformers reads memories of 64 channels, whatever the config says, and of less than the hidden size alone.
+_SAM2_VIDEO = {
+    "vision_config": {**_SAM2["vision_config"], "fpn_hidden_size": 128},
+    "prompt_encoder_config": {**_SAM2["prompt_encoder_config"], "hidden_size": 128},
+    "mask_decoder_config": {**_DECODER, "hidden_size": 128},
+    "image_size": SIDE,
+    "memory_attention_hidden_size": 128,
+    "memory_attention_num_layers": 1,
+    "memory_attention_feed_forward_hidden_size": 32,
+    "memory_attention_rope_feat_sizes": [4, 4],
+    "memory_encoder_hidden_size": 128,
+    "mask_downsampler_embed_dim": 128,
+    "memory_fuser_embed_dim": 128,
+    "memory_fuser_intermediate_dim": 64,
+    "num_maskmem": 3,
+    "max_object_pointers_in_encoder": 5,
+}
 _SAM3 = {
     "vision_config": {
         "model_type": "sam3_vision_model",
@@ -93,12 +112,15 @@ def make_segmenter(kind, seed=0):
     """A model in eval mode whose masks depend on the picture and on the box."""
     config, model, values = _PARTS[kind]
     torch.manual_seed(seed)
-    made = model(config(**json.loads(json.dumps(values)))).eval()
+    return _shaken(model(config(**json.loads(json.dumps(values)))).eval())
+
+
+def _shaken(model):
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.add_(0.2 * torch.randn_like(parameter))
-    return made
+    return model
 
 
 def save_segmenter(kind, folder, seed=0):
@@ -155,3 +177,15 @@ def photo(size, seed=0):
     """A smooth random picture."""
     pixels = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+
+
+def make_video_segmenter(seed=0):
+    """A tiny SAM 2 video model in eval mode, with random weights."""
+    torch.manual_seed(seed)
+    return _shaken(Sam2VideoModel(Sam2VideoConfig(**json.loads(json.dumps(_SAM2_VIDEO)))).eval())
+
+
+def save_video_segmenter(folder, seed=0):
+    """Save a SAM 2 video model, as checkpoints on the Hub have it; returns the folder."""
+    make_video_segmenter(seed).save_pretrained(folder)
+    return folder

@@ -20,7 +20,7 @@ from gdino_hf.cli import main
 from gdino_hf.detection.coco_exchange import decode_masks
 from gdino_hf.segmentation import Segmenter
 from gdino_hf.video.decoding import VideoFile
-from tiny_segmenters import save_segmenter
+from tiny_segmenters import save_segmenter, save_video_segmenter
 from tracking_figures import photographs
 from video_clips import CODEC_ROUNDING, write_clip
 
@@ -153,6 +153,23 @@ def test_masks_are_drawn_and_in_json_lines_and_coco_vid(clip, out, tmp_path, tig
     assert changes[inside].mean() > CODEC_ROUNDING > changes[~inside].mean()
 
 
+def test_a_model_follows_objects_and_makes_masks_in_every_frame(clip, tmp_path, capsys):
+    model = str(save_video_segmenter(tmp_path / "sam2"))
+    options = ["--labels", "cat", "--every", "3", "--device", "cpu", "--tracker", model, "--batch", "1"]
+    assert main(["track", str(clip), *options, "--out", str(tmp_path / "whole")]) == 0
+    whole = rows(tmp_path / "whole")
+    assert [row["detected"] for row in whole] == [True, False, False] * 3
+    found = [each for row in whole for each in row["detections"]]
+    assert all("mask" in each and each["track_id"] == 1 for each in found)
+    assert any(row["detections"] for row in whole if not row["detected"])
+    options += ["--state", str(tmp_path / "state.json"), "--no-video"]
+    assert main(["track", str(clip), *options, "--end", "0.6", "--out", str(tmp_path / "first")]) == 0
+    assert main(["track", str(clip), *options, "--start", "0.6", "--out", str(tmp_path / "second")]) == 0
+    halves = [row["detections"] for name in ("first", "second") for row in rows(tmp_path / name)]
+    assert halves == [row["detections"] for row in whole]
+    assert "goes on with its own tracker" not in capsys.readouterr().err
+
+
 def test_counts_and_settings_are_in_the_summary(out):
     summary = json.loads((out / "summary.json").read_text())
     assert summary["finished"] is True
@@ -206,7 +223,9 @@ def test_a_damaged_video_has_results_one_sentence_and_status_1(clip, tmp_path, c
         ("clip", ["--count-line", "1,2,3"], "is no list of points"),
         ("clip", ["--start", "3", "--end", "2"], r"end is 2\.0"),
         ("clip", ["--start", "-1"], "is not a number of seconds"),
-        ("clip", ["--tracker", "magic"], "invalid choice"),
+        ("clip", ["--tracker", "magic"], "there is no tracker 'magic'; choose bytetrack"),
+        ("clip", ["--tracker", "empty", "--device", "cpu"], "The segmenter empty cannot be loaded"),
+        ("clip", ["--tracker", "empty", "--masks", "empty"], "--tracker with a model makes the masks"),
         ("clip", ["--labels", ""], "--labels"),
         ("clip", ["--state", "words.mp4"], r"words\.mp4 cannot be read"),
         ("clip", ["--tighten"], "--tighten is for --masks; give both"),

@@ -39,6 +39,19 @@ def check_masks(args: argparse.Namespace, formats: Sequence[str]) -> None:
         if args.tighten:
             raise UsageError("--tighten is for --masks; give both")
         return
+    check_mask_files("--masks", formats)
+
+
+def check_mask_files(option: str, formats: Sequence[str] = ()) -> None:
+    """Check that masks can be written.
+
+    Args:
+        option: Option that makes the masks, for the message.
+        formats: Formats that masks are written in.
+
+    Raises:
+        UsageError: A library is not installed.
+    """
     from gdino_hf.detection.exchange_values import kept_library
 
     try:
@@ -46,7 +59,7 @@ def check_masks(args: argparse.Namespace, formats: Sequence[str]) -> None:
         if set(formats) & set(_OUTLINES):
             kept_library("shapely", "Outlines of masks need", "masks")
     except ImportError as error:
-        raise UsageError(f"--masks: {reason(error)}") from error
+        raise UsageError(f"{option}: {reason(error)}") from error
 
 
 def load_segmenter(args: argparse.Namespace) -> Any:

@@ -19,7 +19,7 @@ from gdino_hf.model.printable import printable
 from gdino_hf.whole_files import make_folder
 
 from .errors import INTERRUPTED, OutputError, UsageError
-from .mask_options import add_masks, check_masks, load_segmenter
+from .mask_options import add_masks, check_mask_files, check_masks, load_segmenter
 from .model_options import add_dtype, load_detector
 from .numbers import fraction, local_path, positive, positive_number
 from .query_options import Query, add_tiles, read_query
@@ -100,15 +100,20 @@ def _add_tracking(parser: argparse.ArgumentParser) -> None:
         "%(default)s)",
     )
     parser.add_argument(
-        "--tracker", choices=_TRACKERS, default=_TRACKERS[0], help="how boxes become tracks (default: %(default)s)"
+        "--tracker",
+        type=_tracker,
+        default=_TRACKERS[0],
+        metavar="NAME|MODEL",
+        help=f"how boxes become tracks: {', '.join(_TRACKERS)}, or Hub id or folder of a SAM 2 video model, which also "
+        "makes masks, in every frame (default: %(default)s)",
     )
     parser.add_argument(
         "--every",
         type=positive,
         default=1,
         metavar="N",
-        help=f"run the model on every N-th frame, up to {_MOST_BETWEEN}, and place the boxes of tracks between them "
-        "(default: every frame)",
+        help=f"run the model on every N-th frame, up to {_MOST_BETWEEN}; a tracker that is a SAM 2 model follows the "
+        "objects through those between, others place boxes there (default: every frame)",
     )
     parser.add_argument(
         "--patience",
@@ -124,6 +129,15 @@ def _add_tracking(parser: argparse.ArgumentParser) -> None:
         help="file with the tracker's state, which is read if it is there and written at the end: the next part of a "
         "video goes on with the same ids",
     )
+
+
+def _tracker(text: str) -> str:
+    """Check the name of a tracker; a model is checked when it is loaded."""
+    if text not in _TRACKERS and "/" not in text and not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(
+            f"there is no tracker {text!r}; choose {', '.join(_TRACKERS)}, or a Hub id or folder of a SAM 2 video model"
+        )
+    return text
 
 
 def _seconds(text: str) -> float:
@@ -174,6 +188,11 @@ def run(args: argparse.Namespace) -> int:
     except (ValueError, OSError) as error:
         raise UsageError(reason(error)) from error
     check_masks(args, ())
+    follows_masks = args.tracker not in _TRACKERS
+    if follows_masks and args.masks is not None:
+        raise UsageError("--tracker with a model makes the masks, so --masks is not for it; leave one of them out")
+    if follows_masks:
+        check_mask_files("--tracker")
     _check_output(args)
     try:
         return _track(args, query, source)
@@ -201,20 +220,14 @@ def _track(args: argparse.Namespace, query: Query, source: Any) -> int:
 
     from gdino_hf.video.track_run import TrackRun
     from gdino_hf.video.tracked_frames import make_tracker
-    from gdino_hf.video.tracking import Tracker
 
     logging.disable_progress_bar()
     vocabulary = query.vocabulary()
     try:
-        if args.state is not None and args.state.exists():
-            tracker = Tracker.load(args.state)
-            if (tracker.name, tracker.threshold) != (args.tracker, args.threshold):
-                print(
-                    f"gdino track: {printable(args.state)} goes on with its own tracker, {tracker.name}, and its "
-                    f"threshold, {tracker.threshold:g}",
-                    file=sys.stderr,
-                )
-        else:
+        # Only the detector computes with 8-bit integers.
+        place = {"device": args.device, "dtype": "float32" if args.dtype == "int8" else args.dtype}
+        tracker = _resumed(args, place)
+        if tracker is None:
             tracker = make_tracker(
                 args.tracker,
                 vocabulary,
@@ -222,6 +235,7 @@ def _track(args: argparse.Namespace, query: Query, source: Any) -> int:
                 every=args.every,
                 threshold=args.threshold,
                 patience=args.patience,
+                **place,
             )
         detector = load_detector(args.model, vocabulary, device=args.device, dtype=args.dtype)
         detector.segmenter = load_segmenter(args)
@@ -237,6 +251,12 @@ def _track(args: argparse.Namespace, query: Query, source: Any) -> int:
         )
     except (ValueError, TypeError, ImportError) as error:
         raise UsageError(reason(error)) from error
+    if args.masks is not None and args.every > 1:
+        print(
+            f"gdino track: masks are made in the frames that the model looks at, one in {args.every}; --every 1, or a "
+            "SAM 2 model as the --tracker, makes them in all",
+            file=sys.stderr,
+        )
     run_of = TrackRun(
         args.out,
         source,
@@ -262,6 +282,30 @@ def _track(args: argparse.Namespace, query: Query, source: Any) -> int:
         print("stopped; the results so far are written", file=sys.stderr)
         return INTERRUPTED
     return 1 if source.remark is not None else 0
+
+
+def _resumed(args: argparse.Namespace, place: dict[str, Any]) -> Any:
+    """Return the tracker of --state; None if there is no such file yet.
+
+    Raises:
+        ValueError: The file holds no state of such a tracker.
+    """
+    from gdino_hf.video.mask_tracking import MaskTracker
+    from gdino_hf.video.tracking import Tracker
+
+    if args.state is None or not args.state.exists():
+        return None
+    if args.tracker not in _TRACKERS:
+        found: Any = MaskTracker.load(args.state, args.tracker, **place)
+    else:
+        found = Tracker.load(args.state)
+    if (found.name, found.threshold) != (args.tracker, args.threshold):
+        print(
+            f"gdino track: {printable(args.state)} goes on with its own tracker, {found.name}, and its threshold, "
+            f"{found.threshold:g}",
+            file=sys.stderr,
+        )
+    return found
 
 
 @contextmanager

@@ -39,6 +39,10 @@ class Search:
 
     Raises:
         ValueError: `tiles` or `overlap` is out of its range.
+
+    Attributes:
+        asked: What to look for.
+        segmenter: Makes the masks of what was found; None makes none.
     """
 
     def __init__(
@@ -58,7 +62,7 @@ class Search:
         self._model, self._processor, self._texts = model, processor, texts
         self.asked = asked
         self._tiles, self._overlap, self._batch_size = tiles, overlap, batch_size
-        self._segmenter = segmenter
+        self.segmenter = segmenter
 
     @property
     def lanes(self) -> int:
@@ -87,7 +91,7 @@ class Search:
 
         def is_small(batch: Batch) -> bool:
             # A model that makes masks is large, whatever the pictures are.
-            return self._segmenter is None and are_small(pictures(batch))
+            return self.segmenter is None and are_small(pictures(batch))
 
         return in_lanes(self._model, function, batches, is_small)
 
@@ -120,7 +124,7 @@ class Search:
                 with_tiles(picture.image, whole, self._in_tiles, self.asked.select, **tiling)
                 for picture, whole in zip(pictures, found, strict=True)
             ]
-        return found if self._segmenter is None else self._segmenter([picture.image for picture in pictures], found)
+        return found if self.segmenter is None else self.segmenter([picture.image for picture in pictures], found)
 
     def _run(self, inputs: Sequence[Any], sources: Sequence[Any]) -> list[Detections]:
         scored = score_pictures(self._model, self._texts, self.asked, inputs, sources)

@@ -19,6 +19,7 @@ _PADDED_TYPES = ("sam", "sam_hq")
 _SQUARE_MODELS = ("Sam2Model", "EdgeTamModel", "Sam3TrackerModel")
 _PADDED_MODELS = ("SamModel", "SamHQModel")
 _FAMILY = "SAM, SAM-HQ, SAM 2, SAM 2.1, SAM 3's tracker or EdgeTAM"
+_VIDEO_TYPES, _VIDEO_MODEL, _VIDEO_FAMILY = ("sam2_video",), "Sam2VideoModel", "SAM 2 or SAM 2.1 for videos"
 # What the processors of transformers have by default.
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -30,10 +31,11 @@ class SegmenterError(ValueError):
     Args:
         model: Hub id or folder.
         why: The reason, as a part of a sentence.
+        family: Names of the models that can be used.
     """
 
-    def __init__(self, model: str, why: str) -> None:
-        super().__init__(f"The segmenter {model} cannot be loaded ({why}); give a Hub id or a folder of {_FAMILY}.")
+    def __init__(self, model: str, why: str, family: str) -> None:
+        super().__init__(f"The segmenter {model} cannot be loaded ({why}); give a Hub id or a folder of {family}.")
         self.why = why
 
 
@@ -65,17 +67,52 @@ def load_segmenter(model: str, dtype: str = "float32") -> LoadedSegmenter:
     """
     from transformers import AutoModelForMaskGeneration
 
+    return _load(
+        AutoModelForMaskGeneration, model, dtype, (*_SQUARE_TYPES, *_PADDED_TYPES), "boxes cannot prompt", _FAMILY
+    )
+
+
+def load_video_segmenter(model: str, dtype: str = "float32") -> LoadedSegmenter:
+    """Load a model that follows objects through videos.
+
+    Args:
+        model: Hub id or folder.
+        dtype: One of `DTYPES`.
+
+    Returns:
+        The model, a `Sam2VideoModel`, on the CPU.
+
+    Raises:
+        SegmenterError: It cannot be loaded; the message says why.
+    """
+    from transformers import Sam2VideoModel
+
+    return _load(Sam2VideoModel, model, dtype, _VIDEO_TYPES, "follows nothing through videos", _VIDEO_FAMILY)
+
+
+def wrap_video_segmenter(model: Any) -> LoadedSegmenter:
+    """Return a model object that follows objects through videos, as `wrap_segmenter` does.
+
+    Raises:
+        TypeError: It is no `Sam2VideoModel`.
+    """
+    if _VIDEO_MODEL not in {kind.__name__ for kind in type(model).__mro__}:
+        raise TypeError(
+            f"A tracker by masks takes a Hub id, a folder or a model of {_VIDEO_FAMILY}, got {type(model).__name__}."
+        )
+    return _wrapped(model)
+
+
+def _load(kind: Any, model: str, dtype: str, types: tuple[str, ...], cannot: str, family: str) -> LoadedSegmenter:
     # Loaders raise exceptions of any type on damaged or unreachable checkpoints.
     try:
         local = local_option(model)
-        _check_type(model, local)
-        loaded, loading = AutoModelForMaskGeneration.from_pretrained(
-            model, dtype=dtype, output_loading_info=True, **local
-        )
+        _check_type(model, local, types, cannot)
+        loaded, loading = kind.from_pretrained(model, dtype=dtype, output_loading_info=True, **local)
         check_weights(loading["missing_keys"])
         return LoadedSegmenter(loaded, _look(loaded, model, local))
     except Exception as error:
-        raise SegmenterError(model, reason(error)) from error
+        raise SegmenterError(model, reason(error), family) from error
 
 
 def wrap_segmenter(model: Any) -> LoadedSegmenter:
@@ -90,11 +127,15 @@ def wrap_segmenter(model: Any) -> LoadedSegmenter:
             f"Segmenter takes a Hub id, a folder, or a model that boxes can prompt ({_FAMILY}), got "
             f"{type(model).__name__}."
         )
+    return _wrapped(model)
+
+
+def _wrapped(model: Any) -> LoadedSegmenter:
     where = str(model.name_or_path or "")
     return LoadedSegmenter(model, _look(model, where, local_option(where) if where else {}))
 
 
-def _check_type(model: str, local: dict[str, bool]) -> None:
+def _check_type(model: str, local: dict[str, bool], types: tuple[str, ...], cannot: str) -> None:
     """Refuse what is not there, and models that take no boxes."""
     from transformers import PreTrainedConfig
 
@@ -103,8 +144,8 @@ def _check_type(model: str, local: dict[str, bool]) -> None:
     kind = config.get("model_type")
     if not config:
         raise ValueError("there is no config.json in it")
-    if kind not in (*_SQUARE_TYPES, *_PADDED_TYPES):
-        raise ValueError(f"its model_type is {kind!r}, which boxes cannot prompt")
+    if kind not in types:
+        raise ValueError(f"its model_type is {kind!r}, which {cannot}")
     if kind.startswith("edgetam") and find_spec("timm") is None:
         raise ValueError("its image encoder is one of timm: pip install timm")
 

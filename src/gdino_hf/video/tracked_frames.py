@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
@@ -13,14 +14,15 @@ from PIL import Image
 from ..detection.detection_options import THRESHOLD
 from ..detection.detections import Detections
 from ..detection.prepared_pictures import SMALL_PICTURES, PreparedPicture, are_alike, are_small_and_equal
-from ..detection.search import Search
+from ..detection.search import MaskMaker, Search
 from ..detection.stages import in_batches
 from ..detection.vocabulary import Labels, Vocabulary
 from ..model.option_flags import checked_count
 from .between_detections import between, moment
 from .decoding import VideoFrame
 from .frame_sources import FrameSource, open_source
-from .tracking import Tracker
+from .mask_tracking import MaskTracker
+from .tracking import TRACKERS, Tracker
 
 LARGEST_STRIDE = 120
 """Most frames from one detection to the next, because those between them wait in memory."""
@@ -82,7 +84,7 @@ def track(
     source: Any,
     labels: Labels | Vocabulary,
     *,
-    tracker: str | Tracker = "bytetrack",
+    tracker: str | Tracker | MaskTracker = "bytetrack",
     every: int = 1,
     batch_size: int | None = None,
     threshold: float = THRESHOLD,
@@ -101,10 +103,11 @@ def track(
         source: Anything that `gdino_hf.video.frame_sources.open_source` takes: a video, a folder of pictures, "webcam",
             an address such as rtsp://camera/1, or an iterable of pictures.
         labels: A vocabulary, or labels in any form that `Vocabulary` takes.
-        tracker: Name of a tracker, see `gdino_hf.video.tracking.TRACKERS`; or a `Tracker`, which goes on from what it
-            has seen and can be saved afterwards. It has a threshold and a patience of its own.
-        every: Number of frames from one detection to the next; the boxes of objects in those between are interpolated.
-            Up to `LARGEST_STRIDE`.
+        tracker: Name of a tracker, see `gdino_hf.video.tracking.TRACKERS`; Hub id or folder of a SAM 2 video model,
+            which makes masks, too; or a `Tracker` or a `MaskTracker`, which goes on from what it has seen and can be
+            saved afterwards. It has a threshold and a patience of its own.
+        every: Number of frames from one detection to the next. A SAM 2 video model follows the objects through those
+            between; other trackers interpolate their boxes. Up to `LARGEST_STRIDE`.
         batch_size: Number of frames in one forward pass. None takes up to four small ones on a CPU, otherwise one.
         threshold: Score that a box must exceed to begin a track, 0..1, unless the vocabulary has one for its label.
             Boxes down to half of it continue a track.
@@ -130,12 +133,26 @@ def track(
     opened = open_source(source, rate=rate, start=start, end=end)
     vocabulary = _vocabulary(labels, options)
     if isinstance(tracker, str):
-        tracker = make_tracker(tracker, vocabulary, opened, every=every, threshold=threshold, patience=patience)
+        tracker = make_tracker(
+            tracker,
+            vocabulary,
+            opened,
+            every=every,
+            threshold=threshold,
+            patience=patience,
+            device=detector.device,
+        )
+    segmenter = getattr(detector, "segmenter", None)
+    if isinstance(tracker, MaskTracker) and segmenter is not None:
+        raise ValueError("The tracker makes masks, and so does detector.segmenter; set detector.segmenter to None.")
     search = low_search(detector, vocabulary, tracker, batch_size=at_once, **options)
+    if segmenter is not None:
+        # Boxes that become no track need no mask.
+        search.segmenter = None
     # Frames between detections travel with them, few at a time, because all wait in memory.
     size = at_once * every if at_once * every <= _FRAMES_AT_ONCE else 1
     alike = are_small_and_equal if batch_size is None and detector.device.type == "cpu" else are_alike
-    return _tracked(opened, search, tracker, every, size, alike)
+    return _tracked(opened, search, segmenter, tracker, every, size, alike)
 
 
 def _vocabulary(labels: Labels | Vocabulary, options: dict[str, Any]) -> Vocabulary:
@@ -145,17 +162,27 @@ def _vocabulary(labels: Labels | Vocabulary, options: dict[str, Any]) -> Vocabul
 
 
 def make_tracker(
-    name: str, vocabulary: Vocabulary, source: FrameSource, *, every: int, threshold: float, patience: float
-) -> Tracker:
+    name: str,
+    vocabulary: Vocabulary,
+    source: FrameSource,
+    *,
+    every: int,
+    threshold: float,
+    patience: float,
+    device: Any = None,
+    dtype: str | None = None,
+) -> Tracker | MaskTracker:
     """Make the tracker of a run, tuned to the rate of its detections.
 
     Args:
-        name: One of `gdino_hf.video.tracking.TRACKERS`.
+        name: One of `gdino_hf.video.tracking.TRACKERS`, or Hub id or folder of a SAM 2 video model.
         vocabulary: The labels, whose own thresholds come before `threshold`.
         source: The frames.
         every: Number of frames from one detection to the next.
         threshold: Score that a box must exceed to begin a track, 0..1.
         patience: Seconds after which an object that is no longer found is given up.
+        device: Device of a SAM 2 video model, as for `MaskTracker`.
+        dtype: Data type of a SAM 2 video model, as for `MaskTracker`.
 
     Raises:
         ImportError: The library of trackers is not installed.
@@ -164,10 +191,17 @@ def make_tracker(
     rate = min(max(source.rate / every, 0.01), 1000.0)
     own = {entry.label: entry.threshold for entry in vocabulary.entries if entry.threshold is not None}
     patience = max(patience, _DETECTIONS_OF_PATIENCE / rate) if patience > 0 else patience
+    if is_model_name(name):
+        return MaskTracker(name, threshold=threshold, thresholds=own, patience=patience, device=device, dtype=dtype)
     return Tracker(name, threshold=threshold, thresholds=own, patience=patience, rate=rate)
 
 
-def low_search(detector: Searcher, vocabulary: Vocabulary, tracker: Tracker, **options: Any) -> Search:
+def is_model_name(tracker: str) -> bool:
+    """Whether the name of a tracker is a Hub id or a folder of a SAM 2 video model."""
+    return tracker not in TRACKERS and ("/" in tracker or Path(tracker).is_dir())
+
+
+def low_search(detector: Searcher, vocabulary: Vocabulary, tracker: Tracker | MaskTracker, **options: Any) -> Search:
     """Return a search that also finds the boxes with low scores that only continue tracks.
 
     Args:
@@ -188,7 +222,8 @@ def low_search(detector: Searcher, vocabulary: Vocabulary, tracker: Tracker, **o
 def _tracked(
     source: FrameSource,
     search: Search,
-    tracker: Tracker,
+    segmenter: MaskMaker | None,
+    tracker: Tracker | MaskTracker,
     every: int,
     size: int,
     alike: Callable[[Sequence[PreparedPicture], PreparedPicture], bool],
@@ -213,19 +248,29 @@ def _tracked(
         for batch, detections in done:
             results = iter(detections)
             for step in batch:
+                if isinstance(tracker, MaskTracker):
+                    if step.prepared is None:
+                        nothing = Detections.none(names, step.frame.image.size, colors=colors)
+                        yield _frame(step, tracker.between(nothing, step.time, step.frame.image))
+                    else:
+                        yield _frame(step, tracker.update(next(results), step.time, step.frame.image))
+                    continue
                 if step.prepared is None:
                     waiting.append(step)
                     continue
                 earlier = tracker.latest
                 found = tracker.update(next(results), step.time, step.frame.image)
+                if segmenter is not None:
+                    found = segmenter([step.frame.image], [found])[0]
                 tracker.frames = step.place + 1
-                later = moment(found, step.time)
+                tracker.latest = later = moment(found, step.time)
                 for each in waiting:
                     area = each.frame.image.size
                     yield _frame(each, between(earlier, later, each.time, names, area, colors))
                 waiting.clear()
                 yield _frame(step, found)
     for each in waiting:
+        assert isinstance(tracker, Tracker)
         area = each.frame.image.size
         found = between(tracker.latest, None, each.time, names, area, colors, before=tracker.before)
         tracker.frames, tracker.seconds = each.place + 1, each.time
@@ -240,7 +285,7 @@ def _frame(step: _Step, found: Detections) -> TrackedFrame:
     )
 
 
-def _steps(source: FrameSource, tracker: Tracker) -> Iterator[_Step]:
+def _steps(source: FrameSource, tracker: Tracker | MaskTracker) -> Iterator[_Step]:
     """Yield the frames with their places and times in all that a tracker sees, which may be several sources."""
     first, seen, offset = tracker.frames, tracker.seconds, 0.0
     for count, frame in enumerate(source):

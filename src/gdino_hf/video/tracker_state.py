@@ -7,10 +7,19 @@ from __future__ import annotations
 
 import base64
 import importlib
+import json
+import os
 from collections import deque
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
+
+from ..error_text import reason
+from ..whole_files import write_whole_text
+
+Made = TypeVar("Made")
 
 # The key that tells what a dict stands for.
 _KIND = "!"
@@ -82,6 +91,36 @@ def decode(value: Any) -> Any:
     except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"it is no state of a tracker: {error}") from error
     raise ValueError(f"it is no state of a tracker: there is no kind {kind!r}")
+
+
+def write_state(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+    """Write the state of a tracker into a JSON file.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    write_whole_text(Path(path), json.dumps(state))
+
+
+def read_state(path: str | os.PathLike[str], make: Callable[[Mapping[str, Any]], Made]) -> Made:
+    """Make a tracker of the state in a JSON file.
+
+    Args:
+        path: The file.
+        make: Returns the tracker of a state, or raises a ValueError.
+
+    Raises:
+        ValueError: The file cannot be read, or holds no state that `make` takes.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it is no state of a tracker")
+        return make(content)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{os.fspath(path)} cannot be read ({reason(error)}); give a file that Tracker.save or --state wrote."
+        ) from error
 
 
 def _number_type(text: Any) -> np.dtype:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..detection.detections import Detections
 from ..detection.exchange_values import kept_library
-from ..error_text import reason
-from ..whole_files import write_whole_text
 from .between_detections import Moment, moment
-from .tracker_state import decode, encode
+from .tracker_state import decode, encode, read_state, write_state
 
 TRACKERS = {
     "bytetrack": "ByteTrackTracker",
@@ -197,7 +193,7 @@ class Tracker:
         Raises:
             OSError: The file cannot be written.
         """
-        write_whole_text(Path(path), json.dumps(self.state()))
+        write_state(path, self.state())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tracker:
@@ -207,12 +203,4 @@ class Tracker:
             ImportError: The library is not installed.
             ValueError: The file cannot be read, or holds no such state.
         """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            if not isinstance(content, dict):
-                raise ValueError("it is no state of a tracker")
-            return cls.from_state(content)
-        except (OSError, ValueError, RecursionError) as error:
-            raise ValueError(
-                f"{os.fspath(path)} cannot be read ({reason(error)}); give a file that Tracker.save or --state wrote."
-            ) from error
+        return read_state(path, cls.from_state)
