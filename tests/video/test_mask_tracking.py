@@ -204,6 +204,9 @@ def test_what_cannot_be_used_is_refused_in_one_sentence(model, pictures, tmp_pat
         MaskTracker.load(tmp_path / "boxes.json", model)
     with pytest.raises(ValueError, match="it is no state of a tracker"):
         Tracker.load(tmp_path / "masks.json")
+    (tmp_path / "other.json").write_text(json.dumps(tracker.state() | {"tracker": "facebook/sam2.1-hiera-large"}))
+    with pytest.raises(ValueError, match=r"saved with the model facebook/sam2.1-hiera-large, not with Sam2VideoModel"):
+        MaskTracker.load(tmp_path / "other.json", model)
     for change in ({"values": 3}, {"values": {"!": "dict", "items": []}}, {"version": 0}):
         (tmp_path / "broken.json").write_text(json.dumps(tracker.state() | change))
         with pytest.raises(ValueError, match=r"broken.json cannot be read"):

@@ -92,6 +92,22 @@ def test_a_part_of_a_video_begins_at_zero_with_its_sound(tmp_path):
     assert length == pytest.approx(0.5, abs=0.13)
 
 
+def test_a_part_that_begins_between_two_frames_keeps_its_frames_beside_the_sound(tmp_path):
+    times = [0.0, 0.1, 0.7, 0.8, 0.9]
+    source = write_clip(tmp_path / "source.mp4", flat_frames(5), times=times, sound=True, rate=4)
+    part = VideoFile(source, start=0.3)
+    writer = VideoWriter(tmp_path / "out.mp4", part.rate, sound=part, start=0.3)
+    for frame in part:
+        writer.add(frame.image, frame.seconds)
+    writer.close()
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        shown = [float(frame.pts * frame.time_base) for frame in container.decode(video=0)]
+    assert shown == pytest.approx([0.4, 0.5, 0.6], abs=0.001)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        heard = next(container.decode(audio=0))
+        assert float(heard.pts * heard.time_base) < 0.1
+
+
 def test_odd_sizes_repeat_their_edge_and_other_sizes_are_resized(tmp_path):
     writer = VideoWriter(tmp_path / "odd.mp4", 10)
     pixels = np.full((47, 63, 3), 40, dtype=np.uint8)

@@ -256,6 +256,8 @@ class MaskTracker:
         if state.get("format") != _FORMAT or state.get("version") != _VERSION:
             raise ValueError(f"it is no state of a tracker by masks of version {_VERSION}")
         found = cls(model, device=device, dtype=dtype)
+        if state.get("tracker") != found.name:
+            raise ValueError(f"it was saved with the model {state.get('tracker')}, not with {found.name}")
         try:
             values = decode(state.get("values"))
             objects, positions = values.pop("objects"), values.pop("positions")

@@ -43,9 +43,9 @@ class VideoWriter:
     ) -> None:
         self.path, self._start = Path(path), start
         self._rate = max(min(Fraction(rate).limit_denominator(1001), Fraction(240)), Fraction(1, 10))
-        self._container = pyav().open(
-            str(path), "w", format="mp4", options={"movflags": "hybrid_fragmented", "flush_packets": "1"}
-        )
+        # delay_moov keeps the time of a first frame that comes later than the sound.
+        options = {"movflags": "hybrid_fragmented+delay_moov", "flush_packets": "1"}
+        self._container = pyav().open(str(path), "w", format="mp4", options=options)
         self._stream: Any = None
         self._latest = -1
         self._end = 0.0
@@ -92,9 +92,9 @@ class VideoWriter:
             self.path.unlink(missing_ok=True)
 
     def _begin(self, size: tuple[int, int]) -> None:
-        self._stream = self._container.add_stream(
-            _encoder(), rate=self._rate, options={"preset": "superfast", "crf": "21", "bf": "0"}
-        )
+        # The preset takes half the time of veryfast, which the model has instead, for a file of twice the size.
+        options = {"preset": "ultrafast", "crf": "22", "bf": "0"}
+        self._stream = self._container.add_stream(_encoder(), rate=self._rate, options=options)
         # Width and height must be even, since the chroma planes have half the size.
         self._stream.width, self._stream.height = ((side + 1) // 2 * 2 for side in size)
         self._stream.pix_fmt = _PIXELS
