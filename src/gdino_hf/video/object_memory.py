@@ -172,6 +172,8 @@ class ObjectMemory:
             for index, output in outputs.items():
                 made = {name: _tensor(value, device) for name, value in output.items()}
                 if "maskmem_features" in made:
+                    if self._positions is None:
+                        raise ValueError("the positions in a frame are missing")
                     made[_POSITIONS] = self._positions
                 memory.output_dict_per_obj[0][kind][int(index)] = made
         memory.frames_tracked_per_obj[0] = {int(index): {"reverse": False} for index in state["tracked"]}
