@@ -25,6 +25,7 @@ from gdino_hf.labeling.ray_workers import own_variables
 # The random model scores near zero; with this every query is a result.
 EVERYTHING = ("--threshold", "0.005")
 LABELS = "cat, remote control, dog"
+FORMATS = ("coco", "yolo", "parquet")
 PACKAGE = str(Path(gdino_hf.__file__).resolve().parents[1])
 
 
@@ -83,11 +84,11 @@ class StopsAfter(LabelProgress):
             raise ZeroDivisionError
 
 
-def label_all(model, folder, out, ranks=None, after=None):
+def label_all(model, folder, out, ranks=None, after=None, segmenter=None):
     """Label a folder in small shards with three formats; a target for processes, too."""
-    job = LabelJob(str(model), "cpu", batch_size=2, shard_size=4, options={"threshold": 0.005})
-    formats, progress = ["coco", "yolo", "parquet"], StopsAfter(after)
-    return label_pictures([folder], LABELS, out, job=job, formats=formats, ranks=ranks, progress=progress)
+    segmenter = None if segmenter is None else str(segmenter)
+    job = LabelJob(str(model), "cpu", batch_size=2, shard_size=4, options={"threshold": 0.005}, segmenter=segmenter)
+    return label_pictures([folder], LABELS, out, job=job, formats=FORMATS, ranks=ranks, progress=StopsAfter(after))
 
 
 def label_apart(context, *arguments):

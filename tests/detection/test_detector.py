@@ -233,6 +233,24 @@ def test_features_are_forgotten_beyond_the_store(detector):
     assert store.encoded == 4
 
 
+def test_text_features_do_not_depend_on_the_number_of_threads(tiny_config, tiny_processor):
+    detector = Detector(make_random_model(tiny_config), processor=tiny_processor, device=None)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            detector.texts.forget()
+            found.append(detector.vocabulary(LABELS, labels_per_prompt=1).encoded.features)
+            # Text that is encoded on the way to a picture's detections, too.
+            detector.texts.forget()
+            detector(picture(), Vocabulary(LABELS, labels_per_prompt=1))
+            found.append(dict(zip(found[0], detector.texts.get(list(found[0])), strict=True)))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(found[0][tokens], other[tokens]) for tokens in found[0])
+
+
 def test_a_vocabulary_beyond_the_store_is_encoded_once(detector):
     detector.texts = type(detector.texts)(detector.model, size=8)
     for number in range(2):

@@ -120,12 +120,14 @@ def test_two_processes_give_the_bytes_of_one(label_model, folder, tmp_path, batc
     assert digests(tmp_path / "1") == digests(tmp_path / "2")
 
 
-def test_the_number_of_threads_changes_no_byte(example_folder, tmp_path):
+@pytest.mark.parametrize("model", ["nano", "tiny"])
+def test_the_number_of_threads_changes_no_byte(label_model, example_folder, tmp_path, model):
     threads = torch.get_num_threads()
+    name, threshold = ("nano", 0.1) if model == "nano" else (str(label_model), 0.005)
     try:
         for number in (1, 3):
             torch.set_num_threads(number)
-            job = LabelJob("nano", "cpu", options={"threshold": 0.1})
+            job = LabelJob(name, "cpu", options={"threshold": threshold})
             summary = label_pictures([example_folder], "cat, cup, person", tmp_path / f"{number}", job=job)
     finally:
         torch.set_num_threads(threads)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..inference.workers import only_blocks, run_blocks
 from ..model.outputs_gdino import GDinoTextFeatures
 from ..model.phrase_structure import phrase_structure
 
@@ -80,8 +81,7 @@ class TextFeatureStore:
             dtype = self._model.base_model.level_embed.dtype
             found |= {tokens: given[tokens].to(self._model.device, dtype) for tokens in brought}
         missing = [tokens for tokens in dict.fromkeys(prompts) if tokens not in found]
-        for start in range(0, len(missing), _AT_ONCE):
-            found |= self._encode(missing[start : start + _AT_ONCE])
+        found |= self._encode_all(missing)
         with self._lock:
             for tokens in prompts:
                 self._num_tokens += len(tokens) if tokens not in self._kept else 0
@@ -118,12 +118,24 @@ class TextFeatureStore:
             position_ids=phrases.position_ids,
         )
 
+    def _encode_all(self, prompts: list[Tokens]) -> dict[Tokens, Tensor]:
+        groups = [prompts[start : start + _AT_ONCE] for start in range(0, len(prompts), _AT_ONCE)]
+        found: dict[Tokens, Tensor] = {}
+        if self._model._optimized and self._model.device.type == "cpu":
+            # Each group is computed by one thread, so the features do not depend on the number of threads.
+            with only_blocks():
+                run_blocks(lambda place: found.update(self._encode(groups[place])), len(groups))
+        else:
+            for group in groups:
+                found |= self._encode(group)
+        self.encoded += len(prompts)
+        return found
+
     def _encode(self, prompts: list[Tokens]) -> dict[Tokens, Tensor]:
         ids, mask = _padded(prompts, self._model.device)
         # The tensors are kept, and an inference tensor could not be used outside of inference mode.
         with torch.inference_mode(False), torch.no_grad():
             hidden = self._model.get_text_features(ids.clone(), mask.clone()).last_hidden_state
-        self.encoded += len(prompts)
         # Cloned, because a slice would keep the whole batch in memory.
         return {tokens: row[: len(tokens)].clone() for tokens, row in zip(prompts, hidden, strict=True)}
 

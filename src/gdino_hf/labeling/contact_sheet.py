@@ -1,4 +1,4 @@
-"""A contact sheet of a run of labelling: some of its pictures with their boxes, to look at before training."""
+"""A contact sheet of a run of labelling: some pictures with their boxes and masks, to look at before training."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
-from ..detection.detections import Detections
+from ..detection.coco_exchange import decode_masks
 from ..model.picture_pixels import load_image
 from ..visualize import draw_detections
 from ..whole_files import whole_file
@@ -23,7 +24,7 @@ _TILE, _MARGIN, _BACKGROUND = 240, 6, (255, 255, 255)
 
 
 def contact_sheet(folder: str | Path, path: str | Path, number: int = 24, columns: int = 6) -> int:
-    """Draw pictures that are spread evenly over those of a run in which something was found.
+    """Draw pictures that are spread evenly over those of a run in which something was found, with masks if it made any.
 
     Args:
         folder: Folder of results of `label_pictures` or `gdino label`.
@@ -48,7 +49,7 @@ def contact_sheet(folder: str | Path, path: str | Path, number: int = 24, column
     for place, row in enumerate(_found(store)):
         if place in chosen:
             try:
-                tiles.append(_tile(read(SourceItem(row.source, row.place)), row.found))
+                tiles.append(_tile(read(SourceItem(row.source, row.place)), row))
             except (OSError, ValueError):
                 continue
     if not tiles:
@@ -69,13 +70,21 @@ def _found(store: LabelStore) -> Iterator[LabelRow]:
     return (row for row in rows if row.found is not None and len(row.found))
 
 
-def _tile(content: Any, found: Detections | None) -> Image.Image:
-    """Return a picture with its boxes, at most as large as a tile."""
-    assert found is not None
+def _tile(content: Any, row: LabelRow) -> Image.Image:
+    """Return a picture with its boxes and masks, at most as large as a tile."""
+    assert row.found is not None
     picture = load_image(content)
     scale = _TILE / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     # Resized first, so that names are readable.
     factors = [size[0] / picture.width, size[1] / picture.height] * 2
-    result = found.as_result() | {"boxes": found.boxes * factors}
+    result = row.found.as_result() | {"boxes": row.found.boxes * factors}
+    if row.masks is not None:
+        result["masks"] = [_small_mask(counts, row.found.size, size) for counts in row.masks]
     return draw_detections(picture.resize(size), result)
+
+
+def _small_mask(counts: str, size: tuple[int, int], smaller: tuple[int, int]) -> np.ndarray:
+    """Return a mask, (height, width) bool, at another size; one at a time, since a picture's size takes much memory."""
+    mask = decode_masks([{"size": [size[1], size[0]], "counts": counts}], size)[0]
+    return np.asarray(Image.fromarray(mask).resize(smaller))

@@ -142,6 +142,12 @@ def card(made: HubSet, settings: Mapping[str, Any], names: Sequence[str]) -> str
     if own:
         options["thresholds of labels"] = own
     how = "\n".join(f"- {name.replace('_', ' ')}: `{json.dumps(value)}`" for name, value in options.items())
+    if "segmenter" in settings:
+        how += (
+            f"\n- masks, which this data set does not hold: `{_cell(settings['segmenter'])}`, SHA-256 of its files "
+            f"`{settings['segmenter_fingerprint']}`"
+        )
+        how += "; the boxes are the bounds of the masks" if settings["tighten"] else ""
     return f"""---
 {yaml.safe_dump(head, sort_keys=False).strip()}
 ---

@@ -17,12 +17,12 @@ from ..error_text import reason
 from ..model.picture_limits import PictureError, PictureLimits
 from ..model.picture_pixels import load_image
 from ..model.remote_pictures import fetched
-from ..segmentation import Segmenter
 from .data_set_sources import SavedPictures
 from .label_settings import LabelJob
 from .label_workers import Watcher
 from .picture_archives import ArchiveReader, open_any
 from .shard_files import LabelRow
+from .shard_masks import Found, ShardMasks, job_segmenter
 from .source_items import SourceItem
 
 _WEB = ("http://", "https://")
@@ -54,6 +54,8 @@ class ShardLabeler:
     ) -> None:
         self.job = job
         self.detector = detector or job_detector(job, job.device)
+        segmenter = job_segmenter(job, str(self.detector.device))
+        self._masks = None if segmenter is None else ShardMasks(segmenter, _failed)
         self.names = vocabulary.labels
         self._search = self.detector.search(
             vocabulary.to(self.detector.device),
@@ -94,8 +96,8 @@ class ShardLabeler:
         ahead = max(4, 2 * self.job.batch_size)
         with closing(in_order(attempt, range(len(items)), self.job.readers, ahead)) as results:
             alike = are_alike if self.job.pad else are_small_and_equal
-            for batch in _batches(results, keep, self.job.batch_size, alike):
-                keep(list(zip([place for place, _ in batch], self._run([each for _, each in batch]), strict=True)))
+            for found in self._label(_batches(results, keep, self.job.batch_size, alike)):
+                keep(found)
         return [replace(rows[place], place=item.place) for place, item in enumerate(items)]
 
     def _prepare(self, item: SourceItem) -> PreparedPicture | LabelRow:
@@ -107,36 +109,47 @@ class ShardLabeler:
         except Exception as error:
             return LabelRow(item.source, error=_why(error))
 
-    def _run(self, batch: Sequence[PreparedPicture]) -> list[LabelRow]:
+    def _label(
+        self, batches: Iterable[Sequence[tuple[int, PreparedPicture]]]
+    ) -> Iterator[Sequence[tuple[int, LabelRow]]]:
+        """Yield the rows of batches, with masks if the job has a segmenter."""
+        waiting: list[Found] = []
+        for batch in batches:
+            pairs = list(zip(batch, self._run([picture for _, picture in batch]), strict=True))
+            yield [(place, found) for (place, _), found in pairs if isinstance(found, LabelRow)]
+            found = [(*numbered, each) for numbered, each in pairs if isinstance(each, Detections)]
+            if self._masks is None:
+                yield [(place, LabelRow(picture.source, each)) for place, picture, each in found]
+                continue
+            for each in found:
+                waiting.append(each)
+                if len(waiting) == self._masks.at_once:
+                    yield self._masks.rows(waiting)
+                    waiting = []
+        if self._masks is not None and waiting:
+            yield self._masks.rows(waiting)
+
+    def _run(self, batch: Sequence[PreparedPicture]) -> list[Detections | LabelRow]:
         """Run a batch; if it fails, run its pictures one by one, so that only the culprit has no detections."""
-        found: list[Detections]
         try:
-            found = self._search(batch)
+            return list(self._search(batch))
         except Exception as error:
-            if _is_of_the_device(error):
-                raise
-            if len(batch) > 1:
+            if len(batch) > 1 and not _is_of_the_device(error):
                 return [self._run([picture])[0] for picture in batch]
-            return [LabelRow(batch[0].source, error=_why(error))]
-        return [LabelRow.of(picture.source, each) for picture, each in zip(batch, found, strict=True)]
+            return [_failed(batch[0].source, error)]
 
 
 def job_detector(job: LabelJob, device: str) -> Detector:
-    """Load the models of a job: the detector, with its segmenter if there is one.
+    """Load the detector of a job.
 
     Args:
         job: How pictures are labelled.
-        device: Where they compute.
+        device: Where it computes.
 
     Raises:
-        ValueError: A model, the device or the dtype cannot be used.
+        ValueError: The model, the device or the dtype cannot be used.
     """
-    segmenter = None
-    if job.segmenter is not None:
-        # Only the detector computes with 8-bit integers.
-        dtype = "float32" if job.dtype == "int8" else job.dtype
-        segmenter = Segmenter(job.segmenter, device, dtype, tighten=job.tighten)
-    return Detector(job.model, device=device, dtype=job.dtype, segmenter=segmenter)
+    return Detector(job.model, device=device, dtype=job.dtype)
 
 
 DIED = "a process that worked on it died, each time it was tried; leave it out or look at it alone"
@@ -237,6 +250,13 @@ def _is_of_the_device(error: Exception) -> bool:
 
     lost = getattr(torch, "AcceleratorError", None)
     return (lost is not None and isinstance(error, lost)) or "CUDA error" in str(error)
+
+
+def _failed(source: str, error: Exception) -> LabelRow:
+    """Return the row of a picture that cannot be labelled; the loss of the device is raised."""
+    if _is_of_the_device(error):
+        raise error
+    return LabelRow(source, error=_why(error))
 
 
 def _why(error: Exception) -> str:
