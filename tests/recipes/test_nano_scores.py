@@ -105,6 +105,16 @@ def test_detections_without_truth_are_wrong():
     assert (right.tolist(), counts.tolist()) == ([False], [True])
 
 
+def test_duplicates_are_wrong_unless_they_are_suppressed(parts, model_and_processor):
+    model, processor = model_and_processor
+    rows = nano_scores.read_coco(parts / "data" / "train.json")
+    detector = Detector(model, processor=processor, optimize=False)
+    options = ({}, {"nms_threshold": 0.0})
+    every, few = (judge(detector, [rows[i] for i in (0, 1)], ["red", "blue"], **each) for each in options)
+    assert (every.num_boxes, few.num_boxes) == (2, 2)
+    assert len(few.scores) < len(every.scores)
+
+
 def test_the_command_exports_what_it_fitted(parts, model_and_processor, tmp_path, capsys, monkeypatch):
     model, processor = model_and_processor
     nano.export(model, processor, tmp_path / "start")

@@ -213,6 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--processor", default=str(NANO), help="folder of the processor; the embedded model's if absent"
     )
+    parser.add_argument("--nms", type=float, metavar="IOU", help="as in gdino detect; without it, duplicates are wrong")
     options = parser.parse_args(arguments)
     model = load_checkpoint(NANO if options.model == "nano" else options.model)
     processor = GDinoProcessor.from_pretrained(options.processor)
@@ -220,7 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = read_coco(file)
     kept_back = [rows[index] for index in held_out(len(rows), options.hold_out)]
     # Packed weights cannot be exported, so the detector leaves the model as it is.
-    judged = judge(Detector(model, processor=processor, optimize=False), kept_back, category_names(file))
+    detector = Detector(model, processor=processor, optimize=False)
+    judged = judge(detector, kept_back, category_names(file), nms_threshold=options.nms)
     fit = fit_scores(judged, options.precision)
     fold(model, fit)
     export(model, processor, Path(options.export))
