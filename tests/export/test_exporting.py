@@ -14,6 +14,7 @@ from PIL import Image
 from gdino_hf import Detector
 from gdino_hf.cli import main
 from gdino_hf.export import export
+from made_once import made_once
 from random_models import make_random_model
 
 LABELS = ["cat", "remote control", "person"]
@@ -26,7 +27,8 @@ def model(tiny_config):
 
 @pytest.fixture(scope="module")
 def whole(model, tiny_processor, tmp_path_factory):
-    return export(model, tmp_path_factory.mktemp("export") / "whole", processor=tiny_processor)
+    """The model as an ONNX folder, traced once for all test processes; do not write to it."""
+    return made_once(tmp_path_factory, "small-onnx", lambda folder: export(model, folder, processor=tiny_processor))
 
 
 def run_onnx(path, inputs):

@@ -41,8 +41,7 @@ def image_position_embedding(mask: Tensor, width: int, temperature: float) -> Te
     x = mask.cumsum(2, dtype=torch.float32)
     y = y / (y[:, -1:, :] + eps) * scale
     x = x / (x[:, :, -1:] + eps) * scale
-    embeddings = [sine_embedding(axis, width // 2, temperature) for axis in (y, x)]
-    return torch.cat(embeddings, dim=-1).flatten(1, 2)
+    return sine_embedding(torch.stack((y, x), dim=-1), width // 2, temperature).flatten(3).flatten(1, 2)
 
 
 def box_position_embedding(boxes: Tensor, width: int, temperature: float) -> Tensor:
@@ -57,7 +56,7 @@ def box_position_embedding(boxes: Tensor, width: int, temperature: float) -> Ten
         (..., 4 * width) float32.
     """
     x, y, w, h = (boxes.float() * (2 * math.pi)).unbind(-1)
-    return torch.cat([sine_embedding(coordinate, width, temperature) for coordinate in (y, x, w, h)], dim=-1)
+    return sine_embedding(torch.stack((y, x, w, h), dim=-1), width, temperature).flatten(-2)
 
 
 def token_position_embedding(position_ids: Tensor, width: int, temperature: float) -> Tensor:
