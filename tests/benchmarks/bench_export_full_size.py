@@ -20,14 +20,13 @@ import time
 from pathlib import Path
 
 import torch
+from bench_exports import processor_name
 from transformers import AutoTokenizer
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from gdino_hf import NANO, GDinoConfig, GDinoImageProcessor, GDinoProcessor
 from gdino_hf.detection.exported_graphs import load_graphs, read_document
 from gdino_hf.export import export
-
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
-from bench_exports import processor_name
 from random_models import make_random_model
 
 PROMPT = "a cat. a remote control. a person."

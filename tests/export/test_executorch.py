@@ -1,4 +1,4 @@
-"""Claims about ExecuTorch: a model lowered to XNNPACK agrees with PyTorch on pictures of its size, whatever the prompt."""
+"""Claims about ExecuTorch: models lowered to XNNPACK agree with PyTorch on pictures of their size, with any prompt."""
 
 from __future__ import annotations
 

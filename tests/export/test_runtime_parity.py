@@ -46,6 +46,9 @@ def pair(request, tiny_config, tiny_processor):
     if request.param == "nano":
         return GDinoForObjectDetection.from_pretrained(NANO).eval(), GDinoProcessor.from_pretrained(NANO)
     config = copy.deepcopy(tiny_config)
+    config.encoder_layers = 1
+    # The second block of a stage has shifted windows.
+    config.backbone_config.depths = [2, 1, 1, 1]
     for name, value in CHANGES[request.param].items():
         setattr(config, name, copy.deepcopy(value))
     return make_random_model(config), tiny_processor

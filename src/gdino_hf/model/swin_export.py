@@ -70,29 +70,48 @@ def _windows(side: int, window: int) -> int:
     return (side - 1) // window + 1
 
 
-def _window_index(batch: int, height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """Index of the token at each position of each window; batch * height * width stands for padding.
+def _divide(index: Tensor, divisor: int) -> tuple[Tensor, Tensor]:
+    """Return quotient and remainder of integers from 0 by a size of the graph.
+
+    The remainder has no operator of its own: the ONNX exporter fails on `%` with a dynamic size.
+    """
+    quotient = index // divisor
+    return quotient, index - quotient * divisor
+
+
+def _places(
+    batch: int, down: int, across: int, window: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Image, row and column of the window, and row and column within the window, of each position of each window.
 
     The index has one flat axis: with broadcast axes, a window count of 1 in the example would become a constant of the
     exported graph.
     """
+    cut, cell = _divide(torch.arange(batch * down * across * window * window, device=device), window * window)
+    cut, column = _divide(cut, across)
+    image, row = _divide(cut, down)
+    return image, row, column, *_divide(cell, window)
+
+
+def _window_index(batch: int, height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
+    """Index of the token at each position of each window; batch * height * width stands for padding."""
     down, across = _windows(height, window), _windows(width, window)
-    place = torch.arange(batch * down * across * window * window, device=device)
-    cell, cut = place % (window * window), place // (window * window)
-    y = (cut // across % down * window + cell // window + shift) % (down * window)
-    x = (cut % across * window + cell % window + shift) % (across * window)
-    token = (cut // (across * down) * height + y) * width + x
+    image, row, column, below, right = _places(batch, down, across, window, device)
+    _, y = _divide(row * window + below + shift, down * window)
+    _, x = _divide(column * window + right + shift, across * window)
+    token = (image * height + y) * width + x
     return torch.where((y < height) & (x < width), token, batch * height * width)
 
 
 def _token_index(batch: int, height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
     """Inverse of `_window_index`: the position of each token among all windows."""
     down, across = _windows(height, window), _windows(width, window)
-    token = torch.arange(batch * height * width, device=device)
-    y = (token // width % height - shift) % (down * window)
-    x = (token % width - shift) % (across * window)
-    cut = (token // (width * height) * down + y // window) * across + x // window
-    return (cut * window + y % window) * window + x % window
+    line, x = _divide(torch.arange(batch * height * width, device=device), width)
+    image, y = _divide(line, height)
+    # Whole maps are added, so that what is divided is not negative.
+    row, below = _divide(_divide(y + down * window - shift, down * window)[1], window)
+    column, right = _divide(_divide(x + across * window - shift, across * window)[1], window)
+    return (((image * down + row) * across + column) * window + below) * window + right
 
 
 def _regions(batch: int, height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
@@ -102,10 +121,9 @@ def _regions(batch: int, height: int, width: int, window: int, shift: int, devic
     which meet at place window - shift.
     """
     down, across = _windows(height, window), _windows(width, window)
-    place = torch.arange(batch * down * across * window * window, device=device)
-    cell, cut = place % (window * window), place // (window * window)
-    below = (cut // across % down == down - 1) & (cell // window >= window - shift)
-    beyond = (cut % across == across - 1) & (cell % window >= window - shift)
+    _, row, column, y, x = _places(batch, down, across, window, device)
+    below = (row == down - 1) & (y >= window - shift)
+    beyond = (column == across - 1) & (x >= window - shift)
     return below.long() * 2 + beyond.long()
 
 
