@@ -25,7 +25,8 @@ from transformers import AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from gdino_hf import NANO, GDinoConfig, GDinoImageProcessor, GDinoProcessor
-from gdino_hf.detection.exported_graphs import load_graphs, read_document
+from gdino_hf.detection.exported_folder import ExportedFolder
+from gdino_hf.detection.exported_graphs import load_graphs
 from gdino_hf.export import export
 from random_models import make_random_model
 
@@ -74,8 +75,7 @@ def write(folder, model_format):
 def run(folder, model_format):
     """Run the exported model twice; return the seconds of the second time and how far it agrees with PyTorch."""
     expected = torch.load(folder / "expected.pt")
-    out = folder / model_format
-    graph = load_graphs(out, read_document(out))["model"]
+    graph = load_graphs(ExportedFolder.read(folder / model_format))["model"]
     graph(expected["inputs"])
     started = time.perf_counter()
     found = graph(expected["inputs"])
