@@ -6,8 +6,8 @@ import copy
 
 import pytest
 import torch
-from export_cases import assert_agree, make_inputs, run_graphs
-from transformers import ResNetConfig
+from export_cases import assert_agree, make_inputs, run_graphs, small_config
+from transformers import ResNetConfig, SwinConfig
 
 from gdino_hf import NANO, GDinoForObjectDetection, GDinoProcessor
 from gdino_hf.detection.exported_folder import ExportedFolder
@@ -31,10 +31,18 @@ RESNET = ResNetConfig(
     out_features=["stage2", "stage3", "stage4"],
 )
 MM = {"class_head": "scaled_bias", "decoder_bbox_embed_share": False}
+SWIN = SwinConfig(
+    embed_dim=8,
+    # The second block of a stage has shifted windows.
+    depths=[2, 1],
+    num_heads=[1, 2],
+    window_size=4,
+    out_features=["stage1", "stage2"],
+)
 CHANGES = {
-    "T": {},
-    "MM, shared head": {**MM, "decoder_cls_embed_share": True},
-    "MM, separate heads": {**MM, "decoder_cls_embed_share": False},
+    "Swin": {"backbone_config": SWIN, "num_feature_levels": 2},
+    "MM, shared head": {**MM, "decoder_cls_embed_share": True, "decoder_layers": 2},
+    "MM, separate heads": {**MM, "decoder_cls_embed_share": False, "decoder_layers": 2},
     "5 levels": {"num_feature_levels": 5},
     "ResNet": {"backbone_config": RESNET},
 }
@@ -45,10 +53,7 @@ def pair(request, tiny_config, tiny_processor):
     """A model and its processor."""
     if request.param == "nano":
         return GDinoForObjectDetection.from_pretrained(NANO).eval(), GDinoProcessor.from_pretrained(NANO)
-    config = copy.deepcopy(tiny_config)
-    config.encoder_layers = 1
-    # The second block of a stage has shifted windows.
-    config.backbone_config.depths = [2, 1, 1, 1]
+    config = small_config(tiny_config)
     for name, value in CHANGES[request.param].items():
         setattr(config, name, copy.deepcopy(value))
     return make_random_model(config), tiny_processor
@@ -83,7 +88,7 @@ def test_gdino_nano_agrees_on_other_sizes_than_it_was_traced_with(pair, nano_exp
 @pytest.mark.parametrize(
     ("pair", "variant"),
     [(kind, "whole") for kind in [*CHANGES, "nano"]]
-    + [(kind, variant) for kind in ("T", "nano") for variant in ("split", "baked")],
+    + [(kind, variant) for kind in ("Swin", "nano") for variant in ("split", "baked")],
     indirect=["pair"],
 )
 def test_every_size_batch_and_prompt_agrees(pair, variant, model_format, tmp_path):

@@ -71,9 +71,9 @@ def _windows(side: int, window: int) -> int:
 
 
 def _divide(index: Tensor, divisor: int) -> tuple[Tensor, Tensor]:
-    """Return quotient and remainder of integers from 0 by a size of the graph.
+    """Return quotient and remainder of integers that are not negative, without `%`.
 
-    The remainder has no operator of its own: the ONNX exporter fails on `%` with a dynamic size.
+    The ONNX exporter fails on the remainder of a tensor by a dynamic size.
     """
     quotient = index // divisor
     return quotient, index - quotient * divisor
