@@ -15,9 +15,9 @@ from video_clips import flat_frames, number_of, write_clip
 class DroppingServer:
     """A server that sends one file to each connection and hangs up; after the last it stops listening."""
 
-    def __init__(self, parts):
+    def __init__(self, parts, scheme="tcp"):
         self.socket = socket.create_server(("127.0.0.1", 0))
-        self.address = f"tcp://127.0.0.1:{self.socket.getsockname()[1]}"
+        self.scheme, self.address = scheme, f"{scheme}://127.0.0.1:{self.socket.getsockname()[1]}"
         self.thread = threading.Thread(target=self.serve, args=(parts,), daemon=True)
         self.thread.start()
 
@@ -25,6 +25,9 @@ class DroppingServer:
         for part in parts:
             connection, _ = self.socket.accept()
             with connection:
+                if self.scheme == "http":
+                    connection.recv(65536)
+                    connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Type: video/mp2t\r\n\r\n")
                 connection.sendall(part)
         self.socket.close()
 
@@ -38,9 +41,10 @@ def parts(tmp_path_factory):
     return [first.read_bytes(), second.read_bytes()]
 
 
-def test_a_stream_that_drops_comes_back_and_is_given_up_after_a_while(parts, monkeypatch):
+@pytest.mark.parametrize("scheme", ["tcp", "http"])
+def test_a_stream_that_drops_comes_back_and_is_given_up_after_a_while(parts, monkeypatch, scheme):
     monkeypatch.setattr("gdino_hf.video.live_streams._WAITING", 100)
-    server = DroppingServer(parts)
+    server = DroppingServer(parts, scheme)
     source = open_source(server.address, patience=1.0)
     assert source.is_live
     assert source.expected is None

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -155,23 +156,33 @@ class LiveStream:
 
 def _received(container: Any, stream: Any) -> Iterator[tuple[float, Any]]:
     """Yield time since the first frame and picture of each frame of a connection, and close it."""
-    invalid = pyav().error.InvalidDataError
     first: float | None = None
     last = 0.0
     with container:
+        for frame in _decoded(container, stream):
+            if frame.width * frame.height > _limits().pixels:
+                continue
+            first = frame.time if first is None else first
+            if frame.time is not None and first is not None:
+                last = max(float(frame.time - first), last)
+            yield last, upright(frame)
+
+
+def _decoded(container: Any, stream: Any) -> Iterator[Any]:
+    """Yield the frames of a connection, and when it breaks, those that the decoder still holds."""
+    invalid = pyav().error.InvalidDataError
+    try:
         for packet in container.demux(stream):
             # A lossy network damages frames without ending the stream.
             try:
                 frames = packet.decode()
             except invalid:
                 continue
-            for frame in frames:
-                if frame.width * frame.height > _limits().pixels:
-                    continue
-                first = frame.time if first is None else first
-                if frame.time is not None and first is not None:
-                    last = max(float(frame.time - first), last)
-                yield last, upright(frame)
+            yield from frames
+    except OSError:
+        with suppress(OSError, ValueError):
+            yield from stream.decode(None)
+        raise
 
 
 def _limits() -> PictureLimits:
