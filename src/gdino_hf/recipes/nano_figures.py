@@ -17,7 +17,6 @@ another model needs another file. About five minutes on one core.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import random
@@ -28,7 +27,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import NANO
 from ..data.coco import category_names, read_coco
 from ..detection.detection_options import THRESHOLD
 from ..detection.detector import Detector
@@ -37,9 +35,8 @@ from ..evaluation.coco_results import coco_predictions
 from ..evaluation.confusion import pairwise_iou
 from ..evaluation.ground_truth import coco_ground_truth
 from ..model.box_ops import batched_nms
-from ..model.processing_gdino import GDinoProcessor
 from ..whole_files import write_whole_text
-from .nano_rating import FIGURES, detect_by_set, load_checkpoint
+from .nano_rating import FIGURES, detect_by_set, model_parser, told_model
 from .nano_scores import LOWEST, RIGHT_IOU, judge
 from .wordings import SYNONYMS, article, plural
 
@@ -74,13 +71,7 @@ def suppressed(detections: Sequence[Mapping[str, Any]], iou: float = SUPPRESSED_
 
 
 def rate_average_precision(model: Any, processor: Any, sets: Mapping[str, Path], limit: int | None) -> dict[str, Any]:
-    """Rate the model on COCO files, as it is and with suppression.
-
-    Args:
-        model: A GDinoForObjectDetection.
-        processor: The model's processor.
-        sets: COCO json file by title.
-        limit: Number of photographs per set, from the first; None for all.
+    """Rate the model on COCO files, as it is and with suppression; the arguments are those of `nano_rating.rate`.
 
     Returns:
         COCO's metrics by title and way, and "AP50 by name" with that of each annotated name, as it is.
@@ -237,15 +228,11 @@ def measure(path: Path, model: str, tasks: Mapping[str, Callable[[], Any]]) -> d
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure one model and print its figures as json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="folder of a run, of a checkpoint or of a model; nano for the embedded one")
+    parser = model_parser(__doc__)
     parser.add_argument("--everyday", required=True, help="folder with val.json and images/, annotated for all names")
     parser.add_argument("--wild", required=True, help="folder with val.json and images/, annotated by set")
     parser.add_argument("--photographs", required=True, help="folder with annotations.json and the README's pictures")
     parser.add_argument("--output", required=True, help="file of the figures")
-    parser.add_argument(
-        "--processor", default=str(NANO), help="folder of the processor; the embedded model's if absent"
-    )
     parser.add_argument(
         "--names",
         type=lambda text: [name.strip() for name in text.split(",")],
@@ -253,8 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--limit", type=int, help="photographs per set, for a quick look; use another --output for it")
     options = parser.parse_args(arguments)
-    model = load_checkpoint(NANO if options.model == "nano" else options.model)
-    processor = GDinoProcessor.from_pretrained(options.processor)
+    model, processor = told_model(options)
     weights = fingerprint(model)
     detector = Detector(model, processor=processor, device="cpu")
     everyday, wild = (Path(folder) / "val.json" for folder in (options.everyday, options.wild))

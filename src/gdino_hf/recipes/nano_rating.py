@@ -49,6 +49,22 @@ def load_checkpoint(folder: str | Path) -> GDinoForObjectDetection:
     return model.eval()
 
 
+def model_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of the options that tell a model and its processor, for the commands that measure one."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="folder of a run, of a checkpoint or of a model; nano for the embedded one")
+    parser.add_argument(
+        "--processor", default=str(NANO), help="folder of the processor; the embedded model's if absent"
+    )
+    return parser
+
+
+def told_model(options: argparse.Namespace) -> tuple[GDinoForObjectDetection, GDinoProcessor]:
+    """Load the model, in eval mode, and the processor that the options of `model_parser` tell."""
+    model = load_checkpoint(NANO if options.model == "nano" else options.model)
+    return model, GDinoProcessor.from_pretrained(options.processor)
+
+
 def detect_by_set(
     model: Any, processor: Any, annotations: str | Path, batch_size: int = 8, limit: int | None = None
 ) -> list[dict[str, Any]]:
@@ -120,13 +136,9 @@ def rate(model: Any, processor: Any, sets: dict[str, Path], limit: int | None = 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Rate one model and print its metrics as json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="folder of a run, of a checkpoint or of a model; nano for the embedded one")
+    parser = model_parser(__doc__)
     parser.add_argument("--everyday", help="folder with val.json and images/, asked for all of its names")
     parser.add_argument("--wild", help="folder with val.json and images/, asked for the names of each picture's set")
-    parser.add_argument(
-        "--processor", default=str(NANO), help="folder of the processor; the embedded model's if absent"
-    )
     parser.add_argument("--limit", type=int, help="photographs per set, for a quick look")
     options = parser.parse_args(arguments)
     sets = {
@@ -136,9 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     if not sets:
         parser.error("give --everyday, --wild or both")
-    model = load_checkpoint(NANO if options.model == "nano" else options.model)
+    model, processor = told_model(options)
     optimize_for_inference(model)
-    print(json.dumps(rate(model, GDinoProcessor.from_pretrained(options.processor), sets, options.limit), indent=2))
+    print(json.dumps(rate(model, processor, sets, options.limit), indent=2))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ The order of a name's detections stays the same, and so do all boxes. Works on a
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,16 +23,14 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from .. import NANO
 from ..data.coco import category_names, read_coco
 from ..detection.detection_options import THRESHOLD
 from ..detection.detector import DetectionError, Detector
 from ..evaluation.confusion import pairwise_iou
 from ..model.modeling_gdino import GDinoForObjectDetection
-from ..model.processing_gdino import GDinoProcessor
 from .mixed_data import HOLD_OUT, held_out
 from .nano import export
-from .nano_rating import load_checkpoint
+from .nano_rating import model_parser, told_model
 
 # Detections below it are not looked at: no threshold will be as low.
 LOWEST = 0.02
@@ -204,19 +201,14 @@ def fold(model: GDinoForObjectDetection, fit: ScoreFit) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Fit the scores of one model, export it, and print what the default threshold does before and after."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="folder of a run, of a checkpoint or of a model; nano for the embedded one")
+    parser = model_parser(__doc__)
     parser.add_argument("--everyday", required=True, help="folder with train.json and images/")
     parser.add_argument("--export", required=True, help="folder for the model with fitted scores")
     parser.add_argument("--hold-out", type=int, default=HOLD_OUT, help="every so many-th photograph was kept back")
     parser.add_argument("--precision", type=float, default=0.6, help="wanted precision at the default threshold")
-    parser.add_argument(
-        "--processor", default=str(NANO), help="folder of the processor; the embedded model's if absent"
-    )
     parser.add_argument("--nms", type=float, metavar="IOU", help="as in gdino detect; without it, duplicates are wrong")
     options = parser.parse_args(arguments)
-    model = load_checkpoint(NANO if options.model == "nano" else options.model)
-    processor = GDinoProcessor.from_pretrained(options.processor)
+    model, processor = told_model(options)
     file = Path(options.everyday) / "train.json"
     rows = read_coco(file)
     kept_back = [rows[index] for index in held_out(len(rows), options.hold_out)]

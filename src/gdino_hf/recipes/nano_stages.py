@@ -8,7 +8,6 @@ non-maximum suppression; the decoder should not, so what suppression adds to it 
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,14 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import NANO
 from ..data.coco import category_names, read_coco
 from ..evaluation.coco_results import average_precision
 from ..model.box_ops import batched_nms, cxcywh_to_xyxy
-from ..model.processing_gdino import GDinoProcessor
 from .closed_set_teacher import ClosedSetHead
 from .nano import teacher_of
-from .nano_rating import load_checkpoint
+from .nano_rating import model_parser, told_model
 
 BATCH_SIZE = 8
 # Pairs of box and name before suppression, and detections after it.
@@ -142,16 +139,14 @@ def rate_stages(model: Any, processor: Any, teacher: ClosedSetHead, annotations:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Rate every stage of one model and print the metrics as json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="folder of a run, of a checkpoint or of a model; nano for the embedded one")
+    parser = model_parser(__doc__)
     parser.add_argument("--everyday", required=True, help="folder with val.json and images/")
     parser.add_argument("--backbone", required=True, help="folder of the image backbone with its detection head")
-    parser.add_argument("--processor", default=NANO, help="folder of the processor; the embedded model's by default")
     options = parser.parse_args(arguments)
-    model = load_checkpoint(NANO if options.model == "nano" else options.model)
+    model, processor = told_model(options)
     annotations = Path(options.everyday) / "val.json"
     teacher = teacher_of(options.backbone, category_names(annotations))
-    rated = rate_stages(model, GDinoProcessor.from_pretrained(options.processor), teacher, annotations)
+    rated = rate_stages(model, processor, teacher, annotations)
     print(json.dumps(rated, indent=2))
 
 
