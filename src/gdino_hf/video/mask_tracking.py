@@ -14,7 +14,6 @@ from scipy.optimize import linear_sum_assignment
 from ..detection.detections import Detections
 from ..detection.mask_outlines import mask_boxes
 from ..model.box_ops import box_iou
-from .between_detections import Moment
 from .object_memory import ObjectMemory
 from .tracker_state import decode, encode, read_state, write_state
 
@@ -87,10 +86,6 @@ class MaskTracker:
         TypeError: The model has another type.
         ValueError: The model cannot be used, or a number is out of its range.
     """
-
-    # Frames between detections are looked at, not interpolated.
-    latest: Moment | None = None
-    before: Moment | None = None
 
     def __init__(
         self,
