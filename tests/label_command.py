@@ -26,6 +26,8 @@ from gdino_hf.labeling.ray_workers import own_variables
 EVERYTHING = ("--threshold", "0.005")
 LABELS = "cat, remote control, dog"
 FORMATS = ("coco", "yolo", "parquet")
+# Longest wait in seconds for a process, which only one that hangs exceeds, however busy the machine is.
+HANGS = 600
 PACKAGE = str(Path(gdino_hf.__file__).resolve().parents[1])
 
 

@@ -22,7 +22,7 @@ from gdino_hf.labeling.evaluation_order import PARTS, EvaluationOrder, portable_
 from gdino_hf.labeling.label_settings import model_fingerprint
 from gdino_hf.labeling.ray_workers import TaskSettings, label_shard, own_variables
 from gdino_hf.labeling.shard_labels import DIED
-from label_command import PACKAGE, make_pictures
+from label_command import HANGS, PACKAGE, make_pictures
 
 NAMES = ("cat", "dog")
 NUMBER = 140
@@ -98,7 +98,7 @@ def test_accelerate_launch_gives_the_figures_of_one_process(data, label_model, w
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=HANGS,
         env={**os.environ, "PYTHONPATH": PACKAGE, "OMP_NUM_THREADS": "1"},
     )
     assert done.stdout.count("images judged") == 1, done.stderr

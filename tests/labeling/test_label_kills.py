@@ -10,6 +10,7 @@ import pytest
 
 from gdino_hf.labeling.label_store import LabelStore
 from label_command import (
+    HANGS,
     PACKAGE,
     digests,
     errors,
@@ -143,7 +144,7 @@ def test_a_full_disk_under_two_workers_is_one_sentence_and_the_run_goes_on(label
         path.write_bytes(b"no picture")
     with files_of_at_most(4000):
         process = start_label(label_model, out, folder, "--workers", "2", "--format", "coco")
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=HANGS)
     assert process.returncode == 1
     assert "Traceback" not in said
     lines = [line for line in said.splitlines() if "error:" in line]
@@ -152,9 +153,8 @@ def test_a_full_disk_under_two_workers_is_one_sentence_and_the_run_goes_on(label
     assert lines[0].endswith("make room and repeat the command, which goes on where it stopped")
     assert set(LabelStore(out).names("shards")) <= {"00000000.parquet"}
     assert [path for path in out.rglob("*") if "unfinished" in path.name] == []
-    process = start_label(label_model, out, folder, "--workers", "2", "--format", "coco")
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 1, said
+    status, _, said = run_label(label_model, out, folder, "--format", "coco")
+    assert status == 1, said
     run_label(label_model, tmp_path / "whole", folder, "--format", "coco")
     assert digests(out) == digests(tmp_path / "whole")
 
@@ -170,7 +170,7 @@ def test_a_worker_that_is_killed_is_replaced(label_model, folder, tmp_path):
     workers = [child for child in main.children(recursive=True) if "spawn_main" in " ".join(child.cmdline())]
     assert len(workers) == 2
     workers[0].kill()
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=HANGS)
     assert process.returncode == 1
     ends = ("; its shard of 4 pictures is done again", " between two shards; nothing is lost")
     assert any(f"a worker process was killed by SIGKILL{end}" in said for end in ends)
@@ -189,7 +189,7 @@ def test_a_picture_that_workers_die_of_is_named_and_those_that_wait_beside_it_ar
     # All pictures of a shard are read, and wait for partners of their size, before the first is labelled.
     options = ("--workers", "2", "--batch", "4")
     process = start_label(label_model, tmp_path / "out", tmp_path / "list.txt", *options, environment=path, shard=4)
-    _, said = process.communicate(timeout=240)
+    _, said = process.communicate(timeout=HANGS)
     assert process.returncode == 1
     assert "worker processes died 3 times; " in said
     assert "while it looked at deadly://picture.png alone, which is left out" in said
@@ -211,7 +211,7 @@ def test_workers_end_when_the_main_process_is_killed(label_model, folder, tmp_pa
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    _, alive = psutil.wait_procs(workers, timeout=30)
+    _, alive = psutil.wait_procs(workers, timeout=HANGS)
     assert alive == []
     assert run_label(label_model, tmp_path / "out", folder, shard=4)[0] == 1
 
@@ -222,7 +222,7 @@ def test_ctrl_c_keeps_the_shards_and_says_so(label_model, folder, tmp_path):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=HANGS)
     assert process.returncode == 130
     assert said.endswith("stopped; the shards so far are written, and the same command goes on from there\n")
     assert "Traceback" not in said

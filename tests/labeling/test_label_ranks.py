@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from gdino_hf.labeling.ranks import Ranks
-from label_command import PACKAGE, arguments, digests, label_all, label_apart, make_pictures, rows, run_label
+from label_command import HANGS, PACKAGE, arguments, digests, label_all, label_apart, make_pictures, rows, run_label
 
 
 @pytest.fixture
@@ -27,7 +27,8 @@ def test_ranks_give_the_bytes_of_one_process(label_model, folder, tmp_path, cont
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=120)
+        process.join(timeout=HANGS)
+        process.kill()
     assert [process.exitcode for process in processes] == [0] * len(present)
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
 
@@ -60,7 +61,7 @@ def test_accelerate_launch_shares_the_shards(label_model, folder, tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=HANGS,
         env={**os.environ, "PYTHONPATH": PACKAGE, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr

@@ -15,7 +15,7 @@ from gdino_hf.labeling.label_settings import LabelJob, read_manifest, settings_d
 from gdino_hf.labeling.label_store import LabelStore, shard_name
 from gdino_hf.labeling.ray_workers import RayCluster, TaskSettings, label_shard, own_variables
 from gdino_hf.labeling.sources import Sources
-from label_command import LABELS, digests, errors, label_all, make_pictures, run_label, start_label
+from label_command import HANGS, LABELS, digests, errors, label_all, make_pictures, run_label, start_label
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 
@@ -56,7 +56,7 @@ def test_a_killed_process_and_a_lost_machine_change_no_byte(label_model, folder,
     await_shards(process, out, 4)
     cluster.remove_node(cluster.second, allow_graceful=False)
     assert process.poll() is None
-    printed, said = process.communicate(timeout=400)
+    printed, said = process.communicate(timeout=HANGS)
     assert process.returncode == 1, said
     assert "Traceback" not in said
     assert "in 48 pictures" in printed
