@@ -26,7 +26,7 @@ _LONGEST_STEM = 40
 # What another machine began and has not touched for so long was left behind.
 _FORGOTTEN_SECONDS = 7 * 24 * 3600
 # Times that a folder is tested or put in place while other processes do the same.
-_ATTEMPTS = 20
+_ATTEMPTS = 100
 
 # Names in use by this process, and folders that it has tidied.
 _in_use: set[str] = set()
@@ -118,11 +118,15 @@ def make_folder(path: str | Path) -> list[Path]:
     """
     path = Path(path)
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        remove_empty(missing)
-        raise
+    for attempts_left in reversed(range(_ATTEMPTS)):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            break
+        except OSError as error:
+            # Another process that tests the same folder may make and remove it in between.
+            if not attempts_left or not isinstance(error, (FileExistsError, FileNotFoundError)):
+                remove_empty(missing)
+                raise
     return missing
 
 

@@ -154,7 +154,8 @@ def test_masks_are_drawn_and_in_json_lines_and_coco_vid(clip, out, tmp_path, tig
 
 
 def test_a_model_follows_objects_and_makes_masks_in_every_frame(clip, tmp_path, capsys):
-    model = str(save_video_segmenter(tmp_path / "sam2"))
+    # With these random weights, masks fill half of a frame or more; with others they are empty between detections.
+    model = str(save_video_segmenter(tmp_path / "sam2", seed=1))
     options = ["--labels", "cat", "--every", "3", "--device", "cpu", "--tracker", model, "--batch", "1"]
     assert main(["track", str(clip), *options, "--out", str(tmp_path / "whole")]) == 0
     whole = rows(tmp_path / "whole")

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from ..whole_files import make_folder, remove_empty
 from .label_store import LabelStore
 from .ranks import Ranks
 from .run_lease import LEASE, LeaseWatch, RunLease, lease
+
+_ATTEMPTS = 100
+"""How often a folder is made again that another process removes while it tests whether it can write there."""
 
 
 class FolderLock:
@@ -45,10 +49,9 @@ class FolderLock:
         from filelock import FileLock, Timeout
 
         folder = self._store.folder
-        made = make_folder(folder)
         lock = FileLock(self._path(".lock", self.ranks.rank), timeout=0)
         try:
-            lock.acquire()
+            made = _acquire(lock, folder)
         except Timeout:
             raise ValueError(
                 f"Another run is at work in {self._store.shown}; wait for it, or choose another folder."
@@ -97,3 +100,17 @@ class FolderLock:
 
     def _path(self, name: str, rank: int) -> Path:
         return self._store.path(name if rank == 0 else f"{name}-{rank}")
+
+
+def _acquire(lock: Any, folder: Path) -> list[Path]:
+    """Make a folder, acquire a lock in it, and return the folders that were missing, the innermost first."""
+    missing: list[Path] = []
+    for attempts_left in reversed(range(_ATTEMPTS)):
+        missing = make_folder(folder) or missing
+        try:
+            lock.acquire()
+            break
+        except FileNotFoundError:
+            if not attempts_left:
+                raise
+    return missing
