@@ -25,8 +25,8 @@ _UNFINISHED = re.compile(r"\..*\.unfinished-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}")
 _LONGEST_STEM = 40
 # What another machine began and has not touched for so long was left behind.
 _FORGOTTEN_SECONDS = 7 * 24 * 3600
-# Times that a folder is tested or put in place while other processes do the same.
-_ATTEMPTS = 100
+ATTEMPTS = 100
+"""Times that a folder is made, tested or put in place while other processes do the same."""
 
 # Names in use by this process, and folders that it has tidied.
 _in_use: set[str] = set()
@@ -86,7 +86,7 @@ def check_writable(path: str | Path) -> None:
         OSError: It cannot be written.
     """
     path = Path(path)
-    for attempts_left in reversed(range(_ATTEMPTS)):
+    for attempts_left in reversed(range(ATTEMPTS)):
         made: list[Path] = []
         try:
             made = make_folder(path.parent)
@@ -118,7 +118,7 @@ def make_folder(path: str | Path) -> list[Path]:
     """
     path = Path(path)
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    for attempts_left in reversed(range(_ATTEMPTS)):
+    for attempts_left in reversed(range(ATTEMPTS)):
         try:
             path.mkdir(parents=True, exist_ok=True)
             break
@@ -171,7 +171,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
 def _put_in_place(unfinished: Path, path: Path, around: Path) -> None:
     """Replace a folder by another, although other processes may do the same."""
-    for attempt in range(_ATTEMPTS):
+    for attempt in range(ATTEMPTS):
         old = around / f"old-{attempt}"
         with suppress(FileNotFoundError):
             path.rename(old)
@@ -180,7 +180,7 @@ def _put_in_place(unfinished: Path, path: Path, around: Path) -> None:
             return
         except OSError as error:
             was_overtaken = error.errno in (errno.ENOTEMPTY, errno.EEXIST)
-            if not was_overtaken or attempt + 1 == _ATTEMPTS:
+            if not was_overtaken or attempt + 1 == ATTEMPTS:
                 if old.exists() and not path.exists():
                     old.rename(path)
                 raise

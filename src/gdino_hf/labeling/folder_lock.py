@@ -7,13 +7,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..whole_files import make_folder, remove_empty
+from ..whole_files import ATTEMPTS, make_folder, remove_empty
 from .label_store import LabelStore
 from .ranks import Ranks
 from .run_lease import LEASE, LeaseWatch, RunLease, lease
-
-_ATTEMPTS = 100
-"""How often a folder is made again that another process removes while it tests whether it can write there."""
 
 
 class FolderLock:
@@ -105,12 +102,13 @@ class FolderLock:
 def _acquire(lock: Any, folder: Path) -> list[Path]:
     """Make a folder, acquire a lock in it, and return the folders that were missing, the innermost first."""
     missing: list[Path] = []
-    for attempts_left in reversed(range(_ATTEMPTS)):
+    for attempts_left in reversed(range(ATTEMPTS)):
         missing = make_folder(folder) or missing
         try:
             lock.acquire()
             break
         except FileNotFoundError:
+            # Another process that tests whether it can write there may have removed the folder in between.
             if not attempts_left:
                 raise
     return missing
