@@ -51,6 +51,33 @@ def _one_thread_per_worker():
         torch.set_num_threads(1)
 
 
+def _save_nothing_drawn(figure, path):
+    """What replaces the saving of a plot: a picture of one pixel."""
+    from PIL import Image
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (1, 1)).save(path)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plots_are_not_rendered():
+    """Leave out what takes a third of a short training and of an evaluation; yields the function that renders."""
+    from gdino_hf.evaluation import plots
+
+    render = plots._save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "_save", _save_nothing_drawn)
+        yield render
+
+
+@pytest.fixture
+def rendered_plots(_plots_are_not_rendered, monkeypatch):
+    """Render plots, for tests that look at them."""
+    from gdino_hf.evaluation import plots
+
+    monkeypatch.setattr(plots, "_save", _plots_are_not_rendered)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of golden files and data beside the repository; without it, tests that need it are skipped."""

@@ -73,6 +73,46 @@ def start_label(model, out, *rest, environment=(), **options):
     )
 
 
+def _command_into(place, command):
+    """Run the verb with what it prints and complains of in a file; a target for processes."""
+    with place.open("wb") as said:
+        for number in (1, 2):
+            os.dup2(said.fileno(), number)
+    sys.exit(main(command))
+
+
+class ForkedLabel:
+    """A run of the verb in a process of `context`, which has torch already; its methods are those of `Popen`.
+
+    Args:
+        context: The fixture of this name.
+        place: File for what the run says.
+        command: Arguments from `arguments()`.
+    """
+
+    def __init__(self, context, place, command):
+        self._process, self._place = context.Process(target=_command_into, args=(place, command)), place
+        self._process.start()
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self):
+        """The status at the end, or minus the number of the signal that ended it."""
+        return self._process.exitcode
+
+    def poll(self):
+        return self._process.exitcode
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+    def communicate(self, timeout=HANGS):
+        """Wait for the end and return (nothing, what was said)."""
+        self._process.join(timeout)
+        assert self.returncode is not None, "the run does not end"
+        return "", self._place.read_text(encoding="utf-8")
+
+
 class StopsAfter(LabelProgress):
     """Stops a run by an exception once so many pictures are done."""
 

@@ -16,7 +16,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callabl
     Args:
         tmp_path_factory: pytest's fixture.
         name: The folder's name.
-        make: Function that makes the folder at the path that it is given, whole or not at all.
+        make: Function that makes a folder at the path that it is given, which is moved when the function returns.
     """
     from filelock import FileLock
 
@@ -26,5 +26,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callabl
     folder = root / name
     with FileLock(root / f"{name}.lock"):
         if not folder.is_dir():
-            make(folder)
+            unfinished = root / f"{name}.unfinished"
+            make(unfinished)
+            unfinished.rename(folder)
     return folder

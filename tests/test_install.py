@@ -38,7 +38,7 @@ def test_a_source_archive_holds_all_c_sources(tmp_path):
     assert needed <= packed
 
 
-@pytest.mark.slow
+@pytest.mark.environments
 def test_without_a_compiler_it_installs_and_reports_its_backend(tmp_path):
     source = copy_source(tmp_path)
     command = [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]

@@ -107,8 +107,11 @@ def measured(nano, shared):
     pytest.importorskip("faster_coco_eval")
     from gdino_hf.evaluation.coco_results import average_precision, detect_coco
 
+    model, processor = nano
     truth = shared / "data" / "everyday" / "val.json"
-    return average_precision(truth, detect_coco(*nano, truth))
+    # As `Detector` runs it, in a third of the time.
+    fast = copy.deepcopy(model).optimize_for_inference(int8=False)
+    return average_precision(truth, detect_coco(fast, processor, truth))
 
 
 @pytest.mark.slow

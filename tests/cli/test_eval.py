@@ -229,6 +229,7 @@ def test_predictions_of_the_model_give_the_same_figures_later(data, tiny_folder,
         assert (again / name).read_bytes() == (first / name).read_bytes()
 
 
+@pytest.mark.usefixtures("rendered_plots")
 def test_curves_are_drawn_where_matplotlib_is_and_missed_in_one_line_where_not(data, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     stored = perfect(data, tmp_path / "p.jsonl")

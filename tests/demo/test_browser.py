@@ -48,6 +48,10 @@ def tab(request, page, browser):
         yield tab
 
 
+# What does not depend on the width.
+only_desk = pytest.mark.parametrize("tab", [DESK], ids=["desk"], indirect=True)
+
+
 def _is_abroad(url):
     return url.startswith("http") and "//127.0.0.1:" not in url and "//localhost:" not in url
 
@@ -204,6 +208,7 @@ def test_a_caption_is_marked_in_the_colours_of_its_boxes(tab, page, example_fold
     tab.screenshot(path=artifacts / f"caption-{tab.viewport_size['width']}.png", full_page=True)
 
 
+@only_desk
 def test_markup_in_a_label_is_refused_and_fields_have_accessible_names(tab, example_folder):
     detect(tab, example_folder / "cup.jpg", "<script>document.title = 'taken'</script>")
     tab.get_by_text("which belongs to markup").wait_for()
@@ -218,6 +223,7 @@ def test_markup_in_a_label_is_refused_and_fields_have_accessible_names(tab, exam
     assert tab.evaluate("document.activeElement.getAttribute('aria-label')").startswith("cup")
 
 
+@only_desk
 def test_the_keyboard_suffices_and_expired_results_are_announced(tab, page, monkeypatch):
     tab.locator("#gd-labels textarea").focus()
     # An example replaces the file dialog, which belongs to the browser.

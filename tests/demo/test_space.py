@@ -18,7 +18,6 @@ from packaging.requirements import Requirement
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEMO = REPOSITORY / "demo"
-REQUIRE_SPACE = os.environ.get("GDINO_REQUIRE_SPACE") == "1"
 # Starting loads torch, gradio and the model, which is slow beside other tests.
 PATIENCE_SECONDS = 120
 
@@ -143,8 +142,7 @@ def test_the_folder_starts_with_its_requirements_alone_and_uses_zero_gpu(space, 
     assert log.count("the GPU is asked for nano") == 1, log
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not REQUIRE_SPACE, reason="installs torch anew: minutes, run by .ci/run (GDINO_REQUIRE_SPACE=1)")
+@pytest.mark.environments
 def test_it_starts_in_a_clean_environment_with_its_requirements(space, tmp_path):
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"

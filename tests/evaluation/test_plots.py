@@ -8,6 +8,8 @@ from PIL import Image
 
 from gdino_hf.evaluation.plots import plot_confusion_matrix, plot_curves, plot_precision_recall, prediction_mosaic
 
+pytestmark = pytest.mark.usefixtures("rendered_plots")
+
 HISTORY = [
     *({"step": step, "loss": 10 / step, "learning_rate": 1e-4} for step in range(1, 60)),
     {"step": 30, "eval_loss": 1.0, "eval_AP": 0.1, "eval_AP50": 0.2},

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+
+from made_once import made_once
+
+
+def trained(tmp_path_factory, kind: str) -> Path:
+    """Return the folder of a checkpoint that the first test process which needs it has trained."""
+    from trained_checkpoint import save_trained_checkpoint
+
+    return made_once(tmp_path_factory, kind, lambda folder: save_trained_checkpoint(folder, kind)) / "theirs"
 
 
 @pytest.fixture(scope="session")
 def their_checkpoint(tmp_path_factory):
-    """Folder of a grounding-dino checkpoint."""
-    from trained_checkpoint import save_trained_checkpoint
-
-    return save_trained_checkpoint(tmp_path_factory.mktemp("grounding-dino"))
+    """Folder of a grounding-dino checkpoint. Do not write to it."""
+    return trained(tmp_path_factory, "grounding-dino")
 
 
 @pytest.fixture(scope="session")
 def their_mm_checkpoint(tmp_path_factory):
-    """Folder of an mm-grounding-dino checkpoint."""
-    from trained_checkpoint import save_trained_checkpoint
-
-    return save_trained_checkpoint(tmp_path_factory.mktemp("mm-grounding-dino"), "mm-grounding-dino")
+    """Folder of an mm-grounding-dino checkpoint. Do not write to it."""
+    return trained(tmp_path_factory, "mm-grounding-dino")
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,7 @@
 import contextlib
 import io
 import json
-import os
 import pickle
-import socket
-import subprocess
-import sys
 
 import pytest
 
@@ -22,7 +18,8 @@ from gdino_hf.labeling.evaluation_order import PARTS, EvaluationOrder, portable_
 from gdino_hf.labeling.label_settings import model_fingerprint
 from gdino_hf.labeling.ray_workers import TaskSettings, label_shard, own_variables
 from gdino_hf.labeling.shard_labels import DIED
-from label_command import HANGS, PACKAGE, make_pictures
+from label_command import make_pictures
+from rank_processes import accelerate_launch, as_a_launcher_does
 
 NAMES = ("cat", "dog")
 NUMBER = 140
@@ -85,23 +82,12 @@ def test_workers_give_the_figures_of_one_process(data, label_model, whole, tmp_p
 
 
 @pytest.mark.slow
-def test_accelerate_launch_gives_the_figures_of_one_process(data, label_model, whole, tmp_path):
+@pytest.mark.parametrize("launch", [as_a_launcher_does, pytest.param(accelerate_launch, marks=pytest.mark.soak)])
+def test_processes_of_a_launcher_give_the_figures_of_one(data, label_model, whole, tmp_path, fresh_python, launch):
     pytest.importorskip("accelerate")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines"]
-    command += ["1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port, "-m", "gdino_hf"]
     options = ["--model", label_model, "--device", "cpu", "--batch", "4", "--runs", tmp_path]
-    done = subprocess.run(
-        [*command, "eval", *map(str, [data, *options])],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=HANGS,
-        env={**os.environ, "PYTHONPATH": PACKAGE, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.stdout.count("images judged") == 1, done.stderr
+    printed = launch(fresh_python, ["eval", data, *options])
+    assert printed.count("images judged") == 1
     assert [path.name for path in (tmp_path / "eval").iterdir()] == ["val"]
     same(tmp_path / "eval" / "val", whole)
 

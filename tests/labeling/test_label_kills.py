@@ -12,6 +12,8 @@ from gdino_hf.labeling.label_store import LabelStore
 from label_command import (
     HANGS,
     PACKAGE,
+    ForkedLabel,
+    arguments,
     digests,
     errors,
     label_all,
@@ -159,8 +161,9 @@ def test_a_full_disk_under_two_workers_is_one_sentence_and_the_run_goes_on(label
     assert digests(out) == digests(tmp_path / "whole")
 
 
-def test_a_worker_that_is_killed_is_replaced(label_model, folder, tmp_path):
-    process = start_label(label_model, tmp_path / "out", folder, "--workers", "2", shard=4)
+def test_a_worker_that_is_killed_is_replaced(label_model, folder, tmp_path, context):
+    command = arguments(label_model, tmp_path / "out", folder, "--workers", "2", shard=4)
+    process = ForkedLabel(context, tmp_path / "said", command)
     import psutil
 
     main = psutil.Process(process.pid)
@@ -201,10 +204,11 @@ def test_a_picture_that_workers_die_of_is_named_and_those_that_wait_beside_it_ar
     assert len(failed) == 1
 
 
-def test_workers_end_when_the_main_process_is_killed(label_model, folder, tmp_path):
+def test_workers_end_when_the_main_process_is_killed(label_model, folder, tmp_path, context):
     import psutil
 
-    process = start_label(label_model, tmp_path / "out", folder, "--workers", "2", shard=4)
+    command = arguments(label_model, tmp_path / "out", folder, "--workers", "2", shard=4)
+    process = ForkedLabel(context, tmp_path / "said", command)
     main = psutil.Process(process.pid)
     while len(workers := [c for c in main.children() if "spawn_main" in " ".join(c.cmdline())]) < 2:
         assert process.poll() is None

@@ -1,13 +1,10 @@
 """Several processes with ranks: each labels its shards, rank 0 finishes, and the bytes are those of one process."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 from gdino_hf.labeling.ranks import Ranks
-from label_command import HANGS, PACKAGE, arguments, digests, label_all, label_apart, make_pictures, rows, run_label
+from label_command import HANGS, arguments, digests, label_all, label_apart, make_pictures, rows, run_label
+from rank_processes import accelerate_launch, as_a_launcher_does
 
 
 @pytest.fixture
@@ -51,21 +48,12 @@ def test_ranks_that_make_no_sense_are_refused(label_model, folder, tmp_path, mon
 
 
 @pytest.mark.slow
-def test_accelerate_launch_shares_the_shards(label_model, folder, tmp_path):
+@pytest.mark.parametrize("launch", [as_a_launcher_does, pytest.param(accelerate_launch, marks=pytest.mark.soak)])
+def test_processes_of_a_launcher_share_the_shards(label_model, folder, tmp_path, fresh_python, launch):
     pytest.importorskip("accelerate")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines"]
-    command += ["1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "gdino_hf"]
     out = tmp_path / "out"
-    done = subprocess.run(
-        [*command, *arguments(label_model, out, folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=HANGS,
-        env={**os.environ, "PYTHONPATH": PACKAGE, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("24 pictures") == 1
+    printed = launch(fresh_python, arguments(label_model, out, folder))
+    assert printed.count("24 pictures") == 1
     run_label(label_model, tmp_path / "whole", folder)
     assert digests(out) == digests(tmp_path / "whole")
     assert len(rows(out)) == 24

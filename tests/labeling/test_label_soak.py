@@ -10,7 +10,17 @@ import time
 import pytest
 
 from gdino_hf.labeling.label_store import LabelStore
-from label_command import digests, errors, label_apart, make_pictures, rows, run_label, start_label
+from label_command import (
+    ForkedLabel,
+    arguments,
+    digests,
+    errors,
+    label_apart,
+    make_pictures,
+    rows,
+    run_label,
+    start_label,
+)
 
 FORMATS = ("--format", "coco", "yolo", "parquet", "--batch", "4")
 
@@ -92,7 +102,8 @@ def test_sixty_pictures_and_three_kills(label_model, tmp_path):
 def test_a_folder_that_vanishes_midway_leaves_a_failure_for_each_of_its_pictures(label_model, tmp_path, context):
     folder = make_pictures(tmp_path / "photos", 40)
     label_apart(context, label_model, folder, tmp_path / "whole")
-    process = start_label(label_model, tmp_path / "out", folder, "--batch", "2", "--format", "coco", shard=4)
+    command = arguments(label_model, tmp_path / "out", folder, "--batch", "2", "--format", "coco", shard=4)
+    process = ForkedLabel(context, tmp_path / "said", command)
     while len(LabelStore(tmp_path / "out").names("shards")) < 2:
         assert process.poll() is None
         time.sleep(0.005)

@@ -6,7 +6,6 @@ import copy
 import csv
 import json
 import os
-import socket
 import subprocess
 import sys
 import textwrap
@@ -14,8 +13,8 @@ import textwrap
 import pytest
 import torch
 
-from fresh_python import COMMAND
 from gdino_hf.cli import main
+from rank_processes import as_a_launcher_does, free_address
 
 # Summing two halves of a batch rounds differently from summing the whole, and group normalization over a single
 # position amplifies that: changing pixels by 1e-7 changes these gradients by 2e-4. A wrong mean is off by a tenth.
@@ -96,25 +95,9 @@ def test_two_processes_give_the_single_process_loss_and_gradients(tiny_model, ti
         )
 
 
-def free_address():
-    """Return the environment variables by which processes on this machine find each other."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-
-
 def logged(folder, name):
     with (folder / "log.csv").open() as file:
         return [float(line[name]) for line in csv.DictReader(file) if line[name]]
-
-
-def start_as_the_launcher_does(fresh_python, options):
-    """Start two processes with the variables that `accelerate launch` and `torchrun` set, and wait for them."""
-    common = {**free_address(), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    ranks = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
-    for process in [fresh_python.start(COMMAND, *options, environment=rank) for rank in ranks]:
-        done = process.wait()
-        assert done.returncode == 0, done.stderr[-3000:]
 
 
 def launch(fresh_python, options):
@@ -129,8 +112,8 @@ def launch(fresh_python, options):
 @pytest.mark.parametrize(
     ("start", "more"),
     [
-        (start_as_the_launcher_does, []),
-        (start_as_the_launcher_does, ["--streaming", "--lora-rank", "2"]),
+        (as_a_launcher_does, []),
+        (as_a_launcher_does, ["--streaming", "--lora-rank", "2"]),
         pytest.param(launch, [], marks=pytest.mark.soak),
     ],
     ids=["rows", "stream and adapters", "rows, accelerate launch"],

@@ -51,6 +51,7 @@ def cut(source, target, count=4):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("rendered_plots")
 def test_fine_tuning_walk_through_runs(drawn, tmp_path, monkeypatch):
     (drawn / "test.json").write_bytes((drawn / "val.json").read_bytes())
     for name in ("bccd", "everyday"):

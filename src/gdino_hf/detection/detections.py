@@ -169,7 +169,7 @@ class Detections(DetectionFormats):
             unknown = sorted(wanted - set(self.names))
             if unknown:
                 raise ValueError(f"{shorten(unknown[0])} was not asked for; the labels are {', '.join(self.names)}.")
-            keep &= np.array([name in wanted for name in self.text_labels], dtype=bool)
+            keep &= np.array([name in wanted for name in self.names], dtype=bool)[self.labels]
         return self[keep]
 
     def nms(self, iou: float = 0.5, class_agnostic: bool = False) -> Detections:
