@@ -12,6 +12,7 @@ from torch import nn
 
 from gdino_hf.inference.float_linear import FloatLibrary
 from gdino_hf.model.compiled_libraries import find_compiled
+from made_once import made_once
 
 SOURCE = Path(__file__).resolve().parents[1] / "kernels" / "float_linear" / "float_linear.c"
 FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-psabi"]
@@ -22,10 +23,18 @@ compiles = pytest.mark.skipif(
 )
 
 
-def compile_library(folder, *flags):
-    output = folder / "float.so"
-    subprocess.run(["cc", *FLAGS, *flags, str(SOURCE), "-o", str(output), "-lm"], check=True)
-    return FloatLibrary(output)
+# The code for AVX-512, for CPUs with AVX2.
+WIDE = ("-fopenmp", "-DFLOAT_WIDE_ON_AVX2")
+
+
+def compile_library(tmp_path_factory, *flags):
+    """Return the library compiled with more flags, which the first test process that needs it does."""
+
+    def make(folder):
+        folder.mkdir()
+        subprocess.run(["cc", *FLAGS, *flags, str(SOURCE), "-o", str(folder / "float.so"), "-lm"], check=True)
+
+    return FloatLibrary(made_once(tmp_path_factory, "float" + "".join(flags), make) / "float.so")
 
 
 def installed_library(file, kind, load, what, cpu):

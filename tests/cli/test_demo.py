@@ -3,9 +3,8 @@
 import contextlib
 import io
 import os
+import signal
 import socket
-import subprocess
-import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -82,7 +81,7 @@ def test_without_gradio_the_remedy_is_named(tmp_path, fresh_python):
     assert 'the page needs gradio; install it with pip install "gdino-hf[demo]"' in done.stderr
 
 
-def test_two_models_are_served_under_names_without_paths(tiny_folder, tmp_path):
+def test_two_models_are_served_under_names_without_paths(tiny_folder, tmp_path, fresh_python):
     from gradio_client import Client
 
     with socket.socket() as taken:
@@ -92,26 +91,13 @@ def test_two_models_are_served_under_names_without_paths(tiny_folder, tmp_path):
         status, complaint = run("--model", str(tiny_folder), "--port", str(port))
         assert status == 2
         assert complaint.splitlines()[-1].endswith(f"--port {port} is taken or not allowed here; choose another")
-    command = [
-        sys.executable,
-        "-m",
-        "gdino_hf",
-        "demo",
-        "--model",
-        str(tiny_folder),
-        "--model",
-        "nano",
-        "--port",
-        str(port),
-    ]
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
+    options = ["--model", tiny_folder, "--model", "nano", "--port", port]
+    server = fresh_python.start(COMMAND, "demo", *options, environment={"TMPDIR": str(tmp_path)})
     try:
         address = f"http://127.0.0.1:{port}/"
         deadline = time.monotonic() + 120
         while True:
-            assert server.poll() is None, server.stdout.read().decode()
-            assert time.monotonic() < deadline
+            assert time.monotonic() < deadline, (server.folder / "err").read_text()
             with contextlib.suppress(OSError):
                 urllib.request.urlopen(address, timeout=5).close()
                 break
@@ -122,5 +108,5 @@ def test_two_models_are_served_under_names_without_paths(tiny_folder, tmp_path):
         assert "nano" in model["type"]["enum"]
         assert str(Path(tiny_folder).parent) not in str(described)
     finally:
-        server.terminate()
-        server.wait(30)
+        os.kill(server.number, signal.SIGTERM)
+        server.wait()

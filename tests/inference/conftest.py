@@ -4,7 +4,7 @@ import pytest
 
 from gdino_hf.inference import float_linear
 from gdino_hf.inference.float_linear import FloatLibrary
-from layer_libraries import compile_library, compiles, installed_library
+from layer_libraries import WIDE, compile_library, compiles, installed_library
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +18,6 @@ def library(request, tmp_path_factory, installed):
     """The installed library, and the code for AVX-512 compiled for CPUs with AVX2."""
     if request.param == "installed":
         return installed
-    wide = compile_library(tmp_path_factory.mktemp("wide"), "-DFLOAT_WIDE_ON_AVX2")
+    wide = compile_library(tmp_path_factory, *WIDE)
     assert wide.supported() == 16
     return wide

@@ -231,8 +231,8 @@ def test_broken_library_is_logged_once(tmp_path, monkeypatch, caplog):
 
 
 @compiles
-def test_source_compiles_without_openmp(tmp_path, installed):
-    single = compile_library(tmp_path, "-O1")
+def test_source_compiles_without_openmp(tmp_path_factory, installed):
+    single = compile_library(tmp_path_factory, "-O1")
     x, weight, bias = make(70, 33, 65)
     found = single.linear(x, FloatWeight(single, weight, bias), "gelu")
     wanted = installed.linear(x, FloatWeight(installed, weight, bias), "gelu")

@@ -8,7 +8,7 @@ from torch import nn
 from gdino_hf.inference import float_linear
 from gdino_hf.training import relu_block
 from gdino_hf.training.relu_block import ReluWeights, functions_of, relu_backward, relu_forward, relu_step
-from layer_libraries import compile_library, compiles, installed_library
+from layer_libraries import WIDE, compile_library, compiles, installed_library
 
 # Sums of float32 products in another order, relative to the largest value of a tensor.
 ROUNDING = 5e-6
@@ -157,10 +157,10 @@ def test_an_empty_batch_gives_zero_gradients():
 
 
 @compiles
-@pytest.mark.parametrize("flags", [["-fopenmp"], ["-fopenmp", "-DFLOAT_WIDE_ON_AVX2"], ["-fsanitize=undefined"]])
-def test_both_widths_of_vectors_compute_the_same(tmp_path, monkeypatch, flags):
+@pytest.mark.parametrize("flags", [WIDE, ("-fsanitize=undefined",)], ids=["wide", "checked"])
+def test_both_widths_of_vectors_compute_the_same(tmp_path_factory, monkeypatch, flags):
     """The wide code is compiled for AVX2 here, so it is tested on every machine."""
-    functions = functions_of(compile_library(tmp_path, *flags))
+    functions = functions_of(compile_library(tmp_path_factory, *flags))
     if functions is None:
         pytest.skip("this CPU has no AVX2")
     monkeypatch.setattr(relu_block, "installed_functions", lambda: functions)

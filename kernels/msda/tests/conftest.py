@@ -11,6 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from made_once import made_once
+
 PROJECT = Path(__file__).resolve().parents[1]
 
 # pytest names this module after its folders, and thereby hides the installed package `kernels` by an empty module.
@@ -87,16 +89,17 @@ def cases():
 
 @pytest.fixture(scope="session")
 def variant(tmp_path_factory):
-    """A function that builds a variant, once per session, and loads it through the kernels package."""
-    built = {}
+    """A function that builds a variant, once for all test processes, and loads it through the kernels package."""
+    loaded = {}
 
     def make(backend, architectures=("90",)):
         kernels = pytest.importorskip("kernels")
         need("nvcc" if backend == "cuda" else "c++", "GDINO_REQUIRE_NVCC" if backend == "cuda" else "GDINO_REQUIRE_C")
-        if backend not in built:
-            out = tmp_path_factory.mktemp("variants")
-            folder = load_script("build_local").build(backend, list(architectures), out)
-            built[backend] = folder, kernels.get_local_kernel(folder)
-        return built[backend]
+        if backend not in loaded:
+            build = load_script("build_local").build
+            out = made_once(tmp_path_factory, f"msda-{backend}", lambda out: build(backend, list(architectures), out))
+            (folder,) = out.iterdir()
+            loaded[backend] = folder, kernels.get_local_kernel(folder)
+        return loaded[backend]
 
     return make
