@@ -276,7 +276,7 @@ def hub(monkeypatch, tmp_path_factory):
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.files, server.repositories, server.forbidden = {}, [], False
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr(constants, "ENDPOINT", address)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")

@@ -355,7 +355,7 @@ def test_pictures_from_a_web_address(detect, photo, picture, monkeypatch):
 
     handler = functools.partial(Quiet, directory=str(photo.parent))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
         try:
             status, report, _, _ = detect(

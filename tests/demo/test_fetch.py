@@ -63,7 +63,8 @@ def web(monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     server.asked, server.names, server.looked_up, server.reached = [], {"example.org": [[PUBLIC]]}, [], []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    # By default it looks twice a second whether it shall end, for which every test would wait.
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     look_up, connect = socket.getaddrinfo, socket.create_connection
 
     def fake_look_up(host, port, *args, **kwargs):

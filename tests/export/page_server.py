@@ -39,7 +39,7 @@ def static_server(folder):
     server = _Server(("127.0.0.1", 0), functools.partial(_Files, directory=str(folder)))
     server.asked, server.truncated = [], "\0"
     server.address = f"http://127.0.0.1:{server.server_port}/"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()

@@ -221,7 +221,7 @@ def address():
     Image.fromarray(pixels()).save(file, "PNG")
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Server)
     server.content = file.getvalue()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
 

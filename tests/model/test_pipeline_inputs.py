@@ -67,7 +67,7 @@ class _Server(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def addresses():
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Server)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield [f"http://127.0.0.1:{server.server_port}/{seed}.png" for seed in range(3)]
     server.shutdown()
 
