@@ -74,7 +74,7 @@ def test_one_process_judges_all_pictures_but_the_damaged_one(whole):
     assert (report["images"], len(report["failed"])) == (NUMBER - 1, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # workers that go on, below, do the same
 def test_workers_give_the_figures_of_one_process(data, label_model, whole, tmp_path):
     status, said = evaluate(data, label_model, "--runs", tmp_path, "--workers", "2")
     assert (status, said.count("is left out")) == (1, 1)
@@ -115,7 +115,8 @@ def test_workers_go_on_with_what_one_process_began(data, label_model, whole, tmp
     (folder / PARTS).mkdir()
     (folder / PARTS / "00000001.jsonl").write_bytes(b"".join(lines[33:65]))
     (folder / PARTS / "00000002.jsonl").write_bytes(b"".join(lines[1:9]))
-    evaluate(data, label_model, "--resume", folder, "--workers", "2")
+    status, said = evaluate(data, label_model, "--resume", folder, "--workers", "2")
+    assert (status, said.count("is left out")) == (1, 1)
     same(folder, whole)
 
 

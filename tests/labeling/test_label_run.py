@@ -112,7 +112,7 @@ def test_formats_of_a_finished_run_are_written_without_the_model(label, folder, 
     assert set(after) - set(before) >= {"yolo/data.yaml"}
 
 
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.soak), 3])
 def test_two_processes_give_the_bytes_of_one(label_model, folder, tmp_path, batch):
     job = LabelJob(str(label_model), "cpu", batch_size=batch, shard_size=4, options={"threshold": 0.005})
     for workers in (1, 2):

@@ -56,6 +56,10 @@ def test_a_split_found_by_itself_never_stops_training(options, drawn, content, c
     assert "Traceback" not in errors
     # What is no annotation file at all is no split.
     assert "not used" in errors or content in ("{", '{"a": 1}')
+
+
+def test_nothing_is_said_of_splits_that_are_not_wanted(options, drawn, capsys):
+    (drawn / "val.json").write_text('{"images": [], "annotations": [], "categories": []}')
     assert main([*options, "--max_steps", "1", "--val", "none", "--test", "none"]) == 0
     assert "not used" not in capsys.readouterr().err
 
