@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import sys
 from pathlib import Path
 
@@ -13,7 +14,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "conversion"))
 from published import SMALL, TINY, mmdet, original
 from synthetic import assert_same, state_dict, values
 
-from fresh_python import SCRIPT
 from gdino_hf.cli import main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -81,17 +81,20 @@ def test_a_config_file_is_applied_or_its_fault_named(files, capsys):
 
 
 @pytest.mark.parametrize("layout", ["original", "mmdet", "transformers"])
-def test_scripts_convert_their_own_layout(layout, files, fresh_python):
-    script = REPOSITORY / "conversion" / f"convert_{layout}.py"
+def test_scripts_convert_their_own_layout(layout, files, monkeypatch, capsys):
+    script = str(REPOSITORY / "conversion" / f"convert_{layout}.py")
     source = files / ("mmdet.pth" if layout == "mmdet" else "original.pth")
-    done = fresh_python.run(SCRIPT, script, source, files / "ours")
+    monkeypatch.setattr(sys, "argv", [script, str(source), str(files / "ours")])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(script, run_name="__main__")
+    said = capsys.readouterr()
     if layout == "transformers":
-        assert done.returncode == 2
-        assert "is in the original layout, not transformers" in done.stderr
+        assert ended.value.code == 2
+        assert "is in the original layout, not transformers" in said.err
         assert not (files / "ours").exists()
     else:
-        assert done.returncode == 0, done.stderr
-        assert f"{layout} -> gdino" in done.stdout
+        assert ended.value.code == 0, said.err
+        assert f"{layout} -> gdino" in said.out
         assert (files / "ours" / "model.safetensors").is_file()
 
 
