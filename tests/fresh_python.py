@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 import gdino_hf
 
 # None of them imports transformers or huggingface_hub, which read environment variables when they are imported. Modules
@@ -72,6 +74,10 @@ class Process:
     number: int
     server: FreshPython
     folder: Path
+
+    def runs(self) -> bool:
+        """Return whether the process has not ended."""
+        return psutil.Process(self.number).status() != psutil.STATUS_ZOMBIE
 
     def wait(self) -> subprocess.CompletedProcess[str]:
         """Wait for its end and return its status and output, like subprocess.run."""

@@ -97,6 +97,7 @@ def test_two_models_are_served_under_names_without_paths(tiny_folder, tmp_path, 
         address = f"http://127.0.0.1:{port}/"
         deadline = time.monotonic() + 120
         while True:
+            assert server.runs(), (server.folder / "err").read_text()
             assert time.monotonic() < deadline, (server.folder / "err").read_text()
             with contextlib.suppress(OSError):
                 urllib.request.urlopen(address, timeout=5).close()

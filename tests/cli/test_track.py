@@ -6,8 +6,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 
 import av
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fresh_python import COMMAND
 from gdino_hf import Detections
 from gdino_hf.cli import main
 from gdino_hf.detection.coco_exchange import decode_masks
@@ -259,7 +258,7 @@ def test_the_source_is_not_written_over(clip, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.soak), signal.SIGTERM])
-def test_a_stopped_run_leaves_whole_files(number, tmp_path, frames):
+def test_a_stopped_run_leaves_whole_files(number, tmp_path, frames, fresh_python):
     """The stream goes on for ever; the run is stopped at a moment that no one chose."""
     part = write_clip(tmp_path / "part.ts", frames, gop=1).read_bytes()
     server = socket.create_server(("127.0.0.1", 0))
@@ -276,17 +275,17 @@ def test_a_stopped_run_leaves_whole_files(number, tmp_path, frames):
     threading.Thread(target=serve, daemon=True).start()
     address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "gdino_hf", "track", address, "--labels", "cat", "--every", "3", "--device", "cpu"]
-    process = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    options = ["--labels", "cat", "--every", "3", "--device", "cpu", "--out", out]
+    process = fresh_python.start(COMMAND, "track", address, *options)
     watched = out / "frames.jsonl"
-    while process.poll() is None and not (watched.exists() and watched.read_bytes().count(b"\n") >= 3):
+    while process.runs() and not (watched.exists() and watched.read_bytes().count(b"\n") >= 3):
         threading.Event().wait(0.05)
-    process.send_signal(number)
-    printed, errors = process.communicate(timeout=60)
+    os.kill(process.number, number)
+    done = process.wait()
     server.close()
-    assert process.returncode == 130, errors
-    assert "stopped; the results so far are written" in errors
-    assert "in " in printed
+    assert done.returncode == 130, done.stderr
+    assert "stopped; the results so far are written" in done.stderr
+    assert "in " in done.stdout
     found = rows(out)
     assert len(found) >= 3
     assert len(list(VideoFile(out / "annotated.mp4"))) == len(found)

@@ -21,13 +21,22 @@ DESK, PHONE = (1280, 900), (390, 844)
 PATIENCE = 60_000
 
 
+@pytest.fixture(scope="module")
+def profiles(browser):
+    """A browser profile for each size of window, which loads the page's files once for all tests."""
+    made = {}
+    for size, scheme in ((DESK, "light"), (PHONE, "dark")):
+        viewport = dict(zip(("width", "height"), size, strict=True))
+        made[size] = browser.new_context(viewport=viewport, color_scheme=scheme)
+    yield made
+    for profile in made.values():
+        profile.close()
+
+
 @contextlib.contextmanager
-def window(page, browser, size):
+def window(page, profile):
     """Open the page in a new window; at the end, check that there was no error and no request to another server."""
-    width, height = size
-    scheme = "light" if size == DESK else "dark"
-    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-    tab = context.new_page()
+    tab = profile.new_page()
     tab.set_default_timeout(PATIENCE)
     errors, abroad = [], []
     tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
@@ -37,14 +46,14 @@ def window(page, browser, size):
     tab.wait_for_selector("#gd-detect")
     tab.errors = errors
     yield tab
-    context.close()
+    tab.close()
     assert errors == []
     assert abroad == [], "the page asks other servers for something"
 
 
 @pytest.fixture(params=[DESK, PHONE], ids=["desk", "phone"])
-def tab(request, page, browser):
-    with window(page, browser, request.param) as tab:
+def tab(request, page, profiles):
+    with window(page, profiles[request.param]) as tab:
         yield tab
 
 
