@@ -220,8 +220,8 @@ def test_workers_end_when_the_main_process_is_killed(label_model, folder, tmp_pa
     assert run_label(label_model, tmp_path / "out", folder, shard=4)[0] == 1
 
 
-def test_ctrl_c_keeps_the_shards_and_says_so(label_model, folder, tmp_path):
-    process = start_label(label_model, tmp_path / "out", folder, shard=4)
+def test_ctrl_c_keeps_the_shards_and_says_so(label_model, folder, tmp_path, context):
+    process = ForkedLabel(context, tmp_path / "said", arguments(label_model, tmp_path / "out", folder, shard=4))
     while not LabelStore(tmp_path / "out").names("shards"):
         assert process.poll() is None
         time.sleep(0.01)
