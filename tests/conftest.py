@@ -63,6 +63,14 @@ def _collections_leave_out_imports(_one_thread_per_worker):
     gc.freeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _files_are_not_flushed_to_disk():
+    """Do without fsync, which matters when the power fails: no test can see it, and each call waits for the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 def _save_nothing_drawn(figure, path):
     """What replaces the saving of a plot: a picture of one pixel."""
     from PIL import Image
