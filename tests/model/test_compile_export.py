@@ -75,7 +75,8 @@ def test_compiles_to_one_graph_with_image_sizes(model, tiny_tokenizer, make):
         assert_same(compiled(**inputs), model(**inputs))
 
 
-@pytest.mark.parametrize("core", [False, pytest.param(True, marks=pytest.mark.slow)])
+# The whole model, above, holds the core.
+@pytest.mark.parametrize("core", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_the_core_model_and_image_features_compile_to_one_graph_with_a_tensor_of_image_sizes(
     model, tiny_tokenizer, core
 ):
