@@ -19,7 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # The workers use all cores already, so each one and the processes it starts have one thread.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# transformers compiles some 500 expressions each time a model is loaded or saved, all that `re` remembers by default.
+# transformers compiles some 500 expressions whenever a model is loaded or saved; by default `re` keeps 512 in all.
 re._MAXCACHE = 8192
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -58,14 +58,14 @@ def _one_thread_per_worker():
 
 @pytest.fixture(scope="session", autouse=True)
 def _collections_leave_out_imports(_one_thread_per_worker):
-    """Keep what the tests import out of garbage collections: it takes them a quarter of a second, and never goes."""
+    """Keep imported objects out of garbage collections, each of which they would make a quarter of a second longer."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _files_are_not_flushed_to_disk():
-    """Do without fsync, which matters when the power fails: no test can see it, and each call waits for the disk."""
+    """Leave out fsync, which protects from power failures: no test can see it, and each call waits for the disk."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield

@@ -74,7 +74,7 @@ def start_label(model, out, *rest, environment=(), **options):
 
 
 def _command_into(place, command):
-    """Run the verb with what it prints and complains of in a file; a target for processes."""
+    """Run the verb and write what it prints and complains of to a file; a target for processes."""
     with place.open("wb") as said:
         for number in (1, 2):
             os.dup2(said.fileno(), number)
