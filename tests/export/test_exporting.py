@@ -15,7 +15,7 @@ from gdino_hf.cli import main
 from gdino_hf.export import export
 from random_models import make_random_model
 
-LABELS = ["cat", "remote control", "person"]
+LABELS = ["cat", "person", "cup"]
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +94,9 @@ def test_the_command_refuses_labels_of_a_whole_model(tiny_folder, tmp_path, caps
 def test_the_detector_runs_the_folder_and_finds_what_the_model_finds(nano, nano_export, example_folder):
     pictures = [example_folder / name for name in ("cat.jpg", "person.jpg")]
     model, processor = nano
-    ours = Detector(model, processor=processor, optimize=False)(pictures, LABELS, threshold=0.3)
-    theirs = Detector(nano_export)(pictures, LABELS, threshold=0.3)
+    options = {"threshold": 0.2, "nms_threshold": 0.5}
+    ours = Detector(model, processor=processor, optimize=False)(pictures, LABELS, **options)
+    theirs = Detector(nano_export)(pictures, LABELS, **options)
     for mine, found in zip(ours, theirs, strict=True):
         assert len(mine) > 0
         assert found.text_labels == mine.text_labels
