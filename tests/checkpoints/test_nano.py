@@ -30,6 +30,7 @@ from gdino_hf import (
     GDinoProcessor,
     GDinoZeroShotObjectDetectionPipeline,
 )
+from gdino_hf.detection.detection_options import THRESHOLD
 from gdino_hf.inference.int8_linear import has_int8
 
 DISTRACTORS = ["dog", "car", "chair", "book", "bottle", "television", "tree", "horse", "pizza", "laptop"]
@@ -79,7 +80,8 @@ def test_first_light(nano, label):
 @pytest.mark.parametrize("label", LABELS)
 def test_example_photographs_at_the_readmes_threshold(nano, example_folder, label):
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    threshold = float(re.search(r"&& gdino detect demo/examples .* --threshold (\S+)", readme)[1])
+    command = re.search(r"&& (gdino detect demo/examples .*)", readme)[1]
+    threshold = float(re.search(r"--threshold (\S+)", command)[1]) if "--threshold" in command else THRESHOLD
     image = Image.open(example_folder / f"{label}.jpg")
     result = detect(*nano, image, ["cat", "person", "cup"], threshold=threshold)
     assert label in result["text_labels"]
