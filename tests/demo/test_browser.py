@@ -130,7 +130,7 @@ def test_a_visitor_detects_filters_and_downloads(tab, page, example_folder, arti
     forwards = page.models.forwards
     set_threshold(tab, 0.95)
     count_boxes(tab, 0)
-    assert "lower the threshold from 0.95 to 0.3" in tab.inner_text("#gd-status")
+    assert "lower the threshold from 0.95 to 0.4" in tab.inner_text("#gd-status")
     assert presence(tab) == {name: (score, "not found") for name, (score, _) in seen.items()}
     set_threshold(tab, 0.05)
     tab.wait_for_function("document.querySelectorAll('#gd-figure .gd-box').length > 1")
