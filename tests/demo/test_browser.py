@@ -132,7 +132,7 @@ def test_a_visitor_detects_filters_and_downloads(tab, page, example_folder, arti
     count_boxes(tab, 0)
     assert "lower the threshold from 0.95 to 0.4" in tab.inner_text("#gd-status")
     assert presence(tab) == {name: (score, "not found") for name, (score, _) in seen.items()}
-    set_threshold(tab, 0.05)
+    set_threshold(tab, 0)
     tab.wait_for_function("document.querySelectorAll('#gd-figure .gd-box').length > 1")
     shown = tab.locator("#gd-figure .gd-box").count()
     tab.get_by_label("dog", exact=True).uncheck()
@@ -144,7 +144,7 @@ def test_a_visitor_detects_filters_and_downloads(tab, page, example_folder, arti
     saved = json.loads(download(tab, "#gd-json", tmp_path).read_text(encoding="utf-8"))
     assert {found["label"] for found in saved["detections"]} == {"cat"}
     assert 1 <= len(saved["detections"]) <= shown
-    assert saved["threshold"] == 0.05
+    assert saved["threshold"] == 0
     coco = json.loads(download(tab, "#gd-download", tmp_path).read_text(encoding="utf-8"))
     assert len(coco["annotations"]) == len(saved["detections"])
     choose(tab, "#gd-format", "yolo")
