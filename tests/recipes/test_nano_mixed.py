@@ -102,6 +102,25 @@ def test_an_untrained_trunk_keeps_the_pretrained_parts_and_knows_the_other_class
     assert new.training
 
 
+def test_encoder_and_branches_have_learning_rates_of_their_own(parts, start, tmp_path):
+    options = ("--encoder-lr-factor", "0.1", "--branch-lr-factor", "0.2")
+    trainer = trainer_of(arguments(parts, start, tmp_path, *options))
+    trainer.create_optimizer()
+    names = {parameter: name for name, parameter in trainer.model.named_parameters()}
+    rates = {names[x]: group["lr"] for group in trainer.optimizer.param_groups for x in group["params"]}
+    assert rates["model.encoder.layers.0.deformable_layer.fc1.weight"] == pytest.approx(5e-6)
+    assert rates["model.encoder.layers.0.deformable_layer.fc2.weight"] == pytest.approx(1e-6)
+    assert rates["model.decoder.layers.0.fc2.weight"] == pytest.approx(1e-5)
+    assert rates["model.decoder.layers.0.fc1.weight"] == pytest.approx(5e-5)
+    assert len(rates) == sum(x.requires_grad for x in trainer.model.parameters())
+
+
+def test_the_decoder_can_be_trained_alone(parts, start, tmp_path):
+    trainer = trainer_of(arguments(parts, start, tmp_path, "--decoder-only"))
+    trained = {name.split(".")[1] for name, x in trainer.model.named_parameters() if x.requires_grad and name[0] == "m"}
+    assert trained == {"decoder", "encoder_output_bbox_embed"}
+
+
 def test_the_teachers_classes_can_be_chosen(parts):
     teacher = ClosedSetHead.from_pretrained(parts / "backbone")
     maps = [torch.randn(1, 8, size, size) for size in (8, 4, 2)]

@@ -51,14 +51,18 @@ from ..model.modeling_gdino import GDinoForObjectDetection
 from ..model.processing_gdino import GDinoProcessor
 from ..training.saving import last_checkpoint
 from ..whole_files import write_whole_text
-from .closed_set_teacher import DenseLoss
+from .closed_set_teacher import RESIDUAL_OUTPUTS, DenseLoss
 from .mixed_data import HOLD_OUT, MixedRows, WithoutNames, look_once, mixed_weights
 from .nano import Lesson, NanoTrainer, add_shared_options, augmentation, export, teacher_of, warm_start
 from .phrase_states import PhraseStates
 from .recipe_training import train_to_the_end, training_arguments
 from .teacher_boxes import set_loss, teacher_boxes
+from .teacher_start import start_from_teacher
 from .wordings import Reworded, Wordings
 
+# Where the parameters of the image's way through the encoder lie, and where those lie that follow it.
+ENCODER = ("model.input_proj_vision.", "model.level_embed", "model.encoder.", "model.enc_output")
+DECODER = ("model.decoder.", "bbox_embed.", "model.encoder_output_bbox_embed.", "class_embed.")
 # Options that a resumed run may change.
 _FREE = ("steps", "decay_steps", "output", "export", "everyday", "wild", "backbone", "start", "workers", "device")
 
@@ -71,11 +75,22 @@ class MixedTrainer(NanoTrainer):
         wordings: Wordings of all names, so that the teacher knows its classes under each of them.
         set_weight: Weight of the class term of `set_loss`.
         without: Names that the teacher must not tell anything about.
+        decoder_only: Whether only the parameters that follow the encoder are trained.
+        branch_factor: Factor of the learning rate of the residual branches' last matrices.
+        encoder_factor: Factor of the encoder's learning rate.
         **kwargs: Arguments of NanoTrainer.
     """
 
     def __init__(
-        self, *args: Any, wordings: Wordings, set_weight: float, without: Sequence[str] = (), **kwargs: Any
+        self,
+        *args: Any,
+        wordings: Wordings,
+        set_weight: float,
+        without: Sequence[str] = (),
+        decoder_only: bool = False,
+        branch_factor: float = 1.0,
+        encoder_factor: float = 1.0,
+        **kwargs: Any,
     ) -> None:
         # The teacher reads the features that it was trained on, which a trained backbone no longer computes. Copied
         # before the trainer hooks the backbone, or a copy of the trainer would come with it.
@@ -83,10 +98,34 @@ class MixedTrainer(NanoTrainer):
         frozen = "backbone" in kwargs["args"].freeze
         self._teacher_backbone = None if frozen else copy.deepcopy(backbone).requires_grad_(False).eval()
         super().__init__(*args, **kwargs)
+        self.branch_factor, self.encoder_factor = branch_factor, encoder_factor
+        if decoder_only:
+            for name, parameter in self.detector.named_parameters():
+                if not name.startswith(DECODER):
+                    parameter.requires_grad_(False)
         self.teacher_weights["set"] = set_weight
         left_out = {wordings.meaning(name) for name in without}
         classes = wordings.indices(kwargs["names"])
         self.classes = {label: place for label, place in classes.items() if wordings.meaning(label) not in left_out}
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Create the optimizer; the encoder and the outputs of residual branches have learning rates of their own."""
+        if self.optimizer is None:
+            optimizer = super().create_optimizer(model)
+            names = {parameter: name for name, parameter in self.detector.named_parameters()}
+            for group in list(optimizer.param_groups):
+                by_factor: dict[float, list[Any]] = {1.0: []}
+                for parameter in group["params"]:
+                    by_factor.setdefault(self._rate_factor(names[parameter]), []).append(parameter)
+                group["params"] = by_factor.pop(1.0)
+                for factor, parameters in by_factor.items():
+                    optimizer.add_param_group({**group, "params": parameters, "lr": group["lr"] * factor})
+            optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        return self.optimizer
+
+    def _rate_factor(self, name: str) -> float:
+        factor = self.encoder_factor if name.startswith(ENCODER) else 1.0
+        return factor * (self.branch_factor if name.endswith(RESIDUAL_OUTPUTS) else 1.0)
 
     def teacher_maps(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """Return the feature maps of a batch that the teacher reads, from its own copy of the backbone if needed."""
@@ -148,6 +187,9 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
         teacher_weight=args.teacher_weight,
         set_weight=args.set_weight,
         without=args.without,
+        decoder_only=args.decoder_only,
+        branch_factor=args.branch_lr_factor,
+        encoder_factor=args.encoder_lr_factor,
         args=training_arguments(
             args.output,
             minutes=None,
@@ -188,7 +230,14 @@ def untrained(args: argparse.Namespace, start: GDinoForObjectDetection, processo
     names = category_names(file)
     kept = [place for place, name in enumerate(names) if name not in args.without]
     teacher = teacher_of(args.backbone, names).of_classes(kept)
-    warm_start(model, processor, teacher, read_coco(file), [names[place] for place in kept])
+    every = [*names, *category_names(Path(args.wild) / "train.json")]
+    # Names that are left out must not be kept from getting scores either.
+    vocabulary = [name for name in every if name not in args.without]
+    rows, known = read_coco(file), [names[place] for place in kept]
+    if args.teacher_start:
+        start_from_teacher(model, processor, teacher, rows, known, vocabulary)
+    else:
+        warm_start(model, processor, teacher, rows, known)
     return model
 
 
@@ -256,6 +305,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--backbone-lr-factor", type=float, default=0.0, help="factor of the backbone's learning rate; 0 freezes it"
     )
+    parser.add_argument(
+        "--branch-lr-factor", type=float, default=1.0, help="factor of the rate of the residual branches' last matrices"
+    )
+    parser.add_argument(
+        "--teacher-start", action="store_true", help="with --untrained: start with the teacher's scores and boxes"
+    )
+    parser.add_argument("--encoder-lr-factor", type=float, default=1.0, help="factor of the encoder's learning rate")
+    parser.add_argument("--decoder-only", action="store_true", help="train what follows the encoder, and nothing else")
     parser.add_argument("--ema-decay", type=float, default=0.998, help="decay of the averaged weights")
     parser.add_argument("--wild-share", type=float, default=0.4, help="share of wild photographs")
     parser.add_argument("--rare", type=float, default=0.1, help="names on a smaller share of images are sampled more")
