@@ -1,5 +1,6 @@
 """The recipe that trains gdino-nano further on two data sets, on small generated images and pretrained parts."""
 
+import functools
 import json
 
 import pytest
@@ -100,6 +101,22 @@ def test_an_untrained_trunk_keeps_the_pretrained_parts_and_knows_the_other_class
     assert all(torch.equal(own[name], other[name]) for name in pretrained)
     assert own["model.level_embed"].abs().max() < 7
     assert new.training
+
+
+def test_a_trunk_that_starts_with_the_teachers_scores_is_trained_without_denoising(
+    parts, start, tmp_path, monkeypatch, capsys
+):
+    # The fit of boxes takes minutes with its own number of steps.
+    short = functools.partial(nano_mixed.start_from_teacher, num_images=12, box_steps=2)
+    monkeypatch.setattr(nano_mixed, "start_from_teacher", short)
+    trainer = nano_mixed.train(
+        arguments(parts, start, tmp_path, "--untrained", "--teacher-start", "--without", "blue", "--steps", "1")
+    )
+    assert trainer.model.config.num_denoising_queries == 0
+    assert trainer.model.class_embed[0].bias.item() == pytest.approx(-5.5, abs=1e-3)
+    with pytest.raises(SystemExit):
+        arguments(parts, start, tmp_path, "--teacher-start")
+    assert "give --untrained as well" in capsys.readouterr().err
 
 
 def test_encoder_and_branches_have_learning_rates_of_their_own(parts, start, tmp_path):

@@ -270,6 +270,9 @@ def train(args: argparse.Namespace) -> MixedTrainer:
     keep_options(args)
     model = GDinoForObjectDetection.from_pretrained(args.start)
     processor = GDinoProcessor.from_pretrained(args.start)
+    if args.teacher_start:
+        # They start from text features, without the constant beside which that start is exact: losses of ten thousands.
+        model.config.num_denoising_queries = 0
     # A checkpoint brings its own weights.
     if args.untrained and last_checkpoint(Path(args.output)) is None:
         model = untrained(args, model, processor)
@@ -309,7 +312,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--branch-lr-factor", type=float, default=1.0, help="factor of the rate of the residual branches' last matrices"
     )
     parser.add_argument(
-        "--teacher-start", action="store_true", help="with --untrained: start with the teacher's scores and boxes"
+        "--teacher-start",
+        action="store_true",
+        help="with --untrained: start with the teacher's scores and boxes, and train without denoising queries",
     )
     parser.add_argument("--encoder-lr-factor", type=float, default=1.0, help="factor of the encoder's learning rate")
     parser.add_argument("--decoder-only", action="store_true", help="train what follows the encoder, and nothing else")
@@ -320,7 +325,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--strong", action="store_true", help="change photographs more strongly")
     parser.add_argument("--set-weight", type=float, default=4, help="weight of the teacher's scores of boxes")
     add_shared_options(parser)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.teacher_start and not options.untrained:
+        parser.error("--teacher-start initializes an untrained trunk; give --untrained as well")
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -170,7 +170,7 @@ def start_with_scores(
     levels = [_Level.of(head, level, maps[level]) for level in range(head.num_levels)]
     solution = _solve(model, processor, directions.signal, names, others)
     # Turn the text so that the signal's mean varies from picture to picture in free directions.
-    varying = torch.cat([solution.deviations(level, len(maps[0])) for level in levels], dim=1)
+    varying = torch.cat([_deviations(solution, level, len(maps[0])) for level in levels], dim=1)
     turned = directions.signal @ torch.linalg.eigh(varying @ varying.T)[1].flip(1).T
     _set_text_projection(model, turned, components)
     solution = _solve(model, processor, turned, names, others)
@@ -179,14 +179,14 @@ def start_with_scores(
     for place, (projection, norm) in enumerate(cast(Any, model.model.input_proj_vision)):
         # Levels beyond the backbone's are computed from its last one.
         level = levels[min(place, len(levels) - 1)]
-        signal = solution.matrix @ level.classes, solution.matrix @ (level.class_bias - solution.bias)
-        mean = signal[0] @ level.features.mean(dim=1) + signal[1]
+        signal, mean = solution @ (level.logits() - _BIAS), level.features.mean(dim=1)
         box = level.box_directions(directions.means.shape[1])
-        weight = turned @ signal[0] + _BOX_SIGNAL * directions.means[:, : len(box)] @ box
-        _set_image_projection(projection, weight, directions.offset - weight @ level.features.mean(dim=1))
+        weight = turned @ solution @ level.classes + _BOX_SIGNAL * directions.means[:, : len(box)] @ box
+        _set_image_projection(projection, weight, directions.offset - weight @ mean)
+        # Group normalization takes some of the mean away, so the projection gives none and the bias all of it.
         norm.weight.fill_(1.0)
-        norm.bias.copy_(turned @ mean)
-        squares.append((signal[0] @ level.features + signal[1][:, None]).square().sum(dim=0).mean().item() / width)
+        norm.bias.copy_(turned @ signal.mean(dim=1))
+        squares.append(signal.square().sum(dim=0).mean().item() / width)
     _read_signals(model, directions.offset.float(), sum(squares[: len(levels)]) / len(levels))
 
 
@@ -281,18 +281,10 @@ class _Level:
         return needed[:most] @ whitened
 
 
-@dataclass(frozen=True)
-class _Solution:
-    """The map (N, C) from logits above the class head's bias to N signal directions, and that bias."""
-
-    matrix: Tensor
-    bias: float
-
-    def deviations(self, level: _Level, pictures: int) -> Tensor:
-        """Return how far each photograph's mean signal lies from that of all, (N, B)."""
-        signal = self.matrix @ (level.logits() - self.bias)
-        means = signal.unflatten(1, (pictures, -1)).mean(dim=-1)
-        return means - means.mean(dim=1, keepdim=True)
+def _deviations(solution: Tensor, level: _Level, pictures: int) -> Tensor:
+    """Return how far each photograph's mean signal lies from that of all, (N, B)."""
+    means = (solution @ (level.logits() - _BIAS)).unflatten(1, (pictures, -1)).mean(dim=-1)
+    return means - means.mean(dim=1, keepdim=True)
 
 
 def _solve(
@@ -301,10 +293,11 @@ def _solve(
     signal: Tensor,
     names: Sequence[str],
     others: Sequence[str],
-) -> _Solution:
-    """Solve q . t / sqrt(D) = z - b for the tokens t of the names, by ridge regression.
+) -> Tensor:
+    """Return the map (N, C) from logits z above b to N signal directions.
 
-    Tokens of other names and separators count as well, with a logit of b whatever the picture shows.
+    It is the ridge regression of q . t / sqrt(D) = z - b for the names' tokens t. Tokens of other names and separators
+    count as well, with a logit of b whatever the picture shows.
     """
     tokens, phrases, separators = _text_states(model, processor, names, signal)
     quiet = _SEPARATORS * separators.T @ separators
@@ -314,7 +307,7 @@ def _solve(
     ridge = _TOKEN_RIDGE * model.config.d_model * torch.eye(len(quiet)).double()
     of_name = F.one_hot(phrases, len(names)).double()
     matrix = torch.linalg.solve(tokens.T @ tokens + quiet + ridge, tokens.T @ of_name)
-    return _Solution(matrix * math.sqrt(model.config.d_model) / LOGITS, _BIAS)
+    return matrix * math.sqrt(model.config.d_model) / LOGITS
 
 
 def _text_states(
