@@ -130,7 +130,7 @@ class Outputs:
         options = Options(
             threshold=settings.threshold,
             text_threshold=settings.text_threshold,
-            nms_threshold=settings.nms if settings.nms < 1 else None,
+            nms_threshold=settings.nms,
             # A box of a sentence that is one prompt may have several phrases.
             multi_label=self.query.vocabulary is None,
         )

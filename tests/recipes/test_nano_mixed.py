@@ -2,6 +2,7 @@
 
 import functools
 import json
+import random
 
 import pytest
 import torch
@@ -51,6 +52,19 @@ def test_the_loss_adds_the_teachers_terms_with_their_weights(parts, start, tmp_p
         expected = expected + config.bbox_loss_coefficient * terms[f"{name}_bbox"]
         expected = expected + config.giou_loss_coefficient * terms[f"{name}_giou"]
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_mosaics_hold_no_left_out_names_and_no_photographs_that_are_kept_back(parts, start, tmp_path):
+    args = arguments(parts, start, tmp_path, "--mosaic", "1", "--without", "cat", "--hold-out", "3")
+    trainer = trainer_of(args)
+    together = trainer.data_collator.transform.transforms[0]
+    assert together.places == [place for place in range(12) if place % 3]
+    assert "cat" not in together.names
+    rows = trainer.train_dataset
+    for place in range(12):
+        made = together(rows[place], random.Random(place))
+        assert made is not rows[place]
+        assert "cat" not in {*made["names"], *made["neg_names"]}
 
 
 def test_rows_of_both_sets_are_drawn_by_share(parts, start, tmp_path):

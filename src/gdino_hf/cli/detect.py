@@ -50,7 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--nms",
         type=fraction,
         metavar="IOU",
-        help="IoU in 0..1 above which the lower-scoring of two boxes of one label is dropped (default: keep both)",
+        help="IoU in 0..1 above which the lower-scoring of two boxes of one label is dropped; 1 keeps both (default: "
+        "as the model's processor says)",
     )
     add_masks(parser)
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")

@@ -81,6 +81,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how a label's token scores are combined (default: mean, as published; max for referring expressions)",
     )
     parser.add_argument(
+        "--nms",
+        type=fraction,
+        metavar="IOU",
+        help="IoU in 0..1 above which the lower-scoring of two boxes of one label is dropped; 1 keeps both (default: "
+        "as the model's processor says)",
+    )
+    parser.add_argument(
         "--threshold",
         type=fraction,
         help="lowest score of detections that are drawn and count in the confusion matrix, 0..1 (default: the one with "

@@ -148,6 +148,7 @@ class Predictor:
         if task.kind == "boxes":
             options |= prediction_limits(task.protocol)
             given = {"max_detections": args.max_detections, "labels_per_prompt": args.labels_per_prompt}
+            given["nms_threshold"] = self._detector.processor.nms_threshold if args.nms is None else args.nms
             options |= {name: value for name, value in given.items() if value is not None}
         labels = {"labels": task.truth.labels, "prompts": task.prompts or task.truth.labels}
         header = {"model": args.model, "data": task.data, "kind": task.kind, **labels, **options, "dtype": args.dtype}

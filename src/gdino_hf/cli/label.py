@@ -197,7 +197,7 @@ def _label(args: argparse.Namespace, query: Query) -> Any:
         shard_size=args.shard,
         segmenter=args.masks,
         tighten=args.tighten,
-        options={"threshold": args.threshold, "nms_threshold": args.nms if args.nms < 1 else None},
+        options={"threshold": args.threshold, "nms_threshold": args.nms},
         **({"overlap": args.overlap} if args.tiles is not None else {}),
     )
     ranks, cluster = Ranks.of_environment(), read_cluster(args)

@@ -246,7 +246,7 @@ def _track(args: argparse.Namespace, query: Query, source: Any) -> int:
             tracker=tracker,
             every=args.every,
             batch_size=args.batch,
-            nms_threshold=args.nms if args.nms < 1 else None,
+            nms_threshold=args.nms,
             **tiles,
         )
     except (ValueError, TypeError, ImportError) as error:

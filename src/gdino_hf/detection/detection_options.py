@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..model.selection_options import check_score
@@ -22,7 +22,8 @@ class DetectionOptions:
     Attributes:
         threshold: Score that detections must exceed, 0..1; labels may have thresholds of their own in the vocabulary.
         text_threshold: Lowest score of a label's best token, 0..1.
-        nms_threshold: IoU in 0..1 above which the lower-scoring of two boxes of one label is dropped; None keeps both.
+        nms_threshold: IoU in 0..1 above which the lower-scoring of two boxes of one label is dropped; 1 keeps both,
+            None stands for the value of the model's processor.
         class_agnostic_nms: Whether boxes of different labels also suppress each other.
         top_k: Largest number of detections in a picture; None keeps all.
         multi_label: Whether one box may have several labels, each with its own score.
@@ -71,3 +72,7 @@ class DetectionOptions:
         if unknown:
             raise TypeError(f"There is no option {unknown[0]!r}; choose {', '.join(cls.__dataclass_fields__)}.")
         return cls(**given)
+
+    def with_nms(self, nms_threshold: float | None) -> Self:
+        """Return the options with a model's own `nms_threshold`, unless the call gave one."""
+        return self if self.nms_threshold is not None else replace(self, nms_threshold=nms_threshold)

@@ -156,11 +156,14 @@ class Detector(DetectorCalls[Search]):
         asked = Asked(
             vocabulary.labels,
             self._prompt(vocabulary).chunks,
-            Options.of(options).selection(vocabulary),
+            self._options(options).selection(vocabulary),
             given=self._given(vocabulary),
             colors=vocabulary.colors,
         )
         return self._search(asked, **tiling)
+
+    def _options(self, given: Mapping[str, Any]) -> Options:
+        return Options.of(given).with_nms(getattr(self.processor, "nms_threshold", None))
 
     def _own_batches(self) -> tuple[int, Callable[[Sequence[PreparedPicture], PreparedPicture], bool]]:
         return (SMALL_PICTURES, are_small_and_equal) if self.device.type == "cpu" else super()._own_batches()
@@ -201,7 +204,7 @@ class Detector(DetectorCalls[Search]):
                 f"The labels of {self.model.name_or_path} are baked in, and a caption has others; export the model "
                 "without --labels."
             )
-        asked = asked_of_caption(self.processor, caption, spans, chunker, Options.of(options))
+        asked = asked_of_caption(self.processor, caption, spans, chunker, self._options(options))
         for remark in asked.remarks:
             warnings.warn(remark, LabelWarning, stacklevel=2)
         return self._search(asked, tiles=tiles, overlap=overlap, batch_size=checked_count(batch_size, "batch_size"))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..model.printable import printable
+from ..model.selection_options import check_score
 
 DOCUMENT = "gdino_export.json"
 FORMAT_VERSION = 1
@@ -66,6 +67,7 @@ class ExportedFolder:
         text: "max_text_len", and the ids of tokens: "start_id", "end_id", "unknown_id" and "pad_id".
         labels: The labels that were baked in; None if labels are given with a call.
         graphs: "inputs" and "outputs" of each graph by role, with the shape of each.
+        nms_threshold: `nms_threshold` of the model's processor.
     """
 
     path: Path
@@ -78,6 +80,7 @@ class ExportedFolder:
     text: Mapping[str, Any]
     labels: BakedPrompt | None
     graphs: Mapping[str, Any]
+    nms_threshold: float | None = None
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str]) -> ExportedFolder:
@@ -104,6 +107,7 @@ class ExportedFolder:
                 text=dict(document["text"]),
                 labels=None if labels is None else _baked_prompt(labels),
                 graphs=dict(document.get("graphs", {})),
+                nms_threshold=_iou(document.get("post", {}).get("nms_threshold")),
             )
             whole = found.format in LIBRARIES and _ROLES[found.variant] <= found.files.keys()
             whole = whole and (found.variant == "baked") == (labels is not None) and "max_text_len" in found.text
@@ -142,6 +146,13 @@ def _document(path: Path) -> dict[str, Any]:
             f"{FORMAT_VERSION}; update gdino-hf, or {_AGAIN}."
         )
     return document
+
+
+def _iou(stated: Any) -> float | None:
+    if stated is None:
+        return None
+    check_score(stated, "nms_threshold")
+    return float(stated)
 
 
 def _baked_prompt(stated: Mapping[str, Any]) -> BakedPrompt:

@@ -28,6 +28,8 @@ from . import LVIS_LABELS, LVIS_PER_PROMPT, MAX_DETECTIONS
 from .prediction_file import Predictions, PredictionStore
 
 _READERS = 2
+# Where duplicates are suppressed, how many times `max_detections` compete.
+_CANDIDATES = 10
 
 
 @torch.no_grad()
@@ -43,6 +45,7 @@ def predict(
     max_per_prompt: int | None = None,
     labels_per_prompt: int | None = None,
     score: Literal["max", "mean"] = "mean",
+    nms_threshold: float | None = None,
     limit: int | None = None,
     store: PredictionStore | None = None,
     progress: str | None = "predict",
@@ -66,6 +69,8 @@ def predict(
         max_per_prompt: Maximum number of detections kept per image and prompt; None for `max_detections`.
         labels_per_prompt: Maximum number of labels in a prompt; None for as many as fit.
         score: How a label's score follows from its tokens': "mean", as published, or "max".
+        nms_threshold: IoU in 0..1 above which the lower-scoring of two boxes of one label is dropped; 1 keeps both,
+            None stands for the processor's own value.
         limit: Number of images to run on, from the first; None for all.
         store: File that predictions are appended to at once. Images that it already holds are not run again.
         progress: Title of the progress bar; None shows and reports nothing.
@@ -89,6 +94,7 @@ def predict(
         score,
         max_detections,
         max_per_prompt,
+        nms_threshold if nms_threshold is not None else getattr(processor, "nms_threshold", None),
     )
     was_training = model.training
     model.eval()
@@ -284,6 +290,7 @@ def _asked(
     score: Literal["max", "mean"],
     max_detections: int | None,
     max_per_prompt: int | None,
+    nms_threshold: float | None,
 ) -> Asked:
     """Arrange labels in prompts in their own order, as published results do; a `Vocabulary` would sort them."""
     step = labels_per_prompt or len(texts)
@@ -297,8 +304,11 @@ def _asked(
         for start in range(0, len(texts), step)
         for chunk in build_prompt(texts[start : start + step], processor.tokenizer, max_text_len).chunks
     ]
-    select = Selection(0.0, score=score, multi_label=True, top_k=max_detections)
-    return Asked(tuple(labels), tuple(chunks), select, top_k_per_prompt=max_per_prompt or max_detections)
+    select = Selection(0.0, score=score, multi_label=True, top_k=max_detections, nms_threshold=nms_threshold)
+    per_prompt = max_per_prompt
+    if per_prompt is None and max_detections is not None:
+        per_prompt = max_detections * (1 if nms_threshold is None else _CANDIDATES)
+    return Asked(tuple(labels), tuple(chunks), select, top_k_per_prompt=per_prompt)
 
 
 def _arrays(found: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -83,6 +83,7 @@ def document(
         "post": {
             "threshold": THRESHOLD,
             "score": "max",
+            "nms_threshold": processor.nms_threshold,
             "similarity": config.class_head,
             "num_queries": config.num_queries,
         },

@@ -247,7 +247,7 @@ class Selection(SelectionOptions):
         found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         if scale is not None:
             found["boxes"] = found["boxes"] * scale
-        if self.nms_threshold is not None:
+        if self.nms_threshold is not None and self.nms_threshold < 1:
             if self.class_agnostic_nms:
                 keep = nms(found["boxes"], found["scores"], self.nms_threshold)
             else:

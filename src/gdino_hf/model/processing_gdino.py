@@ -22,6 +22,7 @@ from .label_faults import warn_of_labels
 from .load_errors import plain_load_errors
 from .pixel_layouts import checked_device, converted, moved
 from .processor_options import PromptLayout, call_options
+from .selection_options import check_score
 from .text_prompt import Prompt, as_sequence, build_prompt, check_prompt_length, shorten
 
 _THRESHOLD = 0.3
@@ -67,10 +68,22 @@ class GDinoProcessor(ProcessorMixin):
             GDinoImageProcessor with its settings.
         tokenizer: Tokenizer of the text encoder.
         max_text_len: Largest number of tokens in a prompt; labels beyond it go into further prompts for the same image.
+        nms_threshold: IoU in 0..1 above which the lower-scoring of two boxes of one label is dropped unless a call says
+            otherwise, for models that find one object several times; None keeps both.
     """
 
-    def __init__(self, image_processor: Any = None, tokenizer: Any = None, max_text_len: int = 256, **kwargs: Any):
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        max_text_len: int = 256,
+        nms_threshold: float | None = None,
+        **kwargs: Any,
+    ):
         self.max_text_len = max_text_len
+        if nms_threshold is not None:
+            check_score(nms_threshold, "nms_threshold")
+        self.nms_threshold = nms_threshold
         if image_processor is not None and not isinstance(image_processor, GDinoImageProcessor):
             image_processor = GDinoImageProcessor.from_dict(image_processor.to_dict())
         super().__init__(image_processor, tokenizer, **kwargs)
@@ -269,8 +282,8 @@ class GDinoProcessor(ProcessorMixin):
             threshold: Score that results must exceed, 0..1; None for 0.3.
             text_threshold: Lowest score of a label's best token, 0..1.
             target_sizes: (height, width) of each image in pixels; None leaves boxes in 0..1.
-            nms_threshold: IoU in 0..1 above which the lower-scoring of two boxes of one label is dropped; None keeps
-                both.
+            nms_threshold: IoU in 0..1 above which the lower-scoring of two boxes of one label is dropped; 1 keeps both,
+                None stands for the processor's own value.
             class_agnostic_nms: Whether boxes of different labels also suppress each other.
             score: How the scores of a label's tokens are combined: "max", or "mean" as in COCO evaluations.
             multi_label: Whether a query may yield several labels, each with its own score.
@@ -297,7 +310,7 @@ class GDinoProcessor(ProcessorMixin):
             text_threshold,
             score,
             multi_label,
-            nms_threshold,
+            self.nms_threshold if nms_threshold is None else nms_threshold,
             class_agnostic_nms,
             top_k,
         )

@@ -35,7 +35,7 @@ class SelectionOptions:
         text_threshold: Lowest score of a label's best token, 0..1.
         score: How the scores of a phrase's tokens are combined.
         multi_label: Whether a query may yield several labels.
-        nms_threshold: IoU in 0..1 above which the lower-scoring of two boxes is dropped; None keeps both.
+        nms_threshold: IoU in 0..1 above which the lower-scoring of two boxes is dropped; 1 or None keeps both.
         class_agnostic_nms: Whether boxes of different labels also suppress each other.
         top_k: Largest number of results per image; None keeps all.
         phrases: How the scores of a label's phrases are combined, if it has several.

@@ -52,7 +52,8 @@ from ..model.processing_gdino import GDinoProcessor
 from ..training.saving import last_checkpoint
 from ..whole_files import write_whole_text
 from .closed_set_teacher import RESIDUAL_OUTPUTS, DenseLoss
-from .mixed_data import HOLD_OUT, MixedRows, WithoutNames, look_once, mixed_weights
+from .mixed_data import HOLD_OUT, MixedRows, WithoutNames, held_out, look_once, mixed_weights
+from .mosaic import Mosaic
 from .nano import Lesson, NanoTrainer, add_shared_options, augmentation, export, teacher_of, warm_start
 from .phrase_states import PhraseStates
 from .recipe_training import train_to_the_end, training_arguments
@@ -177,7 +178,9 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
     )
     rows = MixedRows(everyday, wild, seen, names, wordings)
     sampler = PromptSampler(names, (args.least_labels, args.most_labels))
-    transform = Compose([augmentation(args.strong), Reworded(wordings, args.reworded)])
+    transform = Compose(
+        [mosaic(rows, names, wordings, args), augmentation(args.strong), Reworded(wordings, args.reworded)]
+    )
     model.model.text_feature_cache = PhraseStates()
     return MixedTrainer(
         model=model,
@@ -213,6 +216,24 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
             processor, prompt_sampler=sampler, transform=transform, seed=args.seed, return_text=True
         ),
     )
+
+
+def mosaic(rows: MixedRows, names: Sequence[str], wordings: Wordings, args: argparse.Namespace) -> Mosaic:
+    """Return the transform that puts everyday photographs side by side.
+
+    Args:
+        rows: Rows of both sets.
+        names: Names of the everyday rows.
+        wordings: Wordings of all names.
+        args: The command line's options; rows of `hold_out` and names of `without` are left out.
+    """
+    kept_back = set(held_out(len(rows.everyday), args.hold_out))
+    drawn = [place for place in range(len(rows.everyday)) if place not in kept_back]
+    if not args.without:
+        return Mosaic(rows, drawn, names, args.mosaic)
+    fewer = WithoutNames(rows, args.without, wordings)
+    known = [name for name in names if wordings.meaning(name) not in fewer.left_out]
+    return Mosaic(fewer, drawn, known, args.mosaic)
 
 
 def untrained(args: argparse.Namespace, start: GDinoForObjectDetection, processor: GDinoProcessor) -> Any:
@@ -322,6 +343,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--wild-share", type=float, default=0.4, help="share of wild photographs")
     parser.add_argument("--rare", type=float, default=0.1, help="names on a smaller share of images are sampled more")
     parser.add_argument("--reworded", type=float, default=0.3, help="share of present names in another wording")
+    parser.add_argument(
+        "--mosaic", type=float, default=0.0, help="share of everyday photographs with others beside them"
+    )
     parser.add_argument("--strong", action="store_true", help="change photographs more strongly")
     parser.add_argument("--set-weight", type=float, default=4, help="weight of the teacher's scores of boxes")
     add_shared_options(parser)

@@ -27,7 +27,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("pictures", metavar="PICTURE", nargs="+", help="file or http(s) address")
     parser.add_argument("--labels", nargs="+", metavar="LABEL", help="what to look for (default: labels baked in)")
     parser.add_argument("--threshold", type=float, default=0.3, help="score to exceed, 0..1 (default: %(default)s)")
-    parser.add_argument("--nms", type=float, metavar="IOU", help="drop boxes of one label that overlap more")
+    parser.add_argument(
+        "--nms",
+        type=float,
+        metavar="IOU",
+        help="drop boxes of one label that overlap more; 1 keeps all (default: as the model's processor says)",
+    )
     parser.add_argument("--top-k", type=int, metavar="N", help="largest number of boxes in a picture")
     parser.add_argument("--threads", type=int, metavar="N", help="number of threads (default: the library's choice)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file (default: print it)")

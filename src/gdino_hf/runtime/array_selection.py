@@ -86,7 +86,7 @@ class ArraySelection(SelectionOptions):
             np.concatenate([getattr(part, name) for part in parts]) for name in ("boxes", "scores", "labels")
         )
         found = Found(boxes * np.array([*size, *size], dtype=np.float32), scores, labels)
-        if self.nms_threshold is not None:
+        if self.nms_threshold is not None and self.nms_threshold < 1:
             classes = None if self.class_agnostic_nms else found.labels
             found = found.at(suppressed(found.boxes, found.scores, classes, self.nms_threshold))
         return found.at(np.argsort(-found.scores, kind="stable")[: self.top_k])

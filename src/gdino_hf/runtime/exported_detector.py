@@ -56,7 +56,7 @@ class Detector(DetectorCalls[ExportedSearch]):
         return found
 
     def _search_for(self, vocabulary: Vocabulary, options: Mapping[str, Any], **tiling: Any) -> ExportedSearch:
-        choice = DetectionOptions.of(options)
+        choice = DetectionOptions.of(options).with_nms(self.folder.nms_threshold)
         thresholds = np.array(vocabulary.threshold_values(choice.threshold), dtype=np.float32)
         rule = choice.values_of_rule(thresholds, "mean" if vocabulary.combine == "mean" else "max")
         asked = ExportedQuestion(vocabulary.labels, self._chunks(vocabulary), ArraySelection(**rule), vocabulary.colors)
