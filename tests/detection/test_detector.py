@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gdino_hf import Detector, Vocabulary
+from gdino_hf import Detector, GDinoProcessor, Vocabulary
 from gdino_hf.detection.detector import DetectionError, _say_cast_once
 from gdino_hf.detection.text_features import text_fingerprints
 from gdino_hf.model.box_ops import cxcywh_to_xyxy
@@ -42,6 +42,20 @@ def run_by_hand(detector, image, prompt):
         probabilities = outputs.logits[0].float().sigmoid()
         scores = torch.stack([probabilities[:, a:b].amax(-1) for a, b in chunk.spans], -1)
         yield chunk, scores, cxcywh_to_xyxy(outputs.pred_boxes[0].float()) * scale
+
+
+def test_the_processors_own_suppression_holds_where_a_call_gives_none(detector, tiny_processor):
+    processor = GDinoProcessor(tiny_processor.image_processor, tiny_processor.tokenizer, nms_threshold=0.0)
+    suppressing = Detector(detector.model, processor=processor, device=None, optimize=False)
+    image, every = picture(), {"threshold": 0.0, "multi_label": True}
+    fewer = suppressing(image, LABELS, **every)
+    assert len(fewer) < len(detector(image, LABELS, **every))
+    assert fewer == detector(image, LABELS, nms_threshold=0.0, **every)
+    assert suppressing(image, LABELS, nms_threshold=1, **every) == detector(image, LABELS, **every)
+    caption = "a cat beside a red car"
+    assert suppressing.ground(image, caption, threshold=0.0) == detector.ground(
+        image, caption, threshold=0.0, nms_threshold=0.0
+    )
 
 
 @pytest.mark.parametrize("per_prompt", [None, 3, 1])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from gdino_hf import GDinoProcessor
 from gdino_hf.evaluation.predict import predict
 from gdino_hf.evaluation.prediction_file import PredictionFile, read_predictions
 
@@ -52,6 +53,22 @@ def test_the_best_pairs_of_query_and_label_are_kept(tiny_model, tiny_processor, 
     assert len(found["scores"]) == 50
     np.testing.assert_allclose(found["scores"], expected["scores"][:50].double(), atol=1e-6)
     assert (found["image_id"], found["width"], found["height"]) == (8, 200, 100)
+
+
+def test_a_processors_own_suppression_comes_before_the_best_are_kept(tiny_model, tiny_processor, rows):
+    processor = GDinoProcessor(tiny_processor.image_processor, tiny_processor.tokenizer, nms_threshold=0.0)
+    with torch.no_grad():
+        inputs = processor(images=[picture(1)], text=[LABELS])
+        (expected,) = processor.post_process_grounded_object_detection(
+            tiny_model(**inputs), inputs, 0, 0, target_sizes=[(100, 200)], score="mean", multi_label=True
+        )
+    every = predict(tiny_model, processor, rows[1:2], LABELS, max_detections=100, nms_threshold=1).images[0]
+    assert len(expected["scores"]) < len(every["scores"]) == 100
+    # Of these few, only some are among the best 20 of all pairs.
+    for most in (100, 20, 5):
+        (found,) = predict(tiny_model, processor, rows[1:2], LABELS, max_detections=most).images
+        np.testing.assert_allclose(found["scores"], expected["scores"][:most].double(), atol=1e-6)
+        assert found["labels"].tolist() == expected["labels"][:most].tolist()
 
 
 def test_several_prompts_give_the_best_of_all_their_detections(tiny_model, tiny_processor, rows):

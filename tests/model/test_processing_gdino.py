@@ -220,6 +220,25 @@ def test_nms_inside_labels_or_across_them(tiny_processor):
     assert scores(nms_threshold=0.5, class_agnostic_nms=True) == [0.9, 0.6]
     assert scores(nms_threshold=0.99) == [0.9, 0.8, 0.7, 0.6]
     assert scores(nms_threshold=0.5, top_k=2, target_sizes=[(100, 100)]) == [0.9, 0.8]
+    # A processor's own value holds where a call gives none.
+    tiny_processor = GDinoProcessor(tiny_processor.image_processor, tiny_processor.tokenizer, nms_threshold=0.5)
+    assert scores() == [0.9, 0.8, 0.6]
+    assert scores(class_agnostic_nms=True) == [0.9, 0.6]
+    assert scores(nms_threshold=0.99) == scores(nms_threshold=1) == [0.9, 0.8, 0.7, 0.6]
+
+
+def test_equal_boxes_are_kept_at_an_iou_of_one(tiny_processor):
+    inputs = tiny_processor(images=picture(), text=["cat"])
+    outputs = outputs_of([({1: 0.7}, BOX), ({1: 0.9}, BOX)])
+    for limit, number in ((1, 2), (1.0, 2), (0.999, 1), (None, 2)):
+        (found,) = tiny_processor.post_process_grounded_object_detection(outputs, inputs, nms_threshold=limit)
+        assert len(found["scores"]) == number
+
+
+@pytest.mark.parametrize("value", [1.2, -0.1, "half", True])
+def test_a_processors_own_iou_is_checked(value, tiny_processor):
+    with pytest.raises(ValueError, match="nms_threshold must be"):
+        GDinoProcessor(tiny_processor.image_processor, tiny_processor.tokenizer, nms_threshold=value)
 
 
 def test_chunks_of_an_image_are_one_result(tiny_tokenizer, tiny_processor):
@@ -382,12 +401,12 @@ def test_text_of_another_type_is_refused(text, tiny_processor):
 
 
 def test_saving_and_loading_keeps_everything(tmp_path, tiny_processor, tiny_tokenizer):
-    processor = GDinoProcessor(tiny_processor.image_processor, tiny_tokenizer, max_text_len=48)
+    processor = GDinoProcessor(tiny_processor.image_processor, tiny_tokenizer, max_text_len=48, nms_threshold=0.4)
     processor.save_pretrained(tmp_path)
     for loaded in (GDinoProcessor.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)):
         assert type(loaded) is GDinoProcessor
         assert type(loaded.image_processor) is GDinoImageProcessor
-        assert loaded.max_text_len == 48
+        assert (loaded.max_text_len, loaded.nms_threshold) == (48, 0.4)
         ours, theirs = (p(images=picture(), text=["Cat", "hat"]) for p in (processor, loaded))
         assert torch.equal(ours["pixel_values"], theirs["pixel_values"])
         assert torch.equal(ours["input_ids"], theirs["input_ids"])

@@ -47,6 +47,16 @@ def expected_scores(path, tokens):
     return 1 / (1 + np.exp(-(table()[tokens].T + mean)))
 
 
+def test_the_models_own_suppression_holds_where_a_call_gives_none(tmp_path, exports, pictures):
+    plain = Detector(exports["whole"], threads=1)
+    suppressing = Detector(edited(write_export(tmp_path / "own"), {"post": {"nms_threshold": 0.0}}), threads=1)
+    question = (pictures[0], ["cat", "cup"])
+    fewer = suppressing(*question, threshold=0.0)
+    assert 0 < len(fewer) < len(plain(*question, threshold=0.0))
+    assert fewer == plain(*question, threshold=0.0, nms_threshold=0.0)
+    assert suppressing(*question, threshold=0.0, nms_threshold=1) == plain(*question, threshold=0.0)
+
+
 @pytest.mark.parametrize("variant", ["whole", "split", "baked"])
 def test_scores_and_boxes_are_those_of_the_graph(exports, pictures, variant):
     found = Detector(exports[variant], threads=1)(pictures[0], ["cat", "cup"], threshold=0.0, multi_label=True)
@@ -202,6 +212,7 @@ def test_a_damaged_or_foreign_folder_is_one_sentence(tmp_path, exports):
             r"needs openvino 9999.1 or newer, and 20\S+ is installed; pip install -U openvino",
         ),
         ({"image": None}, r"gdino_export.json is damaged \(TypeError"),
+        ({"post": {"nms_threshold": 6}}, r"is damaged \(ValueError: nms_threshold must be within 0..1, got 6"),
         ({"labels": {"names": ["cat"]}}, r"gdino_export.json is damaged \(KeyError: 'label_indices'\)"),
         ({"labels": BAKED | {"spans": []}}, r"is damaged \(ValueError: 2 labels have 0 spans\)"),
         ({"labels": BAKED}, "does not describe a whole export"),
