@@ -18,7 +18,6 @@ from gdino_hf.recipes.nano_figures import (
     rate_photographs,
     rate_threshold,
     rate_wordings,
-    suppressed,
 )
 from gdino_hf.recipes.nano_rating import load_checkpoint, rate
 
@@ -58,16 +57,6 @@ def row(*names, boxes=None):
         "boxes": [BOX] * len(names) if boxes is None else boxes,
         "crowd": [False] * len(names),
     }
-
-
-def test_suppression_keeps_the_best_of_boxes_of_one_name_in_one_photograph():
-    def entry(image, name, x, score):
-        return {"image_id": image, "category_id": name, "bbox": [x, 0, 10, 10], "score": score}
-
-    found = [entry(0, 1, 0, 0.5), entry(0, 1, 1, 0.9), entry(0, 2, 1, 0.4), entry(1, 1, 1, 0.3), entry(0, 1, 5, 0.2)]
-    kept = suppressed(found)
-    assert sorted(entry["score"] for entry in kept) == [0.2, 0.3, 0.4, 0.9]
-    assert kept[0]["bbox"] == [1, 0, 10, 10]
 
 
 def test_precision_and_recall_count_all_boxes_of_all_names():
@@ -160,7 +149,7 @@ def test_the_command_measures_everything(parts, example_folder, tmp_path, capsys
     rated = rate(*loaded(tmp_path / "model"), {"everyday/val": parts / "data" / "val.json"})
     assert printed["average_precision"]["everyday/val"] == rated["everyday/val"]
     assert printed["average_precision"].keys() == {
-        f"{title}{way}" for title in ("everyday/val", "wild/val") for way in ("", ", suppressed")
+        f"{title}{way}" for title in ("everyday/val", "wild/val") for way in ("", ", every box")
     }
     assert printed["photographs"].keys() == {"cat", "person", "cup"}
     assert {"threshold", "absent", "wordings"} <= printed.keys()

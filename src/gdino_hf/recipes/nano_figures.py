@@ -6,10 +6,10 @@
 The model is a run, a checkpoint or an export, as in `nano_rating`. A repeated command measures only what is missing;
 another model needs another file. About five minutes on one core.
 
-- average_precision: COCO's metrics as in `nano_rating`, and with suppression of boxes of one name at an IoU of 0.7.
-  AP50 of each name is kept, too; `--names` prints the mean of some.
-- threshold: precision and recall of what a `Detector` finds above its default threshold when asked for all names, as it
-  is, and with suppression as in `gdino detect --nms 0.5`.
+- average_precision: COCO's metrics as in `nano_rating`, with the processor's own suppression of duplicates and with
+  every box. AP50 of each name is kept, too; `--names` prints the mean of some.
+- threshold: precision and recall of what a `Detector` finds above its default threshold when asked for all names, with
+  the processor's own suppression and with every box, as in `gdino detect --nms 1`.
 - absent: false boxes in each photograph above the default threshold when ten absent names are asked.
 - photographs: the README's pictures asked for their object among ten others.
 - wordings: of the boxes that a name finds, the share that another wording of it finds again.
@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..data.coco import category_names, read_coco
 from ..detection.detection_options import THRESHOLD
@@ -34,7 +33,6 @@ from ..evaluation.box_map import evaluate_boxes
 from ..evaluation.coco_results import coco_predictions
 from ..evaluation.confusion import pairwise_iou
 from ..evaluation.ground_truth import coco_ground_truth
-from ..model.box_ops import batched_nms
 from ..whole_files import write_whole_text
 from .nano_rating import FIGURES, detect_by_set, model_parser, told_model
 from .nano_scores import LOWEST, RIGHT_IOU, judge
@@ -43,44 +41,25 @@ from .wordings import SYNONYMS, article, plural
 # What the README's pictures show, and what they do not show.
 OBJECTS = ("cat", "person", "cup")
 DISTRACTORS = ("dog", "car", "chair", "book", "bottle", "television", "tree", "horse", "pizza", "laptop")
-DETECT_NMS = 0.5
-SUPPRESSED_NMS = 0.7
 SAME_BOX_IOU = 0.7
 NUM_ABSENT = 10
 SEED = 0
 
 
-def suppressed(detections: Sequence[Mapping[str, Any]], iou: float = SUPPRESSED_NMS) -> list[dict[str, Any]]:
-    """Drop the lower-scoring of two boxes of one name in one photograph that overlap more than an IoU.
-
-    Args:
-        detections: Detections in COCO's results format.
-        iou: Overlap in 0..1.
-    """
-    by_image: dict[Any, list[Mapping[str, Any]]] = {}
-    for entry in detections:
-        by_image.setdefault(entry["image_id"], []).append(entry)
-    kept = []
-    for entries in by_image.values():
-        boxes = torch.tensor([entry["bbox"] for entry in entries])
-        boxes[:, 2:] += boxes[:, :2]
-        scores = torch.tensor([entry["score"] for entry in entries])
-        names = torch.tensor([entry["category_id"] for entry in entries])
-        kept += [dict(entries[place]) for place in batched_nms(boxes, scores, names, iou).tolist()]
-    return kept
-
-
 def rate_average_precision(model: Any, processor: Any, sets: Mapping[str, Path], limit: int | None) -> dict[str, Any]:
-    """Rate the model on COCO files, as it is and with suppression; the arguments are those of `nano_rating.rate`.
+    """Rate the model on COCO files, suppressing duplicates as its processor does, and with every box.
+
+    The arguments are those of `nano_rating.rate`.
 
     Returns:
-        COCO's metrics by title and way, and "AP50 by name" with that of each annotated name, as it is.
+        COCO's metrics by title and way, and "AP50 by name" with that of each annotated name, duplicates suppressed.
     """
     rated: dict[str, Any] = {}
     by_name: dict[str, Any] = {}
     for title, path in sets.items():
-        found, truth = detect_by_set(model, processor, path, limit=limit), coco_ground_truth(path)
-        for way, detections in ((title, found), (f"{title}, suppressed", suppressed(found))):
+        truth = coco_ground_truth(path)
+        for way, iou in ((title, None), (f"{title}, every box", 1.0)):
+            detections = detect_by_set(model, processor, path, limit=limit, nms_threshold=iou)
             metrics = evaluate_boxes(*truth.paired_with(coco_predictions(detections, truth).images))
             summary = metrics.summary()
             rated[way] = {name: round(summary[name], 4) for name in FIGURES}
@@ -113,7 +92,7 @@ def mean_of_names(by_name: Mapping[str, float], names: Sequence[str]) -> dict[st
 def rate_threshold(detector: Detector, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
     """Tell precision and recall above the default threshold, with all names asked at once."""
     rated = {}
-    for way, options in (("as it is", {}), (f"--nms {DETECT_NMS}", {"nms_threshold": DETECT_NMS})):
+    for way, options in (("as it is", {}), ("every box", {"nms_threshold": 1.0})):
         precision, recall = judge(detector, rows, names, **options).at(THRESHOLD)
         rated[way] = {"precision": round(precision, 4), "recall": round(recall, 4)}
     return rated
@@ -142,7 +121,7 @@ def rate_photographs(detector: Detector, folder: Path) -> dict[str, Any]:
     for row in read_coco(folder / "annotations.json", folder):
         for name in set(row["names"]).intersection(OBJECTS):
             true = np.asarray(row["boxes"], dtype=np.float64)[[other == name for other in row["names"]]]
-            found = detector(row["image"], [name, *DISTRACTORS], threshold=LOWEST, nms_threshold=DETECT_NMS)
+            found = detector(row["image"], [name, *DISTRACTORS], threshold=LOWEST)
             own = found.labels == 0
             overlap = pairwise_iou(found.boxes, true).max(axis=1, initial=0.0)
             best = int(np.where(own, found.scores, -1.0).argmax()) if own.any() else None
@@ -179,13 +158,13 @@ def rate_wordings(detector: Detector, rows: Sequence[Mapping[str, Any]], names: 
         absent = rng.sample([name for name in names if name not in own], min(NUM_ABSENT, len(names) - len(own)))
         if not own:
             continue
-        plain = detector(row["image"], [*own, *absent], nms_threshold=DETECT_NMS)
+        plain = detector(row["image"], [*own, *absent])
         for kind in ("article", "plural", "synonym"):
             asked = [other_wordings(name).get(kind, name) for name in own]
             changed = [place for place, name in enumerate(own) if asked[place] != name]
             if not changed or len({*asked, *absent}) < len(asked) + len(absent):
                 continue
-            other = detector(row["image"], [*asked, *absent], nms_threshold=DETECT_NMS)
+            other = detector(row["image"], [*asked, *absent])
             for place in changed:
                 mine, theirs = plain.boxes[plain.labels == place], other.boxes[other.labels == place]
                 hits = pairwise_iou(mine, theirs).max(axis=1, initial=0.0) >= SAME_BOX_IOU
@@ -194,9 +173,9 @@ def rate_wordings(detector: Detector, rows: Sequence[Mapping[str, Any]], names: 
     return {kind: {"found again": round(again[kind] / max(1, count[kind]), 4), "boxes": count[kind]} for kind in count}
 
 
-def fingerprint(model: Any) -> str:
-    """Return a short name for a model's weights."""
-    digest = hashlib.sha256()
+def fingerprint(model: Any, processor: Any) -> str:
+    """Return a short name for a model's weights and its processor's suppression."""
+    digest = hashlib.sha256(f"{processor.nms_threshold}".encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
@@ -241,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, help="photographs per set, for a quick look; use another --output for it")
     options = parser.parse_args(arguments)
     model, processor = told_model(options)
-    weights = fingerprint(model)
+    weights = fingerprint(model, processor)
     detector = Detector(model, processor=processor, device="cpu")
     everyday, wild = (Path(folder) / "val.json" for folder in (options.everyday, options.wild))
     names, limit = category_names(everyday), options.limit

@@ -66,7 +66,12 @@ def told_model(options: argparse.Namespace) -> tuple[GDinoForObjectDetection, GD
 
 
 def detect_by_set(
-    model: Any, processor: Any, annotations: str | Path, batch_size: int = 8, limit: int | None = None
+    model: Any,
+    processor: Any,
+    annotations: str | Path,
+    batch_size: int = 8,
+    limit: int | None = None,
+    nms_threshold: float | None = None,
 ) -> list[dict[str, Any]]:
     """Detect in every photograph of a COCO file the names of the set that it comes from.
 
@@ -77,6 +82,7 @@ def detect_by_set(
             without it, every photograph is asked for all names.
         batch_size: Number of photographs per forward pass.
         limit: Number of photographs per set, from the first; None for all.
+        nms_threshold: As in `gdino_hf.evaluation.predict.predict`.
 
     Returns:
         Detections in COCO's results format.
@@ -98,7 +104,14 @@ def detect_by_set(
         if not labels:
             raise ValueError(f"{annotations} lists no names for the set {source!r}; add them to info.set_names.")
         predictions = predict(
-            model, processor, rows, labels, batch_size=batch_size, limit=limit, progress=f"rate {source or 'all'}"
+            model,
+            processor,
+            rows,
+            labels,
+            batch_size=batch_size,
+            nms_threshold=nms_threshold,
+            limit=limit,
+            progress=f"rate {source or 'all'}",
         )
         found += [
             {

@@ -206,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--export", required=True, help="folder for the model with fitted scores")
     parser.add_argument("--hold-out", type=int, default=HOLD_OUT, help="every so many-th photograph was kept back")
     parser.add_argument("--precision", type=float, default=0.6, help="wanted precision at the default threshold")
-    parser.add_argument("--nms", type=float, metavar="IOU", help="as in gdino detect; without it, duplicates are wrong")
+    parser.add_argument("--nms", type=float, metavar="IOU", help="as in gdino detect (default: the processor's own)")
     options = parser.parse_args(arguments)
     model, processor = told_model(options)
     file = Path(options.everyday) / "train.json"
