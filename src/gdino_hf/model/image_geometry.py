@@ -18,6 +18,9 @@ Shapes = tuple[tuple[int, int], ...]
 # Proposals whose centre is nearer to the border than this, or whose sides are nearer to 0 or 1, are left out: their
 # inverse sigmoid is too large to learn from.
 _MARGIN = 0.01
+# The outermost of 50 cells lie on the margin, where rounding would decide. A runtime that multiplies by 1 / 50 rounds
+# otherwise than one that divides.
+_ON_MARGIN = 1e-6
 _BASE_SIZE = 0.05
 
 
@@ -152,6 +155,7 @@ def make_proposals(
         centers = grid_centers(height, width, mask.device)[None] / sides[:, None]
         boxes.append(torch.cat((centers, torch.full_like(centers, _BASE_SIZE * 2.0**level)), dim=-1))
     proposals = torch.cat(boxes, dim=1)
-    valid = ((proposals > _MARGIN) & (proposals < 1 - _MARGIN)).all(-1) & vision_mask
+    inside = (proposals > _MARGIN + _ON_MARGIN) & (proposals < 1 - _MARGIN - _ON_MARGIN)
+    valid = inside.all(-1) & vision_mask
     logits = torch.log(proposals / (1 - proposals))
     return logits.masked_fill(~valid[..., None], torch.inf), valid
