@@ -316,6 +316,7 @@ def test_gdino_checkpoints_follow_the_conventions_meanwhile(learned_picture):
         assert type(found["processor"]) is stand_ins.GroundingDinoProcessor
         assert type(found["model"]).__name__ == "GroundingDinoForObjectDetection"
         assert isinstance(found["result"]["labels"], list)
+        assert found["processor"].nms_threshold == GDinoProcessor.from_pretrained(gdino_hf.NANO).nms_threshold == 0.6
     assert type(AutoProcessor.from_pretrained(gdino_hf.NANO)) is GDinoProcessor
 
 

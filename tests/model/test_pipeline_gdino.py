@@ -289,6 +289,22 @@ def test_a_folders_own_prompt_length_is_kept(saved, model, tiny_processor, tmp_p
     assert pipeline(TASK, model=loaded, **parts, device="cpu").processor.max_text_len == expected
 
 
+def test_a_folders_own_suppression_is_kept(model, tiny_processor, tmp_path):
+    model.save_pretrained(tmp_path)
+    tokenizer, image_processor = tiny_processor.tokenizer, tiny_processor.image_processor
+    GDinoProcessor(image_processor, tokenizer, nms_threshold=0.0).save_pretrained(tmp_path)
+    loaded = AutoModelForZeroShotObjectDetection.from_pretrained(tmp_path)
+    plain = pipeline(TASK, model=model, processor=tiny_processor, device="cpu")
+    options = {"candidate_labels": ["cat", "dog"], **ALL}
+    fewer = plain(picture(80, 64), nms_threshold=0.0, **options)
+    assert len(fewer) < len(plain(picture(80, 64), **options))
+    parts = {"tokenizer": tokenizer, "image_processor": image_processor}
+    for given, more in ((str(tmp_path), {}), (loaded, {}), (loaded, parts)):
+        suppressing = pipeline(TASK, model=given, **more, device="cpu")
+        assert suppressing(picture(80, 64), **options) == fewer
+        assert suppressing(picture(80, 64), nms_threshold=1, **options) == plain(picture(80, 64), **options)
+
+
 def test_the_processor_may_be_a_folder(model, tiny_folder, detector):
     other = pipeline(TASK, model=model, processor=str(tiny_folder), device="cpu")
     assert other(picture(), candidate_labels=["cat"], **ALL) == detector(picture(), candidate_labels=["cat"], **ALL)

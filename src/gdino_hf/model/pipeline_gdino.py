@@ -184,7 +184,7 @@ def register_pipeline() -> None:
 def _find_processor(model: PreTrainedModel, image_processor: Any, tokenizer: Any) -> GDinoProcessor:
     """Make the processor from its parts, or load it from where the model was loaded."""
     if image_processor is not None and tokenizer is not None:
-        return GDinoProcessor(image_processor, tokenizer, **_saved_length(model.name_or_path))
+        return GDinoProcessor(image_processor, tokenizer, **_saved_settings(model.name_or_path))
     try:
         return GDinoProcessor.from_pretrained(model.name_or_path)
     except (OSError, ValueError) as error:
@@ -198,10 +198,10 @@ def _find_processor(model: PreTrainedModel, image_processor: Any, tokenizer: Any
         ) from error
 
 
-def _saved_length(folder: str) -> dict[str, int]:
-    """Return the max_text_len of a saved processor; its parts, which transformers loads separately, lack it."""
+def _saved_settings(folder: str) -> dict[str, Any]:
+    """Return the settings of a saved processor that its parts, which transformers loads separately, lack."""
     try:
         saved, _ = GDinoProcessor.get_processor_dict(folder)
     except (OSError, ValueError):
         return {}
-    return {"max_text_len": saved["max_text_len"]} if "max_text_len" in saved else {}
+    return {name: saved[name] for name in ("max_text_len", "nms_threshold") if name in saved}

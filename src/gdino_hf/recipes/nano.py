@@ -56,6 +56,8 @@ from .recipe_training import train_to_the_end, training_arguments, write_figures
 
 # The pretrained parts, which are not trained further.
 FROZEN_GROUPS = ("backbone", "text")
+# A small decoder finds one object several times; the processor suppresses that by default.
+NMS = 0.6
 
 
 def build(
@@ -91,7 +93,8 @@ def build(
     encoder = AutoModel.from_pretrained(text, add_pooling_layer=False)
     model.model.text_backbone.load_state_dict(encoder.state_dict())
     image_processor = GDinoImageProcessor(size={"height": image_size, "width": image_size})
-    return model, GDinoProcessor(image_processor=image_processor, tokenizer=tokenizer, max_text_len=config.max_text_len)
+    settings = {"max_text_len": config.max_text_len, "nms_threshold": NMS}
+    return model, GDinoProcessor(image_processor=image_processor, tokenizer=tokenizer, **settings)
 
 
 def warm_start(
