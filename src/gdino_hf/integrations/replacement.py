@@ -173,8 +173,12 @@ def _processor(original: Replacement, *args: Any, **kwargs: Any) -> Any:
     loaded = original(*args, **kwargs)
     if type(loaded) is not GDinoProcessor:
         return loaded
-    settings = {"max_text_len": loaded.max_text_len, "nms_threshold": loaded.nms_threshold}
-    return GroundingDinoProcessor(loaded.image_processor, loaded.tokenizer, **settings)
+    return GroundingDinoProcessor(
+        loaded.image_processor,
+        loaded.tokenizer,
+        max_text_len=loaded.max_text_len,
+        nms_threshold=loaded.nms_threshold,
+    )
 
 
 def _replace(owner: type, replacement: Replacement) -> Callable[[], None]:

@@ -93,8 +93,7 @@ def build(
     encoder = AutoModel.from_pretrained(text, add_pooling_layer=False)
     model.model.text_backbone.load_state_dict(encoder.state_dict())
     image_processor = GDinoImageProcessor(size={"height": image_size, "width": image_size})
-    settings = {"max_text_len": config.max_text_len, "nms_threshold": NMS}
-    return model, GDinoProcessor(image_processor=image_processor, tokenizer=tokenizer, **settings)
+    return model, GDinoProcessor(image_processor, tokenizer, max_text_len=config.max_text_len, nms_threshold=NMS)
 
 
 def warm_start(

@@ -53,10 +53,10 @@ from ..training.saving import last_checkpoint
 from ..whole_files import write_whole_text
 from .closed_set_teacher import RESIDUAL_OUTPUTS, DenseLoss
 from .mixed_data import HOLD_OUT, MixedRows, WithoutNames, held_out, look_once, mixed_weights
-from .mosaic import Mosaic
 from .nano import Lesson, NanoTrainer, add_shared_options, augmentation, export, teacher_of, warm_start
 from .phrase_states import PhraseStates
 from .recipe_training import train_to_the_end, training_arguments
+from .side_by_side import SideBySide
 from .teacher_boxes import set_loss, teacher_boxes
 from .teacher_start import start_from_teacher
 from .wordings import Reworded, Wordings
@@ -179,7 +179,7 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
     rows = MixedRows(everyday, wild, seen, names, wordings)
     sampler = PromptSampler(names, (args.least_labels, args.most_labels))
     transform = Compose(
-        [mosaic(rows, names, wordings, args), augmentation(args.strong), Reworded(wordings, args.reworded)]
+        [side_by_side(rows, names, wordings, args), augmentation(args.strong), Reworded(wordings, args.reworded)]
     )
     model.model.text_feature_cache = PhraseStates()
     return MixedTrainer(
@@ -218,7 +218,7 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
     )
 
 
-def mosaic(rows: MixedRows, names: Sequence[str], wordings: Wordings, args: argparse.Namespace) -> Mosaic:
+def side_by_side(rows: MixedRows, names: Sequence[str], wordings: Wordings, args: argparse.Namespace) -> SideBySide:
     """Return the transform that puts everyday photographs side by side.
 
     Args:
@@ -230,10 +230,10 @@ def mosaic(rows: MixedRows, names: Sequence[str], wordings: Wordings, args: argp
     kept_back = set(held_out(len(rows.everyday), args.hold_out))
     drawn = [place for place in range(len(rows.everyday)) if place not in kept_back]
     if not args.without:
-        return Mosaic(rows, drawn, names, args.mosaic)
+        return SideBySide(rows, drawn, names, args.mosaic)
     fewer = WithoutNames(rows, args.without, wordings)
     known = [name for name in names if wordings.meaning(name) not in fewer.left_out]
-    return Mosaic(fewer, drawn, known, args.mosaic)
+    return SideBySide(fewer, drawn, known, args.mosaic)
 
 
 def untrained(args: argparse.Namespace, start: GDinoForObjectDetection, processor: GDinoProcessor) -> Any:

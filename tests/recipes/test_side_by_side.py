@@ -5,7 +5,7 @@ import random
 import numpy as np
 from PIL import Image
 
-from gdino_hf.recipes.mosaic import GRIDS, Mosaic
+from gdino_hf.recipes.side_by_side import GRIDS, SideBySide
 
 NAMES = ["cat", "cup", "dog"]
 COLOURS = {"cat": (250, 0, 0), "cup": (0, 250, 0), "dog": (0, 0, 250)}
@@ -29,7 +29,7 @@ ROWS = [row("cat", "dog"), row("cup", size=(40, 120)), row("dog", size=(160, 120
 def test_every_box_frames_its_object_and_names_are_those_of_all_parts():
     layouts = set()
     for seed in range(30):
-        made = Mosaic(ROWS, [1, 2, 3], NAMES, 1.0)(ROWS[0], random.Random(seed))
+        made = SideBySide(ROWS, [1, 2, 3], NAMES, 1.0)(ROWS[0], random.Random(seed))
         layouts.add(len(made["names"]))
         assert made["image"].size == (made["width"], made["height"]) == (80, 60)
         pixels = np.asarray(made["image"]).astype(int)
@@ -47,26 +47,26 @@ def test_every_box_frames_its_object_and_names_are_those_of_all_parts():
     assert len(layouts) > 1
 
 
-def test_one_seed_gives_one_mosaic_and_rows_that_may_not_be_drawn_are_not():
-    mosaic = Mosaic(ROWS, [3], NAMES, 1.0)
+def test_one_seed_gives_one_image_and_rows_that_may_not_be_drawn_are_not():
+    joined = SideBySide(ROWS, [3], NAMES, 1.0)
     for seed in range(10):
-        one, other = (mosaic(ROWS[0], random.Random(seed)) for _ in range(2))
+        one, other = (joined(ROWS[0], random.Random(seed)) for _ in range(2))
         assert one["image"].tobytes() == other["image"].tobytes()
         assert one["names"] == ["cat", "dog"]
 
 
 def test_a_photograph_about_which_less_is_known_stays_alone():
     unsure = row("cat", absent=["dog"])
-    assert Mosaic(ROWS, [1, 2], NAMES, 1.0)(unsure, random.Random(0)) is unsure
+    assert SideBySide(ROWS, [1, 2], NAMES, 1.0)(unsure, random.Random(0)) is unsure
 
 
-def test_the_share_of_mosaics_is_the_probability():
-    rng, mosaic = random.Random(0), Mosaic(ROWS, [1, 2, 3], NAMES, 0.3)
-    made = sum(mosaic(ROWS[0], rng) is not ROWS[0] for _ in range(1000))
+def test_the_share_of_joined_photographs_is_the_probability():
+    rng, joined = random.Random(0), SideBySide(ROWS, [1, 2, 3], NAMES, 0.3)
+    made = sum(joined(ROWS[0], rng) is not ROWS[0] for _ in range(1000))
     assert 250 < made < 350
 
 
-def test_a_picture_of_one_pixel_can_be_in_a_mosaic():
+def test_a_picture_of_one_pixel_can_be_beside_others():
     small = row(size=(1, 1))
-    sides = {Mosaic([small], [0], NAMES, 1.0)(small, random.Random(seed))["image"].size for seed in range(20)}
+    sides = {SideBySide([small], [0], NAMES, 1.0)(small, random.Random(seed))["image"].size for seed in range(20)}
     assert sides == {(columns, lines) for lines, columns in GRIDS}

@@ -1,4 +1,8 @@
-"""Mosaics: several photographs side by side as one training image, so that names do not depend on one background."""
+"""Several whole photographs side by side as one training image, so that a name does not hang on one background.
+
+Where `gdino_hf.data.mosaic` crops four images to quarters, here two or four are shown whole, and only photographs that
+are annotated for all names share an image.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,10 @@ from PIL import Image
 from ..data.transforms import resize
 
 GRIDS = ((1, 2), (2, 1), (2, 2))
-"""Rows and columns of the mosaics, each as likely as the others."""
+"""Rows and columns, each pair as likely as the others."""
 
 
-class Mosaic:
+class SideBySide:
     """Transform that puts further photographs beside an example's, all of the same size.
 
     Only photographs that are annotated for all names can share an image: a name that is annotated in one of them must
@@ -26,14 +30,14 @@ class Mosaic:
             `names`.
         places: Indices of the rows that may be drawn.
         names: All names.
-        probability: Probability of a mosaic, 0..1.
+        probability: Probability of further photographs, 0..1.
     """
 
     def __init__(self, rows: Any, places: Sequence[int], names: Sequence[str], probability: float) -> None:
         self.rows, self.places, self.names, self.probability = rows, list(places), list(names), probability
 
     def __call__(self, example: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-        """Return the example, or a mosaic of the example's size that holds it in one of its cells."""
+        """Return the example, or an image of about its size that shows it in one of its cells."""
         known = {*example["names"], *(example.get("neg_names") or ())}
         if not known.issuperset(self.names) or rng.random() >= self.probability:
             return example
