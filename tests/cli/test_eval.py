@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 pytest.importorskip("faster_coco_eval")
 
+from gdino_hf import GDinoProcessor
 from gdino_hf.cli import main
 from gdino_hf.cli.run_folder import new_run_folder
 from gdino_hf.evaluation.evaluate import write_csv
@@ -358,7 +360,28 @@ def test_captions_are_judged_by_their_phrases(data, tiny_folder, tmp_path, proto
     assert metric.split()[0] in printed
     stored = tmp_path / "work/runs/eval/captions/predictions.jsonl"
     assert run(captions, "--predictions", stored, "--protocol", protocol, "--name", "again")[0] == 0
+    status, _, complained = run(captions, "--model", tiny_folder, "--protocol", protocol, "--nms", "0.5")
+    assert status == 2
+    assert "--nms is for data with labels" in complained
     assert metrics(tmp_path / "work/runs/eval/again")["metrics"] == report["metrics"]
+
+
+def test_suppression_follows_the_option_or_else_the_processor(data, tiny_folder, tiny_processor, tmp_path):
+    own = tmp_path / "own"
+    shutil.copytree(tiny_folder, own)
+    GDinoProcessor(tiny_processor.image_processor, tiny_processor.tokenizer, nms_threshold=0.0).save_pretrained(own)
+
+    def number_of_boxes(name, *options):
+        assert run(data, "--name", name, *options)[0] == 0
+        lines = (tmp_path / "work/runs/eval" / name / "predictions.jsonl").read_text().splitlines()
+        return sum(len(json.loads(line).get("scores", ())) for line in lines)
+
+    every = number_of_boxes("plain", "--model", tiny_folder)
+    fewer = number_of_boxes("option", "--model", tiny_folder, "--nms", "0")
+    assert 0 < fewer < every
+    assert number_of_boxes("own", "--model", own) == fewer
+    assert number_of_boxes("every", "--model", own, "--nms", "1") == every
+    assert metrics(tmp_path / "work/runs/eval/own")["settings"]["nms_threshold"] == 0
 
 
 def test_detections_in_odvg_lines_are_judged_as_boxes(data, tiny_folder, tmp_path):
@@ -422,6 +445,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_there(data, tiny_folder, tmp
         (["{data}", "--predictions", "no/such.jsonl"], "cannot be read as predictions"),
         (["{data}", "--predictions", "{data}"], "not a prediction file"),
         (["{data}", "--predictions", "x", "--labels", "cat"], "exclude each other"),
+        (["{data}", "--predictions", "x", "--nms", "0"], "exclude each other"),
         (["{data}", "--labels", "zebra"], "has nothing of --labels zebra"),
         (["{data}", "--protocol", "lvis"], "no neg_category_ids or neg_names"),
         (["{data}", "--protocol", "phrases"], "no captions"),
@@ -430,6 +454,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_there(data, tiny_folder, tmp
         (["{data}", "--name", "a/b", "--model", "{model}"], "--name"),
         (["--table", "no/such.yaml"], "cannot be read as YAML"),
         (["{data}", "--limit", "0"], "'0' is not a whole number"),
+        (["{data}", "--nms", "2"], "'2' is not a number from 0 to 1"),
         (["{data}", "--threshold", "2"], "'2' is not a number from 0 to 1"),
     ],
 )

@@ -120,8 +120,8 @@ def _check_options(args: argparse.Namespace) -> None:
     if (args.data is None) == (args.table is None):
         raise UsageError("give DATA or --table YAML, one of them")
     if args.predictions:
-        for option in ("labels", "table", "resume", "limit"):
-            if getattr(args, option):
+        for option in ("labels", "table", "resume", "limit", "nms"):
+            if getattr(args, option) is not None:
                 raise UsageError(f"--predictions FILE and --{option} exclude each other; leave one out")
     if args.table:
         for option in ("images", "labels"):

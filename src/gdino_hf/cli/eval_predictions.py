@@ -144,6 +144,8 @@ class Predictor:
         from gdino_hf.labeling.label_workers import WorkerError
 
         args = self._args
+        if task.kind != "boxes" and args.nms is not None:
+            raise UsageError(f"--nms is for data with labels, and {task.data} has captions; leave it out")
         options: dict[str, Any] = {"score": args.score or ("max" if task.protocol == "referring" else "mean")}
         if task.kind == "boxes":
             options |= prediction_limits(task.protocol)

@@ -307,7 +307,8 @@ def _asked(
     select = Selection(0.0, score=score, multi_label=True, top_k=max_detections, nms_threshold=nms_threshold)
     per_prompt = max_per_prompt
     if per_prompt is None and max_detections is not None:
-        per_prompt = max_detections * (1 if nms_threshold is None else _CANDIDATES)
+        suppresses = nms_threshold is not None and nms_threshold < 1
+        per_prompt = max_detections * (_CANDIDATES if suppresses else 1)
     return Asked(tuple(labels), tuple(chunks), select, top_k_per_prompt=per_prompt)
 
 
