@@ -129,7 +129,14 @@ class StopsAfter(LabelProgress):
 def label_all(model, folder, out, ranks=None, after=None, segmenter=None):
     """Label a folder in small shards with three formats; a target for processes, too."""
     segmenter = None if segmenter is None else str(segmenter)
-    job = LabelJob(str(model), "cpu", batch_size=2, shard_size=4, options={"threshold": 0.005}, segmenter=segmenter)
+    job = LabelJob(
+        str(model),
+        "cpu",
+        batch_size=2,
+        shard_size=4,
+        options={"threshold": 0.005, "nms_threshold": 1.0},
+        segmenter=segmenter,
+    )
     return label_pictures([folder], LABELS, out, job=job, formats=FORMATS, ranks=ranks, progress=StopsAfter(after))
 
 
@@ -162,7 +169,7 @@ def digests(out):
 
 def label_rows_dying(model, pictures, deadly, results):
     """Label rows as an actor of a Ray Data pipeline, in a process that dies of one of the pictures."""
-    job = LabelJob(str(model), "cpu", batch_size=2, options={"threshold": 0.005})
+    job = LabelJob(str(model), "cpu", batch_size=2, options={"threshold": 0.005, "nms_threshold": 1.0})
     labeler = RowLabeler(job, Vocabulary(LABELS), ("path", "path"), 1, own_variables(), "run")
     read = labeler._labeler._read
 

@@ -123,7 +123,12 @@ def test_a_task_of_a_cluster_gives_the_file_that_a_run_here_writes(
     store = LabelStore(whole)
     manifest = read_manifest(store)["settings"]
     job = LabelJob(
-        str(label_model), "cpu", batch_size=2, shard_size=4, options={"threshold": 0.005}, segmenter=str(segmenter)
+        str(label_model),
+        "cpu",
+        batch_size=2,
+        shard_size=4,
+        options={"threshold": 0.005, "nms_threshold": 1.0},
+        segmenter=str(segmenter),
     )
     prints = manifest["fingerprint"], manifest["segmenter_fingerprint"]
     order = LabelOrder(job, store.read("vocabulary.safetensors"), settings_digest(manifest), *prints)
@@ -136,7 +141,13 @@ def test_a_task_of_a_cluster_gives_the_file_that_a_run_here_writes(
 
 def test_a_step_of_a_ray_data_pipeline_has_the_masks_of_a_run(label_model, segmenter, folder, whole, monkeypatch):
     monkeypatch.setenv("GDINO_ARITHMETIC", "fixed")
-    job = LabelJob(str(label_model), "cpu", batch_size=2, options={"threshold": 0.005}, segmenter=str(segmenter))
+    job = LabelJob(
+        str(label_model),
+        "cpu",
+        batch_size=2,
+        options={"threshold": 0.005, "nms_threshold": 1.0},
+        segmenter=str(segmenter),
+    )
     threads = torch.get_num_threads()
     labeler = RowLabeler(job, Vocabulary(LABELS), ("path", "path"), threads, own_variables(), "masks")
     expected = rows(whole)[:4]

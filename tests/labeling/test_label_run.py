@@ -114,7 +114,9 @@ def test_formats_of_a_finished_run_are_written_without_the_model(label, folder, 
 
 @pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.soak), 3])
 def test_two_processes_give_the_bytes_of_one(label_model, folder, tmp_path, batch):
-    job = LabelJob(str(label_model), "cpu", batch_size=batch, shard_size=4, options={"threshold": 0.005})
+    job = LabelJob(
+        str(label_model), "cpu", batch_size=batch, shard_size=4, options={"threshold": 0.005, "nms_threshold": 1.0}
+    )
     for workers in (1, 2):
         label_pictures([folder], LABELS, tmp_path / f"{workers}", job=job, formats=["coco", "yolo"], workers=workers)
     assert digests(tmp_path / "1") == digests(tmp_path / "2")
@@ -145,7 +147,7 @@ def test_the_arithmetic_is_chosen_by_a_rule_and_not_by_a_measurement(label_model
 
 def test_batches_find_what_single_pictures_give(label_model, folder, tmp_path):
     for batch in (1, 4):
-        job = LabelJob(str(label_model), "cpu", batch_size=batch, options={"threshold": 0.005})
+        job = LabelJob(str(label_model), "cpu", batch_size=batch, options={"threshold": 0.005, "nms_threshold": 1.0})
         label_pictures([folder], LABELS, tmp_path / f"{batch}", job=job)
     for one, four in zip(rows(tmp_path / "1"), rows(tmp_path / "4"), strict=True):
         # Kernels of other shapes add in another order: the tolerance of batches everywhere in this package.
@@ -158,7 +160,9 @@ def test_small_pictures_of_one_size_share_a_pass_without_padding(label_model, tm
     found, passes = [], []
     for pad, most in ((False, 10**6), (False, 7_000), (True, 10**6)):
         monkeypatch.setattr(prepared_pictures, "_SMALL_PIXELS", most)
-        job = LabelJob(str(label_model), "cpu", batch_size=4, pad=pad, options={"threshold": 0.005})
+        job = LabelJob(
+            str(label_model), "cpu", batch_size=4, pad=pad, options={"threshold": 0.005, "nms_threshold": 1.0}
+        )
         labeler = ShardLabeler(job, Vocabulary(LABELS))
         run, sizes = labeler._run, []
 
@@ -236,7 +240,7 @@ def test_tars_parquet_files_lists_and_globs_give_the_rows_of_files(label, label_
     expected = None
     for number, source in enumerate(("photos/*.*", "list.txt", "some.tar", "packed.tar.gz", "some.parquet")):
         out = tmp_path / f"out{number}"
-        job = LabelJob(str(label_model), "cpu", shard_size=6, options={"threshold": 0.005})
+        job = LabelJob(str(label_model), "cpu", shard_size=6, options={"threshold": 0.005, "nms_threshold": 1.0})
         summary = label_pictures([tmp_path / source], LABELS, out, job=job)
         assert (summary.pictures, summary.failed) == (len(files), 0)
         found = [{name: row[name] for name in ("width", "scores", "boxes", "labels")} for row in rows(out)]
@@ -255,7 +259,7 @@ def test_pictures_that_several_sources_name_are_labelled_once(label, folder, tmp
 
 
 def test_a_vocabulary_brings_thresholds_for_its_labels(label_model, folder, tmp_path):
-    job = LabelJob(str(label_model), "cpu", options={"threshold": 0.005})
+    job = LabelJob(str(label_model), "cpu", options={"threshold": 0.005, "nms_threshold": 1.0})
     aliases = {"cat": ["cat", "lion"], "dog": None}
     scores = []
     for name, thresholds in (("all", {}), ("best", {"cat": 0.9, "dog": 0.9})):

@@ -70,7 +70,9 @@ def test_a_task_gives_the_file_that_a_run_here_writes(label_model, folder, tmp_p
     label_all(label_model, folder, tmp_path / "whole")
     store = LabelStore(tmp_path / "whole")
     manifest = read_manifest(store)
-    job = LabelJob(str(label_model), "cpu", batch_size=2, shard_size=4, options={"threshold": 0.005})
+    job = LabelJob(
+        str(label_model), "cpu", batch_size=2, shard_size=4, options={"threshold": 0.005, "nms_threshold": 1.0}
+    )
     order = LabelOrder(
         job,
         store.read("vocabulary.safetensors"),
