@@ -19,7 +19,7 @@ from .mask_options import add_masks, check_masks, load_segmenter
 from .model_options import add_dtype, load_detector
 from .numbers import fraction, local_path, positive
 from .progress_file import ProgressFile, folder_stamp
-from .query_options import Query, add_query, make_search, read_query, settings
+from .query_options import Query, add_nms, add_query, make_search, read_query, settings
 from .report_file import ReportFile
 
 HELP = "find the objects that labels name in photographs"
@@ -46,13 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=fraction,
         help=f"lowest score of a label's best token, 0..1 (default: {TEXT_THRESHOLD}, or a lower threshold of a label)",
     )
-    parser.add_argument(
-        "--nms",
-        type=fraction,
-        metavar="IOU",
-        help="IoU in 0..1 above which the lower-scoring of two boxes of one label is dropped; 1 keeps both (default: "
-        "as the model's processor says)",
-    )
+    add_nms(parser)
     add_masks(parser)
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     add_dtype(parser)

@@ -24,6 +24,7 @@ from .eval_predictions import PREDICTIONS, Predictor, Task, add_engines, predict
 from .inputs import read_labels
 from .model_options import add_dtype, check_labels
 from .numbers import fraction, positive
+from .query_options import add_nms
 from .run_folder import new_run_folder, place_name
 
 HELP = "evaluate a model, or stored predictions, on annotated images"
@@ -80,13 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("mean", "max"),
         help="how a label's token scores are combined (default: mean, as published; max for referring expressions)",
     )
-    parser.add_argument(
-        "--nms",
-        type=fraction,
-        metavar="IOU",
-        help="IoU in 0..1 above which the lower-scoring of two boxes of one label is dropped; 1 keeps both (default: "
-        "as the model's processor says)",
-    )
+    add_nms(parser)
     parser.add_argument(
         "--threshold",
         type=fraction,

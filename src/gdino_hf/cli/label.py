@@ -18,7 +18,7 @@ from .format_option import FORMAT_NAMES
 from .mask_options import add_masks, check_masks
 from .model_options import add_dtype
 from .numbers import fraction, positive, results_place
-from .query_options import Query, add_tiles, read_query
+from .query_options import Query, add_nms, add_tiles, read_query
 from .ray_options import add_ray, read_cluster
 from .split_option import add_split, check_split, write_split_folders
 
@@ -78,14 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=_THRESHOLD,
         help="score that a box must exceed, 0..1, unless the vocabulary has one for its label (default: %(default)s)",
     )
-    parser.add_argument(
-        "--nms",
-        type=fraction,
-        default=_NMS,
-        metavar="IOU",
-        help="IoU in 0..1 above which the lower-scoring of two boxes of one label is dropped; 1 keeps all (default: "
-        "%(default)s)",
-    )
+    add_nms(parser, _NMS)
     add_tiles(parser)
     add_masks(parser)
     parser.add_argument(

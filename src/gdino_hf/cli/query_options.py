@@ -76,6 +76,19 @@ def add_query(parser: argparse.ArgumentParser) -> None:
     add_tiles(parser)
 
 
+def add_nms(parser: argparse.ArgumentParser, default: float | None = None) -> None:
+    """Add --nms; without a default, the model's processor decides."""
+    shown = "as the model's processor says" if default is None else default
+    parser.add_argument(
+        "--nms",
+        type=fraction,
+        default=default,
+        metavar="IOU",
+        help="IoU in 0..1 above which the lower-scoring of two boxes of one label is dropped; 1 keeps both (default: "
+        f"{shown})",
+    )
+
+
 def add_tiles(parser: argparse.ArgumentParser) -> None:
     """Declare --tiles and --overlap."""
     parser.add_argument(

@@ -22,7 +22,7 @@ from .errors import INTERRUPTED, OutputError, UsageError
 from .mask_options import add_masks, check_mask_files, check_masks, load_segmenter
 from .model_options import add_dtype, load_detector
 from .numbers import fraction, local_path, positive, positive_number
-from .query_options import Query, add_tiles, read_query
+from .query_options import Query, add_nms, add_tiles, read_query
 
 HELP = "follow objects through a video, a camera or a stream"
 # As in gdino_hf.video, which takes a second to import.
@@ -91,14 +91,7 @@ def _add_tracking(parser: argparse.ArgumentParser) -> None:
         help="score that a box must exceed to begin a track, 0..1; boxes down to half of it continue one (default: "
         "%(default)s)",
     )
-    parser.add_argument(
-        "--nms",
-        type=fraction,
-        default=_NMS,
-        metavar="IOU",
-        help="IoU in 0..1 above which the lower-scoring of two boxes of one label is dropped; 1 keeps all (default: "
-        "%(default)s)",
-    )
+    add_nms(parser, _NMS)
     parser.add_argument(
         "--tracker",
         type=_tracker,

@@ -16,6 +16,7 @@ What differs from `gdino_hf.recipes.nano`, and why:
 - Wild photographs are `--wild-share` of all, each set with its rare names sampled more often, see mixed_data.py.
 - Every 20th everyday photograph is never drawn: nano_scores.py fits the scores on these.
 - A share of the names is replaced by synonyms, plurals and phrases, see wordings.py.
+- With `--mosaic`, a share of the everyday photographs has others beside them, see side_by_side.py.
 - It starts from a trained model with a learning rate of 5e-5, level until the last `--decay-steps`. Steps and not
   time drive the schedule, because a run in the background of a busy machine gets an unknown share of it. Weights are
   averaged, so that a checkpoint in the level part can be rated and kept.
@@ -176,10 +177,16 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
         teacher,
         processor.image_processor,
     )
-    rows = MixedRows(everyday, wild, seen, names, wordings)
+    rows: Any = MixedRows(everyday, wild, seen, names, wordings)
+    if args.without:
+        rows = WithoutNames(rows, args.without, wordings)
+    left_out = {wordings.meaning(name) for name in args.without}
+    asked = [name for name in names if wordings.meaning(name) not in left_out]
+    kept_back = set(held_out(len(everyday), args.hold_out))
+    drawn = [place for place in range(len(everyday)) if place not in kept_back]
     sampler = PromptSampler(names, (args.least_labels, args.most_labels))
     transform = Compose(
-        [side_by_side(rows, names, wordings, args), augmentation(args.strong), Reworded(wordings, args.reworded)]
+        [SideBySide(rows, drawn, asked, args.mosaic), augmentation(args.strong), Reworded(wordings, args.reworded)]
     )
     model.model.text_feature_cache = PhraseStates()
     return MixedTrainer(
@@ -210,30 +217,12 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
             use_cpu=args.device == "cpu",
             dataloader_num_workers=args.workers,
         ),
-        train_dataset=ReproducibleDataset(WithoutNames(rows, args.without, wordings) if args.without else rows),
+        train_dataset=ReproducibleDataset(rows),
         row_weights=mixed_weights(everyday["names"], wild["names"], args.wild_share, args.rare, args.hold_out),
         data_collator=GDinoDataCollator(
             processor, prompt_sampler=sampler, transform=transform, seed=args.seed, return_text=True
         ),
     )
-
-
-def side_by_side(rows: MixedRows, names: Sequence[str], wordings: Wordings, args: argparse.Namespace) -> SideBySide:
-    """Return the transform that puts everyday photographs side by side.
-
-    Args:
-        rows: Rows of both sets.
-        names: Names of the everyday rows.
-        wordings: Wordings of all names.
-        args: The command line's options; rows of `hold_out` and names of `without` are left out.
-    """
-    kept_back = set(held_out(len(rows.everyday), args.hold_out))
-    drawn = [place for place in range(len(rows.everyday)) if place not in kept_back]
-    if not args.without:
-        return SideBySide(rows, drawn, names, args.mosaic)
-    fewer = WithoutNames(rows, args.without, wordings)
-    known = [name for name in names if wordings.meaning(name) not in fewer.left_out]
-    return SideBySide(fewer, drawn, known, args.mosaic)
 
 
 def untrained(args: argparse.Namespace, start: GDinoForObjectDetection, processor: GDinoProcessor) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.transforms import resize
+from ..model.picture_pixels import to_rgb
 
 GRIDS = ((1, 2), (2, 1), (2, 2))
 """Rows and columns, each pair as likely as the others."""
@@ -51,7 +52,7 @@ class SideBySide:
         boxes, names, crowd = [], [], []
         for place, part in enumerate(parts):
             left, top = place % columns * width, place // columns * height
-            small = resize({"image": part["image"].convert("RGB"), "boxes": part["boxes"]}, width, height)
+            small = resize({"image": to_rgb(part["image"]), "boxes": part["boxes"]}, width, height)
             canvas.paste(small["image"], (left, top))
             boxes.append(small["boxes"] + np.array([left, top] * 2, dtype=np.float32))
             names += part["names"]
