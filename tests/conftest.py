@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gc
 import json
+import multiprocessing.util
 import os
 import re
 import shutil
@@ -21,6 +22,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 # transformers compiles some 500 expressions whenever a model is loaded or saved; by default `re` keeps 512 in all.
 re._MAXCACHE = 8192
+# multiprocessing asks for its folder once and keeps it. A test that moves the temporary folder must not be the first to
+# start a process: sockets below pytest's long paths cannot be opened.
+multiprocessing.util.get_temp_dir()
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("GDINO_SHARED", REPOSITORY.parent / "shared"))

@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 
+from gdino_hf import NANO
 from gdino_hf.model.modeling_gdino import GDinoForObjectDetection
 from gdino_hf.model.processing_gdino import GDinoProcessor
 from gdino_hf.recipes import nano, nano_mixed, nano_rating
@@ -168,6 +169,13 @@ def test_schedule_rises_stays_level_and_falls_by_steps(parts, start, tmp_path):
     assert factors == pytest.approx([0.02, 0.51, 1.0, 1.0, 0.51, 0.02])
 
 
+@pytest.mark.parametrize("option", ["--wild-share", "--rare", "--reworded", "--mosaic"])
+def test_a_share_above_one_is_refused(parts, start, tmp_path, option, capsys):
+    with pytest.raises(SystemExit):
+        arguments(parts, start, tmp_path, option, "1.5")
+    assert f"{option} is 1.5; it must lie in 0..1" in capsys.readouterr().err
+
+
 def test_a_run_with_other_options_is_refused(parts, start, tmp_path):
     nano_mixed.keep_options(arguments(parts, start, tmp_path))
     nano_mixed.keep_options(arguments(parts, start, tmp_path, "--steps", "7"))
@@ -176,6 +184,16 @@ def test_a_run_with_other_options_is_refused(parts, start, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_at_another_size_is_rated_at_that_size(parts, start, tmp_path):
+    run = tmp_path / "run"
+    nano_mixed.train(arguments(parts, start, run, "--steps", "2", "--image-size", "96"))
+    for folder in (run, last_checkpoint(run)):
+        _, processor = nano_rating.told_model(nano_rating.model_parser("").parse_args([str(folder)]))
+        assert dict(processor.image_processor.size) == {"height": 96, "width": 96}
+    _, processor = nano_rating.told_model(nano_rating.model_parser("").parse_args(["nano"]))
+    assert dict(processor.image_processor.size) == dict(GDinoProcessor.from_pretrained(NANO).image_processor.size)
+
+
 def test_trains_resumes_and_every_checkpoint_can_be_rated(parts, start, tmp_path, capsys):
     run = tmp_path / "run"
     nano_mixed.train(arguments(parts, start, run, "--steps", "3"))

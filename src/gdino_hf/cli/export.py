@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of pictures on which --int8 compares boxes (default: gdino-nano's three example photographs)",
     )
-    parser.add_argument("--threshold", type=fraction, help="score threshold that a page begins with (default: 0.2)")
+    parser.add_argument("--threshold", type=fraction, help="score threshold that a page begins with (default: 0.3)")
     parser.add_argument(
         "--npm-folder",
         type=Path,

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..detection.detection_options import THRESHOLD
 from ..detection.loading import load_pair
 from ..model.text_prompt import shorten, special_token_ids, split_labels
 from ..whole_files import whole_folder
@@ -28,6 +29,8 @@ _PART_BYTES = 20 * 2**20
 # protobuf cannot write more.
 _MOST_BYTES = 2**31 - 1
 _MOST_PIXELS = 64_000_000
+# Overlap limit of a model whose processor has none.
+_OVERLAP = 0.5
 _RUNTIMES = {
     "wasm": ("ort.wasm.min.mjs", "ort-wasm-simd-threaded"),
     "webgpu": ("ort.jspi.min.mjs", "ort-wasm-simd-threaded.jspi"),
@@ -86,8 +89,8 @@ def write_web_page(
     *,
     name: str,
     labels: Sequence[str] = LABELS,
-    threshold: float = 0.2,
-    overlap: float = 0.5,
+    threshold: float = THRESHOLD,
+    overlap: float | None = None,
     npm_folder: str | Path | None = None,
 ) -> dict[str, int]:
     """Write a folder that any static host can serve, from any path, and that works offline once it was loaded.
@@ -99,7 +102,8 @@ def write_web_page(
         name: The model's name on the page.
         labels: Labels that the page begins with; visitors change them as they like.
         threshold: Score threshold that the page begins with, 0..1.
-        overlap: Overlap limit that the page begins with, an IoU in 0..1.
+        overlap: Overlap limit that the page begins with, an IoU in 0..1; None takes the processor's `nms_threshold`, or
+            0.5 if it has none.
         npm_folder: Folder with the npm packages, see `npm_files`; None takes the cache or asks npm.
 
     Returns:
@@ -112,6 +116,8 @@ def write_web_page(
     out = Path(out)
     text = _label_text(labels)
     image, packages = _check(processor, out, npm_folder)
+    if overlap is None:
+        overlap = _OVERLAP if processor.nms_threshold is None else processor.nms_threshold
     with whole_folder(out) as folder:
         shutil.copytree(SOURCES, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
         vendored = _copy_packages(packages, folder / "vendor")

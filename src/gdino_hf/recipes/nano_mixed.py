@@ -280,12 +280,16 @@ def train(args: argparse.Namespace) -> MixedTrainer:
     keep_options(args)
     model = GDinoForObjectDetection.from_pretrained(args.start)
     processor = GDinoProcessor.from_pretrained(args.start)
+    if args.image_size is not None:
+        processor.image_processor.size = {"height": args.image_size, "width": args.image_size}
     if args.teacher_start:
         # They start from text features, without the constant beside which that start is exact: losses of ten thousands.
         model.config.num_denoising_queries = 0
     # A checkpoint brings its own weights.
     if args.untrained and last_checkpoint(Path(args.output)) is None:
         model = untrained(args, model, processor)
+    # The commands that rate a checkpoint find it here.
+    processor.save_pretrained(args.output)
     trainer = make_trainer(args, model, processor)
     train_to_the_end(trainer)
     if args.export:
@@ -308,6 +312,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         default=[],
         metavar="NAMES",
         help="names never to learn, with commas, to measure what the model makes of new ones; use it with --untrained",
+    )
+    parser.add_argument(
+        "--image-size", type=int, help="height and width in pixels that the model sees from now on (default: as before)"
     )
     parser.add_argument("--hold-out", type=int, default=HOLD_OUT, help="keep back every so many-th everyday photograph")
     parser.add_argument("--export", help="folder for the finished model")
@@ -339,6 +346,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--set-weight", type=float, default=4, help="weight of the teacher's scores of boxes")
     add_shared_options(parser)
     options = parser.parse_args(arguments)
+    for share in ("wild_share", "rare", "reworded", "mosaic"):
+        if not 0 <= getattr(options, share) <= 1:
+            parser.error(f"--{share.replace('_', '-')} is {getattr(options, share):g}; it must lie in 0..1")
     if options.teacher_start and not options.untrained:
         parser.error("--teacher-start initializes an untrained trunk; give --untrained as well")
     return options

@@ -54,7 +54,7 @@ def model_parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder of a run, of a checkpoint or of a model; nano for the embedded one")
     parser.add_argument(
-        "--processor", default=str(NANO), help="folder of the processor; the embedded model's if absent"
+        "--processor", help="folder of the processor (default: the model's or its run's, else the embedded model's)"
     )
     return parser
 
@@ -62,7 +62,17 @@ def model_parser(description: str | None) -> argparse.ArgumentParser:
 def told_model(options: argparse.Namespace) -> tuple[GDinoForObjectDetection, GDinoProcessor]:
     """Load the model, in eval mode, and the processor that the options of `model_parser` tell."""
     model = load_checkpoint(NANO if options.model == "nano" else options.model)
-    return model, GDinoProcessor.from_pretrained(options.processor)
+    return model, GDinoProcessor.from_pretrained(options.processor or processor_folder(options.model))
+
+
+def processor_folder(model: str | Path) -> Path:
+    """Return the folder of a model's processor: its own, that of its run, or else the embedded model's.
+
+    Args:
+        model: "nano", or a folder as for `load_checkpoint`.
+    """
+    own = [] if model == "nano" else [Path(model), Path(model).parent]
+    return next((folder for folder in own if (folder / "processor_config.json").is_file()), Path(NANO))
 
 
 def detect_by_set(
