@@ -228,6 +228,8 @@ def test_a_damaged_video_has_results_one_sentence_and_status_1(clip, tmp_path, c
         ("clip", ["--tracker", "empty", "--masks", "empty"], "--tracker with a model makes the masks"),
         ("clip", ["--labels", ""], "--labels"),
         ("clip", ["--state", "words.mp4"], r"words\.mp4 cannot be read"),
+        ("clip", ["--state", "words.mp4/state"], r"state cannot be written .*; choose another --state"),
+        ("clip", ["--rate", "5"], r"rate is 5, but a video tells its own; leave it out"),
         ("clip", ["--tighten"], "--tighten is for --masks; give both"),
         ("clip", ["--masks", "empty", "--device", "cpu"], "--masks: The segmenter empty cannot be loaded"),
     ],
@@ -275,7 +277,7 @@ def test_a_stopped_run_leaves_whole_files(number, tmp_path, frames, fresh_python
     threading.Thread(target=serve, daemon=True).start()
     address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
     out = tmp_path / "out"
-    options = ["--labels", "cat", "--every", "3", "--device", "cpu", "--out", out]
+    options = ["--labels", "cat", "--every", "3", "--device", "cpu", "--state", tmp_path / "state", "--out", out]
     process = fresh_python.start(COMMAND, "track", address, *options)
     watched = out / "frames.jsonl"
     while process.runs() and not (watched.exists() and watched.read_bytes().count(b"\n") >= 3):
@@ -285,6 +287,9 @@ def test_a_stopped_run_leaves_whole_files(number, tmp_path, frames, fresh_python
     server.close()
     assert done.returncode == 130, done.stderr
     assert "stopped; the results so far are written" in done.stderr
+    # The tracker was ahead of the last frame that was written.
+    assert "state is not written, because the run was stopped" in done.stderr
+    assert not (tmp_path / "state").exists()
     assert "in " in done.stdout
     found = rows(out)
     assert len(found) >= 3

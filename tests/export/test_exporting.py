@@ -73,6 +73,7 @@ def test_the_folder_describes_its_files(nano, nano_export):
         ({"format": "tflite"}, "no format 'tflite'"),
         ({"variant": "half"}, "no variant 'half'"),
         ({"variant": "baked"}, "needs the labels"),
+        ({"format": "executorch", "variant": "split"}, "made whole or baked, not split"),
         ({"variant": "whole", "labels": "cat"}, "Labels are for the variant baked"),
         ({"labels": [f"cat {number} dog" for number in range(30)]}, "30 labels take .* prompts of 64 tokens"),
     ],

@@ -202,6 +202,10 @@ def test_pictures_are_resized_as_pillow_does(tab):
         assert np.array_equal(np.array(pixels).reshape(*size, 3), expected), (size, number)
 
 
+def test_a_picture_that_is_not_resized_keeps_its_size(tab):
+    assert tab.evaluate("async () => (await import('./pixels.js')).targetSize(48, 64, null)") == [48, 64]
+
+
 def test_sizes_labels_and_colours_follow_python(tab, nano):
     sizes = [
         {"height": 320, "width": 200},

@@ -17,7 +17,7 @@ from gdino_hf.runtime.prompt_tokens import PromptTokenizer
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
-from runtime.tiny_exports import BAKED, boxes, edited, table, write_export
+from runtime.tiny_exports import BAKED, IMAGE, boxes, edited, table, write_export
 
 CAT, CUP, DOG = 4937, 2452, 3899  # tokens of gdino-nano's vocabulary
 
@@ -86,6 +86,30 @@ def test_lists_and_streams_equal_single_pictures(exports, pictures, variant):
                 np.testing.assert_allclose(found.scores, one.scores, atol=1e-5)
                 np.testing.assert_allclose(found.boxes, one.boxes, atol=1e-3)
                 assert found.labels.tolist() == one.labels.tolist()
+
+
+def test_pictures_of_other_sizes_in_a_batch_change_nothing(tmp_path, pictures):
+    """As convolutions do, this graph's scores depend on how far a picture is padded, whatever the mask says."""
+    import onnx
+    from onnx import helper
+
+    folder = write_export(tmp_path / "export")
+    model = onnx.load(folder / "model.onnx")
+    nodes = [node for node in model.graph.node if node.op_type != "Div"]
+    place = next(place for place, node in enumerate(nodes) if node.op_type == "Squeeze")
+    mean = helper.make_node("ReduceMean", ["pixel_values"], ["average"], axes=[1, 2, 3], keepdims=1, name="average")
+    nodes[place : place + 1] = [mean, helper.make_node("Squeeze", ["average", "last"], ["mean"], name="squeezed")]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, folder / "model.onnx")
+    content = (folder / "model.onnx").read_bytes()
+    entry = {"name": "model.onnx", "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    detector = Detector(edited(folder, {"files": {"model": entry}}), threads=1)
+    single = [detector(path, "cat, cup", threshold=0.1) for path in pictures]
+    assert len({found.size for found in single}) > 1
+    for one, other in zip(single, detector(pictures, "cat, cup", threshold=0.1, batch_size=3), strict=True):
+        np.testing.assert_allclose(other.scores, one.scores, atol=1e-6)
+        assert other.labels.tolist() == one.labels.tolist()
 
 
 def test_labels_that_need_several_prompts_are_all_found(exports, pictures):
@@ -212,6 +236,11 @@ def test_a_damaged_or_foreign_folder_is_one_sentence(tmp_path, exports):
             r"needs openvino 9999.1 or newer, and 20\S+ is installed; pip install -U openvino",
         ),
         ({"image": None}, r"gdino_export.json is damaged \(TypeError"),
+        ({"image": {}}, r"gdino_export.json is damaged \(KeyError: 'resample'\)"),
+        ({"image": IMAGE | {"size": None}}, r"is damaged \(TypeError: the size of pictures is no pair of edges\)"),
+        ({"image": IMAGE | {"image_std": None}}, r"is damaged \(TypeError"),
+        ({"text": {"max_text_len": "x"}}, r"is damaged \(ValueError: invalid literal"),
+        ({"runtime": {"least_version": "abc"}}, r"is damaged \(ValueError: there is no version 'abc' of a runtime\)"),
         ({"post": {"nms_threshold": 6}}, r"is damaged \(ValueError: nms_threshold must be within 0..1, got 6"),
         ({"labels": {"names": ["cat"]}}, r"gdino_export.json is damaged \(KeyError: 'label_indices'\)"),
         ({"labels": BAKED | {"spans": []}}, r"is damaged \(ValueError: 2 labels have 0 spans\)"),
@@ -271,6 +300,30 @@ def test_the_module_writes_json_and_tells_of_pictures_it_cannot_read(exports, pi
     assert capsys.readouterr().err.count("\n") == 1
     assert main([str(tmp_path), "a.jpg", "--labels", "cat"]) == 2
     assert capsys.readouterr().err.startswith("python -m gdino_hf.runtime: error: ")
+
+
+def test_pictures_with_boxes_replace_neither_each_other_nor_the_pictures(exports, pictures, tmp_path, capsys):
+    first, second = tmp_path / "a" / "x.jpg", tmp_path / "b" / "x.jpg"
+    for path in (first, second):
+        path.parent.mkdir()
+        Image.open(pictures[0]).convert("RGB").save(path)
+    before = first.read_bytes()
+    arguments = [str(exports["whole"]), str(first), str(second), "--labels", "cat", "--plots"]
+    assert main([*arguments, str(first.parent)]) == 2
+    assert "would replace" in capsys.readouterr().err
+    assert first.read_bytes() == before
+    assert main([*arguments, str(tmp_path / "plots")]) == 0
+    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == ["x-2.jpg", "x.jpg"]
+
+
+def test_a_library_that_is_there_and_broken_is_one_sentence(exports, tmp_path, monkeypatch):
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('DLL load failed')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    with pytest.raises(
+        ExportError, match=r"cannot be imported \(DLL load failed\); pip install --force-reinstall onnx"
+    ):
+        Detector(exports["whole"])
 
 
 def test_importing_the_runtime_loads_neither_torch_nor_transformers():

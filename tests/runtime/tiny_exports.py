@@ -22,6 +22,19 @@ BAKED = {
 """Labels of the variant "baked", as the document states them."""
 
 
+IMAGE = {
+    "do_resize": True,
+    "size": {"shortest_edge": 40, "longest_edge": 60},
+    "resample": 2,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+}
+"""Settings of pictures, as the document states them."""
+
+
 def table() -> np.ndarray:
     """Return (vocabulary, Q) logits of each token for each query."""
     return np.random.default_rng(7).normal(0, 2, (VOCABULARY, QUERIES)).astype(np.float32)
@@ -98,16 +111,7 @@ def write_export(folder: Path, variant: str = "whole", batch: Any = "batch", **c
         "variant": variant,
         "runtime": {"name": "onnxruntime", "least_version": "1.20"},
         "files": files,
-        "image": {
-            "do_resize": True,
-            "size": {"shortest_edge": 40, "longest_edge": 60},
-            "resample": 2,
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": [0.485, 0.456, 0.406],
-            "image_std": [0.229, 0.224, 0.225],
-        },
+        "image": IMAGE,
         "text": {"max_text_len": 12, "start_id": 101, "end_id": 102, "unknown_id": 100, "pad_id": 0},
         "labels": BAKED if variant == "baked" else None,
     }

@@ -142,6 +142,73 @@ def test_damaged_packets_in_the_middle_do_not_end_a_video(tmp_path):
     assert frames[-1].seconds == pytest.approx(2.9, abs=0.05)
 
 
+def test_parts_in_one_file_follow_each_other(tmp_path):
+    """Recorders put parts of a video into one file, each with a clock of its own."""
+    part = write_clip(tmp_path / "part.ts", flat_frames(10), gop=1).read_bytes()
+    (tmp_path / "whole.ts").write_bytes(part + part)
+    seconds = [frame.seconds for frame in VideoFile(tmp_path / "whole.ts")]
+    # The packet at the seam may be taken for a damaged one.
+    assert len(seconds) >= 19
+    assert all(0.08 < step < 0.22 for step in np.diff(seconds))
+
+
+def test_frames_that_an_edit_list_hides_are_not_missed(tmp_path):
+    path = write_clip(tmp_path / "long.mp4", flat_frames(20), gop=20)
+    with av.open(str(path)) as source, av.open(str(tmp_path / "trimmed.mp4"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                shift = round(1 / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, stream
+                target.mux(packet)
+    source = VideoFile(tmp_path / "trimmed.mp4")
+    assert [number_of(frame.image) for frame in source] == [number % 12 for number in range(10, 20)]
+    assert source.remark is None
+
+
+def test_damage_before_the_end_that_was_asked_for_is_told(tmp_path):
+    path = write_clip(tmp_path / "holes.avi", noise(20), codec="mjpeg", pixels="yuvj420p")
+    data = bytearray(path.read_bytes())
+    third = [place for place in range(len(data)) if data[place : place + 4] == b"00dc"][3]
+    size = int.from_bytes(data[third + 4 : third + 8], "little")
+    data[third + 8 : third + 8 + size] = bytes(size)
+    path.write_bytes(data)
+    source = VideoFile(path, end=1.5)
+    list(source)
+    assert source.remark == f"{path}: 1 damaged frames were left out; {source_frames(path)} were read."
+
+
+def source_frames(path):
+    return len(list(VideoFile(path, end=1.5)))
+
+
+def test_a_start_after_the_end_is_refused_in_one_sentence(tmp_path):
+    path = write_clip(tmp_path / "clip.mp4", flat_frames(10))
+    with pytest.raises(VideoError, match=r"clip\.mp4 ends after 1\.0 seconds; give a start before, not 5"):
+        list(VideoFile(path, start=5.0))
+
+
+def test_pictures_in_an_unknown_codec_are_refused_in_one_sentence(tmp_path):
+    path = write_clip(tmp_path / "odd.mp4", flat_frames(3))
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
+    with pytest.raises(VideoError, match=r"odd\.mp4 has pictures in a codec that is unknown here; save it as MP4"):
+        VideoFile(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"start": 1.0}, "start is 1, but a stream"), ({"rate": 5}, "rate is")]
+)
+def test_streams_have_neither_start_nor_rate(options, message):
+    with pytest.raises(ValueError, match=message):
+        open_source("rtsp://127.0.0.1:1/camera", **options)
+
+
+def test_a_video_has_its_own_rate(tmp_path):
+    path = write_clip(tmp_path / "clip.mp4", flat_frames(3))
+    with pytest.raises(ValueError, match="rate is 5, but a video tells its own; leave it out"):
+        open_source(path, rate=5)
+
+
 @pytest.mark.parametrize(("name", "cover"), [("tone.m4a", False), ("tone.mp3", False), ("cover.mp3", True)])
 def test_sound_alone_is_refused_in_one_sentence(tmp_path, name, cover):
     path = write_sound(tmp_path / name, cover)

@@ -1,8 +1,10 @@
 """Streams that drop and come back, from servers on this machine."""
 
+import re
 import socket
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -57,6 +59,30 @@ def test_a_stream_that_drops_comes_back_and_is_given_up_after_a_while(parts, mon
     assert seconds[6] > 0.2
     assert source.reconnections >= 2
     assert "did not come back within 1 seconds; 12 frames were received" in source.remark
+
+
+def test_a_video_of_an_address_that_breaks_off_is_told(tmp_path):
+    video = write_clip(
+        tmp_path / "whole.mp4", flat_frames(60, (320, 240)), gop=1, container={"movflags": "+faststart"}
+    ).read_bytes()
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        with suppress(OSError):
+            while True:
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(4096)
+                    head = f"HTTP/1.0 200 OK\r\nContent-Type: video/mp4\r\nContent-Length: {len(video)}\r\n\r\n"
+                    connection.sendall(head.encode() + video[: len(video) // 2])
+
+    threading.Thread(target=serve, daemon=True).start()
+    source = open_source(f"http://127.0.0.1:{server.getsockname()[1]}/whole.mp4")
+    assert not source.is_live
+    count = len(list(source))
+    server.close()
+    assert 10 < count < 50
+    assert re.search(rf"broke off \(.+\) after {count} of about 60 frames; these were read", source.remark)
 
 
 def test_a_slow_reader_gets_the_newest_frames(parts):

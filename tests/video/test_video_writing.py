@@ -140,6 +140,21 @@ def test_times_that_do_not_grow_are_pushed_apart(tmp_path):
     assert [number_of(frame.image) for frame in VideoFile(tmp_path / "still.mp4")] == [0, 1, 2, 3]
 
 
+def test_sound_in_an_unknown_codec_is_left_out_and_told(tmp_path):
+    path = write_clip(tmp_path / "odd.mkv", flat_frames(8), sound=True)
+    path.write_bytes(path.read_bytes().replace(b"A_AAC", b"A_ZZZ"))
+    source = VideoFile(path)
+    frames = list(source)
+    writer = VideoWriter(tmp_path / "out.mp4", 10, sound=source)
+    with pytest.warns(UserWarning, match="odd.mkv has sound in a codec that is unknown here; the annotated video has"):
+        writer.add(frames[0].image, frames[0].seconds)
+    for frame in frames[1:]:
+        writer.add(frame.image, frame.seconds)
+    writer.close()
+    assert len(list(VideoFile(tmp_path / "out.mp4"))) == 8
+    assert not VideoFile(tmp_path / "out.mp4").has_sound
+
+
 def test_a_video_without_frames_is_no_file(tmp_path):
     VideoWriter(tmp_path / "none.mp4", 10).close()
     assert not (tmp_path / "none.mp4").exists()

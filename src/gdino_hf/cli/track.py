@@ -16,7 +16,7 @@ from typing import Any
 
 from gdino_hf.error_text import reason
 from gdino_hf.model.printable import printable
-from gdino_hf.whole_files import make_folder
+from gdino_hf.whole_files import check_writable, make_folder
 
 from .errors import INTERRUPTED, OutputError, UsageError
 from .mask_options import add_masks, check_mask_files, check_masks, load_segmenter
@@ -206,6 +206,14 @@ def _check_output(args: argparse.Namespace) -> None:
         raise UsageError(
             f"the results cannot be written ({reason(error, name_file=True)}); choose another --out"
         ) from error
+    if args.state is None:
+        return
+    try:
+        check_writable(args.state)
+    except OSError as error:
+        raise UsageError(
+            f"the tracker's state cannot be written ({reason(error, name_file=True)}); choose another --state"
+        ) from error
 
 
 def _track(args: argparse.Namespace, query: Query, source: Any) -> int:
@@ -263,11 +271,11 @@ def _track(args: argparse.Namespace, query: Query, source: Any) -> int:
             finished = run_of.write(frames, stop, sys.stderr)
         except ValueError as error:
             raise UsageError(reason(error)) from error
-    if args.state is not None:
-        tracker.save(args.state)
     settings = {"model": args.model, "tracker": tracker.name, "every": args.every, "threshold": tracker.threshold}
     settings |= {} if args.masks is None else {"masks": args.masks, "tighten": args.tighten}
     run_of.summarize(args.out / _SUMMARY, settings, finished)
+    if args.state is not None:
+        _save_state(args.state, tracker, finished)
     print("\n".join(_report(args, run_of)))
     if source.remark is not None:
         print(f"gdino track: {printable(source.remark)}", file=sys.stderr)
@@ -275,6 +283,19 @@ def _track(args: argparse.Namespace, query: Query, source: Any) -> int:
         print("stopped; the results so far are written", file=sys.stderr)
         return INTERRUPTED
     return 1 if source.remark is not None else 0
+
+
+def _save_state(path: Path, tracker: Any, finished: bool) -> None:
+    """Write the tracker's state, if it belongs to the last frame that was written."""
+    if finished:
+        tracker.save(path)
+        return
+    # The tracker has seen the next detection already, and perhaps half of it.
+    print(
+        f"gdino track: {printable(path)} is not written, because the run was stopped; to go on from somewhere, end a "
+        "part there with --end",
+        file=sys.stderr,
+    )
 
 
 def _resumed(args: argparse.Namespace, place: dict[str, Any]) -> Any:

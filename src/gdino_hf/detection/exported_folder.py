@@ -109,6 +109,7 @@ class ExportedFolder:
                 graphs=dict(document.get("graphs", {})),
                 nms_threshold=_iou(document.get("post", {}).get("nms_threshold")),
             )
+            _check_settings(found)
             whole = found.format in LIBRARIES and _ROLES[found.variant] <= found.files.keys()
             whole = whole and (found.variant == "baked") == (labels is not None) and "max_text_len" in found.text
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
@@ -121,6 +122,21 @@ class ExportedFolder:
         if not whole:
             raise ExportError(f"{printable(path / DOCUMENT)} does not describe a whole export; {_AGAIN}.")
         return found
+
+
+def _check_settings(found: ExportedFolder) -> None:
+    """Raise a KeyError, TypeError or ValueError if settings of pictures or text are missing or of another kind."""
+    image = found.image
+    for name in ("resample", "rescale_factor", "image_mean", "image_std"):
+        for number in image[name] if name.startswith("image_") else [image[name]]:
+            float(number)
+    if image["do_resize"] and not isinstance(image["size"], dict):
+        raise TypeError("the size of pictures is no pair of edges")
+    image["do_rescale"], image["do_normalize"]  # a missing one raises
+    for name in found.text.keys() & {"max_text_len", "start_id", "end_id", "unknown_id", "pad_id"}:
+        int(found.text[name])
+    if not any(sign.isdigit() for sign in found.least_version):
+        raise ValueError(f"there is no version {found.least_version!r} of a runtime")
 
 
 def is_export(folder: str | os.PathLike[str]) -> bool:

@@ -125,6 +125,11 @@ def _library(folder: ExportedFolder) -> tuple[ModuleType, str]:
         version = str(getattr(module, "__version__", None) or importlib.metadata.version(name))
     except ModuleNotFoundError as error:  # metadata's PackageNotFoundError is one, too
         raise ExportError(f'{printable(folder.path)} needs {name}; pip install "gdino-hf[{extra}]".') from error
+    except ImportError as error:
+        raise ExportError(
+            f"{printable(folder.path)} needs {name}, which is installed and cannot be imported "
+            f"({printable(error, limit=100)}); pip install --force-reinstall {name}."
+        ) from error
     if _numbers(version) < _numbers(folder.least_version):
         raise ExportError(
             f"{printable(folder.path)} needs {name} {folder.least_version} or newer, and {version} is installed; "

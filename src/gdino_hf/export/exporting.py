@@ -159,6 +159,10 @@ def _checked(model_format: str, variant: str | None, labels: Any) -> str:
         raise ValueError("The variant baked needs the labels that it finds; give labels.")
     if chosen != "baked" and labels is not None:
         raise ValueError(f"Labels are for the variant baked, not for {chosen}; leave them out.")
+    if chosen == "split" and model_format == "executorch":
+        raise ValueError(
+            "ExecuTorch's files have fixed sizes and are made whole or baked, not split; choose one of these."
+        )
     return chosen
 
 

@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         labels = args.labels[0] if args.labels and len(args.labels) == 1 else args.labels
         options = {"threshold": args.threshold, "nms_threshold": args.nms, "top_k": args.top_k}
         results = detector.stream(args.pictures, labels, **options)
-        rows = [_row(source, found, args.plots) for source, found in results]
+        plots = _plot_files(args.pictures, args.plots)
+        rows = [_row(source, found, plot) for (source, found), plot in zip(results, plots, strict=True)]
         report = json.dumps({"images": rows}, ensure_ascii=False, indent=2)
         if args.out is None:
             print(report)
@@ -55,14 +56,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if any("error" in row for row in rows) else 0
 
 
-def _row(source: str, found: Any, plots: Path | None) -> dict[str, Any]:
-    """Return what the report says of one picture, and draw its boxes if there is a folder for that."""
+def _plot_files(pictures: Sequence[str], folder: Path | None) -> list[Path | None]:
+    """Return the file of each picture with its boxes, of which no two are the same; None without a folder.
+
+    Raises:
+        ValueError: One of them is a picture that is looked at.
+    """
+    if folder is None:
+        return [None] * len(pictures)
+    own = {Path(picture).resolve() for picture in pictures}
+    used: set[str] = set()
+    files: list[Path | None] = []
+    for picture in pictures:
+        stem = Path(picture).stem
+        name = next(name for name in (stem, *(f"{stem}-{n}" for n in range(2, len(pictures) + 2))) if name not in used)
+        used.add(name)
+        file = folder / f"{name}.jpg"
+        if file.resolve() in own:
+            raise ValueError(f"--plots {folder} would replace {file}; choose another folder.")
+        files.append(file)
+    return files
+
+
+def _row(source: str, found: Any, plot: Path | None) -> dict[str, Any]:
+    """Return what the report says of one picture, and draw its boxes if there is a file for that."""
     if isinstance(found, DetectionError):
         print(printable(found), file=sys.stderr)
         return {"image": source, "error": str(found)}
-    if plots is not None:
-        plots.mkdir(parents=True, exist_ok=True)
-        found.plot().save(plots / f"{Path(source).stem}.jpg")
+    if plot is not None:
+        plot.parent.mkdir(parents=True, exist_ok=True)
+        found.plot().save(plot)
     detections = [
         {"label": text, "score": round(score, 4), "box": [round(side, 2) for side in box]}
         for box, score, _, text in found

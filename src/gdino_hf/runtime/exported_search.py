@@ -60,7 +60,7 @@ class ExportedGraphs:
             )
 
     def run(self, arrays: Sequence[np.ndarray], tokens: tuple[int, ...]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Run pictures with one prompt.
+        """Run pictures with one prompt; those of one size together, because padding would change what a picture gives.
 
         Args:
             arrays: (C, H, W) float32 pixels of each picture.
@@ -69,6 +69,17 @@ class ExportedGraphs:
         Yields:
             Token logits (Q, T) and boxes (Q, 4) cxcywh in [0, 1] of each picture.
         """
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for place, array in enumerate(arrays):
+            alike.setdefault(array.shape, []).append(place)
+        found: list[Any] = [None] * len(arrays)
+        for places in alike.values():
+            for place, result in zip(places, self._run([arrays[each] for each in places], tokens), strict=True):
+                found[place] = result
+        yield from found
+
+    def _run(self, arrays: Sequence[np.ndarray], tokens: tuple[int, ...]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Run pictures of one size."""
         most = self._most or len(arrays)
         for start in range(0, len(arrays), most):
             part = arrays[start : start + most]
@@ -84,12 +95,8 @@ class ExportedGraphs:
             yield from zip(logits[: len(part)], boxes[: len(part)], strict=True)
 
     def _images(self, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        height, width = (max(array.shape[axis] for array in arrays) for axis in (1, 2))
-        pixels = np.zeros((len(arrays), arrays[0].shape[0], height, width), dtype=np.float32)
-        mask = np.zeros((len(arrays), height, width), dtype=np.int64)
-        for place, array in enumerate(arrays):
-            pixels[place, :, : array.shape[1], : array.shape[2]] = array
-            mask[place, : array.shape[1], : array.shape[2]] = 1
+        pixels = np.stack(arrays).astype(np.float32, copy=False)
+        mask = np.ones((len(arrays), *arrays[0].shape[1:]), dtype=np.int64)
         sizes = np.array([array.shape[1:] for array in arrays], dtype=np.int64)
         return self._taken(self._main, dict(zip(_IMAGE_INPUTS, (pixels, mask, sizes), strict=True)))
 

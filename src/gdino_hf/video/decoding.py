@@ -24,8 +24,10 @@ FALLBACK_RATE = 25.0
 # Demuxers of texts and play lists. Texts are no videos, and what a play list names must not be opened unasked.
 _NOT_VIDEOS = ("tty", "concat", "hls", "dash", "srt", "webvtt", "ass", "lrc", "imf")
 # A video that ends this many frames early has lost nothing: headers round.
-_FRAMES_OF_ROUNDING = 2
+FRAMES_OF_ROUNDING = 2
 _SECONDS_OF_ROUNDING = 0.05
+# A clock that falls back by more has begun anew, as where recorders put parts of a video into one file.
+SECONDS_OF_RESTART = 0.5
 
 
 class VideoError(ValueError):
@@ -102,13 +104,15 @@ class VideoFile:
         """Yield the frames. Damaged ones are left out, and after the last, `remark` says so.
 
         Raises:
-            VideoError: No frame can be decoded.
+            VideoError: No frame can be decoded, or all are before `start`.
         """
         self.remark = None
         count, damaged, last, shown, why = 0, 0, 0.0, 0.0, None
+        # Frames that an edit list hides, which the file counts all the same.
+        hidden = _Counter()
         with self._open() as (container, stream):
             offset = (container.start_time or 0) / 1_000_000
-            decoded = _decode(container, stream)
+            decoded = _decode(container, stream, hidden)
             while True:
                 try:
                     frame = next(decoded, None)
@@ -123,11 +127,16 @@ class VideoFile:
                     damaged += 1
                     continue
                 step = 1 / self.rate if count else 0.0
-                seconds = last + step if frame.time is None else max(float(frame.time) - offset, last)
+                seconds = last + step if frame.time is None else float(frame.time) - offset
+                if seconds < last - SECONDS_OF_RESTART:
+                    offset += seconds - last - step
+                    seconds = last + step
+                seconds = max(seconds, last)
                 number, count, last = count, count + 1, seconds
                 # The last frame of a slide show is shown for long.
                 shown = float((frame.duration or 0) * frame.time_base) if frame.time_base else 0.0
                 if self.end is not None and seconds >= self.end:
+                    self.remark = self._damage(damaged, number)
                     return
                 if seconds >= self.start and number % self._every == 0:
                     yield VideoFrame(number, seconds, upright(frame))
@@ -137,13 +146,16 @@ class VideoFile:
                 f"{self.name}: no frame of this video can be decoded{cause}; it is damaged, or its codec is unknown "
                 "here: save it as MP4 with H.264."
             )
-        self.remark = self._missing(count, damaged, last + max(shown, 1 / self.rate), why)
+        end = last + max(shown, 1 / self.rate)
+        self.remark = self._missing(count, damaged, hidden.count, end, why)
+        if last < self.start:
+            raise VideoError(f"{self.name} ends after {end:.1f} seconds; give a start before, not {self.start:g}.")
 
-    def _missing(self, count: int, damaged: int, end: float, why: str | None) -> str | None:
+    def _missing(self, count: int, damaged: int, hidden: int, end: float, why: str | None) -> str | None:
         """Say in one sentence what the file has lost; None if it seems whole."""
-        is_short = self._stated_frames > count + damaged + _FRAMES_OF_ROUNDING
+        is_short = self._stated_frames > count + damaged + hidden + FRAMES_OF_ROUNDING
         if self.seconds is not None and not self._stated_frames:
-            is_short = self.seconds > end + _FRAMES_OF_ROUNDING / self.rate + _SECONDS_OF_ROUNDING
+            is_short = self.seconds > end + FRAMES_OF_ROUNDING / self.rate + _SECONDS_OF_ROUNDING
         if why is not None or is_short:
             length = "" if self.seconds is None else f" of {self.seconds:.1f}"
             cause = "" if why is None else f" ({why})"
@@ -151,9 +163,10 @@ class VideoFile:
                 f"{self.name} is cut off or damaged after {end:.1f}{length} seconds{cause}; the {count} frames before "
                 "were read."
             )
-        if damaged:
-            return f"{self.name}: {damaged} damaged frames were left out; {count} were read."
-        return None
+        return self._damage(damaged, count)
+
+    def _damage(self, damaged: int, count: int) -> str | None:
+        return f"{self.name}: {damaged} damaged frames were left out; {count} were read." if damaged else None
 
     def _expected(self) -> int | None:
         whole = self._stated_frames or (round(self.seconds * self.rate) if self.seconds else 0)
@@ -215,7 +228,7 @@ def picture_stream(container: Any, name: str) -> Any:
         name: Its name, for messages.
 
     Raises:
-        VideoError: It has none; the picture of an album's cover is not one.
+        VideoError: It has none, or FFmpeg has no decoder for it; the picture of an album's cover is not one.
     """
     if set(container.format.name.split(",")) & set(_NOT_VIDEOS):
         raise VideoError(f"{name} is a text or a list of files and no video; give the video itself.")
@@ -224,6 +237,8 @@ def picture_stream(container: Any, name: str) -> Any:
     if stream is None:
         what = "only sound in it" if container.streams.audio else "no video stream in it"
         raise VideoError(f"{name} has {what} and no pictures; give a video.")
+    if stream.codec_context is None:
+        raise VideoError(f"{name} has pictures in a codec that is unknown here; save it as MP4 with H.264.")
     stream.thread_type = "AUTO"
     return stream
 
@@ -257,10 +272,16 @@ def upright(frame: Any) -> Image.Image:
     return image.transpose(Image.Transpose.FLIP_TOP_BOTTOM) if flips[1] else image
 
 
-def _decode(container: Any, stream: Any) -> Iterator[Any]:
-    """Yield the frames, and in place of each packet that cannot be decoded its exception."""
+@dataclass
+class _Counter:
+    count: int = 0
+
+
+def _decode(container: Any, stream: Any, hidden: _Counter) -> Iterator[Any]:
+    """Yield the frames, and in place of each packet that cannot be decoded its exception; count those to hide."""
     invalid = pyav().error.InvalidDataError
     for packet in container.demux(stream):
+        hidden.count += packet.is_discard
         if packet.is_corrupt:
             yield invalid(0, "the file ends in the middle of a frame")
             continue

@@ -120,10 +120,18 @@ def open_source(
     if isinstance(source, (str, os.PathLike)):
         text = os.fspath(source)
         if isinstance(text, str) and (is_live_address(text) or re.fullmatch(r"webcam(:\d+)?", text)):
+            if start:
+                raise ValueError(f"start is {start:g}, but a stream begins when it is opened; leave it out.")
+            if rate is not None:
+                raise ValueError(f"rate is {rate:g}, but a stream tells its own; leave it out.")
             address = webcam(int(text.partition(":")[2] or 0)) if text.startswith("webcam") else (text, None)
             return LiveStream(*address, end=end, patience=patience)
         path = Path(text)
-        return _folder(path, per_second, start, end) if path.is_dir() else VideoFile(path, start=start, end=end)
+        if path.is_dir():
+            return _folder(path, per_second, start, end)
+        if rate is not None:
+            raise ValueError(f"rate is {rate:g}, but a video tells its own; leave it out.")
+        return VideoFile(path, start=start, end=end)
     if is_picture(source) or not isinstance(source, Iterable):
         raise TypeError(
             f"A source of frames is a path, an address, 'webcam' or an iterable of pictures, got "

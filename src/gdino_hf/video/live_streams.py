@@ -14,7 +14,16 @@ from typing import Any
 from ..error_text import reason
 from ..model.picture_limits import PictureLimits, check_pixels
 from ..model.printable import printable
-from .decoding import FALLBACK_RATE, VideoError, VideoFrame, picture_stream, pyav, upright
+from .decoding import (
+    FALLBACK_RATE,
+    FRAMES_OF_ROUNDING,
+    SECONDS_OF_RESTART,
+    VideoError,
+    VideoFrame,
+    picture_stream,
+    pyav,
+    upright,
+)
 
 _SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "tcp", "srt", "http", "https", "mms")
 # Frames that wait for a slow reader; then the oldest is dropped.
@@ -103,6 +112,12 @@ class LiveStream:
         finally:
             waiting.leave()
 
+    def _missing(self, number: int, why: str) -> str | None:
+        """Say in one sentence that a video, which should have had an end, broke off before it; None if it did not."""
+        if self.expected is None or number >= self.expected - FRAMES_OF_ROUNDING:
+            return None
+        return f"{self.name} broke off ({why}) after {number} of about {self.expected} frames; these were read."
+
     def _connect(self) -> tuple[Any, Any]:
         options = {"rtsp_transport": "tcp"} if self.address.lower().startswith("rtsp") else {}
         container = pyav().open(
@@ -140,6 +155,7 @@ class LiveStream:
                 except Exception as error:
                     why = reason(error)
                 if not self.is_live:
+                    self.remark = self._missing(number, why)
                     return
                 if time.monotonic() - heard + pause > self._patience:
                     self.remark = (
@@ -164,6 +180,8 @@ def _received(container: Any, stream: Any) -> Iterator[tuple[float, Any]]:
                 continue
             first = frame.time if first is None else first
             if frame.time is not None and first is not None:
+                if frame.time - first < last - SECONDS_OF_RESTART:
+                    first = frame.time - last
                 last = max(float(frame.time - first), last)
             yield last, upright(frame)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -120,16 +121,24 @@ class _Sound:
 
     def __init__(self, source: VideoFile, start: float) -> None:
         self._file = open(source.path, "rb")  # noqa: SIM115  closed by close
+        self.name = source.name
         self._source = pyav().open(
             self._file, format=source.container, metadata_errors="ignore", io_open=refuse_other_files
         )
-        self._stream = self._source.streams.audio[0]
+        # Sound that FFmpeg cannot decode has no context.
+        known = [each for each in self._source.streams.audio if each.codec_context is not None]
+        self._stream = known[0] if known else None
         self._start = start + (self._source.start_time or 0) / 1_000_000
         self._packets: Iterator[tuple[float, Any]] | None = None
         self._next: tuple[float, Any] | None = None
 
     def begin(self, output: Any) -> None:
         """Add the stream of sound to a container, before its first packet is written."""
+        if self._stream is None:
+            warnings.warn(
+                f"{self.name} has sound in a codec that is unknown here; the annotated video has none.", stacklevel=2
+            )
+            return
         codec = self._stream.codec_context
         if codec.name in _COPIED_SOUND and (codec.extradata or codec.name == "mp3"):
             self._packets = self._copied(output.add_stream_from_template(self._stream))

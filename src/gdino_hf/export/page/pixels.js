@@ -56,9 +56,10 @@ export async function decode(file, mostPixels) {
  *
  * @param {number} height
  * @param {number} width
- * @param {Object} size The image processor's `size`, with one of its pairs of edges.
+ * @param {Object | null} size The image processor's `size`, with one of its pairs of edges; null keeps the size.
  */
 export function targetSize(height, width, size) {
+  if (size === null) return [height, width];
   if ("height" in size) return [size.height, size.width];
   if ("max_height" in size) {
     const scale = Math.min(size.max_height / height, size.max_width / width);
