@@ -27,7 +27,14 @@ SCRIPT = """
 import importlib.util, json, sys
 for name in ("torch", "transformers", "scipy", "safetensors"):
     assert importlib.util.find_spec(name) is None, name
-from gdino_hf.runtime import Detector
+from gdino_hf.runtime import Detector, Vocabulary
+for what in (Vocabulary(["cat"]).save, Vocabulary.load):
+    try:
+        what("features.safetensors")
+    except ImportError as error:
+        assert str(error).startswith(f'{what.__qualname__} needs torch; pip install "gdino-hf[torch]"'), error
+    else:
+        raise AssertionError(what)
 folder, labels, options, pictures = json.loads(sys.argv[1])
 found = Detector(folder)(pictures, labels, **options)
 print(json.dumps([[x.boxes.tolist(), x.scores.tolist(), x.text_labels] for x in found]))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..model.text_prompt import Prompt, build_prompt, parse_labels, shorten
+from ..torch_extra import missing_module, remedy
 from ..whole_files import whole_file
 
 if TYPE_CHECKING:
@@ -226,8 +227,10 @@ class Vocabulary:
             path: The file, which is written whole or not at all.
 
         Raises:
+            ImportError: torch or safetensors is not installed.
             OSError: The file cannot be written.
         """
+        _need_torch("Vocabulary.save")
         import torch
         from safetensors.torch import save
 
@@ -254,9 +257,11 @@ class Vocabulary:
             refuses it.
 
         Raises:
+            ImportError: torch or safetensors is not installed.
             OSError: The file cannot be read.
             ValueError: It is not such a file, or is damaged.
         """
+        _need_torch("Vocabulary.load")
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -339,3 +344,10 @@ def _color(value: str) -> str:
     if not isinstance(value, str) or not _COLOR.fullmatch(value):
         raise ValueError(f"The colour {shorten(value)} is not of the form #rrggbb; write for instance #ff8800.")
     return value.lower()
+
+
+def _need_torch(what: str) -> None:
+    """Raise an ImportError if the runtime without torch is asked for text features in a file."""
+    module = missing_module()
+    if module is not None:
+        raise ImportError(remedy(what, module))
