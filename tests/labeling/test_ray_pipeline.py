@@ -32,7 +32,10 @@ def test_rows_are_paths_bytes_structs_or_arrays(label_model, tmp_path, monkeypat
     table = labeler({"id": np.arange(6), "image": pictures}).to_pylist()
     assert [row["source"] for row in table] == ["0", "1", "2", "3", "4", "5"]
     assert len(table[0]["boxes"]) > 0
-    assert all(row["boxes"] == table[0]["boxes"] and row["scores"] == table[0]["scores"] for row in table[:5])
+    # Pictures share forward passes, which changes rounding on some processors.
+    for row in table[1:5]:
+        np.testing.assert_allclose(row["boxes"], table[0]["boxes"], atol=1e-3)
+        np.testing.assert_allclose(row["scores"], table[0]["scores"], atol=1e-5)
     assert (table[5]["status"], table[5]["error"]) == ("failed", "the row has no picture")
 
 

@@ -53,7 +53,7 @@ def test_colours_of_unseen_pairs_are_read_from_their_words():
     names, boxes = found(model, processor)
     assert names <= 40
     assert boxes <= 6
-    steps, batch_size = 80, 8
+    steps, batch_size = 120, 8
     rows = Scenes(steps * batch_size, trained, num_shapes=(1, 2), **EASY)
     collator = GDinoDataCollator(processor, labels=trained)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-4, fused=True)
@@ -66,7 +66,8 @@ def test_colours_of_unseen_pairs_are_read_from_their_words():
         optimizer.step()
         optimizer.zero_grad()
     names, boxes = found(model, processor)
-    # Chance is 20 names of 60. Three seeds gave 60 names and 42 to 54 boxes.
+    # Chance is 20 names of 60. 80 steps gave 60 names and 42 to 54 boxes with three seeds on one processor and 40 on
+    # another, where 120 steps gave 56 names and 57 boxes.
     assert names >= 50
     assert boxes >= 30
 
