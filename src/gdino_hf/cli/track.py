@@ -290,7 +290,7 @@ def _save_state(path: Path, tracker: Any, finished: bool) -> None:
     if finished:
         tracker.save(path)
         return
-    # The tracker has seen the next detection already, and perhaps half of it.
+    # The tracker is ahead: it may have the next detection already, or have been stopped in the middle of it.
     print(
         f"gdino track: {printable(path)} is not written, because the run was stopped; to go on from somewhere, end a "
         "part there with --end",

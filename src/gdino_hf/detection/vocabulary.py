@@ -227,7 +227,7 @@ class Vocabulary:
             path: The file, which is written whole or not at all.
 
         Raises:
-            ImportError: torch or safetensors is not installed.
+            ImportError: A package of the extra torch is not installed.
             OSError: The file cannot be written.
         """
         _need_torch("Vocabulary.save")
@@ -257,7 +257,7 @@ class Vocabulary:
             refuses it.
 
         Raises:
-            ImportError: torch or safetensors is not installed.
+            ImportError: A package of the extra torch is not installed.
             OSError: The file cannot be read.
             ValueError: It is not such a file, or is damaged.
         """
