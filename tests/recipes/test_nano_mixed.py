@@ -10,9 +10,10 @@ import torch
 from gdino_hf import NANO
 from gdino_hf.model.modeling_gdino import GDinoForObjectDetection
 from gdino_hf.model.processing_gdino import GDinoProcessor
-from gdino_hf.recipes import nano, nano_mixed, nano_rating
+from gdino_hf.recipes import nano, nano_mixed, nano_rating, region_names
 from gdino_hf.recipes.closed_set_teacher import ClosedSetHead
 from gdino_hf.training.saving import last_checkpoint
+from recipes.small_efficientnet import small_weights
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +104,25 @@ def test_names_left_out_are_neither_asked_nor_taught(parts, start, tmp_path):
     asked = {label for batch in trainer.get_train_dataloader() for prompt in batch["text"] for label in prompt}
     assert any("red" in label for label in asked)
     assert not any("blue" in label for label in asked)
+
+
+def test_regions_get_names_that_nobody_annotated(parts, start, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(region_names, "SURE", 0.0)
+    torch.save(small_weights(), tmp_path / "lite.pth")
+    lines = [f"  {index}: 'thing {index}'," for index in range(1000)]
+    (tmp_path / "names.js").write_text("\n".join(lines))
+    files = ("--region-classifier", str(tmp_path / "lite.pth"), "--region-class-names", str(tmp_path / "names.js"))
+    args = arguments(parts, start, tmp_path, "--without", "blue", "--reworded", "0", *files)
+    trainer = trainer_of(args)
+    asked = {label for batch in trainer.get_train_dataloader() for prompt in batch["text"] for label in prompt}
+    assert any(label.startswith("thing ") for label in asked)
+    assert "blue" not in asked
+    looked = json.loads((tmp_path / "regions.json").read_text())
+    assert len(looked) == 18
+    assert any(entry["boxes"] for entry in looked)
+    with pytest.raises(SystemExit):
+        arguments(parts, start, tmp_path, *files[:2])
+    assert "go together" in capsys.readouterr().err
 
 
 def test_an_untrained_trunk_keeps_the_pretrained_parts_and_knows_the_other_classes(parts, start, tmp_path):

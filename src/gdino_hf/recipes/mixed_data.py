@@ -8,7 +8,7 @@ is sure not to see becomes an absent name, so that prompts of wild photographs h
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,24 +68,22 @@ def look(rows: Any, backbone: Any, teacher: Any, image_processor: Any) -> list[d
     return seen
 
 
-def look_once(path: Path, rows: Any, backbone: Any, teacher: Any, image_processor: Any) -> list[dict[str, Any]]:
-    """Return what `look` returns, and keep it in a file for the next run.
+def look_once(path: Path, count: int, look: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return what was found in photographs, and keep it in a file for the next run.
 
     Args:
         path: The json file.
-        rows: Rows with "image" (PIL).
-        backbone: The image backbone that the teacher reads.
-        teacher: A `ClosedSetHead`.
-        image_processor: Image processor with a fixed size.
+        count: Number of photographs.
+        look: Called without the file; returns one entry for each photograph.
 
     Raises:
         ValueError: The file is about another number of photographs.
     """
     if not path.is_file():
-        write_whole_text(path, json.dumps(look(rows, backbone, teacher, image_processor)))
+        write_whole_text(path, json.dumps(look()))
     seen = json.loads(path.read_text(encoding="utf-8"))
-    if len(seen) != len(rows):
-        raise ValueError(f"{path} is about {len(seen)} photographs, but there are {len(rows)}; delete it.")
+    if len(seen) != count:
+        raise ValueError(f"{path} is about {len(seen)} photographs, but there are {count}; delete it.")
     return seen
 
 

@@ -20,6 +20,7 @@ What differs from `gdino_hf.recipes.nano`, and why:
 - It starts from a trained model with a learning rate of 5e-5, level until the last `--decay-steps`. Steps and not
   time drive the schedule, because a run in the background of a busy machine gets an unknown share of it. Weights are
   averaged, so that a checkpoint in the level part can be rated and kept.
+- With `--region-classifier`, regions that nobody annotated get names from an ImageNet classifier, see region_names.py.
 - States of the frozen text encoder are kept by phrase, see phrase_states.py. Decoding and resizing photographs takes
   1.7 % of a step, which storing them would not be worth.
 
@@ -46,17 +47,19 @@ from ..data.coco import category_names, read_coco
 from ..data.collator import GDinoDataCollator
 from ..data.negatives import PromptSampler
 from ..data.reproducible_sampling import ReproducibleDataset
-from ..data.transforms import Compose
+from ..data.transforms import Compose, Transform
 from ..model.losses import LossWeights
 from ..model.modeling_gdino import GDinoForObjectDetection
 from ..model.processing_gdino import GDinoProcessor
 from ..training.saving import last_checkpoint
 from ..whole_files import write_whole_text
 from .closed_set_teacher import RESIDUAL_OUTPUTS, DenseLoss
-from .mixed_data import HOLD_OUT, MixedRows, WithoutNames, held_out, look_once, mixed_weights
+from .efficientnet_lite import EfficientNetLite
+from .mixed_data import HOLD_OUT, MixedRows, WithoutNames, held_out, look, look_once, mixed_weights
 from .nano import Lesson, NanoTrainer, add_shared_options, augmentation, export, teacher_of, warm_start
 from .phrase_states import PhraseStates
 from .recipe_training import train_to_the_end, training_arguments
+from .region_names import RegionNames, RowsWithRegions, imagenet_names, look_at_regions
 from .side_by_side import SideBySide
 from .teacher_boxes import set_loss, teacher_boxes
 from .teacher_start import start_from_teacher
@@ -170,23 +173,36 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
     names = category_names(Path(args.everyday) / "train.json")
     teacher = teacher_of(args.backbone, names)
     wordings = Wordings([*names, *category_names(Path(args.wild) / "train.json")])
+    backbone, image_processor = model.model.backbone.conv_encoder.model, processor.image_processor
     seen = look_once(
-        Path(args.output) / "teacher_on_wild.json",
-        wild,
-        model.model.backbone.conv_encoder.model,
-        teacher,
-        processor.image_processor,
+        Path(args.output) / "teacher_on_wild.json", len(wild), lambda: look(wild, backbone, teacher, image_processor)
     )
     rows: Any = MixedRows(everyday, wild, seen, names, wordings)
     if args.without:
         rows = WithoutNames(rows, args.without, wordings)
     left_out = {wordings.meaning(name) for name in args.without}
     asked = [name for name in names if wordings.meaning(name) not in left_out]
+    regions: list[Transform] = []
+    if args.region_classifier:
+        detector = teacher.of_classes([names.index(name) for name in asked])
+        classifier = EfficientNetLite.from_file(args.region_classifier)
+        looked = look_once(
+            Path(args.output) / "regions.json",
+            len(rows),
+            lambda: look_at_regions(rows, backbone, detector, image_processor, classifier),
+        )
+        rows = RowsWithRegions(rows, looked)
+        regions = [RegionNames(imagenet_names(args.region_class_names), wordings)]
     kept_back = set(held_out(len(everyday), args.hold_out))
     drawn = [place for place in range(len(everyday)) if place not in kept_back]
     sampler = PromptSampler(names, (args.least_labels, args.most_labels))
     transform = Compose(
-        [SideBySide(rows, drawn, asked, args.mosaic), augmentation(args.strong), Reworded(wordings, args.reworded)]
+        [
+            SideBySide(rows, drawn, asked, args.mosaic),
+            *regions,
+            augmentation(args.strong),
+            Reworded(wordings, args.reworded),
+        ]
     )
     model.model.text_feature_cache = PhraseStates()
     return MixedTrainer(
@@ -316,6 +332,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--image-size", type=int, help="height and width in pixels that the model sees from now on (default: as before)"
     )
+    parser.add_argument(
+        "--region-classifier",
+        metavar="FILE",
+        help="weights that give regions names, see region_names.py (default: none)",
+    )
+    parser.add_argument("--region-class-names", metavar="FILE", help="imagenet_classes.js, the names that they know")
     parser.add_argument("--hold-out", type=int, default=HOLD_OUT, help="keep back every so many-th everyday photograph")
     parser.add_argument("--export", help="folder for the finished model")
     parser.add_argument("--steps", type=int, default=6000, help="steps over all runs")
@@ -349,6 +371,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     for share in ("wild_share", "rare", "reworded", "mosaic"):
         if not 0 <= getattr(options, share) <= 1:
             parser.error(f"--{share.replace('_', '-')} is {getattr(options, share):g}; it must lie in 0..1")
+    if (options.region_classifier is None) != (options.region_class_names is None):
+        parser.error("--region-classifier and --region-class-names go together; give both or neither")
     if options.teacher_start and not options.untrained:
         parser.error("--teacher-start initializes an untrained trunk; give --untrained as well")
     return options
