@@ -98,6 +98,22 @@ def test_backbone_is_trained_only_with_a_learning_rate_and_the_teacher_keeps_its
         assert all(torch.equal(a, b) for a, b in zip(before, trainer.teacher_maps(pixels), strict=True))
 
 
+def test_the_teacher_reads_its_own_backbone_when_the_start_has_another(parts, start, tmp_path):
+    args = arguments(parts, start, tmp_path)
+    model = GDinoForObjectDetection.from_pretrained(args.start)
+    pixels = torch.randn(1, 3, 64, 64)
+    shared = nano_mixed.make_trainer(args, model, GDinoProcessor.from_pretrained(args.start))
+    assert shared._teacher_backbone is None
+    with torch.no_grad():
+        own = model.eval().model.backbone.conv_encoder.model(pixels).feature_maps
+        for parameter in model.model.backbone.parameters():
+            parameter.mul_(2)
+    trainer = nano_mixed.make_trainer(args, model, GDinoProcessor.from_pretrained(args.start))
+    # The start is stored in float16.
+    for found, expected in zip(trainer.teacher_maps(pixels), own, strict=True):
+        torch.testing.assert_close(found, expected, atol=2e-3, rtol=2e-3)
+
+
 def test_names_left_out_are_neither_asked_nor_taught(parts, start, tmp_path):
     trainer = trainer_of(arguments(parts, start, tmp_path, "--without", "blue", "--hold-out", "0"))
     assert set(trainer.classes.values()) == {0}

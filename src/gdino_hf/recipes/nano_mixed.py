@@ -48,6 +48,7 @@ from ..data.collator import GDinoDataCollator
 from ..data.negatives import PromptSampler
 from ..data.reproducible_sampling import ReproducibleDataset
 from ..data.transforms import Compose, Transform
+from ..model.csp_pan import CspPanBackbone
 from ..model.losses import LossWeights
 from ..model.modeling_gdino import GDinoForObjectDetection
 from ..model.processing_gdino import GDinoProcessor
@@ -79,6 +80,7 @@ class MixedTrainer(NanoTrainer):
         *args: Arguments of NanoTrainer; `model`, `args` and `names` must be given by name.
         wordings: Wordings of all names, so that the teacher knows its classes under each of them.
         set_weight: Weight of the class term of `set_loss`.
+        teacher_backbone: The image backbone that the teacher was trained with.
         without: Names that the teacher must not tell anything about.
         decoder_only: Whether only the parameters that follow the encoder are trained.
         branch_factor: Factor of the learning rate of the residual branches' last matrices.
@@ -91,6 +93,7 @@ class MixedTrainer(NanoTrainer):
         *args: Any,
         wordings: Wordings,
         set_weight: float,
+        teacher_backbone: CspPanBackbone,
         without: Sequence[str] = (),
         decoder_only: bool = False,
         branch_factor: float = 1.0,
@@ -100,8 +103,10 @@ class MixedTrainer(NanoTrainer):
         # The teacher reads the features that it was trained on, which a trained backbone no longer computes. Copied
         # before the trainer hooks the backbone, or a copy of the trainer would come with it.
         backbone = kwargs["model"].model.backbone
-        frozen = "backbone" in kwargs["args"].freeze
-        self._teacher_backbone = None if frozen else copy.deepcopy(backbone).requires_grad_(False).eval()
+        self._teacher_backbone = None
+        if "backbone" not in kwargs["args"].freeze or not same_weights(backbone.conv_encoder.model, teacher_backbone):
+            self._teacher_backbone = copy.deepcopy(backbone).requires_grad_(False).eval()
+            self._teacher_backbone.conv_encoder.model = teacher_backbone
         super().__init__(*args, **kwargs)
         self.branch_factor, self.encoder_factor = branch_factor, encoder_factor
         if decoder_only:
@@ -155,6 +160,12 @@ class MixedTrainer(NanoTrainer):
         return {**super().teacher_losses(lesson, outputs), "set": of_queries}
 
 
+def same_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
+    """Return whether two modules differ by no more than rounding to float16."""
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    return all(torch.allclose(a.float(), b.float(), rtol=2e-3, atol=1e-5) for a, b in pairs)
+
+
 def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, processor: GDinoProcessor) -> MixedTrainer:
     """Read both sets and build the trainer.
 
@@ -173,7 +184,8 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
     names = category_names(Path(args.everyday) / "train.json")
     teacher = teacher_of(args.backbone, names)
     wordings = Wordings([*names, *category_names(Path(args.wild) / "train.json")])
-    backbone, image_processor = model.model.backbone.conv_encoder.model, processor.image_processor
+    backbone, image_processor = CspPanBackbone.from_pretrained(args.backbone), processor.image_processor
+    backbone.requires_grad_(False).eval()
     seen = look_once(
         Path(args.output) / "teacher_on_wild.json", len(wild), lambda: look(wild, backbone, teacher, image_processor)
     )
@@ -212,6 +224,7 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
         wordings=wordings,
         teacher_weight=args.teacher_weight,
         set_weight=args.set_weight,
+        teacher_backbone=backbone,
         without=args.without,
         decoder_only=args.decoder_only,
         branch_factor=args.branch_lr_factor,
