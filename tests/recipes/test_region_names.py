@@ -14,7 +14,7 @@ from gdino_hf.recipes.region_names import RegionNames, RowsWithRegions, imagenet
 from gdino_hf.recipes.wordings import Wordings
 
 WORDINGS = Wordings(["cat", "couch", "cup", "sofa"])
-NAMES = ["tabby", "", "lampshade", "cup", "pillow", "sports cup", "sofa"]
+NAMES = [("tabby",), (), ("lampshade",), ("cup",), ("pillow",), ("sports cup",), ("sofa",)]
 TABBY, NAMELESS, LAMPSHADE, CUP, PILLOW, SPORTS_CUP, SOFA = range(7)
 
 
@@ -56,6 +56,13 @@ def test_absent_names_are_unseen_and_share_no_word_with_what_is_there():
     made = RegionNames(NAMES, WORDINGS)(row(regions=regions), random.Random(0))
     # "sports cup" has a word of "cup", a pillow may be there, "sofa" is what the absent "couch" means.
     assert sorted(made["neg_names"]) == ["couch", "lampshade", "tabby"]
+
+
+def test_a_class_with_several_names_gets_one_of_them_for_all_its_boxes():
+    regions = looked((0, 0.9, 0, 0, 0.5, 1), (0, 0.9, 0.5, 0, 1, 1), seen=[0])
+    transform = RegionNames([("phone", "mobile phone")], WORDINGS)
+    drawn = {tuple(transform(row(regions=regions), random.Random(seed))["names"]) for seed in range(20)}
+    assert drawn == {("cat", "phone", "phone"), ("cat", "mobile phone", "mobile phone")}
 
 
 def test_only_some_absent_names_are_added(monkeypatch):
@@ -134,12 +141,14 @@ def test_regions_are_where_the_detector_sees_something_that_is_not_annotated():
 def test_names_come_from_the_packages_file(tmp_path):
     path = tmp_path / "imagenet_classes.js"
     lines = [f"  {index}: 'thing {index}, other'," for index in range(1000)]
+    lines[2] = "  2: 'phone, cell, mobile phone, Canis lupus, car phone',"
     lines[3], lines[4], lines[5] = "  3: 'crane',", "  4: 'crane',", "  5: 'seashore, coast',"
     lines[6], lines[7] = "  6:\n      'jack-o\\'-lantern',", '  7: "potter\'s wheel",'
     path.write_text("exports.IMAGENET_CLASSES = {\n" + "\n".join(lines) + "\n};\n")
     names = imagenet_names(path)
     assert len(names) == 1000
-    assert names[:9] == ["thing 0", "thing 1", "thing 2", "", "", "", "jack-o'-lantern", "potter's wheel", "thing 8"]
+    assert names[:3] == [("thing 0",), ("thing 1",), ("phone", "mobile phone", "car phone")]
+    assert names[3:9] == [(), (), (), ("jack-o'-lantern",), ("potter's wheel",), ("thing 8",)]
     path.write_text(json.dumps({"0": "tench"}))
     with pytest.raises(ValueError, match="lists 0 classes, ImageNet has 1000"):
         imagenet_names(path)

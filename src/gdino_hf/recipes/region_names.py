@@ -50,14 +50,16 @@ PLACES = frozenset(_PLACES.split(", "))
 _ENTRY = re.compile(r"\b\d+:\s*(?:'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\")")
 
 
-def imagenet_names(path: str | Path) -> list[str]:
+def imagenet_names(path: str | Path) -> list[tuple[str, ...]]:
     """Read the names of ImageNet's classes from `imagenet_classes.js`.
 
     Args:
         path: The file of the npm package `@tensorflow-models/mobilenet`.
 
     Returns:
-        The first name of each class; "" for a place and for a name that two classes share ("crane").
+        The names of each class: its first one and those of several words ("cellular telephone", "mobile phone"); other
+        single words may mean something else ("cell"). No scientific ones; none for a place ("seashore") and for a class
+        whose first name another class has too ("crane").
 
     Raises:
         ValueError: The file does not list 1,000 classes.
@@ -65,9 +67,12 @@ def imagenet_names(path: str | Path) -> list[str]:
     entries = [single or double for single, double in _ENTRY.findall(Path(path).read_text(encoding="utf-8"))]
     if len(entries) != 1000:
         raise ValueError(f"{path} lists {len(entries)} classes, ImageNet has 1000; give the npm package's own file.")
-    names = [entry.split(",")[0].replace("\\", "").strip() for entry in entries]
-    holders = Counter(names)
-    return ["" if name in PLACES or holders[name] > 1 else name for name in names]
+    phrases = [[phrase.strip() for phrase in entry.replace("\\", "").split(",")] for entry in entries]
+    holders = Counter(first for first, *_ in phrases)
+    return [
+        () if first in PLACES or holders[first] > 1 else (first, *(x for x in others if " " in x and x.islower()))
+        for first, *others in phrases
+    ]
 
 
 @torch.no_grad()
@@ -159,13 +164,13 @@ class RegionNames:
     An example without "regions" stays as it is, as does one with several photographs side by side.
 
     Args:
-        names: Name of each class; a class named "" is not used.
+        names: Names of each class, of which each example gets one at random; a class without names is not used.
         wordings: Wordings of the names that photographs are annotated with.
         renamed: Probability that a name with a single box, which the classifier is sure about, is asked for by the
             classifier's name.
     """
 
-    def __init__(self, names: Sequence[str], wordings: Wordings, renamed: float = 0.2) -> None:
+    def __init__(self, names: Sequence[Sequence[str]], wordings: Wordings, renamed: float = 0.2) -> None:
         self.names, self.wordings, self.renamed = list(names), wordings, renamed
 
     def __call__(self, example: dict[str, Any], rng: random.Random) -> dict[str, Any]:
@@ -173,37 +178,35 @@ class RegionNames:
         looked = example.get("regions")
         if looked is None:
             return example
+        drawn = [rng.choice(phrases) if phrases else "" for phrases in self.names]
         size = np.array([example["width"], example["height"]] * 2, dtype=np.float64)
         boxes = np.asarray(example["boxes"], dtype=np.float64).reshape(-1, 4)
         names, absent = list(example["names"]), list(example.get("neg_names") or ())
         holders = Counter(names)
         for place, label, _ in looked["annotated"]:
             alone = holders[names[place]] == 1
-            if self._usable(label, names, absent) and alone and rng.random() < self.renamed:
-                names[place] = self.names[label]
-        new = [box for box in looked["boxes"] if self._usable(box[0], names, absent)]
-        words = {word for name in (*names, *(self.names[box[0]] for box in new)) for word in _words(name)}
+            if alone and self._new(drawn[label], [*names, *absent]) and rng.random() < self.renamed:
+                names[place] = drawn[label]
+        new = [box for box in looked["boxes"] if self._new(drawn[box[0]], [*names, *absent])]
+        words = {word for name in (*names, *(drawn[box[0]] for box in new)) for word in _words(name)}
         seen = set(looked["seen"])
         others = [
             name
-            for label, name in enumerate(self.names)
-            if name and label not in seen and not words & set(_words(name)) and self._new(name, absent)
+            for label, name in enumerate(drawn)
+            if label not in seen and not words & set(_words(name)) and self._new(name, absent)
         ]
         return {
             **example,
             "boxes": np.concatenate((boxes, np.array([box[2:] for box in new]).reshape(-1, 4) * size)),
-            "names": [*names, *(self.names[box[0]] for box in new)],
+            "names": [*names, *(drawn[box[0]] for box in new)],
             "crowd": [*example["crowd"], *(False for _ in new)],
             "neg_names": [*absent, *rng.sample(others, min(MOST_ABSENT, len(others)))],
         }
 
-    def _usable(self, label: int, names: Sequence[str], absent: Sequence[str]) -> bool:
-        """Return whether a class has a name that the annotation neither uses nor denies."""
-        return bool(self.names[label]) and self._new(self.names[label], [*names, *absent])
-
     def _new(self, name: str, others: Sequence[str]) -> bool:
+        """Return whether there is a name, and none of the others means the same."""
         meaning = name_key(self.wordings.meaning(name))
-        return all(name_key(self.wordings.meaning(other)) != meaning for other in others)
+        return bool(name) and all(name_key(self.wordings.meaning(other)) != meaning for other in others)
 
 
 def _words(name: str) -> list[str]:
