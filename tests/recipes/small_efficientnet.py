@@ -14,7 +14,7 @@ BLOCKS = [(4, 1, 3), (6, 2, 3), (6, 2, 3), (8, 2, 5), (10, 2, 3), (12, 2, 5), (1
 STARTS = {0: 1, 1: 2, 3: 2, 4: 2, 5: 1, 6: 2, 7: 1}
 
 
-def small_weights():
+def small_weights(classes=5):
     """Weights named as in the packages, of a small network with seven stages."""
     torch.manual_seed(0)
     weights, inputs = {}, 8
@@ -27,5 +27,5 @@ def small_weights():
         add_convolution(weights, f"{prefix}_project_conv", f"{prefix}_bn2", (outputs, middle, 1, 1))
         inputs = outputs
     add_convolution(weights, "_conv_head", "_bn1", (20, inputs, 1, 1))
-    weights["_fc.weight"], weights["_fc.bias"] = torch.randn(5, 20), torch.randn(5)
+    weights["_fc.weight"], weights["_fc.bias"] = torch.randn(classes, 20), torch.randn(classes)
     return weights

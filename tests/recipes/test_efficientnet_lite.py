@@ -61,6 +61,10 @@ def test_padding_leaves_more_at_the_end_than_at_the_beginning():
 
 def test_weights_of_another_network_are_refused():
     weights = small_weights()
+    with pytest.raises(ValueError, match="squeeze and excitation, which EfficientNet-Lite does without"):
+        EfficientNetLite({**weights, "_blocks.0._se_reduce.weight": torch.ones(1)})
+    with pytest.raises(ValueError, match="have no classifier"):
+        EfficientNetLite({name: value for name, value in weights.items() if name != "_fc.weight"})
     del weights["_blocks.7._project_conv.weight"]
     with pytest.raises(ValueError, match="have 6 stages, EfficientNet-Lite has 7"):
         EfficientNetLite(weights)
@@ -76,7 +80,7 @@ def test_crops_are_square_with_a_margin_and_stay_in_the_image():
     assert (whole[:, :, 0] == -127 / 128).all()
     assert (whole[:, :, -1] == 1).all()
     # Half of the longer side and its margin, 0.65 * 20 = 13 pixels, to either side of x = 35: the last 8 are white.
-    (middle,) = crops(image, [[25, 10, 45, 30]], size=26, margin=0.15)
+    (middle,) = crops(image, [[25, 10, 45, 30]], size=26)
     assert (middle[:, :, -7:] == 1).all()
     assert (middle[:, :, :16] == -127 / 128).all()
-    assert crops(image, []).shape == (0, 3, 224, 224)
+    assert crops(image, [], size=8).shape == (0, 3, 8, 8)

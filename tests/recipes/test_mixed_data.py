@@ -110,11 +110,14 @@ def test_look_keeps_the_best_score_of_each_class_and_sure_boxes(pictures):
 def test_looking_once_is_enough(tmp_path, pictures):
     looker, path = Looker(), tmp_path / "seen.json"
     processor = GDinoImageProcessor(size={"height": 8, "width": 8})
-    first = look_once(path, 2, lambda: look(pictures, looker, looker.teach, processor))
-    assert json.loads(path.read_text()) == first
-    assert look_once(path, 2, lambda: pytest.fail("looked again")) == first
-    with pytest.raises(ValueError, match="about 2 photographs, but there are 1"):
-        look_once(path, 1, lambda: pytest.fail("looked again"))
+    first = look_once(path, "two pictures", lambda: look(pictures, looker, looker.teach, processor))
+    assert json.loads(path.read_text())["found"] == first
+    assert look_once(path, "two pictures", lambda: pytest.fail("looked again")) == first
+    with pytest.raises(ValueError, match=r"seen\.json is about other photographs or was made with other settings"):
+        look_once(path, "two others", lambda: pytest.fail("looked again"))
+    path.write_text(json.dumps(first))
+    with pytest.raises(ValueError, match="delete it"):
+        look_once(path, "two pictures", lambda: pytest.fail("looked again"))
 
 
 def test_held_out_rows_are_never_drawn_and_the_share_stays():

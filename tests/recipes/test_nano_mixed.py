@@ -124,18 +124,30 @@ def test_names_left_out_are_neither_asked_nor_taught(parts, start, tmp_path):
 
 def test_regions_get_names_that_nobody_annotated(parts, start, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(region_names, "SURE", 0.0)
-    torch.save(small_weights(), tmp_path / "lite.pth")
+    torch.save(small_weights(1000), tmp_path / "lite.pth")
     lines = [f"  {index}: 'thing {index}'," for index in range(1000)]
     (tmp_path / "names.js").write_text("\n".join(lines))
     files = ("--region-classifier", str(tmp_path / "lite.pth"), "--region-class-names", str(tmp_path / "names.js"))
     args = arguments(parts, start, tmp_path, "--without", "blue", "--reworded", "0", *files)
-    trainer = trainer_of(args)
-    asked = {label for batch in trainer.get_train_dataloader() for prompt in batch["text"] for label in prompt}
-    assert any(label.startswith("thing ") for label in asked)
-    assert "blue" not in asked
-    looked = json.loads((tmp_path / "regions.json").read_text())
+    boxed = set()
+    for batch in trainer_of(args).get_train_dataloader():
+        for prompt, target in zip(batch["text"], batch["labels"], strict=True):
+            boxed |= {prompt[label] for label in target["class_labels"].tolist()}
+    assert any(name.startswith("thing ") for name in boxed)
+    assert boxed & {"red", "green"}
+    assert "blue" not in boxed
+    looked = json.loads((tmp_path / "regions.json").read_text())["found"]
     assert len(looked) == 18
-    assert any(entry["boxes"] for entry in looked)
+    # Other names that are left out make other regions.
+    with pytest.raises(ValueError, match=r"regions\.json is about other photographs or was made with other settings"):
+        trainer_of(arguments(parts, start, tmp_path, "--without", "red", *files))
+    (tmp_path / "names.js").write_text("\n".join(lines[:5]))
+    with pytest.raises(ValueError, match="lists 5 classes"):
+        trainer_of(args)
+    (tmp_path / "names.js").write_text("\n".join(lines))
+    torch.save(small_weights(5), tmp_path / "lite.pth")
+    with pytest.raises(ValueError, match=r"lite\.pth knows 5 classes, ImageNet has 1000"):
+        trainer_of(args)
     with pytest.raises(SystemExit):
         arguments(parts, start, tmp_path, *files[:2])
     assert "go together" in capsys.readouterr().err

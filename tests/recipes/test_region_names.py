@@ -10,12 +10,35 @@ from PIL import Image
 
 from gdino_hf.model.image_processing_gdino import GDinoImageProcessor
 from gdino_hf.recipes import region_names
-from gdino_hf.recipes.region_names import RegionNames, RowsWithRegions, imagenet_names, look_at_regions
+from gdino_hf.recipes.region_names import (
+    KINDS,
+    RegionNames,
+    RowsWithRegions,
+    imagenet_names,
+    likeliest,
+    look_at_regions,
+    with_kinds,
+)
+from gdino_hf.recipes.side_by_side import SideBySide
 from gdino_hf.recipes.wordings import Wordings
 
-WORDINGS = Wordings(["cat", "couch", "cup", "sofa"])
-NAMES = [("tabby",), (), ("lampshade",), ("cup",), ("pillow",), ("sports cup",), ("sofa",)]
-TABBY, NAMELESS, LAMPSHADE, CUP, PILLOW, SPORTS_CUP, SOFA = range(7)
+WORDINGS = Wordings(["cat", "couch", "cup", "sofa", "dog", "cell phone"])
+# The first labels are of kinds.
+NAMES = [()] * 600 + [
+    ("tabby",),
+    (),
+    ("lampshade",),
+    ("cup",),
+    ("pillow",),
+    ("sports cup",),
+    ("sofa",),
+    ("Persian cat",),
+]
+TABBY, NAMELESS, LAMPSHADE, CUP, PILLOW, SPORTS_CUP, SOFA, PERSIAN_CAT = range(600, 608)
+# ImageNet's class 200 is a dog, whatever its name.
+BREED = 200
+# Classes of no kind.
+WHITE, BLACK = 600, 601
 
 
 def row(**more):
@@ -23,77 +46,81 @@ def row(**more):
         "width": 200,
         "height": 100,
         "boxes": [[0, 0, 100, 50]],
-        "names": ["cat"],
+        "names": ["dog"],
         "crowd": [False],
         "neg_names": ["couch"],
-        "regions": {"boxes": [], "annotated": [], "seen": []},
+        "regions": {"boxes": [], "seen": []},
         **more,
     }
 
 
-def looked(*boxes, annotated=(), seen=()):
-    return {"boxes": [list(box) for box in boxes], "annotated": [list(x) for x in annotated], "seen": list(seen)}
+def looked(*boxes, seen=()):
+    return {"boxes": [list(box) for box in boxes], "seen": list(seen)}
+
+
+def made(example, names=NAMES, seed=0):
+    return RegionNames(names, WORDINGS)(example, random.Random(seed))
 
 
 def test_regions_become_boxes_in_pixels():
-    regions = looked((LAMPSHADE, 0.9, 0.5, 0.5, 1.0, 1.0), seen=[LAMPSHADE])
-    made = RegionNames(NAMES, WORDINGS)(row(regions=regions), random.Random(0))
-    np.testing.assert_allclose(made["boxes"], [[0, 0, 100, 50], [100, 50, 200, 100]])
-    assert (made["names"], made["crowd"]) == (["cat", "lampshade"], [False, False])
+    result = made(row(regions=looked((LAMPSHADE, 0.5, 0.5, 1.0, 1.0), seen=[LAMPSHADE])))
+    np.testing.assert_allclose(result["boxes"], [[0, 0, 100, 50], [100, 50, 200, 100]])
+    assert (result["names"], result["crowd"]) == (["dog", "lampshade"], [False, False])
 
 
 def test_names_that_the_annotation_uses_or_denies_are_not_added():
-    regions = looked((CUP, 0.9, 0, 0, 1, 1), (SOFA, 0.9, 0, 0, 1, 1), (NAMELESS, 0.9, 0, 0, 1, 1), seen=[CUP, SOFA])
+    regions = looked((CUP, 0, 0, 1, 1), (SOFA, 0, 0, 1, 1), (NAMELESS, 0, 0, 1, 1), seen=[CUP, SOFA])
     # A sofa is a couch, and there is none; a class without a name has none to give.
-    made = RegionNames(NAMES, WORDINGS)(row(names=["cup"], regions=regions), random.Random(0))
-    assert made["names"] == ["cup"]
-    made = RegionNames(NAMES, WORDINGS)(row(regions=regions), random.Random(0))
-    assert made["names"] == ["cat", "cup"]
+    assert made(row(names=["cup"], regions=regions))["names"] == ["cup"]
+    assert made(row(regions=regions))["names"] == ["dog", "cup"]
+    # A Persian cat is a cat, by its last word.
+    persian = looked((PERSIAN_CAT, 0, 0, 1, 1), seen=[PERSIAN_CAT])
+    assert made(row(regions=persian))["names"] == ["dog", "Persian cat"]
+    assert made(row(regions=persian, neg_names=["cat"]))["names"] == ["dog"]
+    # A beagle is a dog, by its class.
+    breeds = [("beagle",)] * (BREED + 1)
+    beagle = looked((BREED, 0, 0, 1, 1), seen=range(BREED + 1))
+    assert made(row(names=["cat"], regions=beagle), breeds)["names"] == ["cat", "beagle"]
+    assert made(row(names=["cat"], neg_names=["dog"], regions=beagle), breeds)["names"] == ["cat"]
 
 
-def test_absent_names_are_unseen_and_share_no_word_with_what_is_there():
-    regions = looked((CUP, 0.9, 0, 0, 1, 1), seen=[CUP, PILLOW])
-    made = RegionNames(NAMES, WORDINGS)(row(regions=regions), random.Random(0))
+def test_absent_names_are_unseen_and_mean_nothing_that_is_there():
+    regions = looked((CUP, 0, 0, 1, 1), seen=[CUP, PILLOW])
     # "sports cup" has a word of "cup", a pillow may be there, "sofa" is what the absent "couch" means.
-    assert sorted(made["neg_names"]) == ["couch", "lampshade", "tabby"]
+    assert sorted(made(row(regions=regions))["neg_names"]) == ["Persian cat", "couch", "lampshade", "tabby"]
+    # What a couch is called elsewhere is not absent where there is a couch, and neither is a kind of cat beside a cat.
+    result = made(row(names=["couch", "cat"], boxes=[[0, 0, 9, 9]] * 2, crowd=[False] * 2, neg_names=[]))
+    assert sorted(result["neg_names"]) == ["cup", "lampshade", "pillow", "sports cup", "tabby"]
+    result = made(row(names=["cell phone"], neg_names=[]), [("mobile phone",), ("pillow",)])
+    assert result["neg_names"] == ["pillow"]
 
 
 def test_a_class_with_several_names_gets_one_of_them_for_all_its_boxes():
-    regions = looked((0, 0.9, 0, 0, 0.5, 1), (0, 0.9, 0.5, 0, 1, 1), seen=[0])
-    transform = RegionNames([("phone", "mobile phone")], WORDINGS)
-    drawn = {tuple(transform(row(regions=regions), random.Random(seed))["names"]) for seed in range(20)}
-    assert drawn == {("cat", "phone", "phone"), ("cat", "mobile phone", "mobile phone")}
+    regions = looked((0, 0, 0, 0.5, 1), (0, 0.5, 0, 1, 1), seen=[0])
+    drawn = {tuple(made(row(regions=regions), [("radio", "wireless set")], seed)["names"]) for seed in range(20)}
+    assert drawn == {("dog", "radio", "radio"), ("dog", "wireless set", "wireless set")}
 
 
 def test_only_some_absent_names_are_added(monkeypatch):
     monkeypatch.setattr(region_names, "MOST_ABSENT", 2)
-    drawn = {tuple(RegionNames(NAMES, WORDINGS)(row(), random.Random(seed))["neg_names"][1:]) for seed in range(20)}
+    drawn = {tuple(made(row(), seed=seed)["neg_names"][1:]) for seed in range(20)}
     assert {len(names) for names in drawn} == {2}
     assert len(drawn) > 1
 
 
-def test_a_single_box_may_be_asked_for_by_the_classifiers_name():
-    regions = looked(annotated=[(0, TABBY, 0.8)], seen=[TABBY])
-    turns = [
-        RegionNames(NAMES, WORDINGS, renamed=0.5)(row(regions=regions), random.Random(n))["names"] for n in range(40)
-    ]
-    assert {tuple(names) for names in turns} == {("cat",), ("tabby",)}
-    # The classifier saw one of two cats.
-    two = row(names=["cat", "cat"], boxes=[[0, 0, 9, 9]] * 2, crowd=[False] * 2, regions=regions)
-    assert RegionNames(NAMES, WORDINGS, renamed=1.0)(two, random.Random(0))["names"] == ["cat", "cat"]
-
-
 def test_photographs_without_regions_and_side_by_side_ones_stay_as_they_are():
     example = row(regions=None)
-    assert RegionNames(NAMES, WORDINGS)(example, random.Random(0)) is example
+    assert made(example) is example
+    pictures = [{**row(regions=looked((CUP, 0, 0, 1, 1))), "image": Image.new("RGB", (200, 100))} for _ in range(3)]
+    together = SideBySide(pictures, [1, 2], ["dog", "couch"], 1.0)(pictures[0], random.Random(0))
+    assert together["image"] is not pictures[0]["image"]
+    assert made(together) is together
 
 
 def test_rows_hand_on_their_regions():
     rows = RowsWithRegions([{"names": ["cat"]}], ["its regions"])
     assert len(rows) == 1
     assert rows[0] == {"names": ["cat"], "regions": "its regions"}
-    with pytest.raises(ValueError, match="of 2 photographs, but there are 1"):
-        RowsWithRegions([{}], [None, None])
 
 
 class Detector:
@@ -112,43 +139,59 @@ class Detector:
 
 
 def by_brightness(pixels):
-    """A classifier that calls white images class 0, black ones class 1, and is not sure about others."""
+    """A classifier that calls white images class 600 and black ones class 601, and is not sure about others."""
     mean = pixels.mean(dim=(1, 2, 3))
-    return torch.stack(((mean + 1) / 2, (1 - mean) / 2, torch.zeros(len(mean))), dim=1).clamp(min=0)
+    likely = torch.zeros(len(mean), 1000)
+    likely[:, WHITE], likely[:, BLACK] = ((mean + 1) / 2).clamp(min=0), ((1 - mean) / 2).clamp(min=0)
+    return likely
 
 
 def test_regions_are_where_the_detector_sees_something_that_is_not_annotated():
     pixels = np.zeros((100, 200, 3), dtype=np.uint8)
     pixels[:, 100:] = 255
-    picture = {"image": Image.fromarray(pixels), "width": 200, "height": 100, "boxes": [[0, 0, 100, 100]]}
+    picture = {"image": Image.fromarray(pixels), "width": 200, "height": 100, "boxes": [[0, 0, 100, 100]], "crowd": [0]}
     detector = Detector()
     processor = GDinoImageProcessor(size={"height": 32, "width": 32})
-    (found,) = look_at_regions([picture], detector, detector.teach, processor, by_brightness)
+
+    def found(**more):
+        (entry,) = look_at_regions([{**picture, **more}], detector, detector.teach, processor, by_brightness)
+        return entry
+
     # The left half is annotated, the copy overlaps the better box, and the last one is too small.
-    (box,) = found["boxes"]
-    assert box[0] == 0
-    assert box[1] > 0.8
-    assert box[2:] == [0.5, 0, 1, 1]
-    ((place, label, _),) = found["annotated"]
-    assert (place, label) == (0, 1)
-    assert found["seen"] == [0, 1]
-    empty = {**picture, "boxes": []}
-    assert [
-        label for label, *_ in look_at_regions([empty], detector, detector.teach, processor, by_brightness)[0]["boxes"]
-    ] == [1, 0]
+    assert found() == {"boxes": [[WHITE, 0.5, 0.0, 1.0, 1.0]], "seen": [WHITE, BLACK]}
+    # Without the annotation, the left half is a region, too; the likelier comes first.
+    assert found(boxes=[], crowd=[])["boxes"] == [[BLACK, 0.0, 0.0, 0.5, 1.0], [WHITE, 0.5, 0.0, 1.0, 1.0]]
+    # The annotated box at the top right got the class of the right half: there, others of its kind may have no box.
+    assert found(boxes=[[130, 0, 190, 50]])["boxes"] == [[BLACK, 0.0, 0.0, 0.5, 1.0]]
+    # The right half is most of what lies in a crowd that is twice as large.
+    assert found(boxes=[[0, 0, 200, 100]], crowd=[1])["boxes"] == []
+
+
+def test_a_kind_names_what_no_class_is_sure_of():
+    likely = torch.zeros(3, 1000)
+    # Three breeds; one sure breed; a sure class that is of no kind.
+    likely[0, [151, 200, 268]] = torch.tensor([0.25, 0.2, 0.15])
+    likely[1, 200], likely[1, 281] = 0.4, 0.35
+    likely[2, WHITE], likely[2, 282] = 0.29, 0.25
+    probability, label = likeliest(with_kinds(likely))
+    dog = 1000 + list(KINDS).index("dog")
+    assert label.tolist() == [dog, 200, WHITE]
+    torch.testing.assert_close(probability, torch.tensor([0.6, 0.4, 0.29]))
 
 
 def test_names_come_from_the_packages_file(tmp_path):
     path = tmp_path / "imagenet_classes.js"
     lines = [f"  {index}: 'thing {index}, other'," for index in range(1000)]
-    lines[2] = "  2: 'phone, cell, mobile phone, Canis lupus, car phone',"
-    lines[3], lines[4], lines[5] = "  3: 'crane',", "  4: 'crane',", "  5: 'seashore, coast',"
+    lines[701] = "  701: 'phone, cell, mobile phone, Canis lupus, car phone',"
+    lines[702], lines[703], lines[704] = "  702: 'crane',", "  703: 'crane',", "  704: 'seashore, coast',"
+    lines[8] = "  8: 'kite, toy kite',"
     lines[6], lines[7] = "  6:\n      'jack-o\\'-lantern',", '  7: "potter\'s wheel",'
     path.write_text("exports.IMAGENET_CLASSES = {\n" + "\n".join(lines) + "\n};\n")
     names = imagenet_names(path)
-    assert len(names) == 1000
-    assert names[:3] == [("thing 0",), ("thing 1",), ("phone", "mobile phone", "car phone")]
-    assert names[3:9] == [(), (), (), ("jack-o'-lantern",), ("potter's wheel",), ("thing 8",)]
+    assert names[6:9] == [("jack-o'-lantern",), ("potter's wheel", "bird"), ("toy kite", "bird")]
+    assert names[700:703] == [("thing 700",), ("phone", "mobile phone", "car phone"), ()]
+    assert names[703:705] == [(), ()]
+    assert names[1000:] == [(kind,) for kind in KINDS]
     path.write_text(json.dumps({"0": "tench"}))
     with pytest.raises(ValueError, match="lists 0 classes, ImageNet has 1000"):
         imagenet_names(path)

@@ -7,6 +7,7 @@ is sure not to see becomes an absent name, so that prompts of wild photographs h
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -68,23 +69,24 @@ def look(rows: Any, backbone: Any, teacher: Any, image_processor: Any) -> list[d
     return seen
 
 
-def look_once(path: Path, count: int, look: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def look_once(path: Path, subject: Any, compute: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Return what was found in photographs, and keep it in a file for the next run.
 
     Args:
         path: The json file.
-        count: Number of photographs.
-        look: Called without the file; returns one entry for each photograph.
+        subject: All that the result depends on, with a `repr` that tells it.
+        compute: Called without the file; returns one entry for each photograph.
 
     Raises:
-        ValueError: The file is about another number of photographs.
+        ValueError: The file is about other photographs or was made with other settings.
     """
+    key = hashlib.sha256(repr(subject).encode()).hexdigest()
     if not path.is_file():
-        write_whole_text(path, json.dumps(look()))
-    seen = json.loads(path.read_text(encoding="utf-8"))
-    if len(seen) != count:
-        raise ValueError(f"{path} is about {len(seen)} photographs, but there are {count}; delete it.")
-    return seen
+        write_whole_text(path, json.dumps({"subject": key, "found": compute()}))
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(kept, dict) or kept.get("subject") != key:
+        raise ValueError(f"{path} is about other photographs or was made with other settings; delete it.")
+    return list(kept["found"])
 
 
 def taught_row(row: dict[str, Any], seen: dict[str, Any], classes: Sequence[str], wordings: Wordings) -> dict[str, Any]:

