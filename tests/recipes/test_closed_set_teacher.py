@@ -8,7 +8,13 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from gdino_hf.recipes.closed_set_teacher import DETECTOR_FILE, ClosedSetHead, dense_loss, start_from_classifier
+from gdino_hf.recipes.closed_set_teacher import (
+    DETECTOR_FILE,
+    ClosedSetHead,
+    dense_loss,
+    same_weights,
+    start_from_classifier,
+)
 
 
 def test_head_computes_scores_and_boxes_of_each_cell():
@@ -143,3 +149,17 @@ def test_projections_start_with_the_teachers_logits():
         torch.testing.assert_close(product.std(dim=1), torch.full((classes,), width**0.5), rtol=0.02, atol=0)
     extra = part.input_proj_vision[2](maps[1])
     torch.testing.assert_close(extra, part.input_proj_vision[1](maps[1]))
+
+
+def test_weights_are_the_same_but_for_rounding_to_float16():
+    torch.manual_seed(0)
+    first = torch.nn.Sequential(torch.nn.Linear(3, 4))
+    second = torch.nn.Sequential(torch.nn.Linear(3, 4))
+    assert not same_weights(first, second)
+    second.load_state_dict({name: value.half().float() for name, value in first.state_dict().items()})
+    assert same_weights(first, second)
+    with torch.no_grad():
+        second[0].weight[0, 0] *= 1.01
+    assert not same_weights(first, second)
+    assert not same_weights(first, torch.nn.Sequential(torch.nn.Linear(3, 5)))
+    assert not same_weights(first, torch.nn.Sequential(torch.nn.Linear(3, 4, bias=False)))

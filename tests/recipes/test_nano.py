@@ -53,6 +53,17 @@ def test_rare_names_are_sampled_more_often(parts, tmp_path):
     assert len(trainer.sampler) == 20
 
 
+def test_a_start_whose_backbone_was_trained_is_refused(parts, tmp_path):
+    args = arguments(parts, tmp_path / "run", minutes=1)
+    model, processor = nano.build(args.backbone, args.text, args.image_size)
+    with torch.no_grad():
+        next(model.model.backbone.conv_encoder.model.parameters()).mul_(1.1)
+    nano.export(model, processor, tmp_path / "start")
+    args.start = str(tmp_path / "start")
+    with pytest.raises(ValueError, match=r"start was trained further than that of .*; continue with gdino_hf\.recipes"):
+        nano.train(args)
+
+
 @pytest.mark.slow
 def test_trains_resumes_measures_and_exports(parts, tmp_path):
     from gdino_hf.model.csp_pan import CspPanBackbone

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from gdino_hf.evaluation.predict import predict
+from gdino_hf.model.csp_pan import CspPanBackbone
 from gdino_hf.recipes import nano, nano_stages
 from gdino_hf.recipes.closed_set_teacher import ClosedSetHead
 from gdino_hf.recipes.nano_stages import MOST_DETECTIONS, detections, name_scores
@@ -36,13 +37,35 @@ def test_the_decoder_stage_is_what_evaluation_measures(parts):
     teacher, names = ClosedSetHead.from_pretrained(parts / "backbone"), ["red", "blue"]
     images = [Image.open(parts / "data" / "images" / f"val{index}.png") for index in range(2)]
     rows = [{"image": image} for image in images]
+    backbone = CspPanBackbone.from_pretrained(parts / "backbone").eval()
     expected = predict(model.eval(), processor, rows, names, nms_threshold=1).images
-    for found, right in zip(nano_stages.stages(model, processor, teacher, images, names), expected, strict=True):
+    for found, right in zip(
+        nano_stages.stages(model, processor, backbone, teacher, images, names), expected, strict=True
+    ):
         scores, labels, corners = found["decoder"]
         assert scores.std() > 0
         torch.testing.assert_close(scores, torch.as_tensor(right["scores"]).to(scores), rtol=0, atol=1e-5)
         torch.testing.assert_close(corners[0] * 64, torch.as_tensor(right["boxes"][0]).to(corners), rtol=0, atol=1e-2)
         assert labels[0].item() == right["labels"][0]
+
+
+def test_the_teacher_reads_its_own_backbone(parts):
+    torch.manual_seed(0)
+    model, processor = nano.build(str(parts / "backbone"), str(parts / "text"), image_size=64)
+    teacher, names = ClosedSetHead.from_pretrained(parts / "backbone"), ["red", "blue"]
+    backbone = CspPanBackbone.from_pretrained(parts / "backbone").eval()
+    images = [Image.open(parts / "data" / "images" / "val0.png")]
+
+    def found():
+        return next(nano_stages.stages(model.eval(), processor, backbone, teacher, images, names))
+
+    before = found()
+    with torch.no_grad():
+        for parameter in model.model.backbone.parameters():
+            parameter.mul_(2)
+    after = found()
+    assert torch.equal(before["teacher, suppressed"][0], after["teacher, suppressed"][0])
+    assert not torch.equal(before["decoder"][0], after["decoder"][0])
 
 
 def test_the_command_rates_every_stage(parts, tmp_path, capsys):

@@ -35,6 +35,16 @@ MIN_SCORE = 0.05
 RESIDUAL_OUTPUTS = ("out_proj.weight", "output_proj.weight", "fc2.weight")
 
 
+def same_weights(first: nn.Module, second: nn.Module) -> bool:
+    """Return whether two modules have the same weights, but for rounding to float16."""
+    own, other = first.state_dict(), second.state_dict()
+    return own.keys() == other.keys() and all(
+        own[name].shape == other[name].shape
+        and torch.allclose(own[name].float(), other[name].float(), rtol=2e-3, atol=1e-5)
+        for name in own
+    )
+
+
 class ClosedSetHead(nn.Module):
     """Class scores and boxes at every cell of the feature pyramid; its weights are buffers and never trained.
 

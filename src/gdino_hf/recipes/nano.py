@@ -51,7 +51,7 @@ from ..model.processing_gdino import GDinoProcessor
 from ..model.text_prompt import name_key, special_token_ids
 from ..training.saving import last_checkpoint
 from ..training.trainer import GDinoTrainer
-from .closed_set_teacher import ClosedSetHead, DenseLoss, dense_loss, start_from_classifier
+from .closed_set_teacher import ClosedSetHead, DenseLoss, dense_loss, same_weights, start_from_classifier
 from .recipe_training import train_to_the_end, training_arguments, write_figures
 
 # The pretrained parts, which are not trained further.
@@ -333,7 +333,13 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     # A checkpoint brings its own weights.
     if last_checkpoint(output) is None:
         if args.start:
-            model.load_state_dict(GDinoForObjectDetection.from_pretrained(args.start).state_dict())
+            start = GDinoForObjectDetection.from_pretrained(args.start)
+            if not same_weights(start.model.backbone, model.model.backbone):
+                raise ValueError(
+                    f"The image backbone of {args.start} was trained further than that of {args.backbone}, so its "
+                    "teacher cannot read it; continue with gdino_hf.recipes.nano_mixed."
+                )
+            model.load_state_dict(start.state_dict())
         else:
             warm_start(model, processor, teacher, rows, names)
     trainer = make_trainer(args, model, processor, teacher, rows, names)

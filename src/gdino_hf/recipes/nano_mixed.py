@@ -54,7 +54,7 @@ from ..model.modeling_gdino import GDinoForObjectDetection
 from ..model.processing_gdino import GDinoProcessor
 from ..training.saving import last_checkpoint
 from ..whole_files import write_whole_text
-from .closed_set_teacher import RESIDUAL_OUTPUTS, DenseLoss
+from .closed_set_teacher import RESIDUAL_OUTPUTS, DenseLoss, same_weights
 from .efficientnet_lite import EfficientNetLite
 from .mixed_data import HOLD_OUT, MixedRows, WithoutNames, held_out, look, look_once, mixed_weights
 from .nano import Lesson, NanoTrainer, add_shared_options, augmentation, export, teacher_of, warm_start
@@ -165,16 +165,6 @@ class MixedTrainer(NanoTrainer):
         return {**super().teacher_losses(lesson, outputs), "set": of_queries}
 
 
-def same_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
-    """Return whether two modules have the same weights, but for rounding to float16."""
-    own, other = first.state_dict(), second.state_dict()
-    return own.keys() == other.keys() and all(
-        own[name].shape == other[name].shape
-        and torch.allclose(own[name].float(), other[name].float(), rtol=2e-3, atol=1e-5)
-        for name in own
-    )
-
-
 def region_namer(args: argparse.Namespace, wordings: Wordings) -> tuple[EfficientNetLite, RegionNames] | None:
     """Return the classifier of regions and the transform that adds their names, or None if none are asked for."""
     if args.region_classifier is None:
@@ -278,15 +268,18 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
 
 
 def untrained(args: argparse.Namespace, start: GDinoForObjectDetection, processor: GDinoProcessor) -> Any:
-    """Return a model with the pretrained parts of another and an untrained trunk that knows the teacher's classes.
+    """Return a model of pretrained parts and an untrained trunk that knows the teacher's classes.
 
     Args:
-        args: The command line's options; names of `without` are left out of what the trunk knows.
-        start: The model to take image backbone and text encoder from.
+        args: The command line's options. The image backbone is that of `backbone`; names of `without` are left out of
+            what the trunk knows.
+        start: The model to take configuration and text encoder from.
         processor: Its processor.
     """
     model = GDinoForObjectDetection(start.config)
-    model.model.backbone.load_state_dict(start.model.backbone.state_dict())
+    # The start's own backbone may have learned the names that are left out.
+    pretrained = CspPanBackbone.from_pretrained(args.backbone)
+    model.model.backbone.conv_encoder.model.load_state_dict(pretrained.state_dict())
     model.model.text_backbone.load_state_dict(start.model.text_backbone.state_dict())
     file = Path(args.everyday) / "train.json"
     names = category_names(file)
@@ -358,7 +351,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--backbone", required=True, help="folder of the image backbone with its detection head")
     parser.add_argument("--output", required=True, help="folder for checkpoints and log")
     parser.add_argument("--start", default=NANO, help="folder of the model to start from; the embedded one by default")
-    parser.add_argument("--untrained", action="store_true", help="take only the pretrained parts of --start")
+    parser.add_argument("--untrained", action="store_true", help="take only --start's text encoder and configuration")
     parser.add_argument(
         "--without",
         type=lambda text: [name.strip() for name in text.split(",")],

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..data.coco import category_names, read_coco
 from ..evaluation.coco_results import average_precision
 from ..model.box_ops import batched_nms, cxcywh_to_xyxy
+from ..model.csp_pan import CspPanBackbone
 from .closed_set_teacher import ClosedSetHead
 from .nano import teacher_of
 from .nano_rating import model_parser, told_model
@@ -64,13 +65,16 @@ def name_scores(logits: Tensor, phrase_ids: Tensor, num_names: int) -> Tensor:
 
 
 @torch.no_grad()
-def stages(model: Any, processor: Any, teacher: ClosedSetHead, images: Sequence[Any], names: Sequence[str]) -> Any:
+def stages(
+    model: Any, processor: Any, backbone: Any, teacher: ClosedSetHead, images: Sequence[Any], names: Sequence[str]
+) -> Any:
     """Compute what each stage detects.
 
     Args:
-        model: A GDinoForObjectDetection in eval mode, whose backbone is the teacher's.
+        model: A GDinoForObjectDetection in eval mode.
         processor: The model's processor, with a fixed size.
-        teacher: The image backbone's own detection head, with one class per name.
+        backbone: The image backbone that the teacher was trained with, in eval mode; the model's may differ.
+        teacher: That backbone's own detection head, with one class per name.
         images: PIL images.
         names: Names to detect.
 
@@ -83,11 +87,8 @@ def stages(model: Any, processor: Any, teacher: ClosedSetHead, images: Sequence[
     inputs = processor(images=list(images), text=[list(names)] * len(images))
     if len(inputs["input_ids"]) > len(images):
         raise ValueError(f"{len(names)} names do not fit in one prompt; raise max_text_len.")
-    maps: list[Any] = []
-    hook = model.model.backbone.register_forward_hook(lambda module, arguments, output: maps.append(output))
     outputs = model(**inputs, output_hidden_states=True)
-    hook.remove()
-    scores, boxes = teacher(maps[0])
+    scores, boxes = teacher(backbone(inputs["pixel_values"]).feature_maps)
     text = model.get_text_features(inputs["input_ids"], inputs["attention_mask"])
     for image in range(len(images)):
         ids = text.phrase_ids[image]
@@ -101,13 +102,16 @@ def stages(model: Any, processor: Any, teacher: ClosedSetHead, images: Sequence[
         yield {stage: detections(*found[stage.split(",")[0]], iou) for stage, iou in IOU.items()}
 
 
-def rate_stages(model: Any, processor: Any, teacher: ClosedSetHead, annotations: Path) -> dict[str, dict[str, float]]:
+def rate_stages(
+    model: Any, processor: Any, backbone: Any, teacher: ClosedSetHead, annotations: Path
+) -> dict[str, dict[str, float]]:
     """Compute COCO's AP and AP50 of every stage.
 
     Args:
         model: A GDinoForObjectDetection in eval mode.
         processor: The model's processor.
-        teacher: The image backbone's own detection head, with one class per name of the file.
+        backbone: The image backbone that the teacher was trained with, in eval mode.
+        teacher: That backbone's own detection head, with one class per name of the file.
         annotations: COCO json file.
 
     Returns:
@@ -119,7 +123,7 @@ def rate_stages(model: Any, processor: Any, teacher: ClosedSetHead, annotations:
     for start in range(0, len(rows), BATCH_SIZE):
         batch = [rows[index] for index in range(start, min(start + BATCH_SIZE, len(rows)))]
         images = [row["image"].convert("RGB") for row in batch]
-        for row, result in zip(batch, stages(model, processor, teacher, images, names), strict=True):
+        for row, result in zip(batch, stages(model, processor, backbone, teacher, images, names), strict=True):
             size = torch.tensor([row["width"], row["height"]] * 2)
             for stage, (scores, labels, corners) in result.items():
                 found[stage] += [
@@ -146,7 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model, processor = told_model(options)
     annotations = Path(options.everyday) / "val.json"
     teacher = teacher_of(options.backbone, category_names(annotations))
-    rated = rate_stages(model, processor, teacher, annotations)
+    backbone = CspPanBackbone.from_pretrained(options.backbone).eval()
+    rated = rate_stages(model, processor, backbone, teacher, annotations)
     print(json.dumps(rated, indent=2))
 
 
