@@ -95,6 +95,14 @@ def test_absent_names_are_unseen_and_mean_nothing_that_is_there():
     assert result["neg_names"] == ["pillow"]
 
 
+def test_a_kind_is_absent_only_if_no_class_of_it_is_seen():
+    names = [()] * 600 + [("hound",), ("hound",), ("pillow",), ("hound",)]
+    # Three labels have one name, as breeds of a kind may have; it is one name to choose, not three.
+    assert made(row(names=["cup"], neg_names=[]), names)["neg_names"] in (["hound", "pillow"], ["pillow", "hound"])
+    for seen in (600, 603):
+        assert made(row(names=["cup"], neg_names=[], regions=looked(seen=[seen])), names)["neg_names"] == ["pillow"]
+
+
 def test_a_class_with_several_names_gets_one_of_them_for_all_its_boxes():
     regions = looked((0, 0, 0, 0.5, 1), (0, 0.5, 0, 1, 1), seen=[0])
     drawn = {tuple(made(row(regions=regions), [("radio", "wireless set")], seed)["names"]) for seed in range(20)}

@@ -214,7 +214,7 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
         detector, (classifier, transform_regions) = teacher.of_classes([names.index(name) for name in asked]), namer
         looked = look_once(
             Path(args.output) / "regions.json",
-            [list(everyday["names"]), list(wild["names"]), image_processor.size, asked, CONSTANTS],
+            [list(everyday["names"]), list(wild["names"]), image_processor.size, asked, CONSTANTS, classifier.digest],
             lambda: look_at_regions(rows, backbone, detector, image_processor, classifier),
         )
         rows = RowsWithRegions(rows, looked)

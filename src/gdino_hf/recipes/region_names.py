@@ -239,10 +239,13 @@ class RegionNames:
 
     def __init__(self, names: Sequence[Sequence[str]], wordings: Wordings) -> None:
         self.names, self.wordings = [tuple(phrases) for phrases in names], wordings
-        kinds = {label: kind for kind, labels in KINDS.items() for label in labels}
+        kinds = {label: {kind} for kind, labels in KINDS.items() for label in labels}
         # What each phrase of a class says is there: its own meaning, that of its last word, and the kind of its class.
         self._told = [
-            {phrase: {self._meaning(phrase), self._meaning(phrase.split()[-1]), kinds.get(label, "")} for phrase in own}
+            {
+                phrase: {self._meaning(phrase), self._meaning(phrase.split()[-1])} | kinds.get(label, set())
+                for phrase in own
+            }
             for label, own in enumerate(self.names)
         ]
 
@@ -259,14 +262,18 @@ class RegionNames:
         told = set().union(*(self._told_of(box[0], drawn) for box in new))
         there = {word for name in (*example["names"], *present, *told) for word in _words(name)}
         seen = set(looked["seen"])
+        # Several labels may have drawn one name, such as that of their kind: it is absent only if none of them is seen.
+        possible = {drawn[label] for label in seen}
         others = [
             name
             for label, name in enumerate(drawn)
             if name
             and label not in seen
+            and name not in possible
             and not there & set(_words(name))
             and not self._told_of(label, drawn) & (present | told | denied)
         ]
+        others = list(dict.fromkeys(others))
         size = np.array([example["width"], example["height"]] * 2, dtype=np.float64)
         boxes = np.asarray(example["boxes"], dtype=np.float64).reshape(-1, 4)
         return {
@@ -278,7 +285,7 @@ class RegionNames:
         }
 
     def _told_of(self, label: int, drawn: Sequence[str]) -> set[str]:
-        return self._told[label][drawn[label]] - {""}
+        return self._told[label][drawn[label]]
 
     def _meaning(self, name: str) -> str:
         return name_key(self.wordings.meaning(name))
