@@ -63,7 +63,7 @@ def test_weights_of_another_network_are_refused():
     weights = small_weights()
     with pytest.raises(ValueError, match="squeeze and excitation, which EfficientNet-Lite does without"):
         EfficientNetLite({**weights, "_blocks.0._se_reduce.weight": torch.ones(1)})
-    with pytest.raises(ValueError, match="have no classifier"):
+    with pytest.raises(ValueError, match="lack a classifier"):
         EfficientNetLite({name: value for name, value in weights.items() if name != "_fc.weight"})
     del weights["_blocks.7._project_conv.weight"]
     with pytest.raises(ValueError, match="have 6 stages, EfficientNet-Lite has 7"):

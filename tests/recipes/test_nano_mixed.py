@@ -142,6 +142,10 @@ def test_regions_get_names_that_nobody_annotated(parts, start, tmp_path, monkeyp
     # Other names that are left out make other regions.
     with pytest.raises(ValueError, match=r"regions\.json is about other photographs or was made with other settings"):
         trainer_of(arguments(parts, start, tmp_path, "--without", "red", *files))
+    other = small_weights(1000)
+    torch.save({**other, "_fc.weight": other["_fc.weight"] + 1}, tmp_path / "lite.pth")
+    with pytest.raises(ValueError, match=r"regions\.json is about other photographs or was made with other settings"):
+        trainer_of(args)
     (tmp_path / "names.js").write_text("\n".join(lines[:5]))
     with pytest.raises(ValueError, match="lists 5 classes"):
         trainer_of(args)

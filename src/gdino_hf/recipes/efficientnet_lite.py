@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -43,7 +44,7 @@ class SameConvolution(nn.Module):
         super().__init__()
         kernel = weights[f"{convolution}.weight"]
         gain = weights[f"{norm}.weight"] / (weights[f"{norm}.running_var"] + EPSILON).sqrt()
-        # Channels last are a third faster on CPUs.
+        # On a CPU, channels last take a third less time.
         folded = (kernel * gain[:, None, None, None]).contiguous(memory_format=torch.channels_last)
         self.register_buffer("kernel", folded)
         self.register_buffer("bias", weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * gain)
@@ -107,7 +108,7 @@ class EfficientNetLite(nn.Module):
             raise ValueError(f"The weights have {len(starts)} stages, EfficientNet-Lite has {len(STRIDES)}; {remedy}")
         if "_fc.weight" not in weights or any("_se_" in name for name in weights):
             raise ValueError(
-                "The weights have no classifier, or squeeze and excitation, which EfficientNet-Lite does without; "
+                "The weights lack a classifier or have squeeze and excitation, which EfficientNet-Lite does without; "
                 + remedy
             )
         strides = dict(zip(starts, STRIDES, strict=True))
@@ -119,7 +120,7 @@ class EfficientNetLite(nn.Module):
         self.register_buffer("class_weights", weights["_fc.weight"])
         self.register_buffer("class_bias", weights["_fc.bias"])
         self.num_classes = len(weights["_fc.bias"])
-        # Tells these weights from others.
+        # Tells this classifier from others.
         self.digest = hashlib.sha256(weights["_fc.weight"].numpy().tobytes()).hexdigest()
 
     @classmethod
@@ -166,6 +167,6 @@ def crops(image: Image.Image, boxes: Sequence[Sequence[float]], size: int) -> Te
         x, y = (x1 + x2) / 2, (y1 + y2) / 2
         corners = (max(0, x - half), max(0, y - half), min(picture.width, x + half), min(picture.height, y + half))
         crop = picture.resize((size, size), Image.Resampling.BILINEAR, box=corners)
-        found.append(torch.frombuffer(bytearray(crop.tobytes()), dtype=torch.uint8).view(size, size, 3))
+        found.append(torch.from_numpy(np.array(crop)))
     stacked = torch.stack(found) if found else torch.zeros(0, size, size, 3)
     return (stacked.permute(0, 3, 1, 2).float() - MEAN) / SCALE

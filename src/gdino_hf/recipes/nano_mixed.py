@@ -33,7 +33,6 @@ at the same learning rate changed nothing; the model card's laboratory record ha
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,16 +102,11 @@ class MixedTrainer(NanoTrainer):
         encoder_factor: float = 1.0,
         **kwargs: Any,
     ) -> None:
-        # The teacher reads the features that it was trained on, which a trained backbone no longer computes. Copied
-        # before the trainer hooks the backbone, or a copy of the trainer would come with it.
-        backbone = kwargs["model"].model.backbone
-        self._teacher_backbone = None
-        if "backbone" not in kwargs["args"].freeze or not same_weights(backbone.conv_encoder.model, teacher_backbone):
-            self._teacher_backbone = copy.deepcopy(backbone).requires_grad_(False).eval()
-            self._teacher_backbone.conv_encoder.model = teacher_backbone
         super().__init__(*args, **kwargs)
-        if self._teacher_backbone is not None:
-            self._teacher_backbone.to(self.args.device)
+        # The teacher reads the features that it was trained on, which a trained backbone does not compute.
+        own = self.detector.model.backbone.conv_encoder.model
+        shared = "backbone" in self.args.freeze and same_weights(own, teacher_backbone)
+        self._teacher_backbone = None if shared else teacher_backbone.to(self.args.device)
         self.branch_factor, self.encoder_factor = branch_factor, encoder_factor
         if decoder_only:
             for name, parameter in self.detector.named_parameters():
@@ -143,11 +137,11 @@ class MixedTrainer(NanoTrainer):
         return factor * (self.branch_factor if name.endswith(RESIDUAL_OUTPUTS) else 1.0)
 
     def teacher_maps(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """Return the feature maps of a batch that the teacher reads, from its own copy of the backbone if needed."""
+        """Return the feature maps of a batch that the teacher reads, from the teacher's own backbone if needed."""
         if self._teacher_backbone is None:
             return super().teacher_maps(pixel_values)
         with torch.no_grad():
-            return tuple(self._teacher_backbone(pixel_values))
+            return tuple(self._teacher_backbone(pixel_values).feature_maps)
 
     def teacher_losses(self, lesson: Lesson, outputs: Any) -> dict[str, DenseLoss]:
         """Compare proposals with the teacher's cells, and the queries of every decoder layer with its boxes."""
@@ -307,7 +301,9 @@ def keep_options(args: argparse.Namespace) -> None:
     """
     path = Path(args.output) / "options.json"
     own = {name: value for name, value in vars(args).items() if name not in _FREE}
-    own["regions"] = args.region_classifier is not None
+    if args.region_classifier is not None:
+        # Its path may change.
+        own["region_classifier"] = "given"
     if path.is_file():
         begun = json.loads(path.read_text(encoding="utf-8"))
         odd = sorted(name for name in own.keys() | begun.keys() if own.get(name) != begun.get(name))

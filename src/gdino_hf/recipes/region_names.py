@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..model.box_ops import batched_nms, box_iou, cxcywh_to_xyxy
+from ..evaluation.confusion import pairwise_iou
+from ..model.box_ops import cxcywh_to_xyxy, nms
 from ..model.text_prompt import name_key
 from .efficientnet_lite import crops
 from .mixed_data import SAME_BOX_IOU
@@ -34,7 +35,8 @@ MIN_SCORE, SAME_REGION_IOU, MOST_REGIONS = 0.05, 0.6, 10
 # Regions that cover a smaller share of the photograph show too little to name them.
 MIN_AREA = 0.01
 # A region gets the classifier's name if its probability is at least SURE. A class is absent from a photograph if its
-# probability is below ABSENT in every region, in every annotated box and in the whole photograph.
+# probability is below ABSENT in the whole photograph and in every region and annotated box of that size. Smaller things
+# can therefore be taken for absent.
 SURE, ABSENT = 0.3, 0.005
 # How many absent names a photograph gets, so that they do not crowd out the names of its own set.
 MOST_ABSENT = 25
@@ -153,8 +155,7 @@ def regions(pixels: Tensor, backbone: Any, teacher: Any) -> Tensor:
     best, corners = scores[0].amax(-1), cxcywh_to_xyxy(boxes[0]).clamp(0, 1)
     large = (corners[:, 2:] - corners[:, :2]).clamp(min=0).prod(-1) >= MIN_AREA
     best, corners = best[large & (best >= MIN_SCORE)], corners[large & (best >= MIN_SCORE)]
-    chosen = batched_nms(corners, best, torch.zeros(len(best), dtype=torch.long), SAME_REGION_IOU)
-    return corners[chosen[:MOST_REGIONS]]
+    return corners[nms(corners, best, SAME_REGION_IOU)[:MOST_REGIONS]]
 
 
 @torch.no_grad()
@@ -182,7 +183,7 @@ def look_at_regions(
         size = torch.tensor([row["width"], row["height"]] * 2, dtype=torch.float32)
         own = torch.as_tensor(np.asarray(row["boxes"], dtype=np.float32).reshape(-1, 4)) / size
         pixels = image_processor(images=[row["image"].convert("RGB")], return_tensors="pt")["pixel_values"]
-        new = _elsewhere(regions(pixels, backbone, teacher), own, torch.tensor(row["crowd"], dtype=torch.bool))
+        new = _elsewhere(regions(pixels, backbone, teacher), own, row["crowd"])
         large = own[(own[:, 2:] - own[:, :2]).prod(-1) >= MIN_AREA]
         boxes = torch.cat((new, large, torch.tensor([[0.0, 0.0, 1.0, 1.0]])))
         likely = with_kinds(classifier(crops(row["image"], (boxes * size).tolist(), CROP_SIZE)))
@@ -198,14 +199,12 @@ def look_at_regions(
     return found
 
 
-def _elsewhere(regions: Tensor, annotated: Tensor, crowd: Tensor) -> Tensor:
-    """Return the regions (N, 4) that are neither in the place of an annotated box (M, 4) nor mostly in a crowd (M)."""
-    overlap = torch.minimum(regions[:, None, 2:], annotated[:, 2:]) - torch.maximum(
-        regions[:, None, :2], annotated[:, :2]
-    )
-    inside = overlap.clamp(min=0).prod(-1) / (regions[:, 2:] - regions[:, :2]).prod(-1)[:, None]
-    same = box_iou(regions, annotated) > SAME_BOX_IOU
-    return regions[~(same | (crowd & (inside > 0.5))).any(1)]
+def _elsewhere(found: Tensor, annotated: Tensor, crowd: Sequence[bool]) -> Tensor:
+    """Return the boxes (N, 4) that are neither in the place of an annotated one (M, 4) nor mostly in a crowd (M)."""
+    boxes, others = found.numpy(), annotated.numpy()
+    in_place = pairwise_iou(boxes, others) > SAME_BOX_IOU
+    in_crowd = np.asarray(crowd, dtype=bool) & (pairwise_iou(boxes, others, over_first_area=True) > 0.5)
+    return found[~torch.from_numpy((in_place | in_crowd).any(axis=1))]
 
 
 class RowsWithRegions:
@@ -257,23 +256,22 @@ class RegionNames:
         drawn = [rng.choice(phrases) if phrases else "" for phrases in self.names]
         absent = list(example.get("neg_names") or ())
         present, denied = ({self._meaning(name) for name in names} for names in (example["names"], absent))
-        new = [box for box in looked["boxes"] if drawn[box[0]] and not self._told_of(box[0], drawn) & denied]
-        new = [box for box in new if self._meaning(drawn[box[0]]) not in present]
-        told = set().union(*(self._told_of(box[0], drawn) for box in new))
+        told_of = [told.get(name, set()) for told, name in zip(self._told, drawn, strict=True)]
+        new = [
+            box
+            for box in looked["boxes"]
+            if drawn[box[0]] and not told_of[box[0]] & denied and self._meaning(drawn[box[0]]) not in present
+        ]
+        told = set().union(*(told_of[box[0]] for box in new))
         there = {word for name in (*example["names"], *present, *told) for word in _words(name)}
-        seen = set(looked["seen"])
         # Several labels may have drawn one name, such as that of their kind: it is absent only if none of them is seen.
-        possible = {drawn[label] for label in seen}
-        others = [
+        possible = {"", *(drawn[label] for label in looked["seen"])}
+        absent_names = [
             name
             for label, name in enumerate(drawn)
-            if name
-            and label not in seen
-            and name not in possible
-            and not there & set(_words(name))
-            and not self._told_of(label, drawn) & (present | told | denied)
+            if name not in possible and not there & set(_words(name)) and not told_of[label] & (present | told | denied)
         ]
-        others = list(dict.fromkeys(others))
+        others = list(dict.fromkeys(absent_names))
         size = np.array([example["width"], example["height"]] * 2, dtype=np.float64)
         boxes = np.asarray(example["boxes"], dtype=np.float64).reshape(-1, 4)
         return {
@@ -283,9 +281,6 @@ class RegionNames:
             "crowd": [*example["crowd"], *(False for _ in new)],
             "neg_names": [*absent, *rng.sample(others, min(MOST_ABSENT, len(others)))],
         }
-
-    def _told_of(self, label: int, drawn: Sequence[str]) -> set[str]:
-        return self._told[label][drawn[label]]
 
     def _meaning(self, name: str) -> str:
         return name_key(self.wordings.meaning(name))
