@@ -153,6 +153,9 @@ def test_regions_get_names_that_nobody_annotated(parts, start, tmp_path, monkeyp
     torch.save(small_weights(5), tmp_path / "lite.pth")
     with pytest.raises(ValueError, match=r"lite\.pth knows 5 classes, ImageNet has 1000"):
         trainer_of(args)
+    nano_mixed.keep_options(args)
+    with pytest.raises(ValueError, match="began with region_classifier=given, not None"):
+        nano_mixed.keep_options(arguments(parts, start, tmp_path, "--without", "blue", "--reworded", "0"))
     with pytest.raises(SystemExit):
         arguments(parts, start, tmp_path, *files[:2])
     assert "go together" in capsys.readouterr().err
