@@ -14,9 +14,12 @@ from gdino_hf.recipes.region_names import (
     KINDS,
     RegionNames,
     RowsWithRegions,
+    common_kinds,
     imagenet_names,
     likeliest,
     look_at_regions,
+    named_regions,
+    seen_labels,
     with_kinds,
 )
 from gdino_hf.recipes.side_by_side import SideBySide
@@ -110,7 +113,7 @@ def test_a_class_with_several_names_gets_one_of_them_for_all_its_boxes():
 
 
 def test_only_some_absent_names_are_added(monkeypatch):
-    monkeypatch.setattr(region_names, "MOST_ABSENT", 2)
+    monkeypatch.setattr(region_names, "MOST_ABSENT", 4)
     drawn = {tuple(made(row(), seed=seed)["neg_names"][1:]) for seed in range(20)}
     assert {len(names) for names in drawn} == {2}
     assert len(drawn) > 1
@@ -175,16 +178,91 @@ def test_regions_are_where_the_detector_sees_something_that_is_not_annotated():
     assert found(boxes=[[0, 0, 200, 100]], crowd=[1])["boxes"] == []
 
 
+DOG = 1000 + list(KINDS).index("dog")
+
+
 def test_a_kind_names_what_no_class_is_sure_of():
-    likely = torch.zeros(3, 1000)
-    # Three breeds; one sure breed; a sure class that is of no kind.
-    likely[0, [151, 200, 268]] = torch.tensor([0.25, 0.2, 0.15])
-    likely[1, 200], likely[1, 281] = 0.4, 0.35
+    likely = torch.zeros(4, 1000)
+    # Five breeds at 0.16 each; one sure breed among them; a class of no kind; a breed that chance explains.
+    likely[0, [151, 160, 200, 230, 268]] = 0.16
+    likely[1, 200], likely[1, 160], likely[1, 281] = 0.5, 0.3, 0.15
     likely[2, WHITE], likely[2, 282] = 0.29, 0.25
-    probability, label = likeliest(with_kinds(likely))
-    dog = 1000 + list(KINDS).index("dog")
-    assert label.tolist() == [dog, 200, WHITE]
-    torch.testing.assert_close(probability, torch.tensor([0.6, 0.4, 0.29]))
+    likely[3, 200], likely[3, BLACK] = 0.4, 0.1
+    probability, labels = likeliest(with_kinds(likely))
+    assert labels == [DOG, 200, WHITE, BLACK]
+    # 118 breeds, each but one less 0.004.
+    torch.testing.assert_close(probability, torch.tensor([0.8 - 0.468, 0.8 - 0.468, 0.29, 0.1]))
+
+
+def test_what_is_below_chance_does_not_count_for_a_kind():
+    likely = torch.zeros(1, 1000)
+    likely[0, list(KINDS["dog"])] = 0.0039
+    assert with_kinds(likely)[0, DOG] == 0
+    likely[0, list(KINDS["dog"])] = 0.008
+    assert with_kinds(likely)[0, DOG].item() == pytest.approx(118 * 0.008 - 117 * 0.004)
+
+
+def test_a_kind_may_be_there_only_if_it_is_likelier_than_chance():
+    likely = torch.zeros(2, 1000)
+    likely[0, WHITE], likely[1, BLACK] = 0.004, 0.006
+    # Breeds at 0.49 together are chance, one taxicab (of the kind "car") at 0.08 is not.
+    likely[0, list(KINDS["dog"])[:61]], likely[1, 468] = 0.008, 0.08
+    seen = seen_labels(with_kinds(likely))
+    assert {BLACK, 468, 1000 + list(KINDS).index("car"), *list(KINDS["dog"])[:61]} == set(seen)
+
+
+def named(boxes, scores, labels, probabilities, annotated=(), taken=()):
+    likely = torch.zeros(len(boxes), 1000)
+    likely[range(len(boxes)), labels] = torch.tensor(probabilities)
+    annotated = torch.tensor(annotated, dtype=torch.float32).reshape(-1, 4)
+    return [
+        box[0] for box in named_regions(torch.tensor(boxes), torch.tensor(scores), with_kinds(likely), annotated, taken)
+    ]
+
+
+LEFT, RIGHT, TOP_LEFT = [0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0], [0.0, 0.0, 0.5, 0.5]
+
+
+def test_detector_and_classifier_must_both_be_sure():
+    assert named([LEFT, RIGHT], [0.2, 0.9], [WHITE, BLACK], [0.6, 0.4]) == [BLACK, WHITE]
+    assert named([LEFT, RIGHT], [0.2, 0.9], [WHITE, BLACK], [0.49, 0.29]) == []
+
+
+def test_the_best_of_overlapping_regions_stays():
+    # Half of a bus is called a bus, too, or a minivan; a lamp may stand before it.
+    bus, school_bus, minivan = 654, 779, 656
+    assert named([LEFT, TOP_LEFT], [0.9, 0.8], [bus, bus], [0.9, 0.9]) == [bus]
+    assert named([LEFT, TOP_LEFT], [0.8, 0.9], [bus, school_bus], [0.9, 0.9]) == [school_bus]
+    assert named([LEFT, TOP_LEFT], [0.9, 0.8], [bus, minivan], [0.9, 0.9]) == [bus]
+    mostly_left = [0.15, 0.0, 0.65, 1.0]
+    assert named([LEFT, mostly_left], [0.9, 0.8], [bus, bus], [0.9, 0.9]) == [bus]
+    assert named([LEFT, mostly_left], [0.9, 0.8], [bus, WHITE], [0.9, 0.9]) == [bus, WHITE]
+
+
+def test_parts_of_annotated_boxes_and_taken_kinds_get_no_name():
+    person = [0.0, 0.0, 0.5, 1.0]
+    hat, torso = [0.1, 0.0, 0.3, 0.2], [0.0, 0.3, 0.5, 0.9]
+    # What is less than a fifth of a box may be a thing of its own.
+    assert named([hat, torso], [0.9, 0.9], [WHITE, BLACK], [0.9, 0.9], annotated=[person]) == [WHITE]
+    assert named([hat, torso], [0.9, 0.9], [654, BLACK], [0.9, 0.9], taken=[779]) == [BLACK]
+
+
+def test_only_kinds_that_many_photographs_show_count_as_rare_names(monkeypatch):
+    monkeypatch.setattr(region_names, "COMMON", 2)
+    rows = [looked((200, 0, 0, 1, 1), (WHITE, 0, 0, 1, 1)), looked((DOG, 0, 0, 1, 1), (DOG, 0, 0, 1, 1)), looked()]
+    assert common_kinds(rows) == [[f"region of kind {DOG}"], [f"region of kind {DOG}"], []]
+
+
+def test_half_of_the_absent_names_are_kinds(monkeypatch):
+    monkeypatch.setattr(region_names, "MOST_ABSENT", 6)
+    names = [(f"thing {label}",) for label in range(1000)] + [(kind,) for kind in KINDS]
+    drawn = made(row(names=["cup"], neg_names=[], regions=looked(seen=[DOG])), names)["neg_names"]
+    assert sum(name in KINDS for name in drawn) == 3
+    assert len(drawn) == 6
+    assert all(
+        "dog" not in made(row(names=["cup"], neg_names=[], regions=looked(seen=[DOG])), names, seed)["neg_names"]
+        for seed in range(20)
+    )
 
 
 def test_names_come_from_the_packages_file(tmp_path):
@@ -192,11 +270,15 @@ def test_names_come_from_the_packages_file(tmp_path):
     lines = [f"  {index}: 'thing {index}, other'," for index in range(1000)]
     lines[701] = "  701: 'phone, cell, mobile phone, Canis lupus, car phone',"
     lines[702], lines[703], lines[704] = "  702: 'crane',", "  703: 'crane',", "  704: 'seashore, coast',"
-    lines[8] = "  8: 'kite, toy kite',"
+    lines[8] = "  8: 'kite, toy kite, pinwheel kite',"
     lines[6], lines[7] = "  6:\n      'jack-o\\'-lantern',", '  7: "potter\'s wheel",'
     path.write_text("exports.IMAGENET_CLASSES = {\n" + "\n".join(lines) + "\n};\n")
     names = imagenet_names(path)
-    assert names[6:9] == [("jack-o'-lantern",), ("potter's wheel", "bird"), ("toy kite", "bird")]
+    assert names[6:9] == [
+        ("jack-o'-lantern",),
+        ("potter's wheel", "bird"),
+        ("toy kite", "pinwheel kite", "bird", "bird"),
+    ]
     assert names[700:703] == [("thing 700",), ("phone", "mobile phone", "car phone"), ()]
     assert names[703:705] == [(), ()]
     assert names[1000:] == [(kind,) for kind in KINDS]

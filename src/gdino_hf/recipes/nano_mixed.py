@@ -59,7 +59,15 @@ from .mixed_data import HOLD_OUT, MixedRows, WithoutNames, held_out, look, look_
 from .nano import Lesson, NanoTrainer, add_shared_options, augmentation, export, teacher_of, warm_start
 from .phrase_states import PhraseStates
 from .recipe_training import train_to_the_end, training_arguments
-from .region_names import CONSTANTS, NUM_CLASSES, RegionNames, RowsWithRegions, imagenet_names, look_at_regions
+from .region_names import (
+    CONSTANTS,
+    NUM_CLASSES,
+    RegionNames,
+    RowsWithRegions,
+    common_kinds,
+    imagenet_names,
+    look_at_regions,
+)
 from .side_by_side import SideBySide
 from .teacher_boxes import set_loss, teacher_boxes
 from .teacher_start import start_from_teacher
@@ -204,6 +212,7 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
     rows: Any = MixedRows(everyday, wild, seen, names, wordings)
     if args.without:
         rows = WithoutNames(rows, args.without, wordings)
+    shown = [list(names) for names in (*everyday["names"], *wild["names"])]
     if namer is not None:
         detector, (classifier, transform_regions) = teacher.of_classes([names.index(name) for name in asked]), namer
         looked = look_once(
@@ -212,6 +221,7 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
             lambda: look_at_regions(rows, backbone, detector, image_processor, classifier),
         )
         rows = RowsWithRegions(rows, looked)
+        shown = [[*own, *more] for own, more in zip(shown, common_kinds(looked), strict=True)]
     kept_back = set(held_out(len(everyday), args.hold_out))
     drawn = [place for place in range(len(everyday)) if place not in kept_back]
     sampler = PromptSampler(names, (args.least_labels, args.most_labels))
@@ -254,7 +264,9 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
             dataloader_num_workers=args.workers,
         ),
         train_dataset=ReproducibleDataset(rows),
-        row_weights=mixed_weights(everyday["names"], wild["names"], args.wild_share, args.rare, args.hold_out),
+        row_weights=mixed_weights(
+            shown[: len(everyday)], shown[len(everyday) :], args.wild_share, args.rare, args.hold_out
+        ),
         data_collator=GDinoDataCollator(
             processor, prompt_sampler=sampler, transform=transform, seed=args.seed, return_text=True
         ),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,28 @@ from .wordings import Wordings
 
 # Regions are the detector's best boxes whose highest score, of whatever class, is at least MIN_SCORE. A region that
 # overlaps a better one by more than SAME_REGION_IOU is left out.
-MIN_SCORE, SAME_REGION_IOU, MOST_REGIONS = 0.05, 0.6, 10
+MIN_SCORE, SAME_REGION_IOU, MOST_REGIONS = 0.01, 0.6, 30
 # Regions that cover a smaller share of the photograph show too little to name them.
 MIN_AREA = 0.01
-# A region gets the classifier's name if its probability is at least SURE. A class is absent from a photograph if its
-# probability is below ABSENT in the whole photograph and in every region and annotated box of that size. Smaller things
-# can therefore be taken for absent.
-SURE, ABSENT = 0.3, 0.005
-# How many absent names a photograph gets, so that they do not crowd out the names of its own set.
-MOST_ABSENT = 25
+# A region gets the classifier's name if its probability is at least SURE, and its product with the detector's score at
+# least MIN_PRODUCT: the classifier alone takes parts of people for dogs, and the detector alone cannot name anything.
+SURE, MIN_PRODUCT = 0.3, 0.1
+# Of regions of one kind that overlap by this share of the smaller one, and of those of two kinds that overlap by the
+# second share, the best stays. A region that lies inside an annotated box by INSIDE is a part of it, unless the box is
+# at least THING times as large.
+SAME_KIND, OTHER_KIND, INSIDE, THING = 0.6, 0.8, 0.7, 5.0
+# What is no dog gets a little of each of 118 breeds. The probability of a kind is the sum of those of its classes that
+# have at least CHANCE, less CHANCE for each class but one.
+CHANCE = 0.004
+# A class is absent from a photograph if its probability is below ABSENT, and a kind if its own is below ABSENT_KIND, in
+# the whole photograph and in every region and annotated box of that size. Smaller things can therefore be taken for
+# absent.
+ABSENT, ABSENT_KIND = 0.005, 0.03
+# How many absent names a photograph gets, so that they do not crowd out the names of its own set. Half of them are
+# kinds, which are asked for more often than any class.
+MOST_ABSENT = 24
+# Kinds on fewer photographs do not count as rare names, of which more photographs are drawn.
+COMMON = 20
 # Height and width of the crops that the classifier sees, in pixels.
 CROP_SIZE = 192
 # Classes that are no things with an outline of their own.
@@ -84,8 +97,16 @@ def _indices(ranges: str) -> tuple[int, ...]:
 
 KINDS = {kind.strip(): _indices(ranges) for kind, ranges in (entry.split(":") for entry in _KINDS.split(";"))}
 NUM_CLASSES = 1000
+# The label of the kind of each label; a class without a kind, and a kind, are their own.
+_OWN_KIND = list(range(NUM_CLASSES + len(KINDS)))
+for _place, _labels in enumerate(KINDS.values(), NUM_CLASSES):
+    for _label in _labels:
+        _OWN_KIND[_label] = _place
 # What the result of `look_at_regions` depends on, beside its arguments.
-CONSTANTS = (MIN_SCORE, SAME_REGION_IOU, MOST_REGIONS, MIN_AREA, SURE, ABSENT, CROP_SIZE, KINDS)
+CONSTANTS = (
+    MIN_SCORE, SAME_REGION_IOU, MOST_REGIONS, MIN_AREA, SURE, MIN_PRODUCT, SAME_KIND, OTHER_KIND, INSIDE, THING, CHANCE,
+    ABSENT, ABSENT_KIND, CROP_SIZE, KINDS,
+)  # fmt: skip
 _ENTRY = re.compile(r"\b\d+:\s*(?:'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\")")
 
 
@@ -97,9 +118,9 @@ def imagenet_names(path: str | Path) -> list[tuple[str, ...]]:
 
     Returns:
         The names of each class: its first one, its others of several words, as "cellular telephone" and "mobile phone",
-        and its kind ("telephone"). Other single words are left out, because they may mean something else ("cell"), and
-        so are scientific names. A class has no names if it is no thing ("seashore"), or if another class has the same
-        first name. The kinds of `KINDS` follow the classes, each with one name.
+        and its kind ("telephone"), as often as all of them. Other single words are left out, because they may mean
+        something else ("cell"), and so are scientific names. A class has no names if it is no thing ("seashore"), or if
+        another class has the same first name. The kinds of `KINDS` follow the classes, each with one name.
 
     Raises:
         ValueError: The file does not list 1,000 classes.
@@ -114,34 +135,51 @@ def imagenet_names(path: str | Path) -> list[tuple[str, ...]]:
     for label, (first, *others) in enumerate(phrases):
         own = [] if first in AMBIGUOUS else [first]
         own += [phrase for phrase in others if " " in phrase and phrase.islower()]
-        own += [kinds[label]] if label in kinds else []
+        own = list(dict.fromkeys(own))
+        own += [kinds[label]] * max(1, len(own)) if label in kinds else []
         usable = first not in NO_THINGS and holders[first] == 1
-        names.append(tuple(dict.fromkeys(own)) if usable else ())
+        names.append(tuple(own) if usable else ())
     return names + [(kind,) for kind in KINDS]
 
 
 def with_kinds(likely: Tensor) -> Tensor:
-    """Append the probabilities of kinds, the sums of those of their classes.
+    """Append the probabilities of kinds.
 
     Args:
         likely: (N, 1000) probabilities of ImageNet's classes.
 
     Returns:
-        (N, 1000 + K), the K kinds of `KINDS` last.
+        (N, 1000 + K), the K kinds of `KINDS` last; see `CHANCE`.
     """
-    return torch.cat((likely, *(likely[:, list(labels)].sum(-1, keepdim=True) for labels in KINDS.values())), dim=-1)
+    counted = likely * (likely >= CHANCE)
+    kinds = [counted[:, labels].sum(-1, keepdim=True) - CHANCE * (len(labels) - 1) for labels in KINDS.values()]
+    return torch.cat((likely, *(kind.clamp(min=0) for kind in kinds)), dim=-1)
 
 
-def likeliest(likely: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the probability (N) and the label (N) of each row of `with_kinds`: a sure class, else the best of all."""
-    best, label = likely[:, :NUM_CLASSES].max(-1)
-    other, kind = likely.max(-1)
-    return torch.where(best >= SURE, best, other), torch.where(best >= SURE, label, kind)
+def likeliest(likely: Tensor) -> tuple[Tensor, list[int]]:
+    """Find what each region shows.
+
+    Args:
+        likely: (N, 1000 + K), what `with_kinds` returned.
+
+    Returns:
+        The highest probability (N) of a kind or a class without one, and the N labels. In place of a kind stands the
+        likeliest class of it that has a probability of at least `SURE`.
+    """
+    without_kind = torch.tensor([own == label for label, own in enumerate(_OWN_KIND)])
+    best, found = (likely * without_kind).max(-1)
+    labels = found.tolist()
+    for row, label in enumerate(labels):
+        if label >= NUM_CLASSES:
+            classes = list(KINDS.values())[label - NUM_CLASSES]
+            probability, place = likely[row, classes].max(-1)
+            labels[row] = classes[int(place)] if probability >= SURE else label
+    return best, labels
 
 
 @torch.no_grad()
-def regions(pixels: Tensor, backbone: Any, teacher: Any) -> Tensor:
-    """Return where a closed-set detector sees something, whatever it takes it for.
+def regions(pixels: Tensor, backbone: Any, teacher: Any) -> tuple[Tensor, Tensor]:
+    """Find where a closed-set detector sees something, whatever it takes it for.
 
     Args:
         pixels: (1, 3, H, W) normalized pixels.
@@ -149,13 +187,57 @@ def regions(pixels: Tensor, backbone: Any, teacher: Any) -> Tensor:
         teacher: A `ClosedSetHead`.
 
     Returns:
-        (N, 4) xyxy in [0, 1], the likeliest first, at most `MOST_REGIONS`.
+        Boxes (N, 4) xyxy in [0, 1] and their highest scores (N), the best first, at most `MOST_REGIONS`.
     """
     scores, boxes = teacher(backbone(pixels).feature_maps)
     best, corners = scores[0].amax(-1), cxcywh_to_xyxy(boxes[0]).clamp(0, 1)
     large = (corners[:, 2:] - corners[:, :2]).clamp(min=0).prod(-1) >= MIN_AREA
     best, corners = best[large & (best >= MIN_SCORE)], corners[large & (best >= MIN_SCORE)]
-    return corners[nms(corners, best, SAME_REGION_IOU)[:MOST_REGIONS]]
+    chosen = nms(corners, best, SAME_REGION_IOU)[:MOST_REGIONS]
+    return corners[chosen], best[chosen]
+
+
+def named_regions(
+    boxes: Tensor, scores: Tensor, likely: Tensor, annotated: Tensor, taken: Iterable[int] = ()
+) -> list[list[float]]:
+    """Choose the regions that get a name.
+
+    Args:
+        boxes: (N, 4) xyxy in [0, 1], the regions.
+        scores: (N,) the detector's scores.
+        likely: (N, 1000 + K), what `with_kinds` returned for them.
+        annotated: (M, 4) the annotated boxes.
+        taken: Labels that are not given, nor others of their kinds.
+
+    Returns:
+        A list of [label, x1, y1, x2, y2], the best first. See the constants of this module for the rules.
+    """
+    best, labels = likeliest(likely)
+    worth = best * scores
+    found, own = boxes.numpy(), annotated.numpy()
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(-1).numpy()
+    own_area = (annotated[:, 2:] - annotated[:, :2]).prod(-1).numpy()
+    inside = pairwise_iou(found, own, over_first_area=True) > INSIDE
+    part = (inside & (own_area < THING * area[:, None])).any(axis=1).tolist()
+    covered = pairwise_iou(found, found, over_first_area=True)
+    overlap = np.maximum(covered, covered.T)
+    given = {_OWN_KIND[label] for label in taken}
+    chosen: list[int] = []
+    for place in worth.argsort(descending=True).tolist():
+        kind = _OWN_KIND[labels[place]]
+        if best[place] < SURE or worth[place] < MIN_PRODUCT or part[place] or kind in given:
+            continue
+        limits = [SAME_KIND if _OWN_KIND[labels[other]] == kind else OTHER_KIND for other in chosen]
+        if all(overlap[place, other] < limit for other, limit in zip(chosen, limits, strict=True)):
+            chosen.append(place)
+    return [[labels[place], *(round(x, 4) for x in boxes[place].tolist())] for place in chosen]
+
+
+def seen_labels(likely: Tensor) -> list[int]:
+    """Return the labels that may be in a photograph, given `with_kinds` (N, 1000 + K) of its parts."""
+    limits = torch.full((likely.shape[1],), ABSENT)
+    limits[NUM_CLASSES:] = ABSENT_KIND
+    return (likely.amax(0) >= limits).nonzero()[:, 0].tolist()
 
 
 @torch.no_grad()
@@ -174,8 +256,8 @@ def look_at_regions(
     Returns:
         For each row "boxes", a list of [label, x1, y1, x2, y2] in [0, 1] of the regions that got a name, and "seen",
         the labels that may be in the photograph. A label is a class or, from 1,000, a kind. A region gets no name if an
-        annotated box is in the same place, if it lies in a crowd, or if an annotated box got the same label, because
-        others of its kind may have no box then.
+        annotated box is in the same place, if it lies in a crowd, or if an annotated box is of the same kind, because
+        others of it may have no box then.
     """
     found = []
     for index in tqdm(range(len(rows)), desc="look at regions", disable=None):
@@ -183,28 +265,34 @@ def look_at_regions(
         size = torch.tensor([row["width"], row["height"]] * 2, dtype=torch.float32)
         own = torch.as_tensor(np.asarray(row["boxes"], dtype=np.float32).reshape(-1, 4)) / size
         pixels = image_processor(images=[row["image"].convert("RGB")], return_tensors="pt")["pixel_values"]
-        new = _elsewhere(regions(pixels, backbone, teacher), own, row["crowd"])
+        new, scores = regions(pixels, backbone, teacher)
+        free = _elsewhere(new, own, row["crowd"])
+        new, scores = new[free], scores[free]
         large = own[(own[:, 2:] - own[:, :2]).prod(-1) >= MIN_AREA]
         boxes = torch.cat((new, large, torch.tensor([[0.0, 0.0, 1.0, 1.0]])))
-        likely = with_kinds(classifier(crops(row["image"], (boxes * size).tolist(), CROP_SIZE)))
-        best, label = (x.tolist() for x in likeliest(likely))
-        sure = [place for place in range(len(new) + len(large)) if best[place] >= SURE]
-        taken = {label[place] for place in sure if place >= len(new)}
-        named = [
-            [label[place], *(round(x, 4) for x in new[place].tolist())]
-            for place in sure
-            if place < len(new) and label[place] not in taken
-        ]
-        found.append({"boxes": named, "seen": (likely.amax(0) >= ABSENT).nonzero()[:, 0].tolist()})
+        # A few at a time take half as long as all at once.
+        seen_parts = crops(row["image"], (boxes * size).tolist(), CROP_SIZE).split(4)
+        likely = with_kinds(torch.cat([classifier(part) for part in seen_parts]))
+        best, label = likeliest(likely[len(new) : -1])
+        taken = [of for of, probability in zip(label, best.tolist(), strict=True) if probability >= SURE]
+        named = named_regions(new, scores, likely[: len(new)], own, taken)
+        found.append({"boxes": named, "seen": seen_labels(likely)})
     return found
 
 
 def _elsewhere(found: Tensor, annotated: Tensor, crowd: Sequence[bool]) -> Tensor:
-    """Return the boxes (N, 4) that are neither in the place of an annotated one (M, 4) nor mostly in a crowd (M)."""
+    """Return which boxes (N, 4) are neither in the place of an annotated one (M, 4) nor mostly in a crowd (M)."""
     boxes, others = found.numpy(), annotated.numpy()
     in_place = pairwise_iou(boxes, others) > SAME_BOX_IOU
     in_crowd = np.asarray(crowd, dtype=bool) & (pairwise_iou(boxes, others, over_first_area=True) > 0.5)
-    return found[~torch.from_numpy((in_place | in_crowd).any(axis=1))]
+    return ~torch.from_numpy((in_place | in_crowd).any(axis=1))
+
+
+def common_kinds(looked: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Return a word for each kind that the regions of each row show and that those of `COMMON` rows or more do."""
+    kinds = [sorted({f"region of kind {_OWN_KIND[box[0]]}" for box in row["boxes"]}) for row in looked]
+    rows = Counter(kind for row in kinds for kind in row)
+    return [[kind for kind in row if rows[kind] >= COMMON] for row in kinds]
 
 
 class RowsWithRegions:
@@ -267,11 +355,13 @@ class RegionNames:
         # Several labels may have drawn one name, such as that of their kind: it is absent only if none of them is seen.
         possible = {"", *(drawn[label] for label in looked["seen"])}
         absent_names = [
-            name
+            (name, label >= NUM_CLASSES)
             for label, name in enumerate(drawn)
             if name not in possible and not there & set(_words(name)) and not told_of[label] & (present | told | denied)
         ]
-        others = list(dict.fromkeys(absent_names))
+        kinds = dict.fromkeys(name for name, is_kind in absent_names if is_kind)
+        classes = dict.fromkeys(name for name, _ in absent_names if name not in kinds)
+        added = [name for group in (kinds, classes) for name in rng.sample([*group], min(MOST_ABSENT // 2, len(group)))]
         size = np.array([example["width"], example["height"]] * 2, dtype=np.float64)
         boxes = np.asarray(example["boxes"], dtype=np.float64).reshape(-1, 4)
         return {
@@ -279,7 +369,7 @@ class RegionNames:
             "boxes": np.concatenate((boxes, np.array([box[1:] for box in new]).reshape(-1, 4) * size)),
             "names": [*example["names"], *(drawn[box[0]] for box in new)],
             "crowd": [*example["crowd"], *(False for _ in new)],
-            "neg_names": [*absent, *rng.sample(others, min(MOST_ABSENT, len(others)))],
+            "neg_names": [*absent, *added],
         }
 
     def _meaning(self, name: str) -> str:
