@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from gdino_hf.model.image_processing_gdino import GDinoImageProcessor
+from gdino_hf.recipes import mixed_data
 from gdino_hf.recipes.mixed_data import (
     MixedRows,
     WithoutNames,
@@ -110,14 +111,38 @@ def test_look_keeps_the_best_score_of_each_class_and_sure_boxes(pictures):
 def test_looking_once_is_enough(tmp_path, pictures):
     looker, path = Looker(), tmp_path / "seen.json"
     processor = GDinoImageProcessor(size={"height": 8, "width": 8})
-    first = look_once(path, "two pictures", lambda: look(pictures, looker, looker.teach, processor))
+    first = look_once(path, "two pictures", 2, lambda first: look(pictures, looker, looker.teach, processor, first))
     assert json.loads(path.read_text())["found"] == first
-    assert look_once(path, "two pictures", lambda: pytest.fail("looked again")) == first
+    assert len(first) == 2
+    assert look_once(path, "two pictures", 2, lambda first: pytest.fail("looked again")) == first
     with pytest.raises(ValueError, match=r"seen\.json is about other photographs or was made with other settings"):
-        look_once(path, "two others", lambda: pytest.fail("looked again"))
+        look_once(path, "two others", 2, lambda first: pytest.fail("looked again"))
     path.write_text(json.dumps(first))
     with pytest.raises(ValueError, match="delete it"):
-        look_once(path, "two pictures", lambda: pytest.fail("looked again"))
+        look_once(path, "two pictures", 2, lambda first: pytest.fail("looked again"))
+
+
+def test_an_interrupted_look_goes_on_where_it_was_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(mixed_data, "KEEP", 2)
+    path, begun = tmp_path / "seen.json", []
+
+    def broken(first):
+        begun.append(first)
+        yield from ({"photograph": index} for index in range(first, first + 3))
+        raise KeyboardInterrupt
+
+    def whole(first):
+        begun.append(first)
+        return [{"photograph": index} for index in range(first, 7)]
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            look_once(path, "seven", 7, broken)
+    found = look_once(path, "seven", 7, whole)
+    assert found == [{"photograph": index} for index in range(7)]
+    # Of three that were found each time, two were kept.
+    assert begun == [0, 2, 4]
+    assert json.loads(path.read_text())["found"] == found
 
 
 def test_held_out_rows_are_never_drawn_and_the_share_stays():

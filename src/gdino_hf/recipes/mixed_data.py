@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ ABSENT = 0.05
 # A teacher's box that overlaps an annotated one more than this is taken for the same object under another name.
 SAME_BOX_IOU = 0.5
 BATCH_SIZE = 8
+# What was found is written after every so many photographs.
+KEEP = 100
 # Every so many-th everyday photograph is kept back from training, to fit the scores on.
 HOLD_OUT = 20
 
@@ -43,21 +45,21 @@ def held_out(count: int, every: int) -> range:
 
 
 @torch.no_grad()
-def look(rows: Any, backbone: Any, teacher: Any, image_processor: Any) -> list[dict[str, Any]]:
-    """Ask the teacher about every photograph.
+def look(rows: Any, backbone: Any, teacher: Any, image_processor: Any, first: int = 0) -> Iterator[dict[str, Any]]:
+    """Ask the teacher about photographs.
 
     Args:
         rows: Rows with "image" (PIL).
         backbone: The image backbone that the teacher reads.
         teacher: A `ClosedSetHead`.
         image_processor: Image processor with a fixed size.
+        first: Index of the first row to look at.
 
-    Returns:
+    Yields:
         For each row "best", the highest score of each class, and "boxes", a list of [class, score, x1, y1, x2, y2] in
         [0, 1] of the boxes that score at least `SURE`.
     """
-    seen = []
-    for start in range(0, len(rows), BATCH_SIZE):
+    for start in range(first, len(rows), BATCH_SIZE):
         images = [rows[index]["image"].convert("RGB") for index in range(start, min(start + BATCH_SIZE, len(rows)))]
         pixels = image_processor(images=images, return_tensors="pt")["pixel_values"]
         for scores, boxes in zip(*teacher(backbone(pixels).feature_maps), strict=True):
@@ -65,28 +67,39 @@ def look(rows: Any, backbone: Any, teacher: Any, image_processor: Any) -> list[d
             corners, found = cxcywh_to_xyxy(boxes[cell]), scores[cell, label]
             chosen = batched_nms(corners, found, label, SAME_OBJECT_IOU).tolist()
             entries = [[int(label[i]), *(round(x, 4) for x in (float(found[i]), *corners[i].tolist()))] for i in chosen]
-            seen.append({"best": [round(x, 4) for x in scores.amax(dim=0).tolist()], "boxes": entries})
-    return seen
+            yield {"best": [round(x, 4) for x in scores.amax(dim=0).tolist()], "boxes": entries}
 
 
-def look_once(path: Path, subject: Any, compute: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def look_once(
+    path: Path, subject: Any, count: int, look_from: Callable[[int], Iterable[dict[str, Any]]]
+) -> list[dict[str, Any]]:
     """Return what was found in photographs, and keep it in a file for the next run.
+
+    An interrupted look goes on from the last of every `KEEP` photographs.
 
     Args:
         path: The json file.
         subject: All that the result depends on, with a `repr` that tells it.
-        compute: Called without the file; returns one entry for each photograph.
+        count: Number of photographs.
+        look_from: Called with the index of the first photograph that the file does not have, if there is one; gives an
+            entry for each from there on.
 
     Raises:
         ValueError: The file is about other photographs or was made with other settings.
     """
     key = hashlib.sha256(repr(subject).encode()).hexdigest()
-    if not path.is_file():
-        write_whole_text(path, json.dumps({"subject": key, "found": compute()}))
-    kept = json.loads(path.read_text(encoding="utf-8"))
+    kept: Any = {"subject": key, "found": []}
+    if path.is_file():
+        kept = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(kept, dict) or kept.get("subject") != key:
         raise ValueError(f"{path} is about other photographs or was made with other settings; delete it.")
-    return list(kept["found"])
+    found: list[dict[str, Any]] = kept["found"]
+    if len(found) < count:
+        for entry in look_from(len(found)):
+            found.append(entry)
+            if len(found) % KEEP == 0 or len(found) == count:
+                write_whole_text(path, json.dumps(kept))
+    return found
 
 
 def taught_row(row: dict[str, Any], seen: dict[str, Any], classes: Sequence[str], wordings: Wordings) -> dict[str, Any]:

@@ -207,7 +207,8 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
     seen = look_once(
         Path(args.output) / "teacher_on_wild.json",
         [list(wild["names"]), image_processor.size],
-        lambda: look(wild, backbone, teacher, image_processor),
+        len(wild),
+        lambda first: look(wild, backbone, teacher, image_processor, first),
     )
     rows: Any = MixedRows(everyday, wild, seen, names, wordings)
     if args.without:
@@ -218,7 +219,8 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
         looked = look_once(
             Path(args.output) / "regions.json",
             [list(everyday["names"]), list(wild["names"]), image_processor.size, asked, CONSTANTS, classifier.digest],
-            lambda: look_at_regions(rows, backbone, detector, image_processor, classifier),
+            len(rows),
+            lambda first: look_at_regions(rows, backbone, detector, image_processor, classifier, first),
         )
         rows = RowsWithRegions(rows, looked)
         shown = [[*own, *more] for own, more in zip(shown, common_kinds(looked), strict=True)]

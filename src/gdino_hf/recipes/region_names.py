@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +218,7 @@ def named_regions(
     area = (boxes[:, 2:] - boxes[:, :2]).prod(-1).numpy()
     own_area = (annotated[:, 2:] - annotated[:, :2]).prod(-1).numpy()
     inside = pairwise_iou(found, own, over_first_area=True) > INSIDE
-    part = (inside & (own_area < THING * area[:, None])).any(axis=1).tolist()
+    part = np.any(inside & (own_area < THING * area[:, None]), axis=1)
     covered = pairwise_iou(found, found, over_first_area=True)
     overlap = np.maximum(covered, covered.T)
     given = {_OWN_KIND[label] for label in taken}
@@ -242,9 +242,9 @@ def seen_labels(likely: Tensor) -> list[int]:
 
 @torch.no_grad()
 def look_at_regions(
-    rows: Any, backbone: Any, teacher: Any, image_processor: Any, classifier: Any
-) -> list[dict[str, Any]]:
-    """Ask the classifier about the regions of every photograph.
+    rows: Any, backbone: Any, teacher: Any, image_processor: Any, classifier: Any, first: int = 0
+) -> Iterator[dict[str, Any]]:
+    """Ask the classifier about the regions of photographs.
 
     Args:
         rows: Rows with "image" (PIL), "boxes" ((N, 4) xyxy in pixels), "crowd" (N), "width" and "height".
@@ -252,15 +252,15 @@ def look_at_regions(
         teacher: A `ClosedSetHead`, the detector.
         image_processor: The detector's image processor.
         classifier: An `EfficientNetLite`.
+        first: Index of the first row to look at.
 
-    Returns:
+    Yields:
         For each row "boxes", a list of [label, x1, y1, x2, y2] in [0, 1] of the regions that got a name, and "seen",
         the labels that may be in the photograph. A label is a class or, from 1,000, a kind. A region gets no name if an
         annotated box is in the same place, if it lies in a crowd, or if an annotated box is of the same kind, because
         others of it may have no box then.
     """
-    found = []
-    for index in tqdm(range(len(rows)), desc="look at regions", disable=None):
+    for index in tqdm(range(first, len(rows)), desc="look at regions", disable=None):
         row = rows[index]
         size = torch.tensor([row["width"], row["height"]] * 2, dtype=torch.float32)
         own = torch.as_tensor(np.asarray(row["boxes"], dtype=np.float32).reshape(-1, 4)) / size
@@ -274,10 +274,9 @@ def look_at_regions(
         seen_parts = crops(row["image"], (boxes * size).tolist(), CROP_SIZE).split(4)
         likely = with_kinds(torch.cat([classifier(part) for part in seen_parts]))
         best, label = likeliest(likely[len(new) : -1])
-        taken = [of for of, probability in zip(label, best.tolist(), strict=True) if probability >= SURE]
+        taken = [own_label for own_label, probability in zip(label, best.tolist(), strict=True) if probability >= SURE]
         named = named_regions(new, scores, likely[: len(new)], own, taken)
-        found.append({"boxes": named, "seen": seen_labels(likely)})
-    return found
+        yield {"boxes": named, "seen": seen_labels(likely)}
 
 
 def _elsewhere(found: Tensor, annotated: Tensor, crowd: Sequence[bool]) -> Tensor:
