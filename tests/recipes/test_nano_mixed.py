@@ -57,6 +57,26 @@ def test_the_loss_adds_the_teachers_terms_with_their_weights(parts, start, tmp_p
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_each_batch_has_one_of_the_sizes_and_the_exported_size_stays(parts, start, tmp_path):
+    args = arguments(parts, start, tmp_path, "--image-sizes", "32", "96")
+    model, processor = GDinoForObjectDetection.from_pretrained(args.start), GDinoProcessor.from_pretrained(args.start)
+    trainer = nano_mixed.make_trainer(args, model, processor)
+    assert processor.image_processor.size == {"height": 64, "width": 64}
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert batch["pixel_values"].shape == (4, 3, 96, 96)
+    cells = set()
+    for trainer.state.global_step in range(8):
+        loss, _, _ = trainer.detection_loss(trainer.model, batch)
+        assert torch.isfinite(loss)
+        cells.add(tuple(tuple(x.shape[-2:]) for x in trainer._maps))
+    # Strides of 8, 16 and 32 pixels.
+    assert cells == {((4, 4), (2, 2), (1, 1)), ((12, 12), (6, 6), (3, 3))}
+    trainer.image_sizes = [96]
+    at_96 = trainer.detection_loss(trainer.model, batch)[0]
+    trainer.image_sizes = []
+    torch.testing.assert_close(trainer.detection_loss(trainer.model, batch)[0], at_96)
+
+
 def test_mosaics_hold_no_left_out_names_and_no_photographs_that_are_kept_back(parts, start, tmp_path):
     args = arguments(parts, start, tmp_path, "--mosaic", "1", "--without", "cat", "--hold-out", "3")
     trainer = trainer_of(args)

@@ -25,12 +25,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModel, AutoTokenizer
@@ -158,14 +160,22 @@ class NanoTrainer(GDinoTrainer):
         names: Names of the teacher's classes, in its order.
         teacher_weight: Weight of the teacher's class term. Its quality focal loss is small compared with the focal loss
             that it is added to.
+        image_sizes: Heights and widths in pixels, one of which each batch gets; none leaves batches as they are.
         **kwargs: Arguments of GDinoTrainer. The collator must return "text", the labels of each prompt.
     """
 
     def __init__(
-        self, *args: Any, teacher: ClosedSetHead, names: Sequence[str], teacher_weight: float, **kwargs: Any
+        self,
+        *args: Any,
+        teacher: ClosedSetHead,
+        names: Sequence[str],
+        teacher_weight: float,
+        image_sizes: Sequence[int] = (),
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.teacher_weights = {"dense": teacher_weight}
+        self.image_sizes = list(image_sizes)
         self.teacher = teacher.to(self.args.device)
         self.classes = {name_key(name): index for index, name in enumerate(names)}
         self._maps: tuple[Tensor, ...] = ()
@@ -176,7 +186,7 @@ class NanoTrainer(GDinoTrainer):
 
     def detection_loss(self, model: Any, inputs: Any, **kwargs: Any) -> tuple[Tensor, Mapping[str, Tensor], Any]:
         """Add the teacher's terms to the model's own loss."""
-        inputs = dict(inputs)
+        inputs = self._at_a_size(inputs) if self.image_sizes else dict(inputs)
         labels = inputs.pop("text")
         loss, terms, outputs = super().detection_loss(model, {**inputs, "output_hidden_states": True}, **kwargs)
         config = self.detector.config
@@ -188,6 +198,14 @@ class NanoTrainer(GDinoTrainer):
             )
             terms = {**terms, f"{name}_ce": part.ce, f"{name}_bbox": part.bbox, f"{name}_giou": part.giou}
         return loss, terms, outputs
+
+    def _at_a_size(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a batch without padding at one of the sizes, which depends on seed and step alone."""
+        side = random.Random(f"{self.args.seed} {self.state.global_step}").choice(self.image_sizes)
+        pixels = F.interpolate(inputs["pixel_values"], (side, side), mode="bilinear", antialias=True)
+        mask = inputs["pixel_mask"].new_ones(len(pixels), side, side)
+        sizes = torch.full_like(inputs["image_sizes"], side)
+        return {**inputs, "pixel_values": pixels, "pixel_mask": mask, "image_sizes": sizes}
 
     def teacher_losses(self, lesson: Lesson, outputs: Any) -> dict[str, DenseLoss]:
         """Compare the model's outputs with the teacher's; recipes with more to learn from it override this.

@@ -21,6 +21,7 @@ What differs from `gdino_hf.recipes.nano`, and why:
   time drive the schedule, because a run in the background of a busy machine gets an unknown share of it. Weights are
   averaged, so that a checkpoint in the level part can be rated and kept.
 - With `--region-classifier`, regions that nobody annotated get names from an ImageNet classifier, see region_names.py.
+- With `--image-sizes`, each batch has one of several sizes.
 - States of the frozen text encoder are kept by phrase, see phrase_states.py. Decoding and resizing photographs takes
   1.7 % of a step, which storing them would not be worth.
 
@@ -33,6 +34,7 @@ at the same learning rate changed nothing; the model card's laboratory record ha
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -236,6 +238,10 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
         ]
     )
     model.model.text_feature_cache = PhraseStates()
+    if args.image_sizes:
+        # Batches come at the largest size, and the trainer makes them smaller.
+        processor = copy.deepcopy(processor)
+        processor.image_processor.size = {"height": max(args.image_sizes), "width": max(args.image_sizes)}
     return MixedTrainer(
         model=model,
         teacher=teacher,
@@ -248,6 +254,7 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
         decoder_only=args.decoder_only,
         branch_factor=args.branch_lr_factor,
         encoder_factor=args.encoder_lr_factor,
+        image_sizes=args.image_sizes or (),
         args=training_arguments(
             args.output,
             minutes=None,
@@ -374,6 +381,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--image-size", type=int, help="height and width in pixels that the model sees from now on (default: as before)"
     )
     parser.add_argument(
+        "--image-sizes",
+        type=int,
+        nargs="+",
+        metavar="PIXELS",
+        help="heights and widths of which each batch gets one, multiples of 32 (default: the model's own alone)",
+    )
+    parser.add_argument(
         "--region-classifier",
         metavar="FILE",
         help="weights that give regions names, see region_names.py (default: none)",
@@ -412,6 +426,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     for share in ("wild_share", "rare", "reworded", "mosaic"):
         if not 0 <= getattr(options, share) <= 1:
             parser.error(f"--{share.replace('_', '-')} is {getattr(options, share):g}; it must lie in 0..1")
+    if any(side < 32 or side % 32 for side in options.image_sizes or ()):
+        parser.error(f"--image-sizes are {options.image_sizes}; they must be multiples of 32")
     if (options.region_classifier is None) != (options.region_class_names is None):
         parser.error("--region-classifier and --region-class-names go together; give both or neither")
     if options.teacher_start and not options.untrained:
