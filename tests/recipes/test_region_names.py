@@ -14,7 +14,7 @@ from gdino_hf.recipes.region_names import (
     KINDS,
     RegionNames,
     RowsWithRegions,
-    common_kinds,
+    common_labels,
     imagenet_names,
     likeliest,
     look_at_regions,
@@ -61,8 +61,8 @@ def looked(*boxes, seen=()):
     return {"boxes": [list(box) for box in boxes], "seen": list(seen)}
 
 
-def made(example, names=NAMES, seed=0):
-    return RegionNames(names, WORDINGS)(example, random.Random(seed))
+def made(example, names=NAMES, seed=0, common=()):
+    return RegionNames(names, WORDINGS, common)(example, random.Random(seed))
 
 
 def test_regions_become_boxes_in_pixels():
@@ -247,22 +247,25 @@ def test_parts_of_annotated_boxes_and_taken_kinds_get_no_name():
     assert named([hat, torso], [0.9, 0.9], [654, BLACK], [0.9, 0.9], taken=[779]) == [BLACK]
 
 
-def test_only_kinds_that_many_photographs_show_count_as_rare_names(monkeypatch):
+def test_labels_of_many_photographs_are_common(monkeypatch):
     monkeypatch.setattr(region_names, "COMMON", 2)
-    rows = [looked((200, 0, 0, 1, 1), (WHITE, 0, 0, 1, 1)), looked((DOG, 0, 0, 1, 1), (DOG, 0, 0, 1, 1)), looked()]
-    assert common_kinds(rows) == [[f"region of kind {DOG}"], [f"region of kind {DOG}"], []]
+    dogs = looked((DOG, 0, 0, 1, 1), (DOG, 0, 0, 1, 1), (NAMELESS, 0, 0, 1, 1))
+    rows = [looked((200, 0, 0, 1, 1), (CUP, 0, 0, 1, 1)), dogs, looked((CUP, 0, 0, 1, 1), (NAMELESS, 0, 0, 1, 1))]
+    names = [("hound",) if label == 200 else own for label, own in enumerate(NAMES)]
+    names += [()] * (1000 - len(names)) + [(kind,) for kind in KINDS]
+    # A breed is a dog; two dogs in one photograph are one photograph.
+    assert common_labels([*rows, looked()], names) == [[CUP, DOG], [DOG], [CUP], []]
 
 
-def test_half_of_the_absent_names_are_kinds(monkeypatch):
-    monkeypatch.setattr(region_names, "MOST_ABSENT", 6)
+def test_half_of_the_absent_names_are_kinds_or_common_classes(monkeypatch):
+    monkeypatch.setattr(region_names, "MOST_ABSENT", 200)
     names = [(f"thing {label}",) for label in range(1000)] + [(kind,) for kind in KINDS]
-    drawn = made(row(names=["cup"], neg_names=[], regions=looked(seen=[DOG])), names)["neg_names"]
-    assert sum(name in KINDS for name in drawn) == 3
-    assert len(drawn) == 6
-    assert all(
-        "dog" not in made(row(names=["cup"], neg_names=[], regions=looked(seen=[DOG])), names, seed)["neg_names"]
-        for seed in range(20)
-    )
+    regions = looked(seen=[DOG, CUP])
+    drawn = made(row(names=["cup"], neg_names=[], regions=regions), names, common=range(600, 700))["neg_names"]
+    common = {*KINDS, *(f"thing {label}" for label in range(600, 700))} - {"dog", f"thing {CUP}"}
+    assert len(drawn) == len(set(drawn)) == 200
+    assert len(common & set(drawn)) == 100
+    assert not {"dog", f"thing {CUP}"} & set(drawn)
 
 
 def test_names_come_from_the_packages_file(tmp_path):

@@ -56,19 +56,17 @@ from ..model.processing_gdino import GDinoProcessor
 from ..training.saving import last_checkpoint
 from ..whole_files import write_whole_text
 from .closed_set_teacher import RESIDUAL_OUTPUTS, DenseLoss, same_weights
-from .efficientnet_lite import EfficientNetLite
 from .mixed_data import HOLD_OUT, MixedRows, WithoutNames, held_out, look, look_once, mixed_weights
 from .nano import Lesson, NanoTrainer, add_shared_options, augmentation, export, teacher_of, warm_start
 from .phrase_states import PhraseStates
 from .recipe_training import train_to_the_end, training_arguments
 from .region_names import (
     CONSTANTS,
-    NUM_CLASSES,
     RegionNames,
     RowsWithRegions,
-    common_kinds,
-    imagenet_names,
+    common_labels,
     look_at_regions,
+    read_namer,
 )
 from .side_by_side import SideBySide
 from .teacher_boxes import set_loss, teacher_boxes
@@ -169,19 +167,6 @@ class MixedTrainer(NanoTrainer):
         return {**super().teacher_losses(lesson, outputs), "set": of_queries}
 
 
-def region_namer(args: argparse.Namespace, wordings: Wordings) -> tuple[EfficientNetLite, RegionNames] | None:
-    """Return the classifier of regions and the transform that adds their names, or None if none are asked for."""
-    if args.region_classifier is None:
-        return None
-    classifier = EfficientNetLite.from_file(args.region_classifier)
-    if classifier.num_classes != NUM_CLASSES:
-        raise ValueError(
-            f"{args.region_classifier} knows {classifier.num_classes} classes, ImageNet has {NUM_CLASSES}; "
-            "give weights that were trained on it."
-        )
-    return classifier, RegionNames(imagenet_names(args.region_class_names), wordings)
-
-
 def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, processor: GDinoProcessor) -> MixedTrainer:
     """Read both sets and build the trainer.
 
@@ -205,7 +190,7 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
     left_out = {wordings.meaning(name) for name in args.without}
     asked = [name for name in names if wordings.meaning(name) not in left_out]
     # Read before the photographs are looked at, which takes long.
-    namer = region_namer(args, wordings)
+    namer = None if args.region_classifier is None else read_namer(args.region_classifier, args.region_class_names)
     seen = look_once(
         Path(args.output) / "teacher_on_wild.json",
         [list(wild["names"]), image_processor.size],
@@ -215,9 +200,14 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
     rows: Any = MixedRows(everyday, wild, seen, names, wordings)
     if args.without:
         rows = WithoutNames(rows, args.without, wordings)
-    shown = [list(names) for names in (*everyday["names"], *wild["names"])]
+    shown = [
+        [name for name in of_row if wordings.meaning(name) not in left_out]
+        for of_row in (*everyday["names"], *wild["names"])
+    ]
+    named: list[Any] = []
     if namer is not None:
-        detector, (classifier, transform_regions) = teacher.of_classes([names.index(name) for name in asked]), namer
+        classifier, class_names = namer
+        detector = teacher.of_classes([names.index(name) for name in asked])
         looked = look_once(
             Path(args.output) / "regions.json",
             [list(everyday["names"]), list(wild["names"]), image_processor.size, asked, CONSTANTS, classifier.digest],
@@ -225,14 +215,16 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
             lambda first: look_at_regions(rows, backbone, detector, image_processor, classifier, first),
         )
         rows = RowsWithRegions(rows, looked)
-        shown = [[*own, *more] for own, more in zip(shown, common_kinds(looked), strict=True)]
+        common = common_labels(looked, class_names)
+        named = [RegionNames(class_names, wordings, {label for labels in common for label in labels})]
+        shown = [[*own, *(f"region {label}" for label in labels)] for own, labels in zip(shown, common, strict=True)]
     kept_back = set(held_out(len(everyday), args.hold_out))
     drawn = [place for place in range(len(everyday)) if place not in kept_back]
     sampler = PromptSampler(names, (args.least_labels, args.most_labels))
     transform = Compose(
         [
             SideBySide(rows, drawn, asked, args.mosaic),
-            *([] if namer is None else [transform_regions]),
+            *named,
             augmentation(args.strong),
             Reworded(wordings, args.reworded),
         ]

