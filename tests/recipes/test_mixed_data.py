@@ -104,6 +104,8 @@ def pictures():
 def test_look_keeps_the_best_score_of_each_class_and_sure_boxes(pictures):
     looker = Looker()
     red, blue = look(pictures, looker, looker.teach, GDinoImageProcessor(size={"height": 8, "width": 8}))
+    later = look(pictures, looker, looker.teach, GDinoImageProcessor(size={"height": 8, "width": 8}), first=1)
+    assert list(later) == [blue]
     assert red == {"best": [0.9, 0.02], "boxes": [[0, 0.9, 0.25, 0.375, 0.75, 0.625]]}
     assert blue == {"best": [0.0, 0.02], "boxes": []}
 
@@ -123,7 +125,7 @@ def test_looking_once_is_enough(tmp_path, pictures):
 
 
 def test_an_interrupted_look_goes_on_where_it_was_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(mixed_data, "KEEP", 2)
+    monkeypatch.setattr(mixed_data, "WRITE_EVERY", 2)
     path, begun = tmp_path / "seen.json", []
 
     def broken(first):
@@ -140,9 +142,11 @@ def test_an_interrupted_look_goes_on_where_it_was_kept(tmp_path, monkeypatch):
             look_once(path, "seven", 7, broken)
     found = look_once(path, "seven", 7, whole)
     assert found == [{"photograph": index} for index in range(7)]
-    # Of three that were found each time, two were kept.
+    # Each time three were found, and two of them written.
     assert begun == [0, 2, 4]
     assert json.loads(path.read_text())["found"] == found
+    with pytest.raises(ValueError, match=r"seen\.json has 7 photographs, but 8 are to be looked at; delete it"):
+        look_once(path, "seven", 8, lambda first: [])
 
 
 def test_held_out_rows_are_never_drawn_and_the_share_stays():

@@ -71,6 +71,13 @@ def test_each_batch_has_one_of_the_sizes_and_the_exported_size_stays(parts, star
         cells.add(tuple(tuple(x.shape[-2:]) for x in trainer._maps))
     # Strides of 8, 16 and 32 pixels.
     assert cells == {((4, 4), (2, 2), (1, 1)), ((12, 12), (6, 6), (3, 3))}
+    seen = []
+    for repeat in range(2):
+        random.seed(repeat)
+        for trainer.state.global_step in range(8):
+            seen.append(trainer._at_a_size(batch)["pixel_values"].shape[-1])
+    assert seen[:8] == seen[8:]
+    assert set(seen) == {32, 96}
     trainer.image_sizes = [96]
     at_96 = trainer.detection_loss(trainer.model, batch)[0]
     trainer.image_sizes = []

@@ -8,7 +8,6 @@ the weights. Width and depth follow from the shapes of these.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -120,8 +119,6 @@ class EfficientNetLite(nn.Module):
         self.register_buffer("class_weights", weights["_fc.weight"])
         self.register_buffer("class_bias", weights["_fc.bias"])
         self.num_classes = len(weights["_fc.bias"])
-        # Tells this classifier from others.
-        self.digest = hashlib.sha256(weights["_fc.weight"].numpy().tobytes()).hexdigest()
 
     @classmethod
     def from_file(cls, path: str | Path) -> EfficientNetLite:

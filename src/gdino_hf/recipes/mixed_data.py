@@ -28,8 +28,10 @@ ABSENT = 0.05
 # A teacher's box that overlaps an annotated one more than this is taken for the same object under another name.
 SAME_BOX_IOU = 0.5
 BATCH_SIZE = 8
-# What was found is written after every so many photographs.
-KEEP = 100
+# What the result of `look` depends on, beside its arguments.
+LOOK_CONSTANTS = (SURE, SAME_OBJECT_IOU)
+# What was found is written after every so many photographs, a multiple of BATCH_SIZE.
+WRITE_EVERY = 104
 # Every so many-th everyday photograph is kept back from training, to fit the scores on.
 HOLD_OUT = 20
 
@@ -75,17 +77,17 @@ def look_once(
 ) -> list[dict[str, Any]]:
     """Return what was found in photographs, and keep it in a file for the next run.
 
-    An interrupted look goes on from the last of every `KEEP` photographs.
+    An interrupted run resumes after the last multiple of `WRITE_EVERY` photographs.
 
     Args:
         path: The json file.
         subject: All that the result depends on, with a `repr` that tells it.
         count: Number of photographs.
-        look_from: Called with the index of the first photograph that the file does not have, if there is one; gives an
-            entry for each from there on.
+        look_from: Called if the file lacks photographs, with the index of the first of them; returns an entry for that
+            and every later one.
 
     Raises:
-        ValueError: The file is about other photographs or was made with other settings.
+        ValueError: The file is about other photographs or was made with other settings, or entries are missing.
     """
     key = hashlib.sha256(repr(subject).encode()).hexdigest()
     kept: Any = {"subject": key, "found": []}
@@ -97,9 +99,20 @@ def look_once(
     if len(found) < count:
         for entry in look_from(len(found)):
             found.append(entry)
-            if len(found) % KEEP == 0 or len(found) == count:
+            if len(found) % WRITE_EVERY == 0 or len(found) == count:
                 write_whole_text(path, json.dumps(kept))
+    if len(found) != count:
+        raise ValueError(f"{path} has {len(found)} photographs, but {count} are to be looked at; delete it.")
     return found
+
+
+def weights_digest(*modules: torch.nn.Module) -> str:
+    """Return a hash of all parameters and buffers of modules, which tells whether they are the same."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, value in module.state_dict().items():
+            digest.update(name.encode() + value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def taught_row(row: dict[str, Any], seen: dict[str, Any], classes: Sequence[str], wordings: Wordings) -> dict[str, Any]:

@@ -200,7 +200,7 @@ class NanoTrainer(GDinoTrainer):
         return loss, terms, outputs
 
     def _at_a_size(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a batch without padding at one of the sizes, which depends on seed and step alone."""
+        """Resize a batch that has no padding to one of the sizes, chosen by seed and step alone."""
         side = random.Random(f"{self.args.seed} {self.state.global_step}").choice(self.image_sizes)
         pixels = F.interpolate(inputs["pixel_values"], (side, side), mode="bilinear", antialias=True)
         mask = inputs["pixel_mask"].new_ones(len(pixels), side, side)

@@ -56,18 +56,21 @@ from ..model.processing_gdino import GDinoProcessor
 from ..training.saving import last_checkpoint
 from ..whole_files import write_whole_text
 from .closed_set_teacher import RESIDUAL_OUTPUTS, DenseLoss, same_weights
-from .mixed_data import HOLD_OUT, MixedRows, WithoutNames, held_out, look, look_once, mixed_weights
+from .mixed_data import (
+    HOLD_OUT,
+    LOOK_CONSTANTS,
+    MixedRows,
+    WithoutNames,
+    held_out,
+    look,
+    look_once,
+    mixed_weights,
+    weights_digest,
+)
 from .nano import Lesson, NanoTrainer, add_shared_options, augmentation, export, teacher_of, warm_start
 from .phrase_states import PhraseStates
 from .recipe_training import train_to_the_end, training_arguments
-from .region_names import (
-    CONSTANTS,
-    RegionNames,
-    RowsWithRegions,
-    common_labels,
-    look_at_regions,
-    read_namer,
-)
+from .region_names import CONSTANTS, RegionNames, RowsWithRegions, common_labels, look_at_regions, read_namer
 from .side_by_side import SideBySide
 from .teacher_boxes import set_loss, teacher_boxes
 from .teacher_start import start_from_teacher
@@ -193,7 +196,7 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
     namer = None if args.region_classifier is None else read_namer(args.region_classifier, args.region_class_names)
     seen = look_once(
         Path(args.output) / "teacher_on_wild.json",
-        [list(wild["names"]), image_processor.size],
+        [list(wild["names"]), image_processor.size, LOOK_CONSTANTS, weights_digest(backbone, teacher)],
         len(wild),
         lambda first: look(wild, backbone, teacher, image_processor, first),
     )
@@ -204,19 +207,24 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
         [name for name in of_row if wordings.meaning(name) not in left_out]
         for of_row in (*everyday["names"], *wild["names"])
     ]
-    named: list[Any] = []
+    transforms: list[Any] = []
     if namer is not None:
         classifier, class_names = namer
         detector = teacher.of_classes([names.index(name) for name in asked])
         looked = look_once(
             Path(args.output) / "regions.json",
-            [list(everyday["names"]), list(wild["names"]), image_processor.size, asked, CONSTANTS, classifier.digest],
+            [
+                *(list(everyday["names"]), list(wild["names"]), image_processor.size, asked, class_names, CONSTANTS),
+                weights_digest(backbone, detector, classifier),
+            ],
             len(rows),
-            lambda first: look_at_regions(rows, backbone, detector, image_processor, classifier, first),
+            lambda first: look_at_regions(rows, backbone, detector, image_processor, classifier, class_names, first),
         )
         rows = RowsWithRegions(rows, looked)
-        common = common_labels(looked, class_names)
-        named = [RegionNames(class_names, wordings, {label for labels in common for label in labels})]
+        # Rare names are counted in each set.
+        parts = looked[: len(everyday)], looked[len(everyday) :]
+        common = [labels for part in parts for labels in common_labels(part, class_names)]
+        transforms = [RegionNames(class_names, wordings, asked, {label for labels in common for label in labels})]
         shown = [[*own, *(f"region {label}" for label in labels)] for own, labels in zip(shown, common, strict=True)]
     kept_back = set(held_out(len(everyday), args.hold_out))
     drawn = [place for place in range(len(everyday)) if place not in kept_back]
@@ -224,7 +232,7 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
     transform = Compose(
         [
             SideBySide(rows, drawn, asked, args.mosaic),
-            *named,
+            *transforms,
             augmentation(args.strong),
             Reworded(wordings, args.reworded),
         ]
@@ -367,7 +375,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         default=[],
         metavar="NAMES",
         help="names without boxes, with commas, to measure what the model makes of new ones; use it with --untrained; "
-        "--region-classifier may still give regions these names",
+        "--region-classifier may still give regions these names, or deny them",
     )
     parser.add_argument(
         "--image-size", type=int, help="height and width in pixels that the model sees from now on (default: as before)"
