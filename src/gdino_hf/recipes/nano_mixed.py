@@ -56,21 +56,11 @@ from ..model.processing_gdino import GDinoProcessor
 from ..training.saving import last_checkpoint
 from ..whole_files import write_whole_text
 from .closed_set_teacher import RESIDUAL_OUTPUTS, DenseLoss, same_weights
-from .mixed_data import (
-    HOLD_OUT,
-    LOOK_CONSTANTS,
-    MixedRows,
-    WithoutNames,
-    held_out,
-    look,
-    look_once,
-    mixed_weights,
-    weights_digest,
-)
+from .mixed_data import HOLD_OUT, held_out, mixed_weights
 from .nano import Lesson, NanoTrainer, add_shared_options, augmentation, export, teacher_of, warm_start
+from .nano_rows import read_rows
 from .phrase_states import PhraseStates
 from .recipe_training import train_to_the_end, training_arguments
-from .region_names import CONSTANTS, RegionNames, RowsWithRegions, common_labels, look_at_regions, read_namer
 from .side_by_side import SideBySide
 from .teacher_boxes import set_loss, teacher_boxes
 from .teacher_start import start_from_teacher
@@ -184,57 +174,17 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
     Raises:
         ValueError: The teacher has another number of classes than everyday photographs have names.
     """
-    everyday, wild = (read_coco(Path(folder) / "train.json") for folder in (args.everyday, args.wild))
-    names = category_names(Path(args.everyday) / "train.json")
-    teacher = teacher_of(args.backbone, names)
-    wordings = Wordings([*names, *category_names(Path(args.wild) / "train.json")])
-    backbone, image_processor = CspPanBackbone.from_pretrained(args.backbone), processor.image_processor
-    backbone.requires_grad_(False).eval()
-    left_out = {wordings.meaning(name) for name in args.without}
-    asked = [name for name in names if wordings.meaning(name) not in left_out]
-    # Read before the photographs are looked at, which takes long.
-    namer = None if args.region_classifier is None else read_namer(args.region_classifier, args.region_class_names)
-    seen = look_once(
-        Path(args.output) / "teacher_on_wild.json",
-        [list(wild["names"]), image_processor.size, LOOK_CONSTANTS, weights_digest(backbone, teacher)],
-        len(wild),
-        lambda first: look(wild, backbone, teacher, image_processor, first),
-    )
-    rows: Any = MixedRows(everyday, wild, seen, names, wordings)
-    if args.without:
-        rows = WithoutNames(rows, args.without, wordings)
-    shown = [
-        [name for name in of_row if wordings.meaning(name) not in left_out]
-        for of_row in (*everyday["names"], *wild["names"])
-    ]
-    transforms: list[Any] = []
-    if namer is not None:
-        classifier, class_names = namer
-        detector = teacher.of_classes([names.index(name) for name in asked])
-        looked = look_once(
-            Path(args.output) / "regions.json",
-            [
-                *(list(everyday["names"]), list(wild["names"]), image_processor.size, asked, class_names, CONSTANTS),
-                weights_digest(backbone, detector, classifier),
-            ],
-            len(rows),
-            lambda first: look_at_regions(rows, backbone, detector, image_processor, classifier, class_names, first),
-        )
-        rows = RowsWithRegions(rows, looked)
-        # Rare names are counted in each set.
-        parts = looked[: len(everyday)], looked[len(everyday) :]
-        common = [labels for part in parts for labels in common_labels(part, class_names)]
-        transforms = [RegionNames(class_names, wordings, asked, {label for labels in common for label in labels})]
-        shown = [[*own, *(f"region {label}" for label in labels)] for own, labels in zip(shown, common, strict=True)]
-    kept_back = set(held_out(len(everyday), args.hold_out))
-    drawn = [place for place in range(len(everyday)) if place not in kept_back]
-    sampler = PromptSampler(names, (args.least_labels, args.most_labels))
+    found = read_rows(args, processor.image_processor)
+    kept_back = set(held_out(found.num_everyday, args.hold_out))
+    drawn = [place for place in range(found.num_everyday) if place not in kept_back]
+    everyday, wild = found.weighing[: found.num_everyday], found.weighing[found.num_everyday :]
+    sampler = PromptSampler(found.names, (args.least_labels, args.most_labels))
     transform = Compose(
         [
-            SideBySide(rows, drawn, asked, args.mosaic),
-            *transforms,
+            SideBySide(found.rows, drawn, found.asked, args.mosaic),
+            *found.transforms,
             augmentation(args.strong),
-            Reworded(wordings, args.reworded),
+            Reworded(found.wordings, args.reworded),
         ]
     )
     model.model.text_feature_cache = PhraseStates()
@@ -244,12 +194,12 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
         processor.image_processor.size = {"height": max(args.image_sizes), "width": max(args.image_sizes)}
     return MixedTrainer(
         model=model,
-        teacher=teacher,
-        names=names,
-        wordings=wordings,
+        teacher=found.teacher,
+        names=found.names,
+        wordings=found.wordings,
         teacher_weight=args.teacher_weight,
         set_weight=args.set_weight,
-        teacher_backbone=backbone,
+        teacher_backbone=found.backbone,
         without=args.without,
         decoder_only=args.decoder_only,
         branch_factor=args.branch_lr_factor,
@@ -272,10 +222,8 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
             use_cpu=args.device == "cpu",
             dataloader_num_workers=args.workers,
         ),
-        train_dataset=ReproducibleDataset(rows),
-        row_weights=mixed_weights(
-            shown[: len(everyday)], shown[len(everyday) :], args.wild_share, args.rare, args.hold_out
-        ),
+        train_dataset=ReproducibleDataset(found.rows),
+        row_weights=mixed_weights(everyday, wild, args.wild_share, args.rare, args.hold_out),
         data_collator=GDinoDataCollator(
             processor, prompt_sampler=sampler, transform=transform, seed=args.seed, return_text=True
         ),
