@@ -56,7 +56,7 @@ IN_CROWD = 0.5
 CHANCE = 0.004
 # A class is absent from a photograph if its probability is below ABSENT, and a kind if its own is below ABSENT_KIND, in
 # the whole photograph and in every region and annotated box of at least MIN_AREA. Smaller things can therefore be taken
-# for absent: by these limits a cell phone is absent from 4 photographs in 10 that show one, a dog from 1 in 7.
+# for absent: by these limits a cell phone is absent from 4 photographs in 10 that show one, a dog from 1 in 17.
 ABSENT, ABSENT_KIND = 0.005, 0.01
 # At most so many absent names are added to a photograph's own, and at most half of them are kinds or common classes:
 # what regions teach needs examples of what it is not, and there are a thousand classes.
