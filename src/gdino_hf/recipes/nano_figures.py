@@ -34,6 +34,7 @@ from ..evaluation.coco_results import coco_predictions
 from ..evaluation.confusion import pairwise_iou
 from ..evaluation.ground_truth import coco_ground_truth
 from ..whole_files import write_whole_text
+from .mixed_data import weights_digest
 from .nano_rating import FIGURES, detect_by_set, model_parser, told_model
 from .nano_scores import LOWEST, RIGHT_IOU, judge
 from .wordings import SYNONYMS, article, plural
@@ -175,10 +176,7 @@ def rate_wordings(detector: Detector, rows: Sequence[Mapping[str, Any]], names: 
 
 def fingerprint(model: Any, processor: Any) -> str:
     """Return a short name for a model's weights and its processor's suppression."""
-    digest = hashlib.sha256(f"{processor.nms_threshold}".encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return hashlib.sha256(f"{processor.nms_threshold} {weights_digest(model)}".encode()).hexdigest()[:16]
 
 
 def measure(path: Path, model: str, tasks: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
