@@ -18,6 +18,7 @@ from gdino_hf.recipes.mixed_data import (
     look_once,
     mixed_weights,
     taught_row,
+    weights_digest,
 )
 from gdino_hf.recipes.wordings import Wordings
 
@@ -147,6 +148,15 @@ def test_an_interrupted_look_goes_on_where_it_was_kept(tmp_path, monkeypatch):
     assert json.loads(path.read_text())["found"] == found
     with pytest.raises(ValueError, match=r"seen\.json has 7 photographs, but 8 are to be looked at; delete it"):
         look_once(path, "seven", 8, lambda first: [])
+
+
+def test_the_digest_of_weights_tells_modules_apart():
+    torch.manual_seed(0)
+    first, other = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)
+    assert weights_digest(first, torch.nn.Identity()) == weights_digest(other)
+    other.running_mean[1] = 1e-6
+    assert weights_digest(first) != weights_digest(other)
+    assert weights_digest(first, other) != weights_digest(other, first)
 
 
 def test_held_out_rows_are_never_drawn_and_the_share_stays():

@@ -13,6 +13,7 @@ from gdino_hf.model.modeling_gdino import GDinoForObjectDetection
 from gdino_hf.model.processing_gdino import GDinoProcessor
 from gdino_hf.recipes import nano, nano_mixed, nano_rating, region_names
 from gdino_hf.recipes.closed_set_teacher import ClosedSetHead
+from gdino_hf.recipes.nano_rows import read_rows
 from gdino_hf.training.saving import last_checkpoint
 from recipes.small_efficientnet import small_weights
 
@@ -82,6 +83,21 @@ def test_each_batch_has_one_of_the_sizes_and_the_exported_size_stays(parts, star
     at_96 = trainer.detection_loss(trainer.model, batch)[0]
     trainer.image_sizes = []
     torch.testing.assert_close(trainer.detection_loss(trainer.model, batch)[0], at_96)
+
+
+def test_sizes_that_the_backbone_cannot_divide_are_refused(parts, start, tmp_path, capsys):
+    for sizes in (["320", "330"], ["0"]):
+        with pytest.raises(SystemExit):
+            arguments(parts, start, tmp_path, "--image-sizes", *sizes)
+        assert "must be multiples of 32" in capsys.readouterr().err
+
+
+def test_names_left_out_do_not_make_a_photograph_rare(parts, start, tmp_path):
+    image_processor = GDinoProcessor.from_pretrained(start).image_processor
+    every = read_rows(arguments(parts, start, tmp_path), image_processor).weighing
+    assert any("blue" in names for names in every)
+    kept = read_rows(arguments(parts, start, tmp_path, "--without", "blue"), image_processor).weighing
+    assert kept == [[name for name in names if name != "blue"] for names in every]
 
 
 def test_mosaics_hold_no_left_out_names_and_no_photographs_that_are_kept_back(parts, start, tmp_path):

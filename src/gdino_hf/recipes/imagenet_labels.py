@@ -59,9 +59,12 @@ for _place, _labels in enumerate(CLASSES_OF_KIND, NUM_CLASSES):
         OWN_KIND[_label] = _place
 # Annotated names that belong to a kind although no class of ImageNet is called so.
 KIND_OF_OTHERS = {
-    "cell phone": "telephone", "handbag": "bag", "shark": "fish", "sports ball": "ball",
+    "cell phone": "telephone",
+    "handbag": "bag",
+    "shark": "fish",
+    "sports ball": "ball",
     "suitcase": "bag",
-}  # fmt: skip
+}
 _ENTRY = re.compile(r"\b\d+:\s*(?:'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\")")
 
 

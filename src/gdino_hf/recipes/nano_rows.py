@@ -29,7 +29,7 @@ class NanoRows:
         teacher: The closed-set teacher.
         backbone: The image backbone that it reads.
         weighing: For each row the names that tell how rare it is.
-        transforms: Transforms that must come before others.
+        transforms: Transforms that must come before the augmentation.
     """
 
     rows: Any

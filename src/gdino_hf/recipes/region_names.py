@@ -233,7 +233,7 @@ def look_at_regions(
         For each row "boxes", a list of [label, x1, y1, x2, y2] in [0, 1] of the regions that got a name, and "seen",
         the labels that may be in the photograph. A label is a class or, from 1,000, a kind. A region gets no name if an
         annotated box is in the same place, if it lies in a crowd, or if an annotated box is of the same kind, because
-        others of it may have no box then.
+        others of that kind may have no box then.
     """
     for index in tqdm(range(first, len(rows)), desc="look at regions", disable=None):
         row = rows[index]
