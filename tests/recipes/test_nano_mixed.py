@@ -166,27 +166,38 @@ def test_names_left_out_are_neither_asked_nor_taught(parts, start, tmp_path):
     assert not any("blue" in label for label in asked)
 
 
-def test_regions_get_names_that_nobody_annotated(parts, start, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(region_names, "SURE", 0.0)
-    torch.save(small_weights(1000), tmp_path / "lite.pth")
-    lines = [f"  {index}: 'thing {index}'," for index in range(1000)]
+def test_regions_get_names_that_nobody_annotated(parts, start, tmp_path, monkeypatch, capsys, caplog):
+    # Random weights are sure of nothing.
+    for limit in ("MIN_SCORE", "POSSIBLE"):
+        monkeypatch.setattr(region_names, limit, 0.0)
+    monkeypatch.setattr(region_names, "HALF", -1.0)
+    weights = small_weights(1000)
+    torch.save(weights, tmp_path / "lite.pth")
+    # The classes are called so in turn, and none is called "red".
+    lines = [f"  {index}: '{'blue' if index == 5 else f'thing {index}'}'," for index in range(1000)]
     (tmp_path / "names.js").write_text("\n".join(lines))
     files = ("--region-classifier", str(tmp_path / "lite.pth"), "--region-class-names", str(tmp_path / "names.js"))
-    args = arguments(parts, start, tmp_path, "--without", "blue", "--reworded", "0", *files)
-    boxed = set()
-    for batch in trainer_of(args).get_train_dataloader():
+    model = ("--region-model", str(start))
+    args = arguments(parts, start, tmp_path, "--without", "blue,red", "--reworded", "0", *model, *files)
+    trainer = trainer_of(args)
+    assert "No class of ImageNet is called red; no region gets these names." in caplog.text
+    boxed, asked = set(), set()
+    for batch in trainer.get_train_dataloader():
         for prompt, target in zip(batch["text"], batch["labels"], strict=True):
+            asked.update(prompt)
             boxed |= {prompt[label] for label in target["class_labels"].tolist()}
-    assert any(name.startswith("thing ") for name in boxed)
-    assert boxed & {"red", "green"}
-    assert "blue" not in boxed
+    assert "blue" in boxed
+    assert "red" not in asked
     looked = json.loads((tmp_path / "regions.json").read_text())["found"]
     assert len(looked) == 18
-    # Other names that are left out make other regions.
+    assert {region[0] for row in looked for region in row["regions"]} == {"blue"}
+    # Photographs with probable regions are drawn more often.
+    factors = read_rows(args, GDinoProcessor.from_pretrained(start).image_processor).factors
+    assert factors == [region_names.DRAWN_MORE if row["regions"] else 1.0 for row in looked]
+    # Other names that are left out make other regions, and so do other weights.
     with pytest.raises(ValueError, match=r"regions\.json is about other photographs or was made with other settings"):
-        trainer_of(arguments(parts, start, tmp_path, "--without", "red", *files))
-    other = small_weights(1000)
-    torch.save({**other, "_fc.weight": other["_fc.weight"] + 1}, tmp_path / "lite.pth")
+        trainer_of(arguments(parts, start, tmp_path, "--without", "blue", *model, *files))
+    torch.save({**weights, "_fc.weight": weights["_fc.weight"] + 1}, tmp_path / "lite.pth")
     with pytest.raises(ValueError, match=r"regions\.json is about other photographs or was made with other settings"):
         trainer_of(args)
     (tmp_path / "names.js").write_text("\n".join(lines[:5]))
@@ -197,11 +208,12 @@ def test_regions_get_names_that_nobody_annotated(parts, start, tmp_path, monkeyp
     with pytest.raises(ValueError, match=r"lite\.pth knows 5 classes, ImageNet has 1000"):
         trainer_of(args)
     nano_mixed.keep_options(args)
-    with pytest.raises(ValueError, match="began with region_classifier=given, not None"):
-        nano_mixed.keep_options(arguments(parts, start, tmp_path, "--without", "blue", "--reworded", "0"))
-    with pytest.raises(SystemExit):
-        arguments(parts, start, tmp_path, *files[:2])
-    assert "go together" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="began with region_model=given, not None"):
+        nano_mixed.keep_options(arguments(parts, start, tmp_path, "--without", "blue,red", "--reworded", "0"))
+    for some in (files, model, (*model, *files[:2])):
+        with pytest.raises(SystemExit):
+            arguments(parts, start, tmp_path, *some)
+        assert "go together" in capsys.readouterr().err
 
 
 def test_an_untrained_trunk_keeps_the_pretrained_parts_and_knows_the_other_classes(parts, start, tmp_path):

@@ -1,6 +1,7 @@
 """Names for regions that nobody annotated."""
 
 import json
+import math
 import random
 
 import numpy as np
@@ -8,39 +9,26 @@ import pytest
 import torch
 from PIL import Image
 
-from gdino_hf.model.image_processing_gdino import GDinoImageProcessor
+from gdino_hf import NANO
+from gdino_hf.model.box_ops import cxcywh_to_xyxy
+from gdino_hf.model.modeling_gdino import GDinoForObjectDetection
+from gdino_hf.model.processing_gdino import GDinoProcessor
 from gdino_hf.recipes import region_names
-from gdino_hf.recipes.imagenet_labels import KINDS, imagenet_names
+from gdino_hf.recipes.imagenet_labels import KINDS, NUM_CLASSES, classes_of, imagenet_names
 from gdino_hf.recipes.region_names import (
     RegionNames,
     RowsWithRegions,
-    common_labels,
-    likeliest,
+    asker,
     look_at_regions,
-    named_regions,
-    seen_labels,
-    with_kinds,
+    names_to_find,
+    probability,
+    probable_regions,
 )
 from gdino_hf.recipes.side_by_side import SideBySide
 from gdino_hf.recipes.wordings import Wordings
 
-WORDINGS = Wordings(["cat", "couch", "cup", "sofa", "dog", "cell phone"])
-# The first labels are of kinds.
-NAMES = [()] * 600 + [
-    ("tabby",),
-    (),
-    ("lampshade",),
-    ("cup",),
-    ("pillow",),
-    ("sports cup",),
-    ("sofa",),
-    ("Persian cat",),
-]
-TABBY, NAMELESS, LAMPSHADE, CUP, PILLOW, SPORTS_CUP, SOFA, PERSIAN_CAT = range(600, 608)
-# ImageNet's class 200 is a dog, whatever its name.
-BREED = 200
-# Classes of no kind.
-WHITE, BLACK = 600, 601
+WORDINGS = Wordings(["cat", "couch", "cup", "sofa", "dog", "cell phone", "toy dog"])
+FULL, LEFT, TOP_LEFT, RIGHT = [0, 0, 1, 1], [0, 0, 0.5, 1], [0, 0, 0.5, 0.5], [0.5, 0, 1, 1]
 
 
 def row(**more):
@@ -56,308 +44,253 @@ def row(**more):
     }
 
 
-def looked(*boxes, seen=()):
-    return {"boxes": [list(box) for box in boxes], "seen": list(seen)}
+def regions(*boxes, seen=()):
+    return {"boxes": [[name, chance, *box] for name, chance, box in boxes], "seen": list(seen)}
 
 
-def made(example, names=NAMES, seed=0, decided=(), common=()):
-    return RegionNames(names, WORDINGS, decided, common)(example, random.Random(seed))
+def made(example, names=("lamp", "bus"), seed=0):
+    return RegionNames(names, WORDINGS)(example, random.Random(seed))
 
 
-def test_regions_become_boxes_in_pixels():
-    result = made(row(regions=looked((LAMPSHADE, 0.5, 0.5, 1.0, 1.0), seen=[LAMPSHADE])))
-    np.testing.assert_allclose(result["boxes"], [[0, 0, 100, 50], [100, 50, 200, 100]])
-    assert (result["names"], result["crowd"]) == (["dog", "lampshade"], [False, False])
+def test_a_certain_region_is_always_a_box_in_pixels():
+    result = made(row(regions=regions(("lamp", 1.0, RIGHT), seen=["lamp"])))
+    np.testing.assert_allclose(result["boxes"], [[0, 0, 100, 50], [100, 0, 200, 100]])
+    assert (result["names"], result["crowd"]) == (["dog", "lamp"], [False, False])
+    assert result["neg_names"] == ["couch", "bus"]
 
 
-def test_names_that_the_annotation_uses_or_denies_are_not_added():
-    regions = looked((CUP, 0, 0, 1, 1), (SOFA, 0, 0, 1, 1), (NAMELESS, 0, 0, 1, 1), seen=[CUP, SOFA])
-    # A sofa is a couch, and there is none; a class without a name has none to give.
-    assert made(row(names=["cup"], regions=regions))["names"] == ["cup"]
-    assert made(row(regions=regions))["names"] == ["dog", "cup"]
-    # A Persian cat is a cat, by its last word.
-    persian = looked((PERSIAN_CAT, 0, 0, 1, 1), seen=[PERSIAN_CAT])
-    assert made(row(regions=persian))["names"] == ["dog", "Persian cat"]
-    assert made(row(regions=persian, neg_names=["cat"]))["names"] == ["dog"]
-    # A beagle is a dog, by its class.
-    breeds = [("beagle",)] * (BREED + 1)
-    beagle = looked((BREED, 0, 0, 1, 1), seen=range(BREED + 1))
-    assert made(row(names=["cat"], regions=beagle), breeds)["names"] == ["cat", "beagle"]
-    assert made(row(names=["cat"], neg_names=["dog"], regions=beagle), breeds)["names"] == ["cat"]
+def test_a_doubtful_region_is_a_box_as_often_as_it_is_probable_and_absent_otherwise():
+    example = row(regions=regions(("lamp", 0.3, RIGHT), seen=["lamp", "bus"]))
+    results = [made(example, seed=seed) for seed in range(1000)]
+    boxed = [result for result in results if "lamp" in result["names"]]
+    # Five standard deviations around 300.
+    assert 228 <= len(boxed) <= 372
+    for result in results:
+        assert ("lamp" in result["names"]) != ("lamp" in result["neg_names"])
+        # A bus may be there, and nobody knows where: then it is not asked.
+        assert "bus" not in (*result["names"], *result["neg_names"])
 
 
-def test_absent_names_are_unseen_and_mean_nothing_that_is_there():
-    regions = looked((CUP, 0, 0, 1, 1), seen=[CUP, PILLOW])
-    # "sports cup" has a word of "cup", a pillow may be there, "sofa" is what the absent "couch" means.
-    assert sorted(made(row(regions=regions))["neg_names"]) == ["Persian cat", "couch", "lampshade", "tabby"]
-    # What a couch is called elsewhere is not absent where there is a couch, and neither is a kind of cat beside a cat.
-    result = made(row(names=["couch", "cat"], boxes=[[0, 0, 9, 9]] * 2, crowd=[False] * 2, neg_names=[]))
-    assert sorted(result["neg_names"]) == ["cup", "lampshade", "pillow", "sports cup", "tabby"]
-    result = made(row(names=["cell phone"], neg_names=[]), [()] * 600 + [("mobile phone",), ("pillow",)])
-    assert result["neg_names"] == ["pillow"]
+def test_one_box_of_several_is_enough_to_be_there():
+    example = row(regions=regions(("lamp", 1.0, RIGHT), ("lamp", 0.0, TOP_LEFT), seen=["lamp"]))
+    result = made(example)
+    assert result["names"] == ["dog", "lamp"]
+    assert "lamp" not in result["neg_names"]
 
 
-def test_a_name_of_several_labels_is_absent_only_if_none_of_them_is_seen():
-    names = [()] * 600 + [("hound",), ("hound",), ("pillow",), ("hound",)]
-    # Three labels have one name; it is one name to choose, not three.
-    assert made(row(names=["cup"], neg_names=[]), names)["neg_names"] in (["hound", "pillow"], ["pillow", "hound"])
-    for seen in (600, 603):
-        assert made(row(names=["cup"], neg_names=[], regions=looked(seen=[seen])), names)["neg_names"] == ["pillow"]
-
-
-# As in the package's file: a class has a name of its own and that of its kind.
-WITH_KINDS = [(f"thing {label}",) for label in range(1000)] + [(kind,) for kind in KINDS]
-for _label in KINDS["dog"]:
-    WITH_KINDS[_label] = (f"breed {_label}", "dog")
-DOG, CAR = (1000 + list(KINDS).index(kind) for kind in ("dog", "car"))
-
-
-def absent_names(seeds=40, **more):
-    """All names that are absent in one of many draws."""
-    example = row(**{"names": ["cup"], "neg_names": [], **more})
-    return {name for seed in range(seeds) for name in made(example, WITH_KINDS, seed)["neg_names"]}
-
-
-@pytest.mark.parametrize("drawn", [BREED, BREED + 1])
-def test_whether_a_kind_is_absent_depends_on_the_kind_and_not_on_who_drew_its_name(drawn):
-    # The kind is likely enough, whatever its breeds are: then nothing called "dog" is absent.
-    assert "dog" not in absent_names(regions=looked(seen=[DOG]))
-    # A breed may be there, but the kind is too unlikely: the breed is not absent, and the kind is.
-    names = absent_names(regions=looked(seen=[drawn]))
-    assert "dog" in names
-    assert f"breed {drawn}" not in names
-
-
-def test_kinds_of_annotated_things_and_of_named_regions_are_not_absent():
-    assert "bag" not in absent_names(names=["handbag"])
-    assert "telephone" not in absent_names(names=["mobile phone"])
-    assert {"bag", "telephone"} <= absent_names()
-    region = looked((BREED, 0, 0, 1, 1), seen=[BREED])
-    assert "dog" not in absent_names(regions=region)
-
-
-def test_names_that_the_annotation_decides_about_are_never_added_as_absent():
-    example = row(names=["cup"], neg_names=[])
-    decided = [{*made(example, WITH_KINDS, seed, decided=["puppy", "car"])["neg_names"]} for seed in range(40)]
-    assert not {"car"} & set.union(*decided)
-    assert "car" in absent_names()
-
-
-def test_a_class_with_several_names_gets_one_of_them_for_all_its_boxes():
-    regions = looked((0, 0, 0, 0.5, 1), (0, 0.5, 0, 1, 1), seen=[0])
-    drawn = {tuple(made(row(regions=regions), [("radio", "wireless set")], seed)["names"]) for seed in range(20)}
-    assert drawn == {("dog", "radio", "radio"), ("dog", "wireless set", "wireless set")}
-
-
-def test_only_some_absent_names_are_added(monkeypatch):
-    monkeypatch.setattr(region_names, "MOST_ABSENT", 4)
-    drawn = {tuple(made(row(), seed=seed)["neg_names"][1:]) for seed in range(20)}
-    assert {len(names) for names in drawn} == {2}
-    assert len(drawn) > 1
+def test_the_annotation_wins():
+    looked = regions(("sofa", 1.0, RIGHT), ("puppy", 1.0, LEFT), ("lamp", 1.0, RIGHT), seen=["sofa", "puppy", "lamp"])
+    names = ["sofa", "puppy", "lamp", "toy lamp", "toy car"]
+    # There is a dog, which a puppy is, and no couch, which a sofa is. What shares a word with a dog is not absent.
+    result = made(row(names=["toy dog", "dog"], boxes=[[0, 0, 9, 9]] * 2, crowd=[False] * 2, regions=looked), names)
+    assert result["names"] == ["toy dog", "dog", "lamp"]
+    assert result["neg_names"] == ["couch"]
+    result = made(row(names=["cup"], neg_names=[], regions=looked), names)
+    assert result["names"] == ["cup", "sofa", "puppy", "lamp"]
+    assert result["neg_names"] == ["toy lamp", "toy car"]
 
 
 def test_photographs_without_regions_and_side_by_side_ones_stay_as_they_are():
     example = row(regions=None)
     assert made(example) is example
-    pictures = [{**row(regions=looked((CUP, 0, 0, 1, 1))), "image": Image.new("RGB", (200, 100))} for _ in range(3)]
+    pictures = [{**row(regions=regions(("lamp", 1.0, FULL))), "image": Image.new("RGB", (200, 100))} for _ in range(3)]
     together = SideBySide(pictures, [1, 2], ["dog", "couch"], 1.0)(pictures[0], random.Random(0))
     assert together["image"] is not pictures[0]["image"]
     assert made(together) is together
 
 
 def test_rows_hand_on_their_regions():
-    rows = RowsWithRegions([{"names": ["cat"]}], ["its regions"])
+    rows = RowsWithRegions([{"names": ["cat"]}], [regions()])
     assert len(rows) == 1
-    assert rows[0] == {"names": ["cat"], "regions": "its regions"}
+    assert rows[0] == {"names": ["cat"], "regions": {"boxes": [], "seen": []}}
 
 
-class Detector:
-    """Sees a box of class 0 at the right, one of class 1 on the left half, and a worse copy of the first."""
+def looked(*entries):
+    return {"regions": [[name, likely, score, *box] for name, likely, score, box in entries], "seen": ["lamp"]}
 
-    def __call__(self, pixels):
-        self.pixels = pixels
-        return self
 
-    feature_maps = ()
+def chances(*rows):
+    return [[(name, chance, box) for name, chance, *box in row["boxes"]] for row in probable_regions(rows)]
 
-    def teach(self, maps):
-        boxes = [[0.75, 0.5, 0.5, 1.0], [0.25, 0.5, 0.5, 1.0], [0.74, 0.5, 0.5, 1.0], [0.5, 0.5, 0.05, 0.05]]
-        scores = [[0.6, 0.1], [0.1, 0.7], [0.3, 0.0], [0.9, 0.9]]
-        return torch.tensor([scores]), torch.tensor([boxes])
+
+def at(certainty):
+    return pytest.approx(1 / (1 + math.exp(9 * (0.45 - certainty))), abs=1e-4)
+
+
+def test_certainty_is_the_likelihood_times_the_score_beside_the_usual_highest_one(monkeypatch):
+    monkeypatch.setattr(region_names, "TOP_PHOTOGRAPHS", 2)
+    rows = [
+        looked(("lamp", 0.9, 0.30, FULL), ("bus", 0.9, 0.05, FULL)),
+        # The best of each photograph counts once, for its own name.
+        looked(("lamp", 0.8, 0.10, LEFT), ("lamp", 0.9, 0.05, RIGHT)),
+        looked(("lamp", 1.0, 0.02, FULL)),
+    ]
+    found = chances(*rows)
+    # The mean of 0.3 and 0.1 is the usual highest score of lamps; above it, the score does not count.
+    assert found[0] == [("lamp", at(0.9), FULL), ("bus", at(0.9), FULL)]
+    assert found[1] == [("lamp", at(0.8 * 0.5), LEFT), ("lamp", at(0.9 * 0.25), RIGHT)]
+    assert found[2] == [("lamp", at(0.1), FULL)]
+
+
+def test_the_more_certain_of_two_regions_on_one_thing_stays():
+    overlapping = [0.1, 0, 0.6, 1]
+    apart = [0.25, 0, 0.75, 1]
+    entries = [("lamp", 0.8, 0.5, LEFT), ("lamp", 0.9, 0.5, TOP_LEFT), ("bus", 0.7, 0.5, LEFT)]
+    (found,) = chances(looked(*entries))
+    # A part and the whole are one thing; another name may stand at the same place.
+    assert [(name, box) for name, _, box in found] == [("lamp", TOP_LEFT), ("bus", LEFT)]
+    (found,) = chances(looked(entries[0], ("lamp", 0.7, 0.5, overlapping), ("lamp", 0.6, 0.5, apart)))
+    assert [box for _, _, box in found] == [LEFT, apart]
+
+
+def test_a_region_of_little_certainty_is_none_and_leaves_its_name_undecided():
+    (found,) = probable_regions([looked(("lamp", 0.9, 0.5, LEFT), ("lamp", 0.9, 0.02, RIGHT))])
+    assert [box[2:] for box in found["boxes"]] == [LEFT]
+    rows = [looked(("lamp", 0.9, 0.5, LEFT)), looked(("lamp", 0.06, 0.1, RIGHT))]
+    assert probable_regions(rows)[1] == {"boxes": [], "seen": ["lamp"]}
+
+
+# Classes that the classifier below knows.
+WHITE, BLACK = 600, 601
 
 
 def by_brightness(pixels):
     """A classifier that calls white images class 600 and black ones class 601, and is not sure about others."""
     mean = pixels.mean(dim=(1, 2, 3))
-    likely = torch.zeros(len(mean), 1000)
+    likely = torch.zeros(len(mean), NUM_CLASSES)
     likely[:, WHITE], likely[:, BLACK] = ((mean + 1) / 2).clamp(min=0), ((1 - mean) / 2).clamp(min=0)
     return likely
 
 
-def test_regions_are_where_the_detector_sees_something_that_is_not_annotated():
+def find(images):
+    """Finds four boxes for two names in each image: right, left, a worse copy of the first, and a small one."""
+    boxes = [[0.75, 0.5, 0.5, 1.0], [0.25, 0.5, 0.5, 1.0], [0.74, 0.5, 0.5, 1.0], [0.5, 0.5, 0.05, 0.05]]
+    scores = [[0.6, 0.1], [0.1, 0.7], [0.3, 0.0], [0.9, 0.9]]
+    return torch.tensor([scores] * len(images)), torch.tensor([boxes] * len(images))
+
+
+CLASSES = {"snow": (WHITE,), "soot": (BLACK,), "sand": (500,)}
+
+
+def test_regions_are_where_the_model_sees_something_that_is_not_annotated():
     pixels = np.zeros((100, 200, 3), dtype=np.uint8)
     pixels[:, 100:] = 255
     picture = {"image": Image.fromarray(pixels), "width": 200, "height": 100, "boxes": [[0, 0, 100, 100]], "crowd": [0]}
-    detector = Detector()
-    processor = GDinoImageProcessor(size={"height": 32, "width": 32})
 
     def found(**more):
-        (entry,) = look_at_regions(
-            [{**picture, **more}], detector, detector.teach, processor, by_brightness, WITH_KINDS
-        )
-        return entry
+        (entry,) = look_at_regions([{**picture, **more}], find, by_brightness, CLASSES)
+        return {
+            "regions": [[entry[0], *map(pytest.approx, entry[1:])] for entry in entry["regions"]],
+            "seen": entry["seen"],
+        }
 
+    # A crop has a margin, so that the right half is not all white, nor the left one all black.
+    (white,) = (entry for entry in found()["regions"] if entry[0] == "snow")
     # The left half is annotated, the copy overlaps the better box, and the last one is too small.
-    assert found() == {"boxes": [[WHITE, 0.5, 0.0, 1.0, 1.0]], "seen": [WHITE, BLACK]}
-    # Without the annotation, the left half is a region, too; the likelier comes first.
-    assert found(boxes=[], crowd=[])["boxes"] == [[BLACK, 0.0, 0.0, 0.5, 1.0], [WHITE, 0.5, 0.0, 1.0, 1.0]]
-    # The annotated box at the top right got the class of the right half: there, others of its kind may have no box.
-    assert found(boxes=[[130, 0, 190, 50]])["boxes"] == [[BLACK, 0.0, 0.0, 0.5, 1.0]]
+    assert {tuple(map(str, entry[3:])) for entry in found()["regions"]} == {tuple(map(str, white[3:]))}
+    assert white[3:] == [0.5, 0.0, 1.0, 1.0]
+    assert 0.7 < white[1].expected < 1
+    assert white[2] == 0.6
+    assert found()["seen"] == ["snow", "soot"]
+    # Without the annotation, the left half is a region, too, with the model's score for the second name.
+    both = [entry for entry in found(boxes=[], crowd=[])["regions"] if entry[1].expected > 0.5]
+    assert [(entry[0], entry[2].expected, entry[3].expected) for entry in both] == [
+        ("snow", 0.6, 0.5),
+        ("soot", 0.7, 0.0),
+    ]
 
 
 def test_a_region_in_the_place_of_an_annotated_box_or_in_a_crowd_is_no_new_one():
-    regions = torch.tensor([[0.0, 0.0, 0.2, 0.2], [0.5, 0.5, 1.0, 1.0]])
+    found = torch.tensor([[0.0, 0.0, 0.2, 0.2], [0.5, 0.5, 1.0, 1.0]])
     # The first one covers 0.6 of the first box and lies by half outside of it; the crowd is 16 times as large.
     in_place, crowd = [0.05, 0.0, 0.25, 0.2], [0.0, 0.0, 0.8, 0.8]
-    free = region_names._elsewhere(regions, torch.tensor([in_place, crowd]), [False, True])
+    free = region_names._elsewhere(found, torch.tensor([in_place, crowd]), [False, True])
     assert free.tolist() == [False, True]
-    assert region_names._elsewhere(regions, torch.tensor([in_place]), [False]).tolist() == [False, True]
-    assert region_names._elsewhere(regions, torch.tensor([crowd]), [True]).tolist() == [False, True]
-    assert region_names._elsewhere(regions, torch.tensor([crowd]), [False]).tolist() == [True, True]
+    assert region_names._elsewhere(found, torch.tensor([in_place]), [False]).tolist() == [False, True]
+    assert region_names._elsewhere(found, torch.tensor([crowd]), [True]).tolist() == [False, True]
+    assert region_names._elsewhere(found, torch.tensor([crowd]), [False]).tolist() == [True, True]
 
 
-def test_looking_can_begin_at_a_later_photograph():
-    detector, processor = Detector(), GDinoImageProcessor(size={"height": 32, "width": 32})
+def test_looking_can_begin_at_a_later_photograph(monkeypatch):
+    monkeypatch.setattr(region_names, "BATCH_SIZE", 2)
     rows = [
         {"image": Image.new("RGB", (64, 32), (shade,) * 3), "width": 64, "height": 32, "boxes": [], "crowd": []}
         for shade in (255, 128, 0)
     ]
 
     def look(first):
-        return list(look_at_regions(rows, detector, detector.teach, processor, by_brightness, WITH_KINDS, first))
+        return list(look_at_regions(rows, find, by_brightness, CLASSES, first))
 
     everything = look(0)
-    assert [entry["seen"] for entry in everything] == [[WHITE], [WHITE, BLACK], [BLACK]]
+    assert [entry["seen"] for entry in everything] == [["snow"], ["snow", "soot"], ["soot"]]
     assert look(1) == everything[1:]
 
 
-def test_a_kind_names_what_no_class_is_sure_of():
-    likely = torch.zeros(4, 1000)
-    # Five breeds at 0.16 each; one sure breed among them; a class of no kind; a breed that is sure by itself.
+def test_a_model_is_asked_for_all_names_at_once():
+    model, processor = GDinoForObjectDetection.from_pretrained(NANO).eval(), GDinoProcessor.from_pretrained(NANO)
+    names = ["traffic light", "cat", "hot air balloon"]
+    images = [Image.new("RGB", (80, 60), colour) for colour in ("red", "white")]
+    with torch.no_grad():
+        scores, boxes = asker(model, processor, names)(images)
+    assert scores.shape == (2, model.config.num_queries, 3)
+    assert boxes.shape == (2, model.config.num_queries, 4)
+    inputs = processor(images=images, text=[names] * 2)
+    with torch.no_grad():
+        outputs = model(**inputs)
+    found = processor.post_process_grounded_object_detection(
+        outputs, inputs, threshold=0.0, text_threshold=0.0, nms_threshold=1.0, score="mean", multi_label=True
+    )
+    for own, places, result in zip(scores, boxes, found, strict=True):
+        for label in range(3):
+            mine = result["labels"] == label
+            torch.testing.assert_close(own[:, label].sort(descending=True).values, result["scores"][mine])
+            best = places[own[:, label].argmax()]
+            torch.testing.assert_close(cxcywh_to_xyxy(best), result["boxes"][mine][0])
+    with pytest.raises(ValueError, match="400 names do not fit in one prompt; look for fewer"):
+        asker(model, processor, [f"name {index}" for index in range(400)])(images)
+
+
+def test_a_name_of_several_classes_is_as_likely_as_its_best_one_or_all_beyond_chance():
+    likely = torch.zeros(3, NUM_CLASSES)
+    # Five breeds at 0.16 each; one sure breed; breeds that are below chance.
     likely[0, [151, 160, 200, 230, 268]] = 0.16
-    likely[1, 200], likely[1, 160], likely[1, 281] = 0.5, 0.3, 0.15
-    likely[2, WHITE], likely[2, 282] = 0.29, 0.25
-    likely[3, 200], likely[3, BLACK] = 0.4, 0.1
-    probability, labels = likeliest(with_kinds(likely))
-    assert labels == [DOG, 200, WHITE, 200]
+    likely[1, 200], likely[1, 160] = 0.7, 0.1
+    likely[2, list(KINDS["dog"])] = 0.0039
     # 117 breeds, each less 0.004, or the likeliest one.
-    torch.testing.assert_close(probability, torch.tensor([0.8 - 0.468, 0.5, 0.29, 0.4]))
+    expected = torch.tensor([0.8 - 0.468, 0.7, 0.0039])
+    torch.testing.assert_close(probability(likely, KINDS["dog"]), expected)
+    likely[2, list(KINDS["dog"])] = 0.008
+    assert probability(likely, KINDS["dog"])[2].item() == pytest.approx(118 * 0.008 - 117 * 0.004)
+    torch.testing.assert_close(probability(likely, (200,)), likely[:, 200])
 
 
-def test_what_is_below_chance_does_not_count_for_a_kind():
-    likely = torch.zeros(1, 1000)
-    likely[0, list(KINDS["dog"])] = 0.0039
-    assert with_kinds(likely)[0, DOG].item() == pytest.approx(0.0039)
-    likely[0, list(KINDS["dog"])] = 0.008
-    assert with_kinds(likely)[0, DOG].item() == pytest.approx(118 * 0.008 - 117 * 0.004)
+def test_names_to_find_are_those_left_out_or_kinds_that_nobody_annotated():
+    annotated = ["dog", "couch", "cup"]
+    assert names_to_find(["dog", "cup"], annotated, Wordings(annotated)) == ["dog", "cup"]
+    kinds = names_to_find([], annotated, Wordings(annotated))
+    assert set(KINDS) - set(kinds) == {"dog", "couch"}
 
 
-def test_a_kind_may_be_there_only_if_it_is_likelier_than_chance():
-    likely = torch.zeros(2, 1000)
-    likely[0, WHITE], likely[1, BLACK] = 0.004, 0.006
-    # Breeds at 0.488 together are chance, one taxicab (of the kind "car") at 0.08 is not.
-    likely[0, list(KINDS["dog"])[:61]], likely[1, 468] = 0.008, 0.08
-    seen = seen_labels(with_kinds(likely))
-    assert {BLACK, 468, CAR, DOG, *list(KINDS["dog"])[:61]} == set(seen)
-    likely[0, list(KINDS["dog"])[:61]] = 0.007
-    assert DOG not in seen_labels(with_kinds(likely))
-
-
-NO_THING = 970
-WITH_KINDS_BUT_ONE = [() if label == NO_THING else own for label, own in enumerate(WITH_KINDS)]
-
-
-def named(boxes, scores, labels, probabilities, annotated=(), taken=()):
-    likely = torch.zeros(len(boxes), 1000)
-    likely[range(len(boxes)), labels] = torch.tensor(probabilities)
-    annotated = torch.tensor(annotated, dtype=torch.float32).reshape(-1, 4)
-    return [
-        box[0]
-        for box in named_regions(
-            torch.tensor(boxes), torch.tensor(scores), with_kinds(likely), annotated, WITH_KINDS_BUT_ONE, taken
-        )
-    ]
-
-
-LEFT, RIGHT, TOP_LEFT = [0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0], [0.0, 0.0, 0.5, 0.5]
-
-
-def test_detector_and_classifier_must_both_be_sure():
-    assert named([LEFT, RIGHT], [0.2, 0.9], [WHITE, BLACK], [0.6, 0.4]) == [BLACK, WHITE]
-    assert named([LEFT, RIGHT], [0.2, 0.9], [WHITE, BLACK], [0.49, 0.29]) == []
-
-
-def test_the_best_of_overlapping_regions_stays():
-    # Half of a bus is called a bus, too, or a minivan.
-    bus, school_bus, minivan = 654, 779, 656
-    assert named([LEFT, TOP_LEFT], [0.9, 0.8], [bus, bus], [0.9, 0.9]) == [bus]
-    assert named([LEFT, TOP_LEFT], [0.8, 0.9], [bus, school_bus], [0.9, 0.9]) == [school_bus]
-    assert named([LEFT, TOP_LEFT], [0.9, 0.8], [bus, minivan], [0.9, 0.9]) == [bus]
-    mostly_left = [0.15, 0.0, 0.65, 1.0]
-    assert named([LEFT, mostly_left], [0.9, 0.8], [bus, bus], [0.9, 0.9]) == [bus]
-    assert named([LEFT, mostly_left], [0.9, 0.8], [bus, WHITE], [0.9, 0.9]) == [bus, WHITE]
-    # Something small may stand before it, and a place is no thing that hides what is in it.
-    lamp = [0.1, 0.2, 0.3, 0.5]
-    assert named([LEFT, lamp], [0.9, 0.8], [bus, WHITE], [0.9, 0.9]) == [bus, WHITE]
-    assert named([LEFT, lamp], [0.9, 0.8], [bus, bus], [0.9, 0.9]) == [bus]
-    assert named([LEFT, TOP_LEFT], [0.9, 0.8], [NO_THING, WHITE], [0.9, 0.9]) == [WHITE]
-
-
-def test_parts_of_annotated_boxes_and_taken_kinds_get_no_name():
-    person = [0.0, 0.0, 0.5, 1.0]
-    hat, torso = [0.1, 0.0, 0.3, 0.2], [0.0, 0.3, 0.5, 0.9]
-    # What is less than a fifth of a box may be a thing of its own.
-    assert named([hat, torso], [0.9, 0.9], [WHITE, BLACK], [0.9, 0.9], annotated=[person]) == [WHITE]
-    assert named([hat, torso], [0.9, 0.9], [654, BLACK], [0.9, 0.9], taken=[779]) == [BLACK]
-
-
-def test_labels_of_many_photographs_are_common(monkeypatch):
-    monkeypatch.setattr(region_names, "COMMON", 2)
-    dogs = looked((DOG, 0, 0, 1, 1), (DOG, 0, 0, 1, 1), (NAMELESS, 0, 0, 1, 1))
-    rows = [looked((200, 0, 0, 1, 1), (CUP, 0, 0, 1, 1)), dogs, looked((CUP, 0, 0, 1, 1), (NAMELESS, 0, 0, 1, 1))]
-    names = [("hound",) if label == 200 else own for label, own in enumerate(NAMES)]
-    names += [()] * (1000 - len(names)) + [(kind,) for kind in KINDS]
-    # A breed is a dog; two dogs in one photograph are one photograph.
-    assert common_labels([*rows, looked()], names) == [[CUP, DOG], [DOG], [CUP], []]
-
-
-def test_half_of_the_absent_names_are_kinds_or_common_classes(monkeypatch):
-    monkeypatch.setattr(region_names, "MOST_ABSENT", 200)
-    example = row(names=["cup"], neg_names=[], regions=looked(seen=[DOG, CUP]))
-    drawn = made(example, WITH_KINDS, common=range(600, 700))["neg_names"]
-    common = {*KINDS, *(f"thing {label}" for label in range(600, 700))} - {"dog", f"thing {CUP}"}
-    assert len(drawn) == len(set(drawn)) == 200
-    assert len(common & set(drawn)) == 100
-    assert not {"dog", f"thing {CUP}"} & set(drawn)
+def test_a_name_stands_for_the_classes_of_its_kind_or_those_called_so():
+    names = [()] * 600 + [("studio couch", "day bed"), ("pizza", "pizza pie"), ("pizza pie",)]
+    assert classes_of("couch", names) == KINDS["couch"]
+    assert classes_of("sports ball", names) == KINDS["ball"]
+    assert classes_of("pizza pie", names) == (601, 602)
+    assert classes_of("fork", names) == ()
 
 
 def test_names_come_from_the_packages_file(tmp_path):
     path = tmp_path / "imagenet_classes.js"
     lines = [f"  {index}: 'thing {index}, other'," for index in range(1000)]
-    lines[701] = "  701: 'phone, cell, mobile phone, Canis lupus, car phone',"
+    lines[701] = "  701: 'phone, cell, mobile phone, Canis lupus, car phone, phone',"
     lines[702], lines[703], lines[704] = "  702: 'crane',", "  703: 'crane',", "  704: 'seashore, coast',"
     lines[8] = "  8: 'kite, toy kite, pinwheel kite',"
     lines[6], lines[7] = "  6:\n      'jack-o\\'-lantern',", '  7: "potter\'s wheel",'
     path.write_text("exports.IMAGENET_CLASSES = {\n" + "\n".join(lines) + "\n};\n")
     names = imagenet_names(path)
-    assert names[6:9] == [
-        ("jack-o'-lantern",),
-        ("potter's wheel", "bird"),
-        ("toy kite", "pinwheel kite", "bird", "bird"),
-    ]
-    assert names[700:703] == [("thing 700",), ("phone", "mobile phone", "car phone"), ()]
-    assert names[703:705] == [(), ()]
-    assert names[1000:] == [(kind,) for kind in KINDS]
+    assert len(names) == NUM_CLASSES
+    assert names[6:9] == [("jack-o'-lantern",), ("potter's wheel",), ("toy kite", "pinwheel kite")]
+    assert names[700:705] == [("thing 700",), ("phone", "mobile phone", "car phone"), (), (), ()]
     path.write_text(json.dumps({"0": "tench"}))
     with pytest.raises(ValueError, match="lists 0 classes, ImageNet has 1000"):
         imagenet_names(path)

@@ -1,12 +1,10 @@
-"""Names of ImageNet's 1,000 classes and of the kinds of things that they belong to.
-
-A label is the index of a class or, from 1,000, that of a kind.
-"""
+"""Names of ImageNet's 1,000 classes and of the kinds of things that they belong to."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 # Classes that are no things with an outline of their own.
@@ -34,10 +32,10 @@ beetle: 300-307; bicycle: 444 671; bird: 7-24 80-100 127-146; boat: 472 484 554 
 bottle: 440 720 737 898 907; bus: 654 779 874; butterfly: 321-326; camera: 732 759; car: 436 468 511 609 627 656 661 751
 817; cat: 281-285; cell phone: 487; chair: 423 559 765; clock: 409 530 892; computer: 527 620 681; couch: 831; cow: 345;
 crab: 118-121; dog: 151-268; elephant: 385 386; fence: 489 716 912; fish: 0 1 389-397; fox: 277-280; frog: 30-32;
-guitar: 402 546; hat: 515 808; helmet: 518 560; horse: 339; keyboard: 508 878; lamp: 846; lizard: 38-48; monkey:
-370-382; mushroom: 947 992-997; piano: 579 881; pig: 341-343; rabbit: 330-332; shark: 2-4; sheep: 348 349; shoe: 630
-770; snake: 52-68; spider: 72-77; telephone: 528 707; train: 466 547 565 705 820; truck: 555 569 675 717 864 867;
-turtle: 33-37; wolf: 269-271
+guitar: 402 546; hat: 515 808; helmet: 518 560; horse: 339; keyboard: 508 878; lamp: 846; laptop: 620 681; lizard:
+38-48; monkey: 370-382; mushroom: 947 992-997; piano: 579 881; pig: 341-343; rabbit: 330-332; shark: 2-4; sheep: 348
+349; shoe: 630 770; snake: 52-68; spider: 72-77; telephone: 528 707; train: 466 547 565 705 820; truck: 555 569 675 717
+864 867; turtle: 33-37; wolf: 269-271
 """
 
 
@@ -51,20 +49,8 @@ def _indices(ranges: str) -> tuple[int, ...]:
 
 KINDS = {kind.strip(): _indices(ranges) for kind, ranges in (entry.split(":") for entry in _KINDS.split(";"))}
 NUM_CLASSES = 1000
-KIND_NAMES, CLASSES_OF_KIND = list(KINDS), list(KINDS.values())
-# The label of the kind of each label; a class without a kind, and a kind, stand for themselves.
-OWN_KIND = list(range(NUM_CLASSES + len(KINDS)))
-for _place, _labels in enumerate(CLASSES_OF_KIND, NUM_CLASSES):
-    for _label in _labels:
-        OWN_KIND[_label] = _place
-# Annotated names that belong to a kind although no class of ImageNet is called so.
-KIND_OF_OTHERS = {
-    "cell phone": "telephone",
-    "handbag": "bag",
-    "shark": "fish",
-    "sports ball": "ball",
-    "suitcase": "bag",
-}
+# Names that are called otherwise here.
+OTHER_NAMES = {"sports ball": "ball"}
 _ENTRY = re.compile(r"\b\d+:\s*(?:'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\")")
 
 
@@ -75,10 +61,9 @@ def imagenet_names(path: str | Path) -> list[tuple[str, ...]]:
         path: The file of the npm package `@tensorflow-models/mobilenet`.
 
     Returns:
-        The names of each class: its first one ("cellular telephone"), its others of several words ("mobile phone"), and
-        its kind ("cell phone"), repeated so that it is half of them. Other single words are left out, because they may
-        mean something else ("cell"), and so are scientific names. A class has no names if it is no thing ("seashore"),
-        or if another class has the same first name. The kinds of `KINDS` follow the classes, each with one name.
+        The names of each class: its first one ("cellular telephone"), and its others of several words ("mobile phone").
+        Other single words are left out, because they may mean something else ("cell"), and so are scientific names. A
+        class has no names if it is no thing ("seashore"), or if another class has the same first name.
 
     Raises:
         ValueError: The file does not list 1,000 classes.
@@ -89,12 +74,22 @@ def imagenet_names(path: str | Path) -> list[tuple[str, ...]]:
     phrases = [[phrase.strip() for phrase in entry.replace("\\", "").split(",")] for entry in entries]
     holders = Counter(first for first, *_ in phrases)
     names = []
-    for label, (first, *others) in enumerate(phrases):
+    for first, *others in phrases:
         own = [] if first in AMBIGUOUS else [first]
         own += [phrase for phrase in others if " " in phrase and phrase.islower()]
-        own = list(dict.fromkeys(own))
-        if OWN_KIND[label] != label:
-            own += [KIND_NAMES[OWN_KIND[label] - NUM_CLASSES]] * max(1, len(own))
         usable = first not in NO_THINGS and holders[first] == 1
-        names.append(tuple(own) if usable else ())
-    return names + [(kind,) for kind in KIND_NAMES]
+        names.append(tuple(dict.fromkeys(own)) if usable else ())
+    return names
+
+
+def classes_of(name: str, class_names: Sequence[Sequence[str]]) -> tuple[int, ...]:
+    """Return the classes that a name stands for: those of its kind, or those that are called so; none if unknown.
+
+    Args:
+        name: The name.
+        class_names: What `imagenet_names` returned.
+    """
+    name = OTHER_NAMES.get(name, name)
+    if name in KINDS:
+        return KINDS[name]
+    return tuple(label for label, names in enumerate(class_names) if name in names)

