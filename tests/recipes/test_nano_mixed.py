@@ -9,6 +9,7 @@ import torch
 
 from gdino_hf import NANO
 from gdino_hf.model.csp_pan import CspPanBackbone
+from gdino_hf.model.image_processing_gdino import GDinoImageProcessor
 from gdino_hf.model.modeling_gdino import GDinoForObjectDetection
 from gdino_hf.model.processing_gdino import GDinoProcessor
 from gdino_hf.recipes import nano, nano_mixed, nano_rating, region_names
@@ -191,18 +192,34 @@ def test_regions_get_names_that_nobody_annotated(parts, start, tmp_path, monkeyp
     looked = json.loads((tmp_path / "regions.json").read_text())["found"]
     assert len(looked) == 18
     assert {region[0] for row in looked for region in row["regions"]} == {"blue"}
-    # Photographs with probable regions are drawn more often.
-    factors = read_rows(args, GDinoProcessor.from_pretrained(start).image_processor).factors
-    assert factors == [region_names.DRAWN_MORE if row["regions"] else 1.0 for row in looked]
+    # Photographs with probable regions are drawn more often, and the name counts among the rare ones.
+    path = tmp_path / "regions.json"
+    kept = json.loads(path.read_text())
+    for place in (0, 1, 13):
+        kept["found"][place]["regions"] = []
+    path.write_text(json.dumps(kept))
+    found = read_rows(args, GDinoProcessor.from_pretrained(start).image_processor)
+    assert found.factors == [1.0 if place in (0, 1, 13) else region_names.DRAWN_MORE for place in range(18)]
+    assert ["region blue" in names for names in found.weighing] == [place not in (0, 1, 13) for place in range(18)]
+    drawn = trainer_of(args).row_weights
+    assert drawn[2] / drawn[0] == pytest.approx(region_names.DRAWN_MORE)
+    assert sum(drawn) == pytest.approx(18)
     # Other names that are left out make other regions, and so do other weights.
     with pytest.raises(ValueError, match=r"regions\.json is about other photographs or was made with other settings"):
         trainer_of(arguments(parts, start, tmp_path, "--without", "blue", *model, *files))
+    (tmp_path / "teacher_on_wild.json").unlink()
+    with pytest.raises(ValueError, match=r"regions\.json is about other photographs or was made with other settings"):
+        read_rows(args, GDinoImageProcessor(size={"height": 96, "width": 96}))
+    (tmp_path / "teacher_on_wild.json").unlink()
     torch.save({**weights, "_fc.weight": weights["_fc.weight"] + 1}, tmp_path / "lite.pth")
     with pytest.raises(ValueError, match=r"regions\.json is about other photographs or was made with other settings"):
         trainer_of(args)
     (tmp_path / "names.js").write_text("\n".join(lines[:5]))
     with pytest.raises(ValueError, match="lists 5 classes"):
         trainer_of(args)
+    (tmp_path / "names.js").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="No class of ImageNet is called red; leave out other names, or train without"):
+        trainer_of(arguments(parts, start, tmp_path, "--without", "red", *model, *files))
     (tmp_path / "names.js").write_text("\n".join(lines))
     torch.save(small_weights(5), tmp_path / "lite.pth")
     with pytest.raises(ValueError, match=r"lite\.pth knows 5 classes, ImageNet has 1000"):

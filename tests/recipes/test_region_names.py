@@ -19,6 +19,7 @@ from gdino_hf.recipes.region_names import (
     RegionNames,
     RowsWithRegions,
     asker,
+    implied_names,
     look_at_regions,
     names_to_find,
     probability,
@@ -27,7 +28,10 @@ from gdino_hf.recipes.region_names import (
 from gdino_hf.recipes.side_by_side import SideBySide
 from gdino_hf.recipes.wordings import Wordings
 
-WORDINGS = Wordings(["cat", "couch", "cup", "sofa", "dog", "cell phone", "toy dog"])
+ANNOTATED = ["cat", "couch", "cup", "sofa", "dog", "cell phone", "toy dog", "laptop", "handbag", "backpack"]
+WORDINGS = Wordings(ANNOTATED)
+# The classifier's class 414 is a backpack, which is a bag.
+CLASS_NAMES = [("backpack", "back pack") if label == 414 else (f"thing {label}",) for label in range(1000)]
 FULL, LEFT, TOP_LEFT, RIGHT = [0, 0, 1, 1], [0, 0, 0.5, 1], [0, 0, 0.5, 0.5], [0.5, 0, 1, 1]
 
 
@@ -49,7 +53,9 @@ def regions(*boxes, seen=()):
 
 
 def made(example, names=("lamp", "bus"), seed=0):
-    return RegionNames(names, WORDINGS)(example, random.Random(seed))
+    classes = {name: classes_of(name, CLASS_NAMES) for name in names}
+    implied = implied_names([*ANNOTATED, *names], classes, CLASS_NAMES, WORDINGS)
+    return RegionNames(names, implied, WORDINGS)(example, random.Random(seed))
 
 
 def test_a_certain_region_is_always_a_box_in_pixels():
@@ -87,7 +93,34 @@ def test_the_annotation_wins():
     assert result["neg_names"] == ["couch"]
     result = made(row(names=["cup"], neg_names=[], regions=looked), names)
     assert result["names"] == ["cup", "sofa", "puppy", "lamp"]
-    assert result["neg_names"] == ["toy lamp", "toy car"]
+    # Now there is a lamp, which a toy lamp may be.
+    assert result["neg_names"] == ["toy car"]
+
+
+def test_broader_and_narrower_names_of_what_is_there_are_not_absent():
+    names = ["bag", "computer", "telephone", "shark", "fish", "lamp"]
+
+    def absent(annotated, *boxes):
+        result = made(row(names=annotated, boxes=[[0, 0, 9, 9]] * len(annotated), regions=regions(*boxes)), names)
+        return {*result["neg_names"]} - {"couch"}
+
+    everything = {*names}
+    assert absent(["dog"]) == everything
+    # By class, and where there is none by name.
+    assert absent(["backpack"]) == absent(["handbag"]) == everything - {"bag"}
+    assert absent(["laptop"]) == everything - {"computer"}
+    assert absent(["mobile phone"]) == everything - {"telephone"}
+    # So it is for names that regions got, and the other way round.
+    assert absent(["dog"], ("shark", 1.0, RIGHT)) == everything - {"shark", "fish"}
+    assert absent(["dog"], ("fish", 1.0, RIGHT), ("shark", 0.0, RIGHT)) == everything - {"shark", "fish"}
+
+
+def test_what_shares_a_word_with_the_meaning_of_a_name_is_not_absent():
+    # A puppy is a dog here, and a sofa a couch, whether couches are annotated or not.
+    result = made(row(names=["puppy"], neg_names=[]), ["hot dog", "lamp"])
+    assert result["neg_names"] == ["lamp"]
+    sofa = Wordings(["sofa"])
+    assert implied_names(["sofa"], {"couch cover": (), "lamp": ()}, CLASS_NAMES, sofa) == {"couch": {"couch cover"}}
 
 
 def test_photographs_without_regions_and_side_by_side_ones_stay_as_they_are():
@@ -163,41 +196,81 @@ def by_brightness(pixels):
 
 
 def find(images):
-    """Finds four boxes for two names in each image: right, left, a worse copy of the first, and a small one."""
-    boxes = [[0.75, 0.5, 0.5, 1.0], [0.25, 0.5, 0.5, 1.0], [0.74, 0.5, 0.5, 1.0], [0.5, 0.5, 0.05, 0.05]]
-    scores = [[0.6, 0.1], [0.1, 0.7], [0.3, 0.0], [0.9, 0.9]]
+    """Finds boxes for two names in each image: right, left, a worse copy of the first, a small and a faint one."""
+    boxes = [
+        *([0.75, 0.5, 0.5, 1.2], [0.25, 0.5, 0.5, 1.0], [0.74, 0.5, 0.5, 1.0], [0.5, 0.5, 0.05, 0.05]),
+        [0.5, 0.75, 1.0, 0.5],
+    ]
+    scores = [[0.6, 0.1], [0.1, 0.7], [0.3, 0.0], [0.9, 0.9], [0.009, 0.0]]
     return torch.tensor([scores] * len(images)), torch.tensor([boxes] * len(images))
 
 
 CLASSES = {"snow": (WHITE,), "soot": (BLACK,), "sand": (500,)}
 
 
-def test_regions_are_where_the_model_sees_something_that_is_not_annotated():
+def half_white(**more):
+    """A photograph whose right half is white."""
     pixels = np.zeros((100, 200, 3), dtype=np.uint8)
     pixels[:, 100:] = 255
-    picture = {"image": Image.fromarray(pixels), "width": 200, "height": 100, "boxes": [[0, 0, 100, 100]], "crowd": [0]}
+    return {"image": Image.fromarray(pixels), "width": 200, "height": 100, "boxes": [], "crowd": [], **more}
 
-    def found(**more):
-        (entry,) = look_at_regions([{**picture, **more}], find, by_brightness, CLASSES)
-        return {
-            "regions": [[entry[0], *map(pytest.approx, entry[1:])] for entry in entry["regions"]],
-            "seen": entry["seen"],
-        }
 
-    # A crop has a margin, so that the right half is not all white, nor the left one all black.
-    (white,) = (entry for entry in found()["regions"] if entry[0] == "snow")
-    # The left half is annotated, the copy overlaps the better box, and the last one is too small.
-    assert {tuple(map(str, entry[3:])) for entry in found()["regions"]} == {tuple(map(str, white[3:]))}
-    assert white[3:] == [0.5, 0.0, 1.0, 1.0]
-    assert 0.7 < white[1].expected < 1
-    assert white[2] == 0.6
-    assert found()["seen"] == ["snow", "soot"]
-    # Without the annotation, the left half is a region, too, with the model's score for the second name.
-    both = [entry for entry in found(boxes=[], crowd=[])["regions"] if entry[1].expected > 0.5]
-    assert [(entry[0], entry[2].expected, entry[3].expected) for entry in both] == [
-        ("snow", 0.6, 0.5),
-        ("soot", 0.7, 0.0),
+def seen_in(picture, finder=find):
+    (entry,) = look_at_regions([picture], finder, by_brightness, CLASSES)
+    return entry
+
+
+# A crop has a margin of 15 of 100 pixels to the side where the photograph goes on.
+MOSTLY = pytest.approx(100 / 115, abs=0.01)
+HARDLY = pytest.approx(15 / 115, abs=0.01)
+
+
+def test_regions_are_where_the_model_sees_something_that_is_not_annotated():
+    # The left half is annotated, the copy overlaps the better box, one box is too small and the last one too faint. The
+    # right box reaches beyond the photograph.
+    assert seen_in(half_white(boxes=[[0, 0, 100, 100]], crowd=[0])) == {
+        "regions": [["snow", MOSTLY, 0.6, *RIGHT], ["soot", HARDLY, 0.1, *RIGHT]],
+        "seen": ["snow", "soot"],
+    }
+    # Without the annotation, the left half is a region, too; the best score of any name decides which comes first.
+    assert seen_in(half_white())["regions"] == [
+        ["snow", HARDLY, 0.1, *LEFT],
+        ["snow", MOSTLY, 0.6, *RIGHT],
+        ["soot", MOSTLY, 0.7, *LEFT],
+        ["soot", HARDLY, 0.1, *RIGHT],
     ]
+
+
+def test_only_the_best_regions_are_looked_at(monkeypatch):
+    monkeypatch.setattr(region_names, "MOST_REGIONS", 1)
+    assert [entry[3:] for entry in seen_in(half_white())["regions"]] == [LEFT, LEFT]
+
+
+def test_the_whole_photograph_is_looked_at_too_and_low_scores_keep_their_digits():
+    def faint(images):
+        scores, boxes = find(images)
+        return scores / 1000, boxes
+
+    assert seen_in(half_white(), faint) == {"regions": [], "seen": ["snow", "soot"]}
+
+    def one_name_faint(images):
+        scores, boxes = find(images)
+        return torch.stack((scores[..., 0], scores[..., 1] * 1e-5), dim=-1), boxes
+
+    assert ["soot", HARDLY, 1e-6, *RIGHT] in seen_in(half_white(), one_name_faint)["regions"]
+
+
+def test_gradients_stay_as_they_were_while_photographs_are_looked_at():
+    enabled = []
+
+    def watched(images):
+        enabled.append(torch.is_grad_enabled())
+        return find(images)
+
+    looking = look_at_regions([half_white()] * 2, watched, by_brightness, CLASSES)
+    next(looking)
+    assert torch.is_grad_enabled()
+    assert enabled == [False]
 
 
 def test_a_region_in_the_place_of_an_annotated_box_or_in_a_crowd_is_no_new_one():
@@ -266,7 +339,8 @@ def test_a_name_of_several_classes_is_as_likely_as_its_best_one_or_all_beyond_ch
 
 def test_names_to_find_are_those_left_out_or_kinds_that_nobody_annotated():
     annotated = ["dog", "couch", "cup"]
-    assert names_to_find(["dog", "cup"], annotated, Wordings(annotated)) == ["dog", "cup"]
+    # Names are left out with everything that means the same.
+    assert names_to_find(["puppy", "cup", "Dog"], annotated, Wordings(annotated)) == ["dog", "cup"]
     kinds = names_to_find([], annotated, Wordings(annotated))
     assert set(KINDS) - set(kinds) == {"dog", "couch"}
 
@@ -277,6 +351,8 @@ def test_a_name_stands_for_the_classes_of_its_kind_or_those_called_so():
     assert classes_of("sports ball", names) == KINDS["ball"]
     assert classes_of("pizza pie", names) == (601, 602)
     assert classes_of("fork", names) == ()
+    # A tv is called a television there.
+    assert classes_of("tv", [("television", "television system")]) == (0,)
 
 
 def test_names_come_from_the_packages_file(tmp_path):

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from .wordings import SYNONYMS
+
 # Classes that are no things with an outline of their own.
 _NO_THINGS = (
     "alp, altar, bakery, barbershop, bell cote, boathouse, bookshop, breakwater, bubble, butcher shop, castle, church, "
@@ -49,8 +51,9 @@ def _indices(ranges: str) -> tuple[int, ...]:
 
 KINDS = {kind.strip(): _indices(ranges) for kind, ranges in (entry.split(":") for entry in _KINDS.split(";"))}
 NUM_CLASSES = 1000
-# Names that are called otherwise here.
+# Names that are called otherwise here, and broader names of those that have no class among the broader name's.
 OTHER_NAMES = {"sports ball": "ball"}
+BROADER = {"cell phone": "telephone", "handbag": "bag", "shark": "fish", "suitcase": "bag"}
 _ENTRY = re.compile(r"\b\d+:\s*(?:'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\")")
 
 
@@ -86,10 +89,11 @@ def classes_of(name: str, class_names: Sequence[Sequence[str]]) -> tuple[int, ..
     """Return the classes that a name stands for: those of its kind, or those that are called so; none if unknown.
 
     Args:
-        name: The name.
+        name: The name; its synonyms count too.
         class_names: What `imagenet_names` returned.
     """
     name = OTHER_NAMES.get(name, name)
     if name in KINDS:
         return KINDS[name]
-    return tuple(label for label, names in enumerate(class_names) if name in names)
+    phrases = {name, *SYNONYMS.get(name, ())}
+    return tuple(label for label, names in enumerate(class_names) if phrases.intersection(names))

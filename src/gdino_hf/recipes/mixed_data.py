@@ -115,6 +115,11 @@ def weights_digest(*modules: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
+def words_of(names: Iterable[str]) -> set[str]:
+    """Return the words of names, in lower case."""
+    return {word for name in names for word in name.lower().replace("-", " ").split()}
+
+
 def taught_row(row: dict[str, Any], seen: dict[str, Any], classes: Sequence[str], wordings: Wordings) -> dict[str, Any]:
     """Add the teacher's boxes and absent names to a row.
 
@@ -132,7 +137,7 @@ def taught_row(row: dict[str, Any], seen: dict[str, Any], classes: Sequence[str]
     size = np.array([row["width"], row["height"]] * 2, dtype=np.float64)
     own = np.asarray(row["boxes"], dtype=np.float64).reshape(-1, 4)
     meanings = {wordings.meaning(name) for name in row["names"]}
-    words = {word for name in (*row["names"], *meanings) for word in name.lower().split()}
+    words = words_of((*row["names"], *meanings))
     boxes, names = [], []
     for label, _, *corners in seen["boxes"]:
         name, box = classes[label], np.array(corners) * size
@@ -143,7 +148,7 @@ def taught_row(row: dict[str, Any], seen: dict[str, Any], classes: Sequence[str]
     absent = [
         name
         for name, best in zip(classes, seen["best"], strict=True)
-        if best <= ABSENT and wordings.meaning(name) not in meanings and not words & set(name.split())
+        if best <= ABSENT and wordings.meaning(name) not in meanings and not words & words_of((name,))
     ]
     known = [name for name in row.get("neg_names") or () if wordings.meaning(name) not in {*meanings, *names}]
     return {
@@ -218,7 +223,12 @@ class MixedRows:
 
 
 def mixed_weights(
-    everyday: Sequence[Sequence[str]], wild: Sequence[Sequence[str]], wild_share: float, rare: float, hold_out: int = 0
+    everyday: Sequence[Sequence[str]],
+    wild: Sequence[Sequence[str]],
+    wild_share: float,
+    rare: float,
+    hold_out: int = 0,
+    factors: Sequence[float] | None = None,
 ) -> list[float]:
     """Compute how often to draw each row of both sets.
 
@@ -228,6 +238,7 @@ def mixed_weights(
         wild_share: Share of the wild rows among all that are drawn, 0..1.
         rare: Names on a smaller share of their set's images are drawn more often, see `repeat_factors`.
         hold_out: Every so many-th everyday row is never drawn, see `held_out`.
+        factors: How many times as often as its names tell each row is drawn; None for once.
 
     Returns:
         One weight per row, everyday ones first; they add up to the number of rows.
@@ -238,11 +249,15 @@ def mixed_weights(
     if not 0 <= wild_share <= 1:
         raise ValueError(f"The share of wild photographs must be in 0..1, got {wild_share}.")
     total = len(everyday) + len(wild)
+    more = [1.0] * total if factors is None else list(factors)
     weights: list[float] = []
-    for names, share in ((everyday, 1 - wild_share), (wild, wild_share)):
-        factors = repeat_factors(names, rare)
+    for names, share, own in (
+        (everyday, 1 - wild_share, more[: len(everyday)]),
+        (wild, wild_share, more[len(everyday) :]),
+    ):
+        drawn = [rarity * factor for rarity, factor in zip(repeat_factors(names, rare), own, strict=True)]
         if names is everyday:
             for index in held_out(len(names), hold_out):
-                factors[index] = 0.0
-        weights += [factor / sum(factors) * share * total for factor in factors]
+                drawn[index] = 0.0
+        weights += [factor / sum(drawn) * share * total for factor in drawn]
     return weights

@@ -179,7 +179,6 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
     kept_back = set(held_out(found.num_everyday, args.hold_out))
     drawn = [place for place in range(found.num_everyday) if place not in kept_back]
     everyday, wild = found.weighing[: found.num_everyday], found.weighing[found.num_everyday :]
-    weights = mixed_weights(everyday, wild, args.wild_share, args.rare, args.hold_out)
     sampler = PromptSampler(found.names, (args.least_labels, args.most_labels))
     transform = Compose(
         [
@@ -225,7 +224,7 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
             dataloader_num_workers=args.workers,
         ),
         train_dataset=ReproducibleDataset(found.rows),
-        row_weights=[weight * factor for weight, factor in zip(weights, found.factors, strict=True)],
+        row_weights=mixed_weights(everyday, wild, args.wild_share, args.rare, args.hold_out, found.factors),
         data_collator=GDinoDataCollator(
             processor, prompt_sampler=sampler, transform=transform, seed=args.seed, return_text=True
         ),

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ..data.coco import category_names, read_coco
 from ..inference.optimize import optimize_for_inference
 from ..model.csp_pan import CspPanBackbone
+from ..model.modeling_gdino import GDinoForObjectDetection
 from ..model.processing_gdino import GDinoProcessor
 from .closed_set_teacher import ClosedSetHead
 from .efficientnet_lite import EfficientNetLite
 from .imagenet_labels import classes_of
 from .mixed_data import LOOK_CONSTANTS, MixedRows, WithoutNames, look, look_once, weights_digest
 from .nano import teacher_of
-from .nano_rating import load_checkpoint, processor_folder
+from .nano_rating import told_model
 from .region_names import (
+    COMMON,
     CONSTANTS,
     DRAWN_MORE,
     PROBABLE,
     RegionNames,
     RowsWithRegions,
     asker,
+    implied_names,
     look_at_regions,
     names_to_find,
     probable_regions,
@@ -49,7 +55,7 @@ class NanoRows:
         teacher: The closed-set teacher.
         backbone: The image backbone that it reads.
         weighing: For each row the names that tell how rare it is.
-        factors: How much more often than that tells each row is drawn.
+        factors: How many times as often as that tells each row is drawn.
         transforms: Transforms that must come before the augmentation.
     """
 
@@ -85,10 +91,11 @@ def read_rows(args: argparse.Namespace, image_processor: Any) -> NanoRows:
     backbone.requires_grad_(False).eval()
     left_out = {wordings.meaning(name) for name in args.without}
     # Read before the photographs are looked at, which takes long.
-    namer = None if args.region_classifier is None else read_namer(args.region_classifier, args.region_class_names)
+    finder = None if args.region_model is None else _read_finder(args, annotated, wordings)
+    of_teacher = [image_processor.size, LOOK_CONSTANTS, weights_digest(backbone, teacher)]
     seen = look_once(
         Path(args.output) / "teacher_on_wild.json",
-        [list(wild["names"]), image_processor.size, LOOK_CONSTANTS, weights_digest(backbone, teacher)],
+        [list(wild["names"]), *of_teacher],
         len(wild),
         lambda first: look(wild, backbone, teacher, image_processor, first),
     )
@@ -109,37 +116,72 @@ def read_rows(args: argparse.Namespace, image_processor: Any) -> NanoRows:
         ],
         factors=[1.0] * (len(everyday) + len(wild)),
     )
-    if namer is not None:
-        _add_regions(found, args, names_to_find(args.without, annotated, wordings), *namer)
+    if finder is not None:
+        _add_regions(found, finder, Path(args.output) / "regions.json", of_teacher)
     return found
 
 
-def _add_regions(
-    found: NanoRows,
-    args: argparse.Namespace,
-    names: Sequence[str],
-    classifier: EfficientNetLite,
-    class_names: Sequence[Sequence[str]],
-) -> None:
-    """Look for names in regions of all rows; probable regions make their photographs be drawn more often."""
+@dataclass
+class _Finder:
+    """What finds names in regions.
+
+    Attributes:
+        classes: ImageNet's classes of each name.
+        implied: See `implied_names`.
+        model: The model that is asked for the names.
+        processor: Its processor.
+        ask: What `asker` returned for them.
+        classifier: The classifier.
+    """
+
+    classes: dict[str, tuple[int, ...]]
+    implied: dict[str, set[str]]
+    model: GDinoForObjectDetection
+    processor: GDinoProcessor
+    ask: Callable[[Sequence[Any]], tuple[Tensor, Tensor]]
+    classifier: EfficientNetLite
+
+
+def _read_finder(args: argparse.Namespace, annotated: Sequence[str], wordings: Wordings) -> _Finder:
+    """Read what finds names in regions, given the names that photographs are annotated with."""
+    classifier, class_names = read_namer(args.region_classifier, args.region_class_names)
+    names = names_to_find(args.without, annotated, wordings)
     classes = {name: own for name in names if (own := classes_of(name, class_names))}
-    unknown = [name for name in names if name not in classes]
+    unknown = ", ".join(name for name in names if name not in classes)
+    if not classes:
+        raise ValueError(
+            f"No class of ImageNet is called {unknown}; leave out other names, or train without --region-model."
+        )
     if unknown:
-        logger.warning("No class of ImageNet is called %s; no region gets these names.", ", ".join(unknown))
-    model = load_checkpoint(args.region_model)
-    processor = GDinoProcessor.from_pretrained(processor_folder(args.region_model))
-    rows, weights = found.rows, weights_digest(model, classifier, found.backbone, found.teacher)
-    optimize_for_inference(model)
-    looked = look_once(
-        Path(args.output) / "regions.json",
-        [found.weighing, processor.image_processor.size, classes, CONSTANTS, weights],
-        len(rows),
-        lambda first: look_at_regions(rows, asker(model, processor, list(classes)), classifier, classes, first),
-    )
-    regions = probable_regions(looked)
+        logger.warning("No class of ImageNet is called %s; no region gets these names.", unknown)
+    model, processor = told_model(argparse.Namespace(model=args.region_model, processor=None))
+    model.float()
+    implied = implied_names([*annotated, *classes], classes, class_names, wordings)
+    return _Finder(classes, implied, model, processor, asker(model, processor, list(classes)), classifier)
+
+
+def _add_regions(found: NanoRows, finder: _Finder, path: Path, of_teacher: Sequence[Any]) -> None:
+    """Look for names in regions of all rows, once; probable regions make their photographs be drawn more often.
+
+    Args:
+        found: The rows, changed in place.
+        finder: What finds names.
+        path: The file of what was found.
+        of_teacher: What the teacher's boxes in the rows depend on.
+    """
+    rows, classes = found.rows, finder.classes
+
+    def look_from(first: int) -> Iterator[dict[str, Any]]:
+        optimize_for_inference(finder.model)
+        return look_at_regions(rows, finder.ask, finder.classifier, classes, first)
+
+    weights = weights_digest(finder.model, finder.classifier)
+    subject = [found.weighing, finder.processor.image_processor.size, classes, CONSTANTS, weights, *of_teacher]
+    regions = probable_regions(look_once(path, subject, len(rows), look_from))
     found.rows = RowsWithRegions(rows, regions)
-    found.transforms.append(RegionNames(list(classes), found.wordings))
-    for place, row in enumerate(regions):
-        probable = {name for name, chance, *_ in row["boxes"] if chance >= PROBABLE}
-        found.weighing[place] += sorted(f"region {name}" for name in probable)
-        found.factors[place] = DRAWN_MORE if probable else 1.0
+    found.transforms.append(RegionNames(list(classes), finder.implied, found.wordings))
+    probable = [{name for name, chance, *_ in row["boxes"] if chance >= PROBABLE} for row in regions]
+    photographs = Counter(name for names in probable for name in names)
+    for place, names in enumerate(probable):
+        found.weighing[place] += sorted(f"region {name}" for name in names if photographs[name] >= COMMON)
+        found.factors[place] = DRAWN_MORE if names else 1.0

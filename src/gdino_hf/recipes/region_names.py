@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,11 @@ from tqdm.auto import tqdm
 from ..evaluation.confusion import pairwise_iou
 from ..model.box_ops import cxcywh_to_xyxy, nms
 from ..model.grounded_results import Selection, rows_of_prompts
+from ..model.picture_pixels import to_rgb
+from ..model.text_prompt import build_prompt
 from .efficientnet_lite import MARGIN, EfficientNetLite, crops
-from .imagenet_labels import KINDS, NUM_CLASSES, imagenet_names
-from .mixed_data import SAME_BOX_IOU
+from .imagenet_labels import BROADER, KINDS, NUM_CLASSES, classes_of, imagenet_names
+from .mixed_data import BATCH_SIZE, SAME_BOX_IOU, words_of
 from .wordings import Wordings
 
 # Regions are the model's best boxes whose highest score, for whatever name, is at least MIN_SCORE. A region that
@@ -40,8 +42,8 @@ IN_CROWD = 0.5
 # The probability of a name is that of its likeliest class, or the sum of those of its classes that have at least
 # CHANCE, less CHANCE for each class but one. For the classifier gives each of 118 breeds a little of whatever it sees.
 CHANCE = 0.004
-# Less likely regions are not kept, and a name that is less likely than ABSENT in every region and in the whole
-# photograph is absent. Small things can therefore be taken for absent.
+# Regions whose probability or certainty is lower than POSSIBLE are not kept. A name is absent if it is less likely than
+# ABSENT in every region and in the whole photograph. Small things can therefore be taken for absent.
 POSSIBLE, ABSENT = 0.05, 0.01
 # A region's certainty is the probability of its name, times the model's score for it in relation to the highest scores
 # of this name: the mean over the TOP_PHOTOGRAPHS with the highest ones. Scores of names without boxes are low, and
@@ -49,15 +51,15 @@ POSSIBLE, ABSENT = 0.05, 0.01
 TOP_PHOTOGRAPHS = 20
 # Of two regions of one name that overlap by SAME_THING of the smaller one, the more certain one stays.
 SAME_THING = 0.6
-# A region is trained as a box with a probability that rises with its certainty, by one half at HALF; otherwise its name
-# counts as absent from the photograph, this time. So a doubtful region teaches little, and both ways.
+# Whenever its photograph is drawn, a region is trained as a box with a probability that rises with its certainty; at
+# HALF it is one half. If a name gets no box that way, it counts as absent this time. So what is doubtful is sometimes
+# right and sometimes wrong, and teaches little.
 HALF, STEEPNESS = 0.45, 9.0
-# Photographs that have a region of at least this probability are drawn DRAWN_MORE times as often, and the region's name
-# counts among those that tell how rare they are.
-PROBABLE, DRAWN_MORE = 0.25, 2.5
+# Photographs that have a region of at least this probability are drawn DRAWN_MORE times as often. Beyond that, names
+# that so many photographs have count among those that tell how rare a photograph is.
+PROBABLE, DRAWN_MORE, COMMON = 0.25, 2.5, 8
 # Height and width of the crops that the classifier sees, in pixels.
 CROP_SIZE = 160
-BATCH_SIZE = 8
 # What the result of `look_at_regions` depends on, beside its arguments.
 CONSTANTS = (
     MIN_SCORE, SAME_REGION_IOU, MOST_REGIONS, MIN_AREA, SAME_BOX_IOU, IN_CROWD, CHANCE, POSSIBLE, ABSENT, CROP_SIZE,
@@ -91,12 +93,47 @@ def names_to_find(left_out: Sequence[str], annotated: Sequence[str], wordings: W
     """Return the names to find in regions: those that are left out, or else the kinds that nobody annotated.
 
     Args:
-        left_out: Names whose boxes are left out of the annotation.
+        left_out: Names whose boxes are left out of the annotation; each stands for everything that means the same.
         annotated: Names that photographs are annotated with.
         wordings: Their wordings.
     """
     known = {wordings.meaning(name) for name in annotated}
-    return list(left_out) or [kind for kind in KINDS if wordings.meaning(kind) not in known]
+    meant = dict.fromkeys(wordings.meaning(name) for name in left_out)
+    return list(meant) or [kind for kind in KINDS if wordings.meaning(kind) not in known]
+
+
+def implied_names(
+    names: Sequence[str],
+    classes: Mapping[str, Sequence[int]],
+    class_names: Sequence[Sequence[str]],
+    wordings: Wordings,
+) -> dict[str, set[str]]:
+    """Find out which names to find are not absent from a photograph, because something else is there.
+
+    Args:
+        names: Names of what may be there: those that photographs are annotated with, and those to find.
+        classes: The classes of each name to find.
+        class_names: What `imagenet_names` returned.
+        wordings: Wordings of the annotated names.
+
+    Returns:
+        For the meaning of each name those names to find that mean the same, share a word or a class with it, or are
+        broader or narrower ("bag" and "handbag").
+    """
+    found: dict[str, set[str]] = {}
+    for name in names:
+        meaning = wordings.meaning(name)
+        words, own = words_of((name, meaning)), {*classes_of(name, class_names)}
+        found.setdefault(meaning, set()).update(
+            other
+            for other, of_other in classes.items()
+            if wordings.meaning(other) == meaning
+            or words & words_of((other,))
+            or own.intersection(of_other)
+            or BROADER.get(name) == other
+            or BROADER.get(other) == name
+        )
+    return found
 
 
 def probability(likely: Tensor, classes: Sequence[int]) -> Tensor:
@@ -114,6 +151,7 @@ def probability(likely: Tensor, classes: Sequence[int]) -> Tensor:
     return torch.maximum(own.amax(-1), together)
 
 
+@torch.no_grad()
 def look_at_regions(
     rows: Any,
     find: Callable[[Sequence[Any]], tuple[Tensor, Tensor]],
@@ -136,7 +174,7 @@ def look_at_regions(
         the names that may be in the photograph. A region is no region if an annotated box is in the same place, or if
         it lies in a crowd.
     """
-    with torch.no_grad(), tqdm(total=len(rows), initial=first, desc="look at regions", disable=None) as progress:
+    with tqdm(total=len(rows), initial=first, desc="look at regions", disable=None) as progress:
         for start in range(first, len(rows), BATCH_SIZE):
             batch = [rows[index] for index in range(start, min(start + BATCH_SIZE, len(rows)))]
             for row, scores, boxes in zip(batch, *find([row["image"] for row in batch]), strict=True):
@@ -171,8 +209,9 @@ def _named_regions(
         if chance.max() >= ABSENT:
             seen.append(name)
         for index in (chance[:-1] >= POSSIBLE).nonzero()[:, 0].tolist():
-            numbers = float(chance[index]), float(scores[index, place]), *boxes[index].tolist()
-            regions.append([name, *(round(number, 4) for number in numbers)])
+            # Scores of names without boxes can be very low.
+            score = float(f"{scores[index, place]:.4g}")
+            regions.append([name, round(float(chance[index]), 4), score, *(round(x, 4) for x in boxes[index].tolist())])
     return {"regions": regions, "seen": seen}
 
 
@@ -199,16 +238,14 @@ def asker(model: Any, processor: Any, names: Sequence[str]) -> Callable[[Sequenc
     Raises:
         ValueError: The names do not fit in one prompt.
     """
-
-    select = Selection(0.0, score="mean")
+    prompt = build_prompt(names, processor.tokenizer, processor.max_text_len)
+    if len(prompt.chunks) != 1:
+        raise ValueError(f"{len(names)} names do not fit in one prompt; look for fewer.")
+    (row,), select = rows_of_prompts([prompt]).rows, Selection(0.0, score="mean")
 
     def ask(images: Sequence[Any]) -> tuple[Tensor, Tensor]:
-        inputs = processor(images=[image.convert("RGB") for image in images], text=[list(names)] * len(images))
-        outputs, rows = model(**inputs), rows_of_prompts(inputs.prompts).rows
-        if len(rows) != len(images):
-            raise ValueError(f"{len(names)} names do not fit in one prompt; look for fewer.")
-        scores = [select.scored(logits, row).scores for logits, row in zip(outputs.logits, rows, strict=True)]
-        return torch.stack(scores), outputs.pred_boxes.float()
+        outputs = model(**processor(images=[to_rgb(image) for image in images], text=[list(names)] * len(images)))
+        return torch.stack([select.scored(logits, row).scores for logits in outputs.logits]), outputs.pred_boxes.float()
 
     return ask
 
@@ -275,11 +312,12 @@ class RegionNames:
 
     Args:
         names: The names that were looked for.
+        implied: For the meaning of each name those that are not absent where it is, see `implied_names`.
         wordings: Wordings of the names that photographs are annotated with.
     """
 
-    def __init__(self, names: Sequence[str], wordings: Wordings) -> None:
-        self.names, self.wordings = list(names), wordings
+    def __init__(self, names: Sequence[str], implied: Mapping[str, Collection[str]], wordings: Wordings) -> None:
+        self.names, self.implied, self.wordings = list(names), implied, wordings
 
     def __call__(self, example: dict[str, Any], rng: random.Random) -> dict[str, Any]:
         """Return the example with more boxes, names and absent names; the annotation wins where it says something."""
@@ -287,25 +325,18 @@ class RegionNames:
         if looked is None:
             return example
         denied = list(example.get("neg_names") or ())
-        told = {self.wordings.meaning(name) for name in example["names"]}
-        words = {word for name in (*example["names"], *told) for word in name.lower().split()}
-        told.update(self.wordings.meaning(name) for name in denied)
+        told = {self.wordings.meaning(name) for name in (*example["names"], *denied)}
         free = [name for name in self.names if self.wordings.meaning(name) not in told]
         drawn = [box for box in looked["boxes"] if rng.random() < box[1] and box[0] in free]
-        present, possible = {box[0] for box in drawn}, {box[0] for box in looked["boxes"]}
-        absent = [
-            name
-            for name in free
-            if name not in present
-            and (name in possible or name not in looked["seen"])
-            and not words.intersection(name.lower().split())
-        ]
+        names = [*example["names"], *(box[0] for box in drawn)]
+        there = {other for name in names for other in self.implied.get(self.wordings.meaning(name), ())}
+        undecided = {*looked["seen"]} - {box[0] for box in looked["boxes"]}
         size = np.array([example["width"], example["height"]] * 2, dtype=np.float64)
         boxes = np.asarray(example["boxes"], dtype=np.float64).reshape(-1, 4)
         return {
             **example,
             "boxes": np.concatenate((boxes, np.array([box[2:] for box in drawn]).reshape(-1, 4) * size)),
-            "names": [*example["names"], *(box[0] for box in drawn)],
+            "names": names,
             "crowd": [*example["crowd"], *(False for _ in drawn)],
-            "neg_names": [*denied, *absent],
+            "neg_names": [*denied, *(name for name in free if name not in there | undecided)],
         }
