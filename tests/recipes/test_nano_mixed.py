@@ -327,7 +327,7 @@ def test_a_run_at_another_size_is_rated_at_that_size(parts, start, tmp_path):
     assert dict(processor.image_processor.size) == dict(GDinoProcessor.from_pretrained(NANO).image_processor.size)
 
 
-def test_trains_resumes_and_every_checkpoint_can_be_rated(parts, start, tmp_path, capsys):
+def test_trains_resumes_and_every_checkpoint_can_be_rated(parts, start, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
     nano_mixed.train(arguments(parts, start, run, "--steps", "3"))
     assert last_checkpoint(run).name == "checkpoint-3"
@@ -347,3 +347,10 @@ def test_trains_resumes_and_every_checkpoint_can_be_rated(parts, start, tmp_path
     figures = json.loads(capsys.readouterr().out)
     assert figures.keys() == {"everyday/val", "wild/val"}
     assert all(0 <= figures[title]["AP"] <= figures[title]["AP50"] <= 1 for title in figures)
+
+    # Another run starts from the averaged weights, which are not those of the last step.
+    monkeypatch.setattr(nano_mixed, "train_to_the_end", lambda trainer: None)
+    begun = nano_mixed.train(arguments(parts, run, tmp_path / "next")).model.state_dict()
+    assert all(torch.equal(averaged[name], begun[name]) for name in averaged)
+    last = GDinoForObjectDetection.from_pretrained(run / "checkpoint-5").state_dict()
+    assert not all(torch.equal(averaged[name], last[name]) for name in averaged)

@@ -44,7 +44,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import NANO
 from ..data.coco import category_names, read_coco
 from ..data.collator import GDinoDataCollator
 from ..data.negatives import PromptSampler
@@ -59,6 +58,7 @@ from ..whole_files import write_whole_text
 from .closed_set_teacher import RESIDUAL_OUTPUTS, DenseLoss, same_weights
 from .mixed_data import HOLD_OUT, held_out, mixed_weights
 from .nano import Lesson, NanoTrainer, add_shared_options, augmentation, export, teacher_of, warm_start
+from .nano_rating import told_model
 from .nano_rows import read_rows
 from .phrase_states import PhraseStates
 from .recipe_training import train_to_the_end, training_arguments
@@ -290,8 +290,7 @@ def train(args: argparse.Namespace) -> MixedTrainer:
     torch.manual_seed(args.seed)
     Path(args.output).mkdir(parents=True, exist_ok=True)
     keep_options(args)
-    model = GDinoForObjectDetection.from_pretrained(args.start)
-    processor = GDinoProcessor.from_pretrained(args.start)
+    model, processor = told_model(argparse.Namespace(model=args.start, processor=None))
     if args.image_size is not None:
         processor.image_processor.size = {"height": args.image_size, "width": args.image_size}
     if args.teacher_start:
@@ -316,7 +315,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--wild", required=True, help="folder with train.json and images/, annotated for some names")
     parser.add_argument("--backbone", required=True, help="folder of the image backbone with its detection head")
     parser.add_argument("--output", required=True, help="folder for checkpoints and log")
-    parser.add_argument("--start", default=NANO, help="folder of the model to start from; the embedded one by default")
+    parser.add_argument(
+        "--start", default="nano", help="run, checkpoint or model to start from (default: nano, the embedded model)"
+    )
     parser.add_argument("--untrained", action="store_true", help="take only --start's text encoder and configuration")
     parser.add_argument(
         "--without",
@@ -339,7 +340,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--region-model",
         metavar="FOLDER",
-        help="model that finds regions nobody annotated, see region_names.py (default: none)",
+        help="run, checkpoint or model that finds regions nobody annotated, see region_names.py (default: none)",
     )
     parser.add_argument("--region-classifier", metavar="FILE", help="weights that tell what regions show")
     parser.add_argument("--region-class-names", metavar="FILE", help="imagenet_classes.js, the names of its classes")
