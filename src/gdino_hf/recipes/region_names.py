@@ -51,9 +51,9 @@ POSSIBLE, ABSENT = 0.05, 0.01
 TOP_PHOTOGRAPHS = 20
 # Of two regions of one name that overlap by SAME_THING of the smaller one, the more certain one stays.
 SAME_THING = 0.6
-# Whenever its photograph is drawn, a region is trained as a box with a probability that rises with its certainty; at
-# HALF it is one half. If a name gets no box that way, it counts as absent this time. So what is doubtful is sometimes
-# right and sometimes wrong, and teaches little.
+# Whenever its photograph is drawn, a region is trained as a box with the probability
+# 1 / (1 + exp(STEEPNESS * (HALF - certainty))). If a name gets no box that way, it counts as absent this time. So what
+# is doubtful is sometimes right and sometimes wrong, and teaches little.
 HALF, STEEPNESS = 0.45, 9.0
 # Photographs that have a region of at least this probability are drawn DRAWN_MORE times as often. Beyond that, names
 # that so many photographs have count among those that tell how rare a photograph is.
@@ -273,7 +273,7 @@ def probable_regions(looked: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
 
 def _without_copies(regions: Sequence[Sequence[Any]], usual: Mapping[str, float]) -> list[list[Any]]:
     """Return `probable_regions` of one photograph, given each name's usual highest score."""
-    certain = [(likely * min(1.0, score / max(usual[name], 1e-6)), name, box) for name, likely, score, *box in regions]
+    certain = [(likely * min(1.0, score / (usual[name] or 1.0)), name, box) for name, likely, score, *box in regions]
     kept: list[list[Any]] = []
     for certainty, name, box in sorted(certain, key=lambda entry: -entry[0]):
         others = np.array([other[2:] for other in kept if other[0] == name], dtype=np.float64).reshape(-1, 4)
