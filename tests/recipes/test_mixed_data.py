@@ -159,6 +159,12 @@ def test_the_digest_of_weights_tells_modules_apart():
     assert weights_digest(first, other) != weights_digest(other, first)
 
 
+def test_rows_that_are_drawn_more_often_leave_the_share_of_their_set_as_it_is():
+    everyday, wild = [["dog"], ["car"]], [["dent"], ["dent"], ["dent"]]
+    weights = mixed_weights(everyday, wild, 0.4, rare=0.0, factors=[1.0, 3.0, 2.0, 2.0, 2.0])
+    assert weights == pytest.approx([0.75, 2.25, 2 / 3, 2 / 3, 2 / 3])
+
+
 def test_held_out_rows_are_never_drawn_and_the_share_stays():
     everyday, wild = [["dog"], ["car"], ["dog"], ["car"], ["dog"]], [["dent"], ["dent"]]
     weights = mixed_weights(everyday, wild, 0.4, rare=0.0, hold_out=2)

@@ -12,7 +12,7 @@ from gdino_hf.model.csp_pan import CspPanBackbone
 from gdino_hf.model.image_processing_gdino import GDinoImageProcessor
 from gdino_hf.model.modeling_gdino import GDinoForObjectDetection
 from gdino_hf.model.processing_gdino import GDinoProcessor
-from gdino_hf.recipes import nano, nano_mixed, nano_rating, region_names
+from gdino_hf.recipes import nano, nano_mixed, nano_rating, nano_rows, region_names
 from gdino_hf.recipes.closed_set_teacher import ClosedSetHead
 from gdino_hf.recipes.nano_rows import read_rows
 from gdino_hf.training.saving import last_checkpoint
@@ -174,7 +174,7 @@ def test_regions_get_names_that_nobody_annotated(parts, start, tmp_path, monkeyp
     monkeypatch.setattr(region_names, "HALF", -1.0)
     weights = small_weights(1000)
     torch.save(weights, tmp_path / "lite.pth")
-    # The classes are called so in turn, and none is called "red".
+    # Class 5 is called "blue", and none is called "red".
     lines = [f"  {index}: '{'blue' if index == 5 else f'thing {index}'}'," for index in range(1000)]
     (tmp_path / "names.js").write_text("\n".join(lines))
     files = ("--region-classifier", str(tmp_path / "lite.pth"), "--region-class-names", str(tmp_path / "names.js"))
@@ -201,6 +201,12 @@ def test_regions_get_names_that_nobody_annotated(parts, start, tmp_path, monkeyp
     found = read_rows(args, GDinoProcessor.from_pretrained(start).image_processor)
     assert found.factors == [1.0 if place in (0, 1, 13) else region_names.DRAWN_MORE for place in range(18)]
     assert ["region blue" in names for names in found.weighing] == [place not in (0, 1, 13) for place in range(18)]
+    with monkeypatch.context() as context:
+        # A name on fewer photographs tells nothing about how rare they are.
+        context.setattr(nano_rows, "COMMON", 16)
+        rarer = read_rows(args, GDinoProcessor.from_pretrained(start).image_processor)
+    assert rarer.factors == found.factors
+    assert not any("region blue" in names for names in rarer.weighing)
     drawn = trainer_of(args).row_weights
     assert drawn[2] / drawn[0] == pytest.approx(region_names.DRAWN_MORE)
     assert sum(drawn) == pytest.approx(18)
@@ -211,6 +217,12 @@ def test_regions_get_names_that_nobody_annotated(parts, start, tmp_path, monkeyp
     with pytest.raises(ValueError, match=r"regions\.json is about other photographs or was made with other settings"):
         read_rows(args, GDinoImageProcessor(size={"height": 96, "width": 96}))
     (tmp_path / "teacher_on_wild.json").unlink()
+    # A model in half precision has other weights, and is computed in float32.
+    GDinoForObjectDetection.from_pretrained(start).bfloat16().save_pretrained(tmp_path / "half")
+    GDinoProcessor.from_pretrained(start).save_pretrained(tmp_path / "half")
+    half = ("--region-model", str(tmp_path / "half"))
+    with pytest.raises(ValueError, match=r"regions\.json is about other photographs or was made with other settings"):
+        trainer_of(arguments(parts, start, tmp_path, "--without", "blue,red", "--reworded", "0", *half, *files))
     torch.save({**weights, "_fc.weight": weights["_fc.weight"] + 1}, tmp_path / "lite.pth")
     with pytest.raises(ValueError, match=r"regions\.json is about other photographs or was made with other settings"):
         trainer_of(args)
@@ -220,7 +232,6 @@ def test_regions_get_names_that_nobody_annotated(parts, start, tmp_path, monkeyp
     (tmp_path / "names.js").write_text("\n".join(lines))
     with pytest.raises(ValueError, match="No class of ImageNet is called red; leave out other names, or train without"):
         trainer_of(arguments(parts, start, tmp_path, "--without", "red", *model, *files))
-    (tmp_path / "names.js").write_text("\n".join(lines))
     torch.save(small_weights(5), tmp_path / "lite.pth")
     with pytest.raises(ValueError, match=r"lite\.pth knows 5 classes, ImageNet has 1000"):
         trainer_of(args)

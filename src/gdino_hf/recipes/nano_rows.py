@@ -79,8 +79,8 @@ def read_rows(args: argparse.Namespace, image_processor: Any) -> NanoRows:
         image_processor: The image processor of the model.
 
     Raises:
-        ValueError: The teacher has another number of classes than everyday photographs have names, or a file that the
-            options name is of another kind.
+        ValueError: The teacher has another number of classes than everyday photographs have names, a file that the
+            options name is of another kind, or the names to find in regions have no class or are too many.
     """
     everyday, wild = (read_coco(Path(folder) / "train.json") for folder in (args.everyday, args.wild))
     names = category_names(Path(args.everyday) / "train.json")

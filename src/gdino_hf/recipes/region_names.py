@@ -49,7 +49,8 @@ POSSIBLE, ABSENT = 0.05, 0.01
 # of this name: the mean over the TOP_PHOTOGRAPHS with the highest ones. Scores of names without boxes are low, and
 # differ from name to name.
 TOP_PHOTOGRAPHS = 20
-# Of two regions of one name that overlap by SAME_THING of the smaller one, the more certain one stays.
+# Two regions of one name show one thing if they share SAME_THING of the smaller one's area. Only the more certain one
+# is kept then.
 SAME_THING = 0.6
 # Whenever its photograph is drawn, a region is trained as a box with the probability
 # 1 / (1 + exp(STEEPNESS * (HALF - certainty))). If a name gets no box that way, it counts as absent this time. So what
