@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gdino_hf.recipes import nano
-from gdino_hf.recipes.nano_rating import detect_by_set, main, rate
+from gdino_hf.recipes.nano_rating import detect_by_set, main, model_parser, rate, told_model
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +47,17 @@ def test_files_without_sets_are_asked_for_all_names(parts, detector):
 def test_the_command_wants_a_set():
     with pytest.raises(SystemExit):
         main(["nano"])
+
+
+def test_a_folder_without_a_processor_gets_the_embedded_models_and_says_so(detector, tmp_path, caplog):
+    model, processor = detector
+    model.save_pretrained(tmp_path / "model")
+    _, found = told_model(model_parser("").parse_args([str(tmp_path / "model")]))
+    assert found.image_processor.size != processor.image_processor.size
+    assert f"{tmp_path / 'model'} has no processor; the embedded model's is used." in caplog.messages
+    caplog.clear()
+    processor.save_pretrained(tmp_path / "processor")
+    given = [str(tmp_path / "model"), "--processor", str(tmp_path / "processor")]
+    assert told_model(model_parser("").parse_args(given))[1].image_processor.size == processor.image_processor.size
+    told_model(model_parser("").parse_args(["nano"]))
+    assert not caplog.messages

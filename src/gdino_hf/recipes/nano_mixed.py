@@ -72,7 +72,7 @@ ENCODER = ("model.input_proj_vision.", "model.level_embed", "model.encoder.", "m
 DECODER = ("model.decoder.", "bbox_embed.", "model.encoder_output_bbox_embed.", "class_embed.")
 # Options that a resumed run may change.
 _FREE = (
-    "steps", "decay_steps", "output", "export", "everyday", "wild", "backbone", "start", "workers", "device",
+    "steps", "decay_steps", "minutes", "output", "export", "everyday", "wild", "backbone", "start", "workers", "device",
     "region_model", "region_classifier", "region_class_names",
 )  # fmt: skip
 
@@ -161,6 +161,17 @@ class MixedTrainer(NanoTrainer):
         return {**super().teacher_losses(lesson, outputs), "set": of_queries}
 
 
+def _schedule(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of a schedule by steps; one by time needs none."""
+    if args.minutes is not None:
+        return {}
+    return {
+        "max_steps": args.steps,
+        "warmup_steps": args.warmup_steps,
+        "lr_scheduler_kwargs": {"num_decay_steps": args.decay_steps, "min_lr_ratio": 0.02, "decay_type": "linear"},
+    }
+
+
 def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, processor: GDinoProcessor) -> MixedTrainer:
     """Read both sets and build the trainer.
 
@@ -208,10 +219,8 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
         image_sizes=args.image_sizes or (),
         args=training_arguments(
             args.output,
-            minutes=None,
-            max_steps=args.steps,
-            warmup_steps=args.warmup_steps,
-            lr_scheduler_kwargs={"num_decay_steps": args.decay_steps, "min_lr_ratio": 0.02, "decay_type": "linear"},
+            minutes=args.minutes,
+            **_schedule(args),
             per_device_train_batch_size=args.batch_size,
             learning_rate=args.learning_rate,
             backbone_lr_factor=args.backbone_lr_factor,
@@ -346,6 +355,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--region-class-names", metavar="FILE", help="imagenet_classes.js, the names of its classes")
     parser.add_argument("--hold-out", type=int, default=HOLD_OUT, help="keep back every so many-th everyday photograph")
     parser.add_argument("--export", help="folder for the finished model")
+    parser.add_argument("--minutes", type=float, help="time budget over all runs, in place of the next three options")
     parser.add_argument("--steps", type=int, default=6000, help="steps over all runs")
     parser.add_argument("--warmup-steps", type=int, default=50, help="steps in which the learning rate rises")
     parser.add_argument("--decay-steps", type=int, default=2000, help="last steps, in which the learning rate falls")

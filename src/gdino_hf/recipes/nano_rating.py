@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from ..model.modeling_gdino import GDinoForObjectDetection
 from ..model.processing_gdino import GDinoProcessor
 from ..training.ema import EMA_FILE
 from ..training.saving import last_checkpoint
+
+logger = logging.getLogger(__name__)
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -62,7 +65,10 @@ def model_parser(description: str | None) -> argparse.ArgumentParser:
 def told_model(options: argparse.Namespace) -> tuple[GDinoForObjectDetection, GDinoProcessor]:
     """Load the model, in eval mode, and the processor that the options of `model_parser` tell."""
     model = load_checkpoint(NANO if options.model == "nano" else options.model)
-    return model, GDinoProcessor.from_pretrained(options.processor or processor_folder(options.model))
+    folder = options.processor or processor_folder(options.model)
+    if options.processor is None and options.model != "nano" and folder == Path(NANO):
+        logger.warning("%s has no processor; the embedded model's is used.", options.model)
+    return model, GDinoProcessor.from_pretrained(folder)
 
 
 def processor_folder(model: str | Path) -> Path:
