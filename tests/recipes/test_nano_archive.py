@@ -175,12 +175,15 @@ def test_pack_refuses_options_it_does_not_know(capsys):
     assert "pack does not know --region-model" in capsys.readouterr().err
 
 
-def test_a_schedule_by_time_replaces_steps():
+def test_a_schedule_by_time_replaces_steps(capsys):
     given = ["--everyday", "e", "--wild", "w", "--backbone", "b", "--output", "o"]
     assert nano_mixed._schedule(nano_mixed.parse_arguments([*given, "--minutes", "8"])) == {}
     by_steps = nano_mixed._schedule(nano_mixed.parse_arguments([*given, "--steps", "9", "--decay-steps", "4"]))
     assert by_steps["max_steps"] == 9
     assert by_steps["lr_scheduler_kwargs"]["num_decay_steps"] == 4
+    with pytest.raises(SystemExit):
+        nano_mixed.parse_arguments([*given, "--minutes", "8", "--decay-steps", "4"])
+    assert "--minutes replaces --decay-steps; give one of the two" in capsys.readouterr().err
 
 
 def test_what_is_no_archive_and_another_archive_are_refused(archive, tmp_path):

@@ -384,6 +384,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--set-weight", type=float, default=4, help="weight of the teacher's scores of boxes")
     add_shared_options(parser)
     options = parser.parse_args(arguments)
+    _check_options(parser, options)
+    return options
+
+
+def _check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Exit with a message if options are out of range or do not go together."""
     for share in ("wild_share", "rare", "reworded", "mosaic"):
         if not 0 <= getattr(options, share) <= 1:
             parser.error(f"--{share.replace('_', '-')} is {getattr(options, share):g}; it must lie in 0..1")
@@ -394,7 +400,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         parser.error("--region-model, --region-classifier and --region-class-names go together; give all or none")
     if options.teacher_start and not options.untrained:
         parser.error("--teacher-start initializes an untrained trunk; give --untrained as well")
-    return options
+    for name in ("steps", "warmup_steps", "decay_steps"):
+        if options.minutes is not None and getattr(options, name) != parser.get_default(name):
+            parser.error(f"--minutes replaces --{name.replace('_', '-')}; give one of the two")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
