@@ -12,7 +12,7 @@ from gdino_hf.model.csp_pan import CspPanBackbone
 from gdino_hf.model.image_processing_gdino import GDinoImageProcessor
 from gdino_hf.model.modeling_gdino import GDinoForObjectDetection
 from gdino_hf.model.processing_gdino import GDinoProcessor
-from gdino_hf.recipes import nano, nano_mixed, nano_rating, nano_rows, region_names
+from gdino_hf.recipes import nano, nano_mixed, nano_rating, nano_rows, pasted_objects, region_names
 from gdino_hf.recipes.closed_set_teacher import ClosedSetHead
 from gdino_hf.recipes.nano_rows import read_rows
 from gdino_hf.training.saving import last_checkpoint
@@ -57,6 +57,22 @@ def test_the_loss_adds_the_teachers_terms_with_their_weights(parts, start, tmp_p
         expected = expected + config.bbox_loss_coefficient * terms[f"{name}_bbox"]
         expected = expected + config.giou_loss_coefficient * terms[f"{name}_giou"]
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_pasted_objects_reach_the_batches(parts, start, tmp_path, monkeypatch):
+    # The squares are small.
+    monkeypatch.setattr(pasted_objects, "SMALLEST", 8)
+
+    def boxes(share):
+        args = arguments(parts, start, tmp_path, "--paste", share, "--wild-share", "0")
+        batches = list(trainer_of(args).get_train_dataloader())
+        return [len(labels["boxes"]) for batch in batches[:3] for labels in batch["labels"]]
+
+    without, everywhere = boxes("0"), boxes("1")
+    # Each photograph has one square.
+    assert max(without) == 1
+    assert max(everywhere) > 2
+    assert sum(everywhere) > 1.5 * sum(without)
 
 
 def test_each_batch_has_one_of_the_sizes_and_the_exported_size_stays(parts, start, tmp_path):
@@ -313,7 +329,7 @@ def test_schedule_rises_stays_level_and_falls_by_steps(parts, start, tmp_path):
     assert factors == pytest.approx([0.02, 0.51, 1.0, 1.0, 0.51, 0.02])
 
 
-@pytest.mark.parametrize("option", ["--wild-share", "--rare", "--reworded", "--mosaic"])
+@pytest.mark.parametrize("option", ["--wild-share", "--rare", "--reworded", "--mosaic", "--paste"])
 def test_a_share_above_one_is_refused(parts, start, tmp_path, option, capsys):
     with pytest.raises(SystemExit):
         arguments(parts, start, tmp_path, option, "1.5")

@@ -20,6 +20,7 @@ What differs from `gdino_hf.recipes.nano`, and why:
 - It starts from a trained model with a learning rate of 5e-5, level until the last `--decay-steps`. Steps and not
   time drive the schedule, because a run in the background of a busy machine gets an unknown share of it. Weights are
   averaged, so that a checkpoint in the level part can be rated and kept.
+- With `--paste`, a share of them has objects of others pasted into it, every name as often, see pasted_objects.py.
 - With `--region-model`, regions that nobody annotated get names from this model and an ImageNet classifier, see
   region_names.py.
 - With `--image-sizes`, each batch has one of several sizes.
@@ -60,6 +61,7 @@ from .mixed_data import HOLD_OUT, held_out, mixed_weights
 from .nano import Lesson, NanoTrainer, add_shared_options, augmentation, export, teacher_of, warm_start
 from .nano_rating import told_model
 from .nano_rows import read_rows
+from .pasted_objects import PastedObjects
 from .phrase_states import PhraseStates
 from .recipe_training import train_to_the_end, training_arguments
 from .side_by_side import SideBySide
@@ -194,6 +196,7 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
     transform = Compose(
         [
             SideBySide(found.rows, drawn, found.asked, args.mosaic),
+            PastedObjects(found.rows, drawn, found.weighing, found.asked, args.paste),
             *found.transforms,
             augmentation(args.strong),
             Reworded(found.wordings, args.reworded),
@@ -380,6 +383,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--mosaic", type=float, default=0.0, help="share of everyday photographs with others beside them"
     )
+    parser.add_argument("--paste", type=float, default=0.0, help="share of everyday photographs with pasted objects")
     parser.add_argument("--strong", action="store_true", help="change photographs more strongly")
     parser.add_argument("--set-weight", type=float, default=4, help="weight of the teacher's scores of boxes")
     add_shared_options(parser)
@@ -390,7 +394,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def _check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Exit with a message if options are out of range or do not go together."""
-    for share in ("wild_share", "rare", "reworded", "mosaic"):
+    for share in ("wild_share", "rare", "reworded", "mosaic", "paste"):
         if not 0 <= getattr(options, share) <= 1:
             parser.error(f"--{share.replace('_', '-')} is {getattr(options, share):g}; it must lie in 0..1")
     if any(side < 32 or side % 32 for side in options.image_sizes or ()):
