@@ -77,3 +77,14 @@ def parts(tmp_path_factory, tiny_tokenizer):
     write_pictures(folder / "data", {"train": 12, "val": 4}, NAMES)
     write_pictures(folder / "wild", {"train": 6, "val": 2}, ["green", "blue"], source="paint")
     return folder
+
+
+@pytest.fixture(scope="session")
+def start(parts, tmp_path_factory):
+    """Folder of a model to start from, built around the tiny parts."""
+    from gdino_hf.recipes import nano
+
+    folder = tmp_path_factory.mktemp("start")
+    torch.manual_seed(0)
+    nano.export(*nano.build(str(parts / "backbone"), str(parts / "text"), image_size=64), folder)
+    return folder

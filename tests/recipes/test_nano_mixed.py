@@ -12,20 +12,11 @@ from gdino_hf.model.csp_pan import CspPanBackbone
 from gdino_hf.model.image_processing_gdino import GDinoImageProcessor
 from gdino_hf.model.modeling_gdino import GDinoForObjectDetection
 from gdino_hf.model.processing_gdino import GDinoProcessor
-from gdino_hf.recipes import nano, nano_mixed, nano_rating, nano_rows, pasted_objects, region_names
+from gdino_hf.recipes import nano_mixed, nano_rating, nano_rows, pasted_objects, region_names
 from gdino_hf.recipes.closed_set_teacher import ClosedSetHead
 from gdino_hf.recipes.nano_rows import read_rows
 from gdino_hf.training.saving import last_checkpoint
 from recipes.small_efficientnet import small_weights
-
-
-@pytest.fixture(scope="module")
-def start(parts, tmp_path_factory):
-    """Folder of a model to start from, built around the tiny parts."""
-    folder = tmp_path_factory.mktemp("start")
-    torch.manual_seed(0)
-    nano.export(*nano.build(str(parts / "backbone"), str(parts / "text"), image_size=64), folder)
-    return folder
 
 
 def arguments(parts, start, output, *more):

@@ -372,13 +372,17 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
-def export(model: GDinoForObjectDetection, processor: GDinoProcessor, folder: Path) -> None:
-    """Write model and processor with weights in float16; loading converts them back to float32."""
-    half = {
+def half_weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Return a model's weights by name, in float16; integers stay."""
+    return {
         name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()
     }
+
+
+def export(model: GDinoForObjectDetection, processor: GDinoProcessor, folder: Path) -> None:
+    """Write model and processor with weights in float16; loading converts them back to float32."""
     model.config.architectures = [type(model).__name__]
-    model.save_pretrained(folder, state_dict=half)
+    model.save_pretrained(folder, state_dict=half_weights(model))
     processor.save_pretrained(folder)
 
 

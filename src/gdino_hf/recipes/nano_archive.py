@@ -16,7 +16,9 @@ What the archive leaves out, and what that changes:
 - Of the weights only those are packed that differ from the embedded model's, which the other machine has; the text
   encoder is usually the same. Weights are stored in float16.
 - The optimizer's state stays behind: the training starts with a new one, and the learning rate warms up.
-- The model and the classifier of `--region-model` are not packed: they would look longer than the training takes.
+- The model and the classifier of `--region-model` stay behind: looking at all photographs takes them longer than eight
+  minutes.
+- Of both sets, only the training photographs are packed.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ from ..model.processing_gdino import GDinoProcessor
 from ..whole_files import whole_file, whole_folder
 from . import nano_mixed
 from .closed_set_teacher import DETECTOR_FILE
-from .nano import export
+from .nano import export, half_weights
 from .nano_rating import told_model
 
 LIMIT_MB = 60
@@ -81,11 +83,12 @@ def shrink_picture(image: Image.Image, side: int, quality: int) -> tuple[bytes, 
     return buffer.getvalue(), image.size
 
 
-def shrink_set(folder: str | Path, side: int, quality: int, every: int = 1) -> dict[str, bytes]:
-    """Return the training photographs of a set as small pictures, with annotations that fit them.
+def shrink_set(content: Mapping[str, Any], rows: Any, side: int, quality: int, every: int = 1) -> dict[str, bytes]:
+    """Return the photographs of a set as small pictures, with annotations that fit them.
 
     Args:
-        folder: Folder with train.json (COCO) and images/.
+        content: Content of the set's COCO file.
+        rows: Its rows, from `read_coco`.
         side: Longer side of a picture in pixels at most.
         quality: WebP's quality.
         every: Only every so many-th photograph, to estimate a size.
@@ -94,13 +97,10 @@ def shrink_set(folder: str | Path, side: int, quality: int, every: int = 1) -> d
         Content of the files train.json and images/NUMBER.webp. Image ids, order, categories and what else the file
         says about a photograph stay; annotations keep box, name and crowd mark, and lose their segments.
     """
-    file = Path(folder) / "train.json"
-    content = json.loads(file.read_text(encoding="utf-8"))
     entries = {entry["id"]: entry for entry in content["images"]}
     category_of: dict[str, Any] = {}
     for category in content["categories"]:
         category_of.setdefault(category["name"], category["id"])
-    rows = read_coco(file)
     files: dict[str, bytes] = {}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -126,17 +126,12 @@ def shrink_set(folder: str | Path, side: int, quality: int, every: int = 1) -> d
     return files
 
 
-def half(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights in float16; integers stay."""
-    return {name: (w.half() if w.is_floating_point() else w).contiguous() for name, w in weights.items()}
-
-
 def differing(model: GDinoForObjectDetection, known: GDinoForObjectDetection) -> dict[str, Tensor]:
     """Return the weights of a model, in float16, that another model does not have under the same name."""
-    others = half(known.state_dict())
+    others = half_weights(known)
     return {
         name: weight
-        for name, weight in half(model.state_dict()).items()
+        for name, weight in half_weights(model).items()
         if name not in others or not torch.equal(weight, others[name])
     }
 
@@ -153,7 +148,7 @@ def write_parts(args: argparse.Namespace, folder: Path) -> int:
     model.config.save_pretrained(folder / "start")
     save_file(differing(model, GDinoForObjectDetection.from_pretrained(NANO)), folder / "start" / WEIGHTS)
     backbone = CspPanBackbone.from_pretrained(args.backbone)
-    backbone.save_pretrained(folder / "backbone", state_dict=half(backbone.state_dict()))
+    backbone.save_pretrained(folder / "backbone", state_dict=half_weights(backbone))
     (folder / "backbone" / DETECTOR_FILE).write_bytes((Path(args.backbone) / DETECTOR_FILE).read_bytes())
     size = processor.image_processor.size
     return max(value for name, value in size.items() if name != "shortest_edge" or len(size) == 1)
@@ -188,11 +183,16 @@ def shrink_sets(args: argparse.Namespace, side: int, room: int) -> tuple[dict[st
         ValueError: They do not fit at any quality.
     """
 
+    sets = {}
+    for name in SETS:
+        file = Path(getattr(args, name)) / "train.json"
+        sets[name] = json.loads(file.read_text(encoding="utf-8")), read_coco(file)
+
     def at(quality: int, every: int = 1) -> dict[str, bytes]:
         return {
-            f"{name}/{path}": content
-            for name in SETS
-            for path, content in shrink_set(getattr(args, name), side, quality, every).items()
+            f"{name}/{path}": packed
+            for name, (content, rows) in sets.items()
+            for path, packed in shrink_set(content, rows, side, quality, every).items()
         }
 
     for quality in QUALITIES:
@@ -247,13 +247,12 @@ def unpack(archive: str | Path, folder: Path) -> None:
         folder: The folder for everyday, wild, backbone and start.
 
     Raises:
-        ValueError: The file is no such archive, or the folder holds another one.
+        ValueError: The file is no such archive, or the folder holds something else.
     """
-    with open(archive, "rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    digest = hashlib.sha256(Path(archive).read_bytes()).hexdigest()
     if folder.is_dir():
-        if (folder / DIGEST).read_text(encoding="ascii") != digest:
-            raise ValueError(f"{folder} holds another archive than {archive}; choose another --output.")
+        if not (folder / DIGEST).is_file() or (folder / DIGEST).read_text(encoding="ascii") != digest:
+            raise ValueError(f"{folder} does not hold what {archive} holds; choose another --output.")
         return
     with whole_folder(folder) as unfinished:
         try:

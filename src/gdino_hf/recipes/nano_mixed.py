@@ -196,7 +196,7 @@ def make_trainer(args: argparse.Namespace, model: GDinoForObjectDetection, proce
     transform = Compose(
         [
             SideBySide(found.rows, drawn, found.asked, args.mosaic),
-            PastedObjects(found.rows, drawn, found.weighing, found.asked, args.paste),
+            *([PastedObjects(found.rows, drawn, found.weighing, found.asked, args.paste)] if args.paste else []),
             *found.transforms,
             augmentation(args.strong),
             Reworded(found.wordings, args.reworded),

@@ -2,7 +2,8 @@
 
 Ghiasi et al. 2021, "Simple Copy-Paste is a Strong Data Augmentation Method for Instance Segmentation"
 (arXiv:2012.07177), cut objects out along their outlines. Here only boxes are known: what is pasted is a rectangle whose
-edges fade, and names are drawn evenly.
+edges fade, and names are drawn evenly. Another object of which less than half lies in the rectangle is pasted without a
+box, and boxes that are partly hidden stay as they are.
 """
 
 from __future__ import annotations
